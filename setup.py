@@ -1,0 +1,42 @@
+"""Package metadata; pyproject.toml holds only the settings of tools."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+EXTRAS = {
+    "tpu": ["jax[tpu]"],
+    "cuda": ["jax[cuda13]"],
+    "test": ["pytest>=8", "pytest-xdist"],
+    "dev": ["ruff", "pyright", "pre-commit"],
+}
+
+setup(
+    name="memtx",
+    version="0.1.0",
+    description="A JAX/Flax research framework for Transformers with long-term memory",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["memtx", "memtx.*"]),
+    package_data={"memtx": ["memory/cards/*.yaml", "data/checksums.json", "py.typed"]},
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "ml-collections>=1.1",
+        "absl-py>=2",
+        "numpy>=2",
+        "tensorflow-datasets>=4.9.10",
+        "array-record>=0.8",
+        "importlib_resources",  # tensorflow-datasets needs it and does not say so
+        "tokenizers>=0.22",
+        "rich>=13",
+        "tensorboardX>=2.6",
+        "matplotlib>=3.9",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["memtx=memtx.cli:main"]},
+)
