@@ -1,0 +1,17 @@
+"""Memory mechanisms. MEMORIES is the whole registry: a mechanism is one file, one line here, one card, and passes the
+contract tests."""
+
+from memtx.memory.full import Full
+from memtx.memory.recurrent import GRU, LSTM
+from memtx.memory.sink import Sink
+from memtx.memory.window import Window
+from memtx.memory.xl import TransformerXL
+
+MEMORIES = {
+    "full": Full,
+    "window": Window,
+    "sink": Sink,
+    "xl": TransformerXL,
+    "lstm": LSTM,
+    "gru": GRU,
+}

@@ -1,0 +1,71 @@
+"""Full attention: a cache of every key and value of the document, up to a fixed capacity.
+
+    y_t = softmax(q_t k_j / sqrt(H)) v_j   over all j <= t
+
+Past its capacity the oldest entries leave first, so it is then a window of `capacity` tokens. Entries are written in place
+at id mod capacity, so that a step of decoding writes one entry, not all of them; in a train step whose rows all begin a
+document, the empty cache is skipped.
+
+Source: Vaswani et al. 2017 (arXiv 1706.03762).
+B stream, T time, M memory slots, K kv heads, H head dim.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from memtx.memory.base import Dims, Segment, pytree
+from memtx.memory.window import own
+from memtx.nn.attention import Source, attend
+from memtx.ops.rows import put
+
+
+@pytree
+class Cache:
+    """M slots; the token with id n stands in slot n mod M."""
+
+    k_BMKH: Array
+    v_BMKH: Array
+    position_BM: Array
+    count_B: Array  # tokens ever written
+
+
+class Full(nnx.Module):
+    """Attention site."""
+
+    site = "attention"
+    kind = "ring of keys and values"
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        capacity: int = 2048  # tokens that a query sees, itself included
+
+    def __init__(self, config: Config, dims: Dims, key: Array):
+        self.config, self.dims = config, dims
+
+    def init_state(self, batch_size: int) -> Cache:
+        size = self.config.capacity
+        shape = (batch_size, size, self.dims.num_kv_heads, self.dims.head_dim)
+        return Cache(
+            jnp.zeros(shape), jnp.zeros(shape), jnp.zeros((batch_size, size), jnp.int32), jnp.zeros(batch_size, jnp.int32)
+        )
+
+    def __call__(self, x, state: Cache, seg: Segment, *, key: Array | None = None):
+        q, k, v = x
+        size = self.config.capacity
+        valid = jnp.arange(size) < state.count_B[:, None]
+        past = Source(state.k_BMKH, state.v_BMKH, state.position_BM, valid, window=size)
+        if k is None:
+            return attend(q, [past], seg, self.dims), state
+        y = attend(q, [past, own(k, v, seg, size)], seg, self.dims)
+        rank = jnp.arange(k.shape[1])
+        kept = seg.mask_BT & (rank >= seg.length_B[:, None] - size)  # what this very call would overwrite is not written
+        slot = jnp.where(kept, (state.count_B[:, None] + rank) % size, size)
+        return y, Cache(
+            put(state.k_BMKH, slot, k),
+            put(state.v_BMKH, slot, v),
+            put(state.position_BM, slot, seg.position_BT),
+            state.count_B + seg.length_B,
+        )

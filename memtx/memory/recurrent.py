@@ -1,0 +1,100 @@
+"""LSTM and GRU layers: the recurrent encoders from which memory in neural language models began.
+
+    LSTM   i, f, o = sig(.), g = tanh(.) of x W + h U + b ;  c' = f c + i g ;  h' = o tanh(c')
+    GRU    r, z = sig(x W + h U + b) ;  n = tanh(x Wn + r (h Un) + bn) ;  h' = (1 - z) n + z h
+
+The input's dots are done for all T tokens at once; only the recurrent ones are sequential. Fixed state; the gradient reaches
+as far back as the caller's `detach` lets it. The forget gate's bias starts at 1.
+
+Deviation: an output map D -> D follows, so that the layer can stand in a residual branch. GRU has one bias per gate.
+
+Sources: Hochreiter & Schmidhuber 1997, Gers et al. 2000; Cho et al. 2014 (arXiv 1406.1078, the form of cuDNN and Keras'
+`reset_after`).
+B stream, T time, D model, E hidden.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array, lax
+
+from memtx.memory.base import Dims, Segment, pytree
+from memtx.nn.linear import Linear, normal
+
+
+@pytree
+class Cell:
+    h_BE: Array
+    c_BE: Array
+
+
+class Recurrent(nnx.Module):
+    """Residual site. A subclass gives the number of gates and the step."""
+
+    site = "residual"
+    kind = "fixed vector"
+    gates: int
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        hidden: int = 0  # 0: the model's width
+
+    def __init__(self, config: Config, dims: Dims, key: Array):
+        x, h, out = jax.random.split(key, 3)
+        self.hidden = config.hidden or dims.width
+        self.x = Linear(x, dims.width, self.gates * self.hidden)
+        self.h = normal(h, (self.hidden, self.gates * self.hidden))
+        self.b = nnx.Param(self.initial_bias(), optim="no_decay")
+        self.out = Linear(out, self.hidden, dims.width)
+
+    def initial_bias(self) -> Array:
+        return jnp.zeros(self.gates * self.hidden)
+
+    def __call__(self, x_BTD, state, seg: Segment, *, key: Array | None = None):
+        inputs_BTE = (self.x(x_BTD).astype(jnp.float32) + self.b[...]).swapaxes(0, 1)
+        h_EE = self.h[...]
+
+        def body(state, step):
+            inputs_BE, live_B = step
+            new = self.step(inputs_BE, h_EE, state)
+            state = jax.tree.map(lambda n, s: jnp.where(live_B[:, None], n, s), new, state)
+            return state, self.output(state)
+
+        state, h_TBE = lax.scan(body, state, (inputs_BTE, seg.mask_BT.T))
+        return self.out(h_TBE.swapaxes(0, 1).astype(x_BTD.dtype)), state
+
+
+class LSTM(Recurrent):
+    gates = 4
+
+    def initial_bias(self) -> Array:
+        return jnp.zeros(4 * self.hidden).at[self.hidden : 2 * self.hidden].set(1.0)
+
+    def init_state(self, batch_size: int) -> Cell:
+        return Cell(jnp.zeros((batch_size, self.hidden)), jnp.zeros((batch_size, self.hidden)))
+
+    def step(self, inputs_BE, h_EE, state: Cell) -> Cell:
+        i, f, g, o = jnp.split(inputs_BE + state.h_BE @ h_EE, 4, -1)
+        c = jax.nn.sigmoid(f) * state.c_BE + jax.nn.sigmoid(i) * jnp.tanh(g)
+        return Cell(jax.nn.sigmoid(o) * jnp.tanh(c), c)
+
+    def output(self, state: Cell) -> Array:
+        return state.h_BE
+
+
+class GRU(Recurrent):
+    gates = 3
+
+    def init_state(self, batch_size: int) -> Array:
+        return jnp.zeros((batch_size, self.hidden))
+
+    def step(self, inputs_BE, h_EE, state: Array) -> Array:
+        r_in, z_in, n_in = jnp.split(inputs_BE, 3, -1)
+        r_h, z_h, n_h = jnp.split(state @ h_EE, 3, -1)
+        r, z = jax.nn.sigmoid(r_in + r_h), jax.nn.sigmoid(z_in + z_h)
+        return (1 - z) * jnp.tanh(n_in + r * n_h) + z * state
+
+    def output(self, state: Array) -> Array:
+        return state

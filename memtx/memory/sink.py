@@ -1,0 +1,76 @@
+"""StreamingLLM: the document's first `sinks` tokens and the last `window`, at positions counted inside the cache.
+
+    cache_t = tokens 0..s-1 and (t-W, t]         a query stands at place min(t, s+W-1) of it
+    distance to sink i   = min(t, s+W-1) - i     so it never grows past what training saw
+    distance to others   = t - j
+
+Not a memory (what leaves the window is lost), but the constant-memory baseline that every memory must beat. Keys are stored
+un-rotated, since their place in the cache moves. Sinks are counted once: the window skips them.
+
+Source: Xiao et al. 2023 (arXiv 2309.17453).
+B stream, T time, M memory slots, S sinks, K kv heads, H head dim.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from memtx.memory.base import Dims, Segment, pytree
+from memtx.memory.window import Recent, own
+from memtx.nn.attention import Source, attend
+from memtx.ops.rows import put
+
+
+@pytree
+class Sinks:
+    recent: Recent
+    k_BSKH: Array
+    v_BSKH: Array
+
+
+class Sink(nnx.Module):
+    """Attention site. Needs relative positions (rope, alibi, t5) for the position rule to have an effect."""
+
+    site = "attention"
+    kind = "ring of keys and values"
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        window: int = 256
+        sinks: int = 4
+
+    def __init__(self, config: Config, dims: Dims, key: Array):
+        self.config, self.dims = config, dims
+
+    def init_state(self, batch_size: int) -> Sinks:
+        shape = (batch_size, self.config.sinks, self.dims.num_kv_heads, self.dims.head_dim)
+        return Sinks(Recent.empty(batch_size, self.config.window, self.dims), jnp.zeros(shape), jnp.zeros(shape))
+
+    def __call__(self, x, state: Sinks, seg: Segment, *, key: Array | None = None):
+        q, k, v = x
+        sinks, window = self.config.sinks, self.config.window
+        recent = state.recent
+        seg = seg.replace(position_BT=recent.count_B[:, None] + jnp.arange(q.shape[1]))  # place in what the memory has read
+        if k is not None:
+            slot = jnp.where(seg.mask_BT, seg.position_BT, sinks)
+            state = dataclasses.replace(state, k_BSKH=put(state.k_BSKH, slot, k), v_BSKH=put(state.v_BSKH, slot, v))
+        written = recent.count_B + (0 if k is None else seg.length_B)
+        index = jnp.broadcast_to(jnp.arange(sinks), (q.shape[0], sinks))
+        first = Source(
+            state.k_BSKH,
+            state.v_BSKH,
+            position_BS=index,
+            valid_BS=index < written[:, None],
+            query_position_BT=jnp.minimum(seg.position_BT, sinks + window - 1),
+        )
+        sources = [first, _without(sinks, recent.source(window))]
+        if k is None:
+            return attend(q, sources, seg, self.dims), state
+        y = attend(q, [*sources, _without(sinks, own(k, v, seg, window))], seg, self.dims)
+        return y, dataclasses.replace(state, recent=recent.write(k, v, seg))
+
+
+def _without(sinks: int, source: Source) -> Source:
+    return dataclasses.replace(source, valid_BS=source.valid_BS & (source.position_BS >= sinks))

@@ -1,0 +1,90 @@
+"""Sliding window: the keys and values of the last `window` tokens.
+
+    y_t = softmax(q_t k_j / sqrt(H)) v_j   over j in (t - window, t]
+
+The memory is kept in the order of time (newest last), so that a block of queries slices just the keys it can see; writing
+shifts it. Keys are stored un-rotated and rotated at their distance from the query when read. Gradients flow into the memory
+as far as the caller's `detach` lets them. Nothing beyond window * layers tokens can be recovered.
+
+Source: Beltagy et al. 2020 (arXiv 2004.05150); Child et al. 2019 (1904.10509).
+B stream, T time, M memory slots, K kv heads, H head dim.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from memtx.memory.base import Dims, Segment, pytree
+from memtx.nn.attention import Source, attend
+from memtx.ops.rows import slice_rows
+
+
+@pytree
+class Recent:
+    """The last M keys and values, newest last; the first M - count_B of them are empty."""
+
+    k_BMKH: Array
+    v_BMKH: Array
+    position_BM: Array
+    count_B: Array  # tokens ever written
+
+    @staticmethod
+    def empty(batch: int, size: int, dims: Dims) -> "Recent":
+        shape = (batch, size, dims.num_kv_heads, dims.head_dim)
+        zeros = jnp.zeros(shape)
+        return Recent(zeros, jnp.zeros(shape), jnp.zeros((batch, size), jnp.int32), jnp.zeros(batch, jnp.int32))
+
+    @property
+    def valid_BM(self) -> Array:
+        size = self.position_BM.shape[1]
+        return jnp.arange(size) >= size - self.count_B[:, None]
+
+    def write(self, k_BTKH: Array, v_BTKH: Array, seg: Segment) -> "Recent":
+        """Shift in this call's real tokens."""
+
+        def shift(old, new):
+            joined = jnp.concatenate([old, new.astype(old.dtype)], 1)
+            return slice_rows(joined, seg.length_B, old.shape[1])
+
+        return Recent(
+            shift(self.k_BMKH, k_BTKH),
+            shift(self.v_BMKH, v_BTKH),
+            shift(self.position_BM, seg.position_BT),
+            self.count_B + seg.length_B,
+        )
+
+    def source(self, window: int | None) -> Source:
+        lead = self.position_BM.shape[1]
+        return Source(self.k_BMKH, self.v_BMKH, self.position_BM, self.valid_BM, window=window, lead=lead)
+
+
+def own(k_BTKH: Array, v_BTKH: Array, seg: Segment, window: int | None) -> Source:
+    """The call's own tokens as a source."""
+    return Source(k_BTKH, v_BTKH, seg.position_BT, seg.mask_BT, window=window, lead=0)
+
+
+class Window(nnx.Module):
+    """Attention site."""
+
+    site = "attention"
+    kind = "ring of keys and values"
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        window: int = 256  # tokens that a query sees, itself included
+
+    def __init__(self, config: Config, dims: Dims, key: Array):
+        self.config, self.dims = config, dims
+
+    def init_state(self, batch_size: int) -> Recent:
+        return Recent.empty(batch_size, self.config.window, self.dims)
+
+    def __call__(self, x, state: Recent, seg: Segment, *, key: Array | None = None):
+        q, k, v = x
+        window = self.config.window
+        if k is None:
+            return attend(q, [state.source(window)], seg, self.dims), state
+        y = attend(q, [state.source(window), own(k, v, seg, window)], seg, self.dims)
+        return y, state.write(k, v, seg)

@@ -1,0 +1,148 @@
+"""Transformer-XL: attention over the hidden states of the previous segment, projected anew, at relative positions.
+
+    h~ = [SG(memory) ; h]                                   memory: the last M hidden states before this segment
+    q = h Wq ;  k = h~ Wk ;  v = h~ Wv
+    A_ij = ((q_i + u) . k_j + (q_i + w) . (Wr R_{i-j})) / sqrt(H)           R_p = [sin(p f), cos(p f)], f_m = 10000^(-2m/D)
+    y = softmax(A) v Wo ;  memory <- SG(last M of [memory ; h]) at the end of each segment
+
+What is differentiable: everything inside a segment of `segment` tokens. The gradient stops at the mechanism's own boundary,
+not at the caller's, so results do not depend on how text is cut into calls. Hidden states are cached, not keys: cached keys
+would give Wk and Wv other gradients and go stale when weights change.
+
+Deviations: u and w belong to each layer (the paper's code can share them); the state is cleared at the start of a document
+(the paper's streams run on); blocks are pre-norm; `position="rope"` replaces the relative terms by rotary positions.
+
+Source: Dai et al. 2019 (arXiv 1901.02860).
+B stream, T time, K blocks, Q slots in a block, M memory slots, C segment, S = M + C, N heads, H head dim, D model.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array, lax
+
+from memtx.errors import UserError
+from memtx.memory.base import Dims, Segment, pytree, scan, segment, where_rows
+from memtx.nn.attention import BLOCK, MASKED, Source, attend
+from memtx.nn.linear import Linear, normal
+from memtx.ops.grid import Grid, skip_if_empty
+from memtx.ops.rows import put, slice_rows
+
+
+@pytree
+class Hidden:
+    """Hidden states: those of finished segments (newest last), and those of the segment that is under way."""
+
+    memory_BMD: Array
+    current_BCD: Array
+    offset_B: Array  # tokens in the segment under way
+    segments_B: Array  # finished segments
+
+
+class TransformerXL(nnx.Module):
+    """Residual site: x_BTD -> x_BTD."""
+
+    site = "residual"
+    kind = "ring of hidden states"
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        segment: int = 128  # tokens between two writes
+        memory: int = 128  # hidden states kept
+        position: str = "relative"  # relative (the paper's) | rope
+
+    def __init__(self, config: Config, dims: Dims, key: Array):
+        if config.position not in ("relative", "rope"):
+            raise UserError(f"memory.xl.position must be relative or rope, not {config.position!r}")
+        q, kv, r, out, u, w = jax.random.split(key, 6)
+        self.config = config
+        self.dims = dataclasses.replace(dims, num_kv_heads=dims.num_heads, position="rope")
+        inner = dims.num_heads * dims.head_dim
+        self.q, self.kv = Linear(q, dims.width, inner), Linear(kv, dims.width, 2 * inner)
+        self.out = Linear(out, inner, dims.width)
+        if config.position == "relative":
+            self.r = Linear(r, dims.width, inner)
+            self.u = normal(u, (dims.num_heads, dims.head_dim), 0.02, optim="no_decay")
+            self.w = normal(w, (dims.num_heads, dims.head_dim), 0.02, optim="no_decay")
+
+    def init_state(self, batch_size: int) -> Hidden:
+        c, width = self.config, self.dims.width
+        return Hidden(
+            jnp.zeros((batch_size, c.memory, width)),
+            jnp.zeros((batch_size, c.segment, width)),
+            jnp.zeros(batch_size, jnp.int32),
+            jnp.zeros(batch_size, jnp.int32),
+        )
+
+    def __call__(self, x_BTD, state: Hidden, seg: Segment, *, key: Array | None = None):
+        grid = Grid(seg.mask_BT, state.offset_B, self.config.segment)
+
+        def work(state: Hidden, block):
+            x_BQD, valid_BQ, slot_BQ, complete_B = block
+            size = self.config.segment
+            current = put(state.current_BCD, jnp.where(valid_BQ, slot_BQ, size), x_BQD)
+            y_BQD = self.read(x_BQD, state.memory_BMD, current, slot_BQ[:, 0], state.segments_B)
+            memory = lax.stop_gradient(jnp.concatenate([state.memory_BMD, current], 1)[:, size:])
+            done = Hidden(memory, jnp.zeros_like(current), state.offset_B, state.segments_B + 1)
+            going = dataclasses.replace(state, current_BCD=current)
+            return where_rows(complete_B, done, going, jax.tree.map(lambda _: 0, done)), y_BQD
+
+        blocks = (grid.pack(x_BTD), grid.valid_KBQ, grid.slot_KBQ, grid.complete_KB)
+        state, y_KBQD = scan(lambda s, block: skip_if_empty(block[1], work, s, block), state, blocks)
+        return grid.unpack(y_KBQD), dataclasses.replace(state, offset_B=grid.offset_B)
+
+    def read(self, x_BQD, memory_BMD, current_BCD, slot_B, segments_B) -> Array:
+        """Queries at slots slot_B + 0..Q-1 of the segment attend to memory and to the segment up to themselves."""
+        batch, queries, _ = x_BQD.shape
+        size, slots = memory_BMD.shape[1], memory_BMD.shape[1] + current_BCD.shape[1]
+        heads = (self.dims.num_heads, self.dims.head_dim)
+        q = self.q(x_BQD).reshape(batch, queries, *heads)
+        hidden_BSD = jnp.concatenate([lax.stop_gradient(memory_BMD), current_BCD], 1).astype(x_BQD.dtype)
+        k, v = jnp.split(self.kv(hidden_BSD).reshape(batch, slots, 2 * heads[0], heads[1]), 2, 2)
+        place_BQ = size + slot_B[:, None] + jnp.arange(queries)
+        written_BS = jnp.arange(slots) >= size - segments_B[:, None] * current_BCD.shape[1]
+        if self.config.position == "rope":
+            index_BS = jnp.broadcast_to(jnp.arange(slots), (batch, slots))
+            y = attend(q, [Source(k, v, index_BS, written_BS)], segment(place_BQ), self.dims)
+        else:
+            y = self.relative(q, k, v, place_BQ, written_BS)
+        return self.out(y.reshape(batch, queries, -1))
+
+    def relative(self, q_BQNH, k_BSNH, v_BSNH, place_BQ, written_BS) -> Array:
+        """The paper's attention; the query in row b at place p sees key j <= p at distance p - j."""
+        batch, queries, heads, head_dim = q_BQNH.shape
+        slots, dtype = k_BSNH.shape[1], q_BQNH.dtype
+        farthest = slots - 1 + queries  # an unfilled block reaches past the segment
+        distance = np.arange(farthest, -slots, -1)
+        frequency = 10_000.0 ** (-np.arange(0, self.dims.width, 2) / self.dims.width)
+        angle = distance[:, None] * frequency
+        table = jnp.asarray(np.concatenate([np.sin(angle), np.cos(angle)], -1), dtype)
+        r_LNH = self.r(table).reshape(-1, heads, head_dim)
+        r_BLNH = jnp.broadcast_to(r_LNH, (batch, *r_LNH.shape))
+        content = (q_BQNH + self.u[...].astype(dtype)) * head_dim**-0.5
+        location = (q_BQNH + self.w[...].astype(dtype)) * head_dim**-0.5
+        outs = []
+        for start in range(0, queries, BLOCK):
+            stop = min(start + BLOCK, queries)
+            rows = stop - start
+            # r_window[m] is the code of distance place_of_last_query - m, so e[i, j] = E[i, rows-1-i+j]: a static shear.
+            last_B = place_BQ[:, stop - 1]
+            r_window = slice_rows(r_BLNH, farthest - last_B, slots + rows)
+            e_BNQL = jnp.einsum("BQNH,BLNH->BNQL", location[:, start:stop], r_window, preferred_element_type=jnp.float32)
+            score = jnp.einsum("BQNH,BSNH->BNQS", content[:, start:stop], k_BSNH, preferred_element_type=jnp.float32)
+            score += shear(e_BNQL, slots)
+            causal_BQS = jnp.arange(slots) <= place_BQ[:, start:stop, None]
+            mask = (causal_BQS & written_BS[:, None])[:, None]
+            weights = jax.nn.softmax(jnp.where(mask, score, MASKED), -1).astype(dtype)
+            outs.append(jnp.einsum("BNQS,BSNH->BQNH", weights, v_BSNH))
+        return jnp.concatenate(outs, 1)
+
+
+def shear(e_BNQL: Array, slots: int) -> Array:
+    """out[i, j] = e[i, Q-1-i+j] for j < slots, L = slots + Q: a reshape whose rows are one shorter."""
+    *lead, rows, length = e_BNQL.shape
+    flat = e_BNQL.reshape(*lead, rows * length)[..., rows - 1 : rows * length - 1]
+    return flat.reshape(*lead, rows, length - 1)[..., :slots]

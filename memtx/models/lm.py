@@ -1,0 +1,125 @@
+"""The language model: embedding, body, head. The one place that resets memory, counts positions and fills the Segment.
+
+`Decoder` is the module; `LM` is what users hold: pure functions of (parameters, tokens, state).
+
+B stream, T time, V vocabulary, D model, N heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from memtx.config import Model
+from memtx.memory import MEMORIES
+from memtx.memory.base import Dims, Segment, State, pytree, reset, segment
+from memtx.models.block import Block
+from memtx.models.stack import Sequence, Stack
+from memtx.nn.linear import Linear, Norm, dense, dropout, normal
+from memtx.nn.positions import T5_BUCKETS
+
+Params = Mapping[str, Any]
+
+
+@pytree
+class LMState:
+    """What B streams remember: the place each has come to in its document, and the body's memories."""
+
+    position_B: Array
+    body: State
+
+
+class Decoder(nnx.Module):
+    def __init__(self, model: Model, dims: Dims, key: Array):
+        embed, body, head, place, bias = jax.random.split(key, 5)
+        self.model = model
+        self.embed = normal(embed, (model.vocab_size, model.width), 1.0 if not model.tied else model.width**-0.5)
+        learned = model.position == "learned"
+        self.place = normal(place, (model.max_position, model.width), 0.02, optim="no_decay") if learned else None
+        t5 = model.position == "t5"
+        self.relative_bias = normal(bias, (T5_BUCKETS, model.num_heads), 0.02, optim="no_decay") if t5 else None
+        makes = {name: partial(MEMORIES[name], settings) for name, settings in model.memory.items()}
+        stacks = []
+        for i, (pattern, groups) in enumerate(model.stacks):
+            blocks = [partial(Block, model, dims, makes[name]) for name in pattern]
+            stacks.append(Stack(blocks, groups, jax.random.fold_in(body, i), scan=model.scan, remat=model.remat))
+        self.body = Sequence(stacks)
+        self.norm = Norm(model.norm, model.width)
+        self.head = None if model.tied else Linear(head, model.width, model.vocab_size)
+
+    def init_state(self, batch_size: int) -> LMState:
+        return LMState(jnp.zeros(batch_size, jnp.int32), self.body.init_state(batch_size))
+
+    def __call__(self, token_BT: Array, state: LMState, seg: Segment | None = None, *, key: Array | None = None):
+        if seg is None:
+            seg = segment(state.position_B[:, None] + jnp.arange(token_BT.shape[1]))
+        state = reset(self, state, seg.reset_B)
+        shared = dict(seg.shared)
+        if self.relative_bias is not None:
+            shared["relative_bias"] = self.relative_bias[...]
+        seg = seg.replace(token_BT=token_BT, shared=shared)
+        h = self.embed[...].astype(self.model.dtype)[token_BT]
+        if self.model.tied:
+            h = h * self.model.width**0.5
+        if self.place is not None:
+            h = h + self.place[...].astype(h.dtype)[jnp.minimum(seg.position_BT, self.model.max_position - 1)]
+        keys = (None, None) if key is None else jax.random.split(key)
+        h, body = self.body(dropout(h, self.model.dropout, keys[0]), state.body, seg, key=keys[1])
+        h = self.norm(h)
+        logits = (dense(h, self.embed[...].T) if self.head is None else self.head(h)).astype(jnp.float32)
+        last_B = jnp.take_along_axis(seg.position_BT, jnp.maximum(seg.length_B - 1, 0)[:, None], 1)[:, 0]
+        position_B = jnp.where(seg.length_B > 0, last_B + 1, state.position_B)
+        return logits, LMState(position_B, body)
+
+
+class LM:
+    """A language model with memory, as pure functions.
+
+    params = lm.init(key)                                   nested dict of float32 arrays
+    state = lm.init_state(batch)                            empty memory for `batch` streams; needs no parameters
+    logits_BTV, state = lm(params, token_BT, state, seg)    seg=None: positions go on, nothing is padded, nothing is reset
+    lm.metadata                                             per parameter, what its module declares to the optimiser
+
+    With `key` the model is stochastic (dropout); without, deterministic. All of it works under jit, grad and eval_shape.
+    """
+
+    def __init__(self, model: Model):
+        self.model = model
+        self.dims = Dims(
+            model.width, model.num_heads, model.num_kv_heads, model.head_dim, model.position, model.rope_base
+        )
+        self._make = partial(Decoder, model, self.dims)
+        self._graph, self._abstract = nnx.split(nnx.eval_shape(partial(self._make, jax.random.key(0))))
+        self._static = nnx.merge(self._graph, self._abstract)
+        self.metadata = jax.tree.map(
+            lambda v: v.get_metadata().get("optim", ""),
+            nnx.to_pure_dict(self._abstract, extract_fn=lambda v: v),
+            is_leaf=lambda v: isinstance(v, nnx.Variable),
+        )
+
+    def init(self, key: Array) -> Params:
+        return jax.jit(lambda key: nnx.to_pure_dict(nnx.state(self._make(key))))(key)
+
+    def init_state(self, batch_size: int) -> LMState:
+        return self._static.init_state(batch_size)
+
+    def __call__(
+        self, params: Params, token_BT: Array, state: LMState, seg: Segment | None = None, *, key: Array | None = None
+    ) -> tuple[Array, LMState]:
+        abstract = jax.tree.map(lambda v: v, self._abstract)
+        nnx.replace_by_pure_dict(abstract, dict(params))
+        return nnx.merge(self._graph, abstract)(token_BT, state, seg, key=key)
+
+    @property
+    def abstract_params(self) -> Params:
+        """Shapes and dtypes of the parameters."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
+    def num_params(self) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_params))

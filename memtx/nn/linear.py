@@ -1,0 +1,80 @@
+"""Linear maps, norms and the feed-forward network: modules that hold float32 parameters and compute in x's dtype.
+
+B stream, T time, D model, E features out, F feed-forward.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+
+def dense(x_BTD: Array, w_DE: Array) -> Array:
+    """x @ w as a plain 2-D dot.
+
+    Behind a 3-D dot XLA's CPU backend transposes the whole cotangent for dW; a 2-D dot trains about 1.5 times as fast.
+    """
+    y = x_BTD.reshape(-1, x_BTD.shape[-1]) @ w_DE.astype(x_BTD.dtype)
+    return y.reshape(*x_BTD.shape[:-1], w_DE.shape[-1])
+
+
+def normal(key: Array, shape: tuple[int, ...], scale: float | None = None, **metadata) -> nnx.Param:
+    """A float32 parameter ~ N(0, scale^2); scale defaults to fan_in^-1/2. Metadata: `optim="no_decay"`."""
+    scale = shape[0] ** -0.5 if scale is None else scale
+    return nnx.Param(scale * jax.random.normal(key, shape), **metadata)
+
+
+class Linear(nnx.Module):
+    def __init__(self, key: Array, d_in: int, d_out: int, *, bias: bool = False, scale: float | None = None):
+        self.w = normal(key, (d_in, d_out), scale)
+        self.b = nnx.Param(jnp.zeros(d_out), optim="no_decay") if bias else None
+
+    def __call__(self, x_BTD: Array) -> Array:
+        y = dense(x_BTD, self.w[...])
+        return y if self.b is None else y + self.b[...].astype(y.dtype)
+
+
+class Norm(nnx.Module):
+    """RMSNorm ("rms") or LayerNorm ("layer", with a bias), computed in float32."""
+
+    def __init__(self, kind: str, width: int, epsilon: float = 1e-6):
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones(width), optim="no_decay")
+        self.bias = nnx.Param(jnp.zeros(width), optim="no_decay") if kind == "layer" else None
+
+    def __call__(self, x_BTD: Array) -> Array:
+        x = x_BTD.astype(jnp.float32)
+        if self.bias is not None:
+            x = x - x.mean(-1, keepdims=True)
+        x = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.epsilon) * self.scale[...]
+        if self.bias is not None:
+            x = x + self.bias[...]
+        return x.astype(x_BTD.dtype)
+
+
+ACTIVATIONS = {"gelu": jax.nn.gelu, "relu": jax.nn.relu, "swiglu": jax.nn.silu}
+
+
+class MLP(nnx.Module):
+    """down(act(up x)); "swiglu" gates: down(silu(gate x) * up x), with gate and up in one dot."""
+
+    def __init__(self, key: Array, width: int, ff_dim: int, activation: str, *, bias: bool = False):
+        up, down = jax.random.split(key)
+        self.activation = activation
+        gates = 2 if activation == "swiglu" else 1
+        self.up = Linear(up, width, gates * ff_dim, bias=bias)
+        self.down = Linear(down, ff_dim, width, bias=bias)
+
+    def __call__(self, x_BTD: Array) -> Array:
+        h = self.up(x_BTD)
+        if self.activation == "swiglu":
+            gate, h = jnp.split(h, 2, -1)
+            return self.down(jax.nn.silu(gate) * h)
+        return self.down(ACTIVATIONS[self.activation](h))
+
+
+def dropout(x: Array, rate: float, key: Array | None) -> Array:
+    """Inverted dropout; key = None is deterministic."""
+    if key is None or not rate:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)

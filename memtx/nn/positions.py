@@ -1,0 +1,40 @@
+"""How attention tells positions apart: rotary (RoPE), ALiBi and T5's bucketed bias.
+
+Keys are stored un-rotated. Positions are integers, and are subtracted as integers from an origin near by before any float:
+float32 angles at absolute positions are off by 0.6 % at one million and by 5 % at ten million.
+
+B stream, T query time, S source time, N query heads, H head dim.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+
+def rope(x_BTNH: Array, position_BT: Array, base: float) -> Array:
+    """Rotate the pairs (x_i, x_{i+H/2}) by position * base^(-2i/H) (Su et al. 2021, arXiv 2104.09864)."""
+    head_dim = x_BTNH.shape[-1]
+    frequency = base ** (-np.arange(0, head_dim, 2) / head_dim)
+    angle = position_BT[..., None, None].astype(jnp.float32) * jnp.asarray(frequency, jnp.float32)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, -1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BTNH.dtype)
+
+
+def alibi_slopes(num_heads: int) -> np.ndarray:
+    """2^(-8i/n) for the n = largest power of two <= num_heads, then every other slope of 2n (Press et al. 2021, 2108.12409)."""
+    n = 2 ** int(np.log2(num_heads))
+    slopes = 2.0 ** (-8 * np.arange(1, n + 1) / n)
+    extra = 2.0 ** (-4 * np.arange(1, 2 * (num_heads - n), 2) / n)
+    return np.concatenate([slopes, extra]).astype(np.float32)
+
+
+T5_BUCKETS, T5_MAX_DISTANCE = 32, 128
+
+
+def t5_bucket(distance: Array) -> Array:
+    """Causal buckets of T5 (Raffel et al. 2019): one each for 0..15, then 16 logarithmic ones up to distance 128 and beyond."""
+    exact = T5_BUCKETS // 2
+    log = jnp.log(jnp.maximum(distance, 1) / exact) / np.log(T5_MAX_DISTANCE / exact) * (T5_BUCKETS - exact)
+    far = jnp.minimum(exact + log.astype(jnp.int32), T5_BUCKETS - 1)
+    return jnp.where(distance < exact, jnp.maximum(distance, 0), far)
