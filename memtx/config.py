@@ -114,14 +114,129 @@ class Config:
     seed: int = 0
 
 
+# --- from files and ConfigDicts to a Config -----------------------------------------------------------------------------------
+
+
+def get_config(**groups) -> ml_collections.ConfigDict:
+    """Every key with its default, for a config file to change: `get_config(train={"steps": 100})`.
+
+    The group `memory` holds the settings of each mechanism that `model.stacks` names.
+    """
+    from memtx.memory import MEMORIES  # here, since mechanisms import this package's contract
+
+    values = _plain(Config())
+    values["model"].pop("memory")
+    settings = groups.pop("memory", {})
+    for group, changes in groups.items():
+        check_known(group, values, "config group")
+        if isinstance(changes, Mapping):
+            for key, value in changes.items():
+                check_known(key, values[group], f"key in {group}")
+                values[group][key] = value
+        else:
+            values[group] = changes
+    values["memory"] = {}
+    for name in dict.fromkeys(name for pattern, _ in values["model"]["stacks"] for name in pattern):
+        check_known(name, MEMORIES, "memory")
+        values["memory"][name] = _plain(MEMORIES[name].Config(**settings.get(name, {})))
+    config = ml_collections.ConfigDict(values, convert_dict=True)
+    return config.lock()
+
+
+def parse_arg(arg: str, **defaults: str) -> ml_collections.ConfigDict:
+    """The text after the colon in `--config=FILE:key=value,key=value`, over its defaults."""
+    values = dict(defaults)
+    for part in filter(None, (arg or "").split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise UserError(f"{part!r} after the config file's colon should read key=value")
+        check_known(key, defaults, "config argument")
+        values[key] = value
+    return ml_collections.ConfigDict(values)
+
+
+def load_config(spec: str) -> ml_collections.ConfigDict:
+    """The ConfigDict of "path/to/file.py" or "path/to/file.py:key=value,..."."""
+    path, _, arg = spec.partition(":")
+    if not Path(path).is_file():
+        raise UserError(f"no config file {path!r}")
+    module_spec = importlib.util.spec_from_file_location("memtx_config_file", path)
+    assert module_spec and module_spec.loader
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    return module.get_config(arg)
+
+
+def configure(config: ml_collections.ConfigDict | Mapping | Config) -> Config:
+    """The frozen, checked Config. Raises UserError for what cannot be."""
+    if isinstance(config, Config):
+        return config
+    values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
+    values = json.loads(json.dumps(values))  # lists and tuples alike
+    groups = {f.name: f for f in dataclasses.fields(Config)}
+    for name in values:
+        check_known(name, [*groups, "memory"], "config group")
+    memory = values.pop("memory", {})
+    built = {}
+    for name, value in values.items():
+        default = _default(groups[name])
+        built[name] = to_dataclass(type(default), value, name) if dataclasses.is_dataclass(default) else value
+    model = built.get("model", Model())
+    settings = {**memory, **model.memory}
+    built["model"] = complete_model(dataclasses.replace(model, memory=settings))
+    config = Config(**built)
+    _check(config)
+    return config
+
+
+def complete_model(model: Model) -> Model:
+    """Zeros replaced by what they stand for, and memory settings by each mechanism's own Config."""
+    from memtx.memory import MEMORIES
+
+    stacks = tuple((tuple(pattern), groups) for pattern, groups in model.stacks)
+    memory = {}
+    for name in [*model.memory, *(name for pattern, _ in stacks for name in pattern)]:
+        check_known(name, MEMORIES, "memory")
+    for name in dict.fromkeys(name for pattern, _ in stacks for name in pattern):
+        settings = model.memory.get(name, {})
+        cls = MEMORIES[name].Config
+        memory[name] = settings if isinstance(settings, cls) else to_dataclass(cls, settings, f"memory.{name}")
+    check_known(model.activation, ["swiglu", "gelu", "relu"], "model.activation")
+    check_known(model.norm, ["rms", "layer"], "model.norm")
+    check_known(model.position, ["rope", "alibi", "t5", "learned", "none"], "model.position")
+    check_known(model.dtype, ["float32", "bfloat16", "float16"], "model.dtype")
+    _positive(model, "model", "width", "num_heads", "max_position")
+    if not stacks or any(not pattern or groups < 1 for pattern, groups in stacks):
+        raise UserError("model.stacks needs at least one (pattern, groups), each with a name and groups >= 1")
+    if not model.head_dim and model.width % model.num_heads:
+        raise UserError(f"model.num_heads={model.num_heads} does not divide model.width={model.width}; or set model.head_dim")
+    kv_heads, head_dim = model.num_kv_heads or model.num_heads, model.head_dim or model.width // model.num_heads
+    if model.num_heads % kv_heads:
+        raise UserError(f"model.num_kv_heads={kv_heads} does not divide model.num_heads={model.num_heads}")
+    if model.position == "rope" and head_dim % 2:
+        raise UserError(f"rope needs an even head_dim, not {head_dim}; change model.width, model.num_heads or model.head_dim")
+    gated = model.activation == "swiglu"
+    ff_dim = model.ff_dim or (-(-8 * model.width // 24) * 8 if gated else 4 * model.width)
+    return dataclasses.replace(
+        model, stacks=stacks, memory=memory, num_kv_heads=kv_heads, head_dim=head_dim, ff_dim=ff_dim
+    )
+
+
+def to_json(config: Config) -> dict:
+    """The config as plain JSON values, in the groups that a ConfigDict has; `configure` reads it back."""
+    values = json.loads(json.dumps(_plain(config)))
+    values["memory"] = values["model"].pop("memory")
+    return values
+
+
 def check_known(name: str, known, what: str) -> None:
-    """Raise a UserError naming the nearest of `known`, if `name` is not one of them."""
+    """Raise a UserError that names the nearest of `known`, if `name` is not one of them."""
     known = sorted(known)
     if name in known:
         return
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-    raise UserError(f"unknown {what} {name!r}; {hint}")
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(f"unknown {what} {name!r}; {hint}known: {', '.join(known)}")
 
 
 def to_dataclass(cls, values: Mapping, path: str):
@@ -130,7 +245,9 @@ def to_dataclass(cls, values: Mapping, path: str):
     for name, value in values.items():
         check_known(name, fields, f"key in {path}")
         default = _default(fields[name])
-        if default is None or isinstance(value, type(default)) or (isinstance(default, float) and type(value) is int):
+        if isinstance(value, type(default)) and not (isinstance(value, bool) and not isinstance(default, bool)):
+            continue
+        if isinstance(default, float) and type(value) is int:
             continue
         if isinstance(default, (tuple, Mapping)) and isinstance(value, (list, tuple, Mapping)):
             continue
@@ -139,6 +256,34 @@ def to_dataclass(cls, values: Mapping, path: str):
 
 
 def _default(f: dataclasses.Field):
-    if f.default is not dataclasses.MISSING:
-        return f.default
-    return f.default_factory() if f.default_factory is not dataclasses.MISSING else None
+    return f.default if f.default is not dataclasses.MISSING else f.default_factory()  # type: ignore[misc]
+
+
+def _plain(value):
+    """Dataclasses and mappings as dicts, all the way down."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return {k: _plain(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
+def _positive(group, path: str, *names: str) -> None:
+    for name in names:
+        if getattr(group, name) < 1:
+            raise UserError(f"{path}.{name} must be at least 1, not {getattr(group, name)}")
+
+
+def _check(config: Config) -> None:
+    _positive(config.data, "data", "segment")
+    _positive(config.train, "train", "steps", "batch", "segments", "accumulate", "log_every")
+    _positive(config.eval, "eval", "batch")
+    _positive(config.checkpoint, "checkpoint", "every")
+    _positive(config.mesh, "mesh", "model")
+    check_known(config.optim.name, ["adamw", "adafactor", "lion", "muon"], "optim.name")
+    check_known(config.optim.schedule, ["cosine", "linear", "constant"], "optim.schedule")
+    check_known(config.eval.split, ["valid", "test", "train"], "eval.split")
+    if config.train.batch % config.train.accumulate:
+        raise UserError(f"train.accumulate={config.train.accumulate} does not divide train.batch={config.train.batch}")
+    if not 0 <= config.model.dropout < 1:
+        raise UserError(f"model.dropout must be in [0, 1), not {config.model.dropout}")
+    if config.model.position == "t5" and "xl" in config.model.memory:
+        raise UserError("xl brings its own positions; use model.position=none or rope with it")

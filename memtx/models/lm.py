@@ -7,6 +7,7 @@ B stream, T time, V vocabulary, D model, N heads.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -16,7 +17,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from memtx.config import Model
+from memtx.config import Config, Model, complete_model, configure
+from memtx.errors import UserError
 from memtx.memory import MEMORIES
 from memtx.memory.base import Dims, Segment, State, pytree, reset, segment
 from memtx.models.block import Block
@@ -84,7 +86,7 @@ class LM:
     params = lm.init(key)                                   nested dict of float32 arrays
     state = lm.init_state(batch)                            empty memory for `batch` streams; needs no parameters
     logits_BTV, state = lm(params, token_BT, state, seg)    seg=None: positions go on, nothing is padded, nothing is reset
-    lm.metadata                                             per parameter, what its module declares to the optimiser
+    lm.declared("optim", "")                                per parameter, what its module declares to the optimiser
 
     With `key` the model is stochastic (dropout); without, deterministic. All of it works under jit, grad and eval_shape.
     """
@@ -97,11 +99,6 @@ class LM:
         self._make = partial(Decoder, model, self.dims)
         self._graph, self._abstract = nnx.split(nnx.eval_shape(partial(self._make, jax.random.key(0))))
         self._static = nnx.merge(self._graph, self._abstract)
-        self.metadata = jax.tree.map(
-            lambda v: v.get_metadata().get("optim", ""),
-            nnx.to_pure_dict(self._abstract, extract_fn=lambda v: v),
-            is_leaf=lambda v: isinstance(v, nnx.Variable),
-        )
 
     def init(self, key: Array) -> Params:
         return jax.jit(lambda key: nnx.to_pure_dict(nnx.state(self._make(key))))(key)
@@ -116,6 +113,12 @@ class LM:
         nnx.replace_by_pure_dict(abstract, dict(params))
         return nnx.merge(self._graph, abstract)(token_BT, state, seg, key=key)
 
+    def declared(self, name: str, default: Any) -> Params:
+        """The metadata that modules gave their parameters, as a tree like the parameters."""
+        variables = nnx.to_pure_dict(self._abstract, extract_fn=lambda v: v)
+        is_variable = lambda v: isinstance(v, nnx.Variable)  # noqa: E731
+        return jax.tree.map(lambda v: v.get_metadata().get(name, default), variables, is_leaf=is_variable)
+
     @property
     def abstract_params(self) -> Params:
         """Shapes and dtypes of the parameters."""
@@ -123,3 +126,21 @@ class LM:
 
     def num_params(self) -> int:
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_params))
+
+
+def build(config, *, vocab_size: int = 0) -> LM:
+    """The language model of a config: a whole one (ConfigDict, mapping or Config) or its `model` group.
+
+    vocab_size: the tokenizer's, where the config leaves `model.vocab_size` at 0.
+    """
+    if isinstance(config, Model):
+        model = complete_model(config)
+    else:
+        whole = isinstance(config, Config) or "model" in config
+        model = configure(config if whole else {"model": config}).model
+    size = model.vocab_size or vocab_size
+    if not size:
+        raise UserError("model.vocab_size is not set: give it in the config, or a tokenizer's vocab_size to build")
+    if size < vocab_size:
+        raise UserError(f"model.vocab_size={size} is too small: the tokenizer has {vocab_size} tokens")
+    return LM(dataclasses.replace(model, vocab_size=size))

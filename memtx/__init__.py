@@ -1,0 +1,48 @@
+"""memtx: Transformers with long-term memory, in JAX and Flax.
+
+    lm = memtx.build(config.model)                         a model; `memtx.load(workdir)` for a trained one
+    params = lm.init(key)
+    state = lm.init_state(batch)                           the memory: a pytree that you own
+    logits_BTV, state = lm(params, tokens_BT, state)
+
+    memtx.train(config, workdir)                           what `memtx train` does
+    memtx.generate(lm, params, tokenizer, prompt)          what `memtx generate` does
+"""
+
+from memtx.config import Config, configure, get_config, load_config
+from memtx.errors import UserError
+from memtx.generate import Sampling, generate
+from memtx.loading import Loaded, load
+from memtx.memory import MEMORIES
+from memtx.memory.base import Dims, Segment, batch_axes, collect, detach, emit, reset, scan, segment, state_bytes
+from memtx.models.lm import LM, build
+from memtx.training.loop import Trained, train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LM",
+    "MEMORIES",
+    "Config",
+    "Dims",
+    "Loaded",
+    "Sampling",
+    "Segment",
+    "Trained",
+    "UserError",
+    "batch_axes",
+    "build",
+    "collect",
+    "configure",
+    "detach",
+    "emit",
+    "generate",
+    "get_config",
+    "load",
+    "load_config",
+    "reset",
+    "scan",
+    "segment",
+    "state_bytes",
+    "train",
+]

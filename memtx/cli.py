@@ -1,0 +1,285 @@
+"""The command line: `memtx train | eval | generate | data | list`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+from rich.console import Console
+from rich.table import Table
+
+from memtx.errors import UserError
+
+HELP = """\
+memtx: Transformers with long-term memory
+
+  memtx train     train a model, or go on with a run that was stopped
+      --config=FILE[:key=value,...]   a config file; configs/lm.py:memory=xl,size=tiny,data=books
+      --workdir=DIR                   where checkpoints, metrics.jsonl and TensorBoard files go
+      --config.GROUP.KEY=VALUE        change any key; --config.train.steps=2000 --config.optim.lr=3e-4
+
+  memtx eval      bits per byte of held-out text, with memory carried and with memory wiped
+      --workdir=DIR                   of a trained run
+      --split=valid|test|train        --segments=N (0: all of the text)
+
+  memtx generate  text from a trained run
+      --workdir=DIR  --prompt=TEXT    or --prompt_file=FILE, of any length
+      --max_tokens=200  --temperature=0.8  --top_k=0  --top_p=0.95  --seed=0
+
+  memtx data      a corpus: its documents, bytes and tokens
+      --config=FILE[:...]             or --corpus=pycode|books|speeches|textdir:PATH|tfds:NAME  --tokenizer=bytes|bpe:8192
+
+  memtx list      the memories: kind of state, bytes per stream
+      --format=table|json
+
+A run that was killed goes on when the same command is given again. Mistakes end with one line and exit status 2.
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Console entry point: exits with 0, or with 2 after one line about what the user can put right."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        run(argv)
+    except UserError as error:
+        _fail(str(error))
+    except flags.Error as error:
+        _fail(str(error).splitlines()[0].removeprefix("FATAL Flags parsing error:").strip())
+    except OSError as error:
+        if error.errno != 28:
+            raise
+        _fail(f"the disk is full: {error.filename or error}")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def run(argv: list[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return
+    command, rest = argv[0], argv[1:]
+    if command not in COMMANDS:
+        from memtx.config import check_known
+
+        check_known(command, COMMANDS, "command")
+    if "-h" in rest or "--help" in rest:
+        print(HELP, end="")
+        return
+    define, act = COMMANDS[command]
+    values = flags.FlagValues()
+    define(values)
+    act(_parse(values, command, rest))
+
+
+def _parse(values: flags.FlagValues, command: str, rest: list[str]) -> flags.FlagValues:
+    spec = next((arg.partition("=")[2] for arg in rest if arg.startswith("--config=")), None)
+    if spec is not None and not Path(spec.partition(":")[0]).is_file():
+        raise UserError(f"no config file {spec.partition(':')[0]!r}")
+    program, sys.argv = sys.argv, [f"memtx {command}", *rest]  # config_flags looks for overrides there
+    try:
+        left = values(sys.argv)[1:]
+    except (KeyError, AttributeError) as error:  # how ml_collections refuses a key
+        lines = str(error.args[0]).replace('"', "").splitlines()
+        raise UserError(f"unknown config key {lines[0]}; {' '.join(lines[1:])}") from None
+    except flags.IllegalFlagValueError as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
+    finally:
+        sys.argv = program
+    if left:
+        raise UserError(f"unexpected argument {left[0]!r}; options are written --name=value")
+    return values
+
+
+def _needed(values: flags.FlagValues, name: str, example: str):
+    if not (value := values[name].value):
+        raise UserError(f"--{name} is missing; for example --{name}={example}")
+    return value
+
+
+def _fail(message: str) -> None:
+    print(f"memtx: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+# --- train -----------------------------------------------------------------------------------------------------------------
+
+
+def _train_flags(values):
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+
+
+def _train(values):
+    from memtx import evaluation  # noqa: F401
+    from memtx.config import configure
+    from memtx.training.loop import train
+
+    config = configure(_needed(values, "config", "configs/lm.py:memory=xl"))
+    workdir = Path(_needed(values, "workdir", "runs/first"))
+    console = Console(soft_wrap=True, highlight=False)
+    trained = train(config, workdir, say=lambda line: console.print(line, markup=False))
+    if not trained.finished:
+        console.print(f"stopped and saved at step {trained.step}; give the same command to go on")
+        return
+    _summarise(trained.evaluation, workdir, console)
+    if config.eval.sample_tokens:
+        from memtx.loading import load
+
+        _write_sample(load(workdir), config, console)
+    console.print(f"\nmetrics  {workdir / 'metrics.jsonl'}\nplot     {workdir / 'loss_by_position.png'}", markup=False)
+
+
+def _summarise(evaluation, workdir: Path, console: Console) -> None:
+    from memtx.evaluation.summary import plot, table
+
+    title = f"held-out text, {workdir.name}"
+    console.print()
+    console.print(table(evaluation, title))
+    plot(evaluation, workdir / "loss_by_position.png", title)
+
+
+def _write_sample(loaded, config, console: Console) -> None:
+    from memtx.generate import Sampling, generate
+
+    console.print("\nsample", style="bold")
+    print(config.eval.prompt, end="", flush=True)
+    for text in generate(
+        loaded.lm,
+        loaded.params,
+        loaded.tokenizer,
+        config.eval.prompt,
+        max_tokens=config.eval.sample_tokens,
+        sampling=Sampling(),
+        seed=config.seed,
+        chunk=config.data.segment,
+    ):
+        print(text, end="", flush=True)
+    print()
+
+
+# --- eval ------------------------------------------------------------------------------------------------------------------
+
+
+def _eval_flags(values):
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    flags.DEFINE_enum("split", None, ["valid", "test", "train"], "", flag_values=values)
+    flags.DEFINE_integer("segments", None, "", lower_bound=0, flag_values=values)
+    flags.DEFINE_enum("format", "table", ["table", "json"], "", flag_values=values)
+
+
+def _eval(values):
+    from memtx.evaluation.run import evaluate_run
+
+    workdir = Path(_needed(values, "workdir", "runs/first"))
+    evaluation, step = evaluate_run(workdir, split=values["split"].value, segments=values["segments"].value)
+    if values["format"].value == "json":
+        print(json.dumps({"step": step, **evaluation.metrics(), **dataclasses.asdict(evaluation)}))
+    else:
+        _summarise(evaluation, workdir, Console(soft_wrap=True, highlight=False))
+        print(f"plot  {workdir / 'loss_by_position.png'}")
+
+
+# --- generate --------------------------------------------------------------------------------------------------------------
+
+
+def _generate_flags(values):
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    flags.DEFINE_string("prompt", None, "", flag_values=values)
+    flags.DEFINE_string("prompt_file", None, "", flag_values=values)
+    flags.DEFINE_integer("max_tokens", 200, "", lower_bound=1, flag_values=values)
+    flags.DEFINE_float("temperature", 0.8, "", flag_values=values)
+    flags.DEFINE_integer("top_k", 0, "", flag_values=values)
+    flags.DEFINE_float("top_p", 0.95, "", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "", flag_values=values)
+
+
+def _generate(values):
+    from memtx.generate import Sampling, generate
+    from memtx.loading import load
+
+    sampling = Sampling(values["temperature"].value, values["top_k"].value, values["top_p"].value)
+    loaded = load(_needed(values, "workdir", "runs/first"))
+    prompt = _prompt(values)
+    print(prompt, end="", flush=True)
+    for text in generate(
+        loaded.lm,
+        loaded.params,
+        loaded.tokenizer,
+        prompt,
+        max_tokens=values["max_tokens"].value,
+        sampling=sampling,
+        seed=values["seed"].value,
+        chunk=loaded.config.data.segment,
+    ):
+        print(text, end="", flush=True)
+    print()
+
+
+def _prompt(values) -> str:
+    text, path = values["prompt"].value, values["prompt_file"].value
+    if text is not None and path is not None:
+        raise UserError("give either --prompt or --prompt_file, not both")
+    if path is None:
+        return text or ""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read --prompt_file: {error}") from None
+
+
+# --- data and list ---------------------------------------------------------------------------------------------------------
+
+
+def _data_flags(values):
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    flags.DEFINE_string("corpus", None, "", flag_values=values)
+    flags.DEFINE_string("tokenizer", None, "", flag_values=values)
+
+
+def _data(values):
+    from memtx.config import Data, configure
+    from memtx.data.describe import describe
+
+    data = configure(values["config"].value).data if values["config"].value else Data()
+    changes = {name: values[name].value for name in ("corpus", "tokenizer") if values[name].value}
+    _print_data(describe(dataclasses.replace(data, **changes)))
+
+
+def _list_flags(values):
+    flags.DEFINE_enum("format", "table", ["table", "json"], "", flag_values=values)
+
+
+def _list(values):
+    from memtx.memory.listing import listing
+
+    rows = listing()
+    if values["format"].value == "json":
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table(title="memories, at their default settings in the tiny model (4 layers, width 128)")
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "), justify="right" if isinstance(rows[0][name], int) else "left")
+    for row in rows:
+        table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in row.values()))
+    Console().print(table)
+
+
+COMMANDS = {
+    "train": (_train_flags, _train),
+    "eval": (_eval_flags, _eval),
+    "generate": (_generate_flags, _generate),
+    "data": (_data_flags, _data),
+    "list": (_list_flags, _list),
+}
+
+if __name__ == "__main__":
+    main()

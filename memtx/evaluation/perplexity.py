@@ -1,0 +1,145 @@
+"""What a model predicts of held-out text, and what its memory buys.
+
+The same weights read the same documents twice: with memory *carried* from segment to segment, and with memory *wiped* at
+every segment. Everything else is equal, so the difference is what the memory is worth.
+
+B stream, P segments of a batch, T time, L buckets of position.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from memtx.data.streams import Batch
+from memtx.memory.base import Segment, pytree
+from memtx.models.lm import LM
+from memtx.training.losses import token_nll
+from memtx.training.sharding import Layout
+
+OCTAVES, PER_OCTAVE = 22, 4  # buckets of position in the document: four to an octave, up to four million tokens
+
+
+@pytree
+class Sums:
+    """Running sums over what was read: nats in float32, counts as integers."""
+
+    nll: Array
+    tokens: Array
+    bytes: Array
+    nll_T: Array  # by place in the segment
+    tokens_T: Array
+    nll_L: Array  # by position in the document
+    tokens_L: Array
+
+    @staticmethod
+    def zero(time: int) -> Sums:
+        def both(shape):
+            return jnp.zeros(shape), jnp.zeros(shape, jnp.int32)
+
+        return Sums(*both(()), jnp.zeros((), jnp.int32), *both(time), *both(OCTAVES * PER_OCTAVE))
+
+
+@dataclasses.dataclass(frozen=True)
+class Perplexity:
+    """Losses are in nats per token: overall, by place in the segment, and by position in the document."""
+
+    bits_per_byte: float
+    loss: float
+    perplexity: float
+    tokens: int
+    bytes: int
+    loss_by_place: list[float]
+    position: list[float]  # the middle of each bucket that has tokens
+    loss_by_position: list[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    carried: Perplexity
+    wiped: Perplexity
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            "eval/bits_per_byte": self.carried.bits_per_byte,
+            "eval/bits_per_byte_wiped": self.wiped.bits_per_byte,
+            "eval/perplexity": self.carried.perplexity,
+            "eval/perplexity_wiped": self.wiped.perplexity,
+        }
+
+
+def make_evaluator(lm: LM, bytes_V: np.ndarray, layout: Layout):
+    """evaluate(params, batches) -> Evaluation, with memories of its own; compiled once for all calls.
+
+    bytes_V: the bytes that each token of the vocabulary stands for. batches: of P = 1.
+    """
+
+    def step(params, memories, sums, batch: Batch):
+        part = jax.tree.map(lambda a: a[:, 0], batch)
+        new_memories, new_sums = [], []
+        for memory, total, wiped in zip(memories, sums, (False, True), strict=True):
+            reset_B = jnp.ones_like(part.reset_BP) if wiped else part.reset_BP
+            seg = Segment(part.position_BPT, part.length_BP, reset_B, part.source_BP)
+            logits, memory = lm(params, part.token_BPT, memory, seg)
+            nll_BT = token_nll(logits, part.target_BPT)[0]
+            new_memories.append(memory)
+            new_sums.append(add(total, nll_BT, jnp.asarray(bytes_V)[part.target_BPT], seg))
+        return tuple(new_memories), tuple(new_sums)
+
+    memory_shardings = (layout.state(lm.init_state),) * 2
+    step = jax.jit(step, donate_argnums=(1, 2), out_shardings=(memory_shardings, layout.whole))
+
+    @partial(jax.jit, static_argnums=(0, 1), out_shardings=(memory_shardings, layout.whole))
+    def start(batch: int, time: int):
+        return tuple((lm.init_state(batch), lm.init_state(batch))), (Sums.zero(time), Sums.zero(time))
+
+    def evaluate(params, batches: Iterable[Batch]) -> Evaluation:
+        carry = None
+        for batch in batches:
+            batch = layout.place(batch)
+            carry = carry or start(batch.token_BPT.shape[0], batch.token_BPT.shape[2])
+            carry = step(params, *carry, batch)
+        if carry is None:
+            raise ValueError("no text to evaluate on")
+        return Evaluation(*(perplexity(sums) for sums in jax.device_get(carry[1])))
+
+    return evaluate
+
+
+def add(sums: Sums, nll_BT: Array, bytes_BT: Array, seg: Segment) -> Sums:
+    mask_BT = seg.mask_BT
+    nll_BT = jnp.where(mask_BT, nll_BT, 0.0)
+    one_BT = mask_BT.astype(jnp.int32)
+    octave_BT = jnp.log2(seg.position_BT.astype(jnp.float32) + 1)
+    bucket_BT = jnp.minimum((octave_BT * PER_OCTAVE).astype(jnp.int32), OCTAVES * PER_OCTAVE - 1)
+    return Sums(
+        nll=sums.nll + nll_BT.sum(),
+        tokens=sums.tokens + one_BT.sum(dtype=jnp.int32),
+        bytes=sums.bytes + (bytes_BT * one_BT).sum(dtype=jnp.int32),
+        nll_T=sums.nll_T + nll_BT.sum(0),
+        tokens_T=sums.tokens_T + one_BT.sum(0, dtype=jnp.int32),
+        nll_L=sums.nll_L.at[bucket_BT].add(nll_BT),
+        tokens_L=sums.tokens_L.at[bucket_BT].add(one_BT),
+    )
+
+
+def perplexity(sums: Sums) -> Perplexity:
+    nll, tokens = float(sums.nll), int(sums.tokens)
+    filled = np.flatnonzero(sums.tokens_L)
+    return Perplexity(
+        bits_per_byte=nll / math.log(2) / max(int(sums.bytes), 1),
+        loss=nll / max(tokens, 1),
+        perplexity=math.exp(min(nll / max(tokens, 1), 700.0)),
+        tokens=tokens,
+        bytes=int(sums.bytes),
+        loss_by_place=(sums.nll_T / np.maximum(sums.tokens_T, 1)).tolist(),
+        position=(2 ** ((filled + 0.5) / PER_OCTAVE) - 1).tolist(),
+        loss_by_position=(sums.nll_L[filled] / sums.tokens_L[filled]).tolist(),
+    )

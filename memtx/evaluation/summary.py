@@ -1,0 +1,48 @@
+"""An evaluation for people: a table and a plot of what the memory buys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.table import Table
+
+from memtx.evaluation.perplexity import Evaluation
+
+
+def table(evaluation: Evaluation, title: str) -> Table:
+    """Carried and wiped side by side."""
+    carried, wiped = evaluation.carried, evaluation.wiped
+    out = Table(title=title, caption=f"{carried.bytes:,} held-out bytes, {carried.tokens:,} tokens", min_width=64)
+    out.add_column("memory")
+    for name in ("bits per byte", "perplexity per token", "loss (nats per token)"):
+        out.add_column(name, justify="right")
+    for name, p in (("carried across segments", carried), ("wiped at every segment", wiped)):
+        out.add_row(name, f"{p.bits_per_byte:.4f}", f"{p.perplexity:.3f}", f"{p.loss:.4f}")
+    gain = wiped.bits_per_byte - carried.bits_per_byte
+    out.add_section()
+    out.add_row("what memory buys", f"{gain:.4f}", f"{wiped.perplexity - carried.perplexity:.3f}", f"{wiped.loss - carried.loss:.4f}")
+    return out
+
+
+def plot(evaluation: Evaluation, path: Path, title: str) -> None:
+    """Loss by position in the document and by place in the segment, to a png."""
+    import matplotlib  # here, since it is slow to import and only this needs it
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, (document, segment) = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True, layout="constrained")
+    styles = (("memory carried", evaluation.carried, "#1f5fa8", "-"), ("memory wiped", evaluation.wiped, "#c8552b", "--"))
+    for label, p, colour, line in styles:
+        document.plot(p.position, p.loss_by_position, line, color=colour, label=label)
+        place = range(1, len(p.loss_by_place) + 1)
+        segment.plot(place, p.loss_by_place, line, color=colour, label=label, linewidth=1)
+    document.set(xscale="log", xlabel="position in the document (tokens)", ylabel="loss (nats per token)")
+    segment.set(xlabel="place in the segment (tokens)")
+    document.legend(frameon=False)
+    for axes in (document, segment):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

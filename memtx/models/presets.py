@@ -1,0 +1,19 @@
+"""Sizes by name, and where a mechanism stands in a model of that size."""
+
+SIZES = {
+    "tiny": {"width": 128, "num_heads": 4, "ff_dim": 344, "layers": 4},  # 0.8 M parameters with bytes
+    "small": {"width": 256, "num_heads": 4, "ff_dim": 704, "layers": 4},  # 3.3 M
+    "base": {"width": 768, "num_heads": 12, "ff_dim": 2048, "layers": 12},  # 110 M with a vocabulary of 32,000
+    "1b": {"width": 2048, "num_heads": 32, "num_kv_heads": 8, "ff_dim": 8192, "layers": 16},  # 1.0 B with 32,000
+}
+
+
+def preset(memory: str, size: str) -> dict:
+    """The `model` group for a mechanism at a size."""
+    from memtx.config import check_known
+    from memtx.memory import MEMORIES
+
+    check_known(size, SIZES, "size")
+    check_known(memory, MEMORIES, "memory")
+    model = dict(SIZES[size])
+    return {"stacks": (((memory,), model.pop("layers")),), **model}

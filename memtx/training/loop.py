@@ -1,0 +1,217 @@
+"""Training: one loop for every model and memory.
+
+The order within a step is what makes a run resumable bit for bit: evaluate on a memory of its own, save (before the stream
+moves), take the next batch, start the step, and only then look at the metrics of the step before, so that the device never
+waits for the host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
+
+from memtx.config import Config, configure, to_json
+from memtx.data.corpora import corpus
+from memtx.data.streams import Stream
+from memtx.data.tokenizers import tokenizer as make_tokenizer
+from memtx.data.tokens import Tokens, tokenize
+from memtx.errors import UserError
+from memtx.evaluation.perplexity import Evaluation, make_evaluator
+from memtx.models.lm import LM, build
+from memtx.training.checkpoint import Checkpointer
+from memtx.training.metrics import Metrics
+from memtx.training.optim import optimizer, schedule
+from memtx.training.sharding import Layout
+from memtx.training.step import make_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """Where a run stands: `finished` is False if it was told to stop (SIGTERM) and will go on when started again."""
+
+    step: int
+    finished: bool
+    evaluation: Evaluation | None
+
+
+def train(config: ml_collections.ConfigDict | Mapping | Config, workdir: str | Path, *, say: Callable = print) -> Trained:
+    """Train by a config until `train.steps`, or go on with the run that is in `workdir`.
+
+    say: takes lines for the user. Raises UserError for whatever the user can put right, before anything is written where
+    possible.
+    """
+    config = configure(config)
+    layout = Layout(config.mesh)
+    layout.check_batch("train.batch", config.train.batch // config.train.accumulate)
+    layout.check_batch("eval.batch", config.eval.batch)
+    text = corpus(config.data.corpus, config.data.cache)
+    tokenizer = make_tokenizer(config.data.tokenizer, text, config.data.cache)
+    splits = {name: tokenize(text, tokenizer, name, config.data.cache) for name in {"train", config.eval.split}}
+    lm = build(config.model, vocab_size=tokenizer.vocab_size)
+    tx = optimizer(config.optim, config.train.steps, lm)
+
+    with Checkpointer(workdir, to_json(config), keep=config.checkpoint.keep, warn=say) as checkpoints:
+        if jax.process_index() == 0:
+            tokenizer.save(Path(workdir) / "tokenizer.json")
+        run = Run(config, lm, tx, layout)
+        stream = train_stream(splits["train"], config)
+        restored = checkpoints.restore(**run.abstract())
+        if restored:
+            stream.set_state(restored.cursor)
+            state = (restored.params, restored.opt_state, restored.memory)
+            say(f"resumed at step {restored.step} of {config.train.steps} from {workdir}")
+        else:
+            state = run.init()
+        evaluator = make_evaluator(lm, tokenizer.bytes_V, layout)
+
+        def evaluate(params) -> Evaluation:
+            return evaluator(params, eval_batches(splits[config.eval.split], config))
+
+        with Metrics(workdir, steps=config.train.steps, resumed=restored.step if restored else None) as metrics:
+            return run.loop(state, restored.step if restored else -1, stream, evaluate, checkpoints, metrics)
+
+
+class Run:
+    """The compiled pieces of a run."""
+
+    def __init__(self, config: Config, lm: LM, tx, layout: Layout):
+        self.config, self.lm, self.tx, self.layout = config, lm, tx, layout
+        params = lm.abstract_params
+        self.shardings = (layout.params(params), layout.opt_state(tx, params), layout.state(lm.init_state))
+        self.step = jax.jit(
+            make_step(lm, tx, config), donate_argnums=(0, 1, 2), out_shardings=(*self.shardings, layout.whole)
+        )
+        self.key = jax.random.key(config.seed)
+
+    def _init(self):
+        params = self.lm.init(jax.random.fold_in(self.key, 0))
+        return params, self.tx.init(params), self.lm.init_state(self.config.train.batch)
+
+    def init(self):
+        """Fresh parameters, optimiser state and memory."""
+        return jax.jit(self._init, out_shardings=self.shardings)()
+
+    def abstract(self) -> dict:
+        """The same as shapes on their shardings, for restoring."""
+        trees = jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), jax.eval_shape(self._init), self.shardings
+        )
+        return dict(zip(("params", "opt_state", "memory"), trees, strict=True))
+
+    def loop(self, state, done: int, stream: Stream, evaluate, checkpoints: Checkpointer, metrics: Metrics) -> Trained:
+        """From step `done` (-1: nothing was saved yet) to the last one."""
+        config, total = self.config, self.config.train.steps
+        rate = schedule(config.optim, total)
+        pending, evaluation, saved = None, None, done
+        clock = time.monotonic()
+        logged = max(done, 0)
+
+        def log():
+            """Write the metrics of the last step that was started, which waits for it."""
+            nonlocal pending, clock, logged
+            if pending is None:
+                return
+            step, values = pending
+            pending = None
+            values = {f"train/{name}": float(value) for name, value in jax.device_get(values).items()}
+            if not np.isfinite(values["train/loss"]):
+                raise UserError(
+                    f"the loss of step {step} is {values['train/loss']}; the last checkpoint before it is step {max(saved, 0)}. "
+                    "Try a lower optim.lr, a longer optim.warmup or optim.clip=1.0"
+                )
+            if step % config.train.log_every and step != total:
+                return
+            tokens = values.pop("train/tokens")
+            elapsed, steps = time.monotonic() - clock, step - logged
+            clock, logged = time.monotonic(), step
+            values |= {"train/lr": float(rate(step - 1)), "train/tokens_per_s": tokens * steps / max(elapsed, 1e-9)}
+            metrics.write(step, values)
+
+        with stop_signal() as stopped:
+            for step in range(max(done, 0), total + 1):
+                last = step == total
+                stop = self._agree(stopped.is_set())
+                if step > done:
+                    due = step > 0 and config.eval.every and step % config.eval.every == 0
+                    if due or last:
+                        log()
+                        began = time.monotonic()
+                        evaluation = evaluate(state[0])
+                        metrics.write(step, evaluation.metrics())
+                        clock += time.monotonic() - began
+                    if last or stop or (step > 0 and step % config.checkpoint.every == 0):
+                        log()
+                        measured = evaluation.metrics() if evaluation and (due or last) else None
+                        checkpoints.save(step, **self._items(state), cursor=stream.get_state(), metrics=measured)
+                        saved = step
+                if last or stop:
+                    break
+                batch = self.layout.place(next(stream))
+                *state, values = self.step(*state, batch, np.int32(step), self.key)
+                log()
+                pending = (step + 1, values)
+        if evaluation is None and step == total:
+            evaluation = evaluate(state[0])
+        checkpoints.wait()
+        return Trained(step, step == total, evaluation)
+
+    def _items(self, state) -> dict:
+        return dict(zip(("params", "opt_state", "memory"), state, strict=True))
+
+    def _agree(self, stop: bool) -> bool:
+        """Whether any process was told to stop."""
+        return stop if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(stop)).any())
+
+
+@contextmanager
+def stop_signal():
+    """An event that SIGTERM sets, so that the run saves and ends well. Only in the main thread, where signals arrive."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def train_stream(tokens: Tokens, config: Config) -> Stream:
+    return Stream(
+        tokens,
+        batch=config.train.batch,
+        segments=config.train.segments,
+        time=config.data.segment,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def eval_batches(tokens: Tokens, config: Config):
+    """The held-out documents in order, one segment at a time, at most `eval.segments` of them."""
+    stream = Stream(
+        tokens,
+        batch=config.eval.batch,
+        segments=1,
+        time=config.data.segment,
+        shuffle=False,
+        repeat=False,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    for index, batch in enumerate(stream):
+        if config.eval.segments and index >= config.eval.segments:
+            return
+        yield batch

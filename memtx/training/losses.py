@@ -1,0 +1,27 @@
+"""Cross-entropy of next tokens. B stream, T time, V vocabulary."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def token_nll(logits_BTV: Array, target_BT: Array) -> tuple[Array, Array]:
+    """-> (nll_BT in nats, log_z_BT), in float32."""
+    logits = logits_BTV.astype(jnp.float32)
+    log_z_BT = jax.nn.logsumexp(logits, -1)
+    return log_z_BT - jnp.take_along_axis(logits, target_BT[..., None], -1)[..., 0], log_z_BT
+
+
+def cross_entropy(logits_BTV, target_BT, mask_BT, *, z_loss: float = 0.0, label_smoothing: float = 0.0):
+    """Sums over real tokens: (objective, nll), in nats.
+
+    objective = (1-s) nll + s (mean over the vocabulary of -log p) + z_loss log(Z)^2, the last from PaLM (2204.02311).
+    """
+    nll_BT, log_z_BT = token_nll(logits_BTV, target_BT)
+    objective_BT = nll_BT
+    if label_smoothing:
+        uniform_BT = log_z_BT - logits_BTV.astype(jnp.float32).mean(-1)
+        objective_BT = (1 - label_smoothing) * nll_BT + label_smoothing * uniform_BT
+    if z_loss:
+        objective_BT = objective_BT + z_loss * log_z_BT**2
+    return jnp.where(mask_BT, objective_BT, 0).sum(), jnp.where(mask_BT, nll_BT, 0).sum()

@@ -1,0 +1,65 @@
+"""Optimisers by config, with the needs that mechanisms declare on their parameters.
+
+A parameter with `optim="no_decay"` gets no weight decay; one with `lr=5.0` learns five times as fast. Muon treats the
+matrices inside blocks; embeddings, heads, vectors and what declares `optim="no_decay"` are left to Adam.
+"""
+
+import jax
+import optax
+
+from memtx.config import Optim
+from memtx.models.lm import LM
+
+
+def schedule(optim: Optim, steps: int) -> optax.Schedule:
+    """Warm-up from 0 to `lr`, then to `final_lr * lr` at the last step along a cosine or a line, or constant."""
+    warmup = min(optim.warmup, max(steps - 1, 0))
+    rest = max(steps - warmup, 1)
+    if optim.schedule == "cosine":
+        after = optax.cosine_decay_schedule(optim.lr, rest, alpha=optim.final_lr)
+    elif optim.schedule == "linear":
+        after = optax.linear_schedule(optim.lr, optim.final_lr * optim.lr, rest)
+    else:
+        after = optax.constant_schedule(optim.lr)
+    return optax.join_schedules([optax.linear_schedule(0.0, optim.lr, warmup), after], [warmup])
+
+
+def optimizer(optim: Optim, steps: int, lm: LM) -> optax.GradientTransformation:
+    """Clip, precondition, decay, scale: one optax chain."""
+    decays = jax.tree.map(lambda label: "no_decay" not in label, lm.declared("optim", ""))
+    factors = lm.declared("lr", 1.0)
+    parts = [optax.clip_by_global_norm(optim.clip)] if optim.clip else []
+    parts.append(_precondition(optim, lm, decays))
+    if optim.weight_decay:
+        parts.append(optax.add_decayed_weights(optim.weight_decay, mask=decays))
+    if any(factor != 1.0 for factor in jax.tree.leaves(factors)):
+        parts.append(optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors)))
+    parts.append(optax.scale_by_learning_rate(schedule(optim, steps)))
+    return optax.chain(*parts)
+
+
+def _precondition(optim: Optim, lm: LM, decays) -> optax.GradientTransformation:
+    adam = optax.scale_by_adam(optim.b1, optim.b2)
+    if optim.name == "adamw":
+        return adam
+    if optim.name == "lion":
+        return optax.scale_by_lion(optim.b1, optim.b2)
+    if optim.name == "adafactor":
+        return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.ema(optim.b1, debias=True))
+    matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)  # [groups, in, out]
+
+    def is_matrix(path, leaf, decay):
+        return decay and leaf.ndim == 3 and path[0].key == "body"
+
+    shapes = lm.abstract_params
+    matrices = jax.tree_util.tree_map_with_path(is_matrix, shapes, decays)
+    labels = jax.tree.map(lambda m: "muon" if m else "adam", matrices)
+
+    def dimensions(params):
+        return jax.tree.map(lambda _: matrix, params)
+
+    muon = optax.chain(
+        optax.contrib.scale_by_muon(beta=0.95, weight_dimension_numbers=dimensions),
+        optax.scale(0.2 * lm.model.width**0.5),  # updates as large as Adam's (Liu et al. 2025, arXiv 2502.16982)
+    )
+    return optax.partition({"muon": muon, "adam": adam}, labels)

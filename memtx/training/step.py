@@ -1,0 +1,97 @@
+"""One train step: P segments of truncated backpropagation through time, an optimiser update, and the memory handed on.
+
+B stream, P segments of a step, T time, A parts of a step's batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from memtx.config import Config
+from memtx.data.streams import Batch
+from memtx.memory.base import Segment, batch_axes, collect, detach, scan
+from memtx.models.lm import LM
+from memtx.training.losses import cross_entropy
+
+
+def segment_of(batch: Batch) -> Segment:
+    """The Segment of a batch whose leaves have lost their P axis."""
+    return Segment(batch.position_BPT, batch.length_BP, batch.reset_BP, batch.source_BP)
+
+
+def make_loss(lm: LM, config: Config):
+    """loss(params, memory, batch, tokens, key) -> (objective, (memory, nll)), per real token of the whole step."""
+    optim = config.optim
+
+    def loss(params, memory, batch: Batch, tokens: Array, key: Array | None):
+        def segment(carry, inputs):
+            memory, objective, nll = carry
+            part, p = inputs
+            seg = segment_of(part)
+            segment_key = None if key is None else jax.random.fold_in(key, p)
+            logits, memory = lm(params, part.token_BPT, memory, seg, key=segment_key)
+            terms = cross_entropy(
+                logits, part.target_BPT, seg.mask_BT, z_loss=optim.z_loss, label_smoothing=optim.label_smoothing
+            )
+            return (memory, objective + terms[0], nll + terms[1]), None
+
+        segments = batch.token_BPT.shape[1]
+        by_segment = jax.tree.map(lambda a: a.swapaxes(0, 1), batch)
+        start = (detach(memory), jnp.zeros(()), jnp.zeros(()))
+
+        def run():
+            return scan(segment, start, (by_segment, jnp.arange(segments)))[0]
+
+        (memory, objective, nll), aux = collect(run, "loss")()
+        extra = sum(jnp.sum(value) for values in aux.values() for value in values) / (segments * config.train.accumulate)
+        return objective / tokens + extra, (memory, nll / tokens)
+
+    return loss
+
+
+def make_step(lm: LM, tx: optax.GradientTransformation, config: Config):
+    """step(params, opt_state, memory, batch, index, key) -> (params, opt_state, memory, metrics), to be jitted and donated."""
+    loss = make_loss(lm, config)
+    parts = config.train.accumulate
+
+    def gradient(params, memory, batch, tokens, key) -> tuple[Any, Any]:
+        (_, (memory, nll)), grads = jax.value_and_grad(loss, has_aux=True)(params, memory, batch, tokens, key)
+        return grads, (memory, nll)
+
+    def accumulated(params, memory, batch, tokens, key):
+        """The same gradient from one part of the batch after another; loss terms other than tokens' are averaged."""
+        axes = batch_axes(lm.init_state)
+
+        def cut(a, axis):  # every parts-th row, so that each part has rows of every device
+            return jnp.moveaxis(a.reshape(*a.shape[:axis], -1, parts, *a.shape[axis + 1 :]), axis + 1, 0)
+
+        def join(a, axis):
+            a = jnp.moveaxis(a, 0, axis + 1)
+            return a.reshape(*a.shape[:axis], -1, *a.shape[axis + 2 :])
+
+        def part(total, inputs):
+            memory, batch, index = inputs
+            part_key = None if key is None else jax.random.fold_in(key, index)
+            grads, (memory, nll) = gradient(params, memory, batch, tokens, part_key)
+            return jax.tree.map(jnp.add, total, (grads, nll)), memory
+
+        zero = (jax.tree.map(jnp.zeros_like, params), jnp.zeros(()))
+        inputs = (jax.tree.map(cut, memory, axes), jax.tree.map(lambda a: cut(a, 0), batch), jnp.arange(parts))
+        (grads, nll), memory = jax.lax.scan(part, zero, inputs)
+        return grads, (jax.tree.map(join, memory, axes), nll)
+
+    def step(params, opt_state, memory, batch: Batch, index: Array, key: Array):
+        tokens = jnp.maximum(batch.length_BP.sum(dtype=jnp.int32), 1).astype(jnp.float32)
+        step_key = jax.random.fold_in(key, index) if config.model.dropout else None
+        compute = gradient if parts == 1 else accumulated
+        grads, (memory, nll) = compute(params, memory, batch, tokens, step_key)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        metrics = {"loss": nll, "grad_norm": optax.global_norm(grads), "tokens": tokens}
+        return optax.apply_updates(params, updates), opt_state, memory, metrics
+
+    return step
