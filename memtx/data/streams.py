@@ -1,0 +1,174 @@
+"""Streams: documents laid out in B parallel rows and fed segment by segment, with a cursor that is saved and restored exactly.
+
+A document of tokens d0 ... dn-1 is read as inputs bos d0 ... dn-1 with targets d0 ... dn-1 bos. It starts at a call's first
+token, so the tail of the document before it pads its call. A row whose document has ended takes the next one of a queue: the
+documents of an epoch, in an order drawn from (seed, epoch); of several free rows the lowest is served first.
+
+Every process keeps the layout of all rows (B numbers, no tokens) and gathers the tokens of its own rows only. So the cursor is
+the same on all processes, and may be restored onto another number of them.
+
+Legend: B stream, P segments per step, T tokens per segment, D documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from memtx.data.tokens import Tokens
+from memtx.errors import UserError
+from memtx.memory.base import pytree
+
+
+@pytree
+class Batch:
+    """One training step: P segments of B streams, as NumPy arrays. Real tokens come first in a segment, padding after.
+
+    token_BPT     int32, inputs; 0 where padded
+    target_BPT    int32, the token after each input; 0 where padded
+    position_BPT  int32, place of each input in its document, whose `bos` is 0; counts on through padding
+    length_BP     int32, how many of the T tokens are real; 0 in a row that has nothing left to read
+    reset_BP      bool, a document begins at this segment's first token
+    source_BP     int32, index of the document in the split; -1 in a row that has nothing left to read
+    """
+
+    token_BPT: np.ndarray
+    target_BPT: np.ndarray
+    position_BPT: np.ndarray
+    length_BP: np.ndarray
+    reset_BP: np.ndarray
+    source_BP: np.ndarray
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Where all B rows stand between two calls."""
+
+    document_B: np.ndarray  # int64, index in the split; -1: none
+    offset_B: np.ndarray  # int64, how much of the document was read, its `bos` included
+    epoch: int  # of the queue
+    taken: int  # documents that this epoch's queue has handed out
+
+
+class Stream(Iterator[Batch]):
+    """Endless batches of `tokens`; or one epoch of them without `repeat`: rows then fall idle, and it ends when all are.
+
+    batch: B, rows over all processes; each process yields its own B / process_count of them, a contiguous block.
+    segments, time: P and T.
+    UserError if `batch` does not divide by `process_count` or a size is not positive.
+    """
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        *,
+        batch: int,
+        segments: int,
+        time: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        repeat: bool = True,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        if min(batch, segments, time) < 1:
+            raise UserError(f"a stream needs positive sizes, not batch {batch}, segments {segments}, time {time}")
+        if batch % process_count:
+            raise UserError(f"a batch of {batch} rows does not divide by {process_count} processes; change the batch size")
+        rows = batch // process_count
+        self._rows = slice(process_index * rows, (process_index + 1) * rows)
+        self._tokens = tokens
+        self._length_D = tokens.length_D + 1  # with bos
+        self._segments, self._time = segments, time
+        self._seed, self._shuffle, self._repeat = seed, shuffle, repeat
+        self._order: tuple[int, np.ndarray] | None = None  # of one epoch
+        self._cursor = Cursor(np.full(batch, -1), np.zeros(batch, np.int64), 0, 0)
+
+    @property
+    def epoch(self) -> int:
+        """How often the queue of all documents was begun anew."""
+        return self._cursor.epoch
+
+    @property
+    def tokens_per_epoch(self) -> int:
+        """Targets in one epoch, those that are `bos` included, over all processes."""
+        return int(self._length_D.sum())
+
+    def __next__(self) -> Batch:
+        cursor, calls = self._cursor, []
+        for _ in range(self._segments):
+            cursor = self._serve(cursor)
+            left_B = np.where(cursor.document_B < 0, 0, self._length_D[cursor.document_B] - cursor.offset_B)
+            length_B = np.minimum(left_B, self._time)
+            calls.append((cursor.document_B, cursor.offset_B, length_B))
+            cursor = replace(cursor, offset_B=cursor.offset_B + length_B)
+        document_BP, offset_BP, length_BP = (np.stack(arrays, axis=1) for arrays in zip(*calls, strict=True))
+        if not length_BP.any():
+            raise StopIteration
+        self._cursor = cursor
+        return self._gather(document_BP[self._rows], offset_BP[self._rows], length_BP[self._rows])
+
+    def get_state(self) -> dict:
+        """The cursor, JSON-able and the same on every process: where the next batch begins."""
+        cursor = self._cursor
+        rows = {"document": cursor.document_B.tolist(), "offset": cursor.offset_B.tolist()}
+        return {**self._identity(), "epoch": cursor.epoch, "taken": cursor.taken, **rows}
+
+    def set_state(self, state: dict) -> None:
+        """Go on from a cursor. UserError if it is of another corpus, split, tokenizer, batch, seed or shuffle."""
+        for name, mine in self._identity().items():
+            if state.get(name) != mine:
+                raise UserError(f"the saved data cursor has {name} {state.get(name)}, this run {mine}; keep them the same to resume")
+        try:
+            rows = (np.asarray(state[name], np.int64) for name in ("document", "offset"))
+            self._cursor = Cursor(*rows, int(state["epoch"]), int(state["taken"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"the saved data cursor is damaged: {error}") from error
+
+    def _identity(self) -> dict:
+        batch = len(self._cursor.document_B)
+        return {"tokens": self._tokens.fingerprint, "batch": batch, "seed": self._seed, "shuffle": self._shuffle}
+
+    def _serve(self, cursor: Cursor) -> Cursor:
+        """Rows whose document has ended take the next ones of the queue, or none if it is empty."""
+        free_B = (cursor.document_B < 0) | (cursor.offset_B >= self._length_D[cursor.document_B])
+        if not free_B.any():
+            return cursor
+        document_B, epoch, taken = cursor.document_B.copy(), cursor.epoch, cursor.taken
+        for row in np.flatnonzero(free_B):
+            if self._repeat and taken == len(self._length_D):
+                epoch, taken = epoch + 1, 0
+            some_left = taken < len(self._length_D)
+            document_B[row] = self._documents(epoch)[taken] if some_left else -1
+            taken += some_left
+        return Cursor(document_B, np.where(free_B, 0, cursor.offset_B), epoch, taken)
+
+    def _documents(self, epoch: int) -> np.ndarray:
+        """The order of documents in an epoch. Sorts raw bits, which NumPy keeps the same in all versions, unlike `shuffle`."""
+        if self._order is None or self._order[0] != epoch:
+            count = len(self._length_D)
+            bits_D = np.random.PCG64([self._seed, epoch]).random_raw(count) if self._shuffle else np.arange(count)
+            self._order = (epoch, np.argsort(bits_D, kind="stable"))
+        return self._order[1]
+
+    def _gather(self, document_BP: np.ndarray, offset_BP: np.ndarray, length_BP: np.ndarray) -> Batch:
+        """The tokens of each row's place in its document: inputs are the targets one place back, and `bos` at both ends."""
+        step_T = np.arange(self._time)
+        ids_N, bos = self._tokens.ids_N, self._tokens.bos
+        first_BP = self._tokens.offset_D1[document_BP] + offset_BP - 1
+        window_BPS = first_BP[..., None] + np.arange(self._time + 1)  # S = T + 1: the inputs and the last target
+        id_BPS = np.take(ids_N, window_BPS, mode="clip").astype(np.int32)
+        id_BPS[..., 0][offset_BP == 0] = bos
+        ends_BP = offset_BP + length_BP == self._length_D[document_BP]
+        id_BPS[(*np.nonzero(ends_BP), length_BP[ends_BP])] = bos
+        real_BPT = step_T < length_BP[..., None]
+        return Batch(
+            token_BPT=np.where(real_BPT, id_BPS[..., :-1], 0),
+            target_BPT=np.where(real_BPT, id_BPS[..., 1:], 0),
+            position_BPT=(offset_BP[..., None] + step_T).astype(np.int32),
+            length_BP=length_BP.astype(np.int32),
+            reset_BP=(offset_BP == 0) & (length_BP > 0),
+            source_BP=document_BP.astype(np.int32),
+        )

@@ -1,0 +1,61 @@
+"""One split of a corpus as token ids: flat, memory-mapped, cached.
+
+Legend: N tokens of the split, D documents.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from memtx.data.cache import built, digest, root
+from memtx.data.corpora import Corpus
+from memtx.data.tokenizers import Tokenizer
+from memtx.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Document d is `ids_N[offset_D1[d] : offset_D1[d + 1]]`, without `bos`, and is called `names[d]`."""
+
+    ids_N: np.ndarray  # uint16 or uint32
+    offset_D1: np.ndarray  # int64
+    names: tuple[str, ...]
+    bos: int
+    fingerprint: str  # of the corpus, the split and the tokenizer
+
+    @property
+    def length_D(self) -> np.ndarray:
+        """int64, tokens of each document."""
+        return np.diff(self.offset_D1)
+
+    def document(self, d: int) -> np.ndarray:
+        return self.ids_N[self.offset_D1[d] : self.offset_D1[d + 1]]
+
+
+def tokenize(corpus: Corpus, tokenizer: Tokenizer, split: str, cache: str | Path) -> Tokens:
+    """A split's tokens, made at the first use and kept in `cache`. UserError if the corpus has no such split or it is empty."""
+    fingerprint = digest(corpus.fingerprint, tokenizer.fingerprint, split)
+    folder = root(cache) / "tokens" / fingerprint
+    built(folder, lambda part: _write(part, corpus, tokenizer, split))
+    names, dtype = json.loads((folder / "documents.json").read_text())
+    ids = np.memmap(folder / "ids.bin", dtype, mode="r")
+    return Tokens(ids, np.load(folder / "offsets.npy", allow_pickle=False), tuple(names), tokenizer.bos, fingerprint)
+
+
+def _write(part: Path, corpus: Corpus, tokenizer: Tokenizer, split: str) -> None:
+    dtype = "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
+    names, lengths = [], [0]
+    with open(part / "ids.bin", "wb") as file:  # document by document: a corpus may be larger than the memory
+        for name, text in corpus.documents(split):
+            ids = tokenizer.encode(text)
+            ids.astype(dtype).tofile(file)
+            names.append(name)
+            lengths.append(len(ids))
+    if not names:
+        raise UserError(f"split {split} of {corpus.name} holds no text")
+    np.save(part / "offsets.npy", np.cumsum(lengths, dtype=np.int64))
+    (part / "documents.json").write_text(json.dumps([names, dtype]))
