@@ -46,19 +46,19 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; specials are dropped, and bytes that are not UTF-8 become U+FFFD."""
-        return b"".join(self._bytes[int(id)] for id in ids).decode("utf-8", errors="replace")
+        return b"".join(self.pieces[int(id)] for id in ids).decode("utf-8", errors="replace")
 
     @cached_property
     def bytes_V(self) -> np.ndarray:
         """int32, how many bytes of UTF-8 each token stands for; 0 for specials. Over a text's ids they sum to its length."""
-        return np.asarray([len(piece) for piece in self._bytes], np.int32)
+        return np.asarray([len(piece) for piece in self.pieces], np.int32)
 
     @cached_property
     def fingerprint(self) -> str:
         return digest(self._stored())
 
     @cached_property
-    def _bytes(self) -> list[bytes]:
+    def pieces(self) -> list[bytes]:
         pieces = [b""] * self.vocab_size
         if self._model is None:
             pieces[:256] = [bytes([value]) for value in range(256)]
