@@ -13,7 +13,7 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from memtx.errors import UserError
+from memtx.errors import UserError, check_known
 
 HELP = """\
 memtx: Transformers with long-term memory
@@ -66,8 +66,6 @@ def run(argv: list[str]) -> None:
         return
     command, rest = argv[0], argv[1:]
     if command not in COMMANDS:
-        from memtx.config import check_known
-
         check_known(command, COMMANDS, "command")
     if "-h" in rest or "--help" in rest:
         print(HELP, end="")

@@ -7,7 +7,6 @@ A config file has `get_config(arg)` returning a ConfigDict with the groups below
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib.util
 import json
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from typing import Any
 
 import ml_collections
 
-from memtx.errors import UserError
+from memtx.errors import UserError, check_known, positive
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,8 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
     if not Path(path).is_file():
         raise UserError(f"no config file {path!r}")
     module_spec = importlib.util.spec_from_file_location("memtx_config_file", path)
-    assert module_spec and module_spec.loader
+    assert module_spec
+    assert module_spec.loader
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
     return module.get_config(arg)
@@ -170,7 +170,7 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
 def configure(config: ml_collections.ConfigDict | Mapping | Config) -> Config:
     """The frozen, checked Config. Raises UserError for what cannot be."""
     if isinstance(config, Config):
-        return config
+        config = to_json(config)
     values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
     values = json.loads(json.dumps(values))  # lists and tuples alike
     groups = {f.name: f for f in dataclasses.fields(Config)}
@@ -180,7 +180,14 @@ def configure(config: ml_collections.ConfigDict | Mapping | Config) -> Config:
     built = {}
     for name, value in values.items():
         default = _default(groups[name])
-        built[name] = to_dataclass(type(default), value, name) if dataclasses.is_dataclass(default) else value
+        if not dataclasses.is_dataclass(default):
+            if type(value) is not type(default):
+                raise _wrong_type(name, default, value)
+            built[name] = value
+        elif isinstance(value, Mapping):
+            built[name] = to_dataclass(type(default), value, name)
+        else:
+            raise UserError(f"{name} is a group of keys, not {value!r}")
     model = built.get("model", Model())
     settings = {**memory, **model.memory}
     built["model"] = complete_model(dataclasses.replace(model, memory=settings))
@@ -205,7 +212,7 @@ def complete_model(model: Model) -> Model:
     check_known(model.norm, ["rms", "layer"], "model.norm")
     check_known(model.position, ["rope", "alibi", "t5", "learned", "none"], "model.position")
     check_known(model.dtype, ["float32", "bfloat16", "float16"], "model.dtype")
-    _positive(model, "model", "width", "num_heads", "max_position")
+    positive(model, "model", "width", "num_heads", "max_position")
     if not stacks or any(not pattern or groups < 1 for pattern, groups in stacks):
         raise UserError("model.stacks needs at least one (pattern, groups), each with a name and groups >= 1")
     if not model.head_dim and model.width % model.num_heads:
@@ -217,9 +224,7 @@ def complete_model(model: Model) -> Model:
         raise UserError(f"rope needs an even head_dim, not {head_dim}; change model.width, model.num_heads or model.head_dim")
     gated = model.activation == "swiglu"
     ff_dim = model.ff_dim or (-(-8 * model.width // 24) * 8 if gated else 4 * model.width)
-    return dataclasses.replace(
-        model, stacks=stacks, memory=memory, num_kv_heads=kv_heads, head_dim=head_dim, ff_dim=ff_dim
-    )
+    return dataclasses.replace(model, stacks=stacks, memory=memory, num_kv_heads=kv_heads, head_dim=head_dim, ff_dim=ff_dim)
 
 
 def to_json(config: Config) -> dict:
@@ -227,16 +232,6 @@ def to_json(config: Config) -> dict:
     values = json.loads(json.dumps(_plain(config)))
     values["memory"] = values["model"].pop("memory")
     return values
-
-
-def check_known(name: str, known, what: str) -> None:
-    """Raise a UserError that names the nearest of `known`, if `name` is not one of them."""
-    known = sorted(known)
-    if name in known:
-        return
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise UserError(f"unknown {what} {name!r}; {hint}known: {', '.join(known)}")
 
 
 def to_dataclass(cls, values: Mapping, path: str):
@@ -251,8 +246,12 @@ def to_dataclass(cls, values: Mapping, path: str):
             continue
         if isinstance(default, (tuple, Mapping)) and isinstance(value, (list, tuple, Mapping)):
             continue
-        raise UserError(f"{path}.{name} must be {type(default).__name__}, not {value!r}")
+        raise _wrong_type(f"{path}.{name}", default, value)
     return cls(**values)
+
+
+def _wrong_type(name: str, default, value) -> UserError:
+    return UserError(f"{name} must be {type(default).__name__}, not {value!r}")
 
 
 def _default(f: dataclasses.Field):
@@ -266,18 +265,12 @@ def _plain(value):
     return {k: _plain(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
-def _positive(group, path: str, *names: str) -> None:
-    for name in names:
-        if getattr(group, name) < 1:
-            raise UserError(f"{path}.{name} must be at least 1, not {getattr(group, name)}")
-
-
 def _check(config: Config) -> None:
-    _positive(config.data, "data", "segment")
-    _positive(config.train, "train", "steps", "batch", "segments", "accumulate", "log_every")
-    _positive(config.eval, "eval", "batch")
-    _positive(config.checkpoint, "checkpoint", "every")
-    _positive(config.mesh, "mesh", "model")
+    positive(config.data, "data", "segment")
+    positive(config.train, "train", "steps", "batch", "segments", "accumulate", "log_every")
+    positive(config.eval, "eval", "batch")
+    positive(config.checkpoint, "checkpoint", "every")
+    positive(config.mesh, "mesh", "model")
     check_known(config.optim.name, ["adamw", "adafactor", "lion", "muon"], "optim.name")
     check_known(config.optim.schedule, ["cosine", "linear", "constant"], "optim.schedule")
     check_known(config.eval.split, ["valid", "test", "train"], "eval.split")

@@ -1,5 +1,24 @@
 """The one exception for what a user can put right: one line saying what is wrong and how to mend it."""
 
+import difflib
+
 
 class UserError(Exception):
     """Shown as a single line, with exit status 2 and no traceback, by the command line."""
+
+
+def check_known(name: str, known, what: str) -> None:
+    """Raise a UserError that names the nearest of `known`, if `name` is not one of them."""
+    known = sorted(known)
+    if name in known:
+        return
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(f"unknown {what} {name!r}; {hint}known: {', '.join(known)}")
+
+
+def positive(group, path: str, *names: str) -> None:
+    """Raise a UserError if one of these fields of a dataclass is below 1."""
+    for name in names:
+        if getattr(group, name) < 1:
+            raise UserError(f"{path}.{name} must be at least 1, not {getattr(group, name)}")

@@ -98,7 +98,7 @@ def make_evaluator(lm: LM, bytes_V: np.ndarray, layout: Layout):
 
     @partial(jax.jit, static_argnums=(0, 1), out_shardings=(memory_shardings, layout.whole))
     def start(batch: int, time: int):
-        return tuple((lm.init_state(batch), lm.init_state(batch))), (Sums.zero(time), Sums.zero(time))
+        return (lm.init_state(batch), lm.init_state(batch)), (Sums.zero(time), Sums.zero(time))
 
     def evaluate(params, batches: Iterable[Batch]) -> Evaluation:
         carry = None

@@ -12,15 +12,17 @@ from memtx.evaluation.perplexity import Evaluation
 def table(evaluation: Evaluation, title: str) -> Table:
     """Carried and wiped side by side."""
     carried, wiped = evaluation.carried, evaluation.wiped
-    out = Table(title=title, caption=f"{carried.bytes:,} held-out bytes, {carried.tokens:,} tokens", min_width=64)
+    out = Table(title=title, caption=f"{carried.bytes:,} held-out bytes, {carried.tokens:,} tokens", min_width=72)
     out.add_column("memory")
-    for name in ("bits per byte", "perplexity per token", "loss (nats per token)"):
+    for name in ("bits per byte", "perplexity", "nats per token"):
         out.add_column(name, justify="right")
-    for name, p in (("carried across segments", carried), ("wiped at every segment", wiped)):
+    for name, p in (("carried", carried), ("wiped every segment", wiped)):
         out.add_row(name, f"{p.bits_per_byte:.4f}", f"{p.perplexity:.3f}", f"{p.loss:.4f}")
     gain = wiped.bits_per_byte - carried.bits_per_byte
     out.add_section()
-    out.add_row("what memory buys", f"{gain:.4f}", f"{wiped.perplexity - carried.perplexity:.3f}", f"{wiped.loss - carried.loss:.4f}")
+    out.add_row(
+        "what it buys", f"{gain:.4f}", f"{wiped.perplexity - carried.perplexity:.3f}", f"{wiped.loss - carried.loss:.4f}"
+    )
     return out
 
 

@@ -157,7 +157,7 @@ def wants(kind: str) -> bool:
 
 
 def emit(name: str, value: Array) -> None:
-    """Hand out an auxiliary value: "loss/...", which training adds; "metric/...", "attribution/...", "hidden" when asked for."""
+    """Hand out an auxiliary value: "loss/...", which training adds; "metric/...", "attribution/...", "hidden" if asked for."""
     kinds, store = _tap.get()
     if name.split("/")[0] in kinds:
         store.setdefault(name, []).append(value)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from memtx.errors import positive
 from memtx.memory.base import Dims, Segment, pytree
 from memtx.memory.window import own
 from memtx.nn.attention import Source, attend
@@ -41,6 +42,9 @@ class Full(nnx.Module):
     @dataclasses.dataclass(frozen=True)
     class Config:
         capacity: int = 2048  # tokens that a query sees, itself included
+
+        def __post_init__(self):
+            positive(self, "memory.full", "capacity")
 
     def __init__(self, config: Config, dims: Dims, key: Array):
         self.config, self.dims = config, dims

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from memtx.errors import positive
 from memtx.memory.base import Dims, Segment, pytree
 from memtx.memory.window import Recent, own
 from memtx.nn.attention import Source, attend
@@ -40,6 +41,9 @@ class Sink(nnx.Module):
     class Config:
         window: int = 256
         sinks: int = 4
+
+        def __post_init__(self):
+            positive(self, "memory.sink", "window", "sinks")
 
     def __init__(self, config: Config, dims: Dims, key: Array):
         self.config, self.dims = config, dims

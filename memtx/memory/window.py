@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from memtx.errors import positive
 from memtx.memory.base import Dims, Segment, pytree
 from memtx.nn.attention import Source, attend
 from memtx.ops.rows import slice_rows
@@ -74,6 +75,9 @@ class Window(nnx.Module):
     @dataclasses.dataclass(frozen=True)
     class Config:
         window: int = 256  # tokens that a query sees, itself included
+
+        def __post_init__(self):
+            positive(self, "memory.window", "window")
 
     def __init__(self, config: Config, dims: Dims, key: Array):
         self.config, self.dims = config, dims

@@ -24,7 +24,7 @@ import numpy as np
 from flax import nnx
 from jax import Array, lax
 
-from memtx.errors import UserError
+from memtx.errors import UserError, positive
 from memtx.memory.base import Dims, Segment, pytree, scan, segment, where_rows
 from memtx.nn.attention import BLOCK, MASKED, Source, attend
 from memtx.nn.linear import Linear, normal
@@ -53,6 +53,9 @@ class TransformerXL(nnx.Module):
         segment: int = 128  # tokens between two writes
         memory: int = 128  # hidden states kept
         position: str = "relative"  # relative (the paper's) | rope
+
+        def __post_init__(self):
+            positive(self, "memory.xl", "segment", "memory")
 
     def __init__(self, config: Config, dims: Dims, key: Array):
         if config.position not in ("relative", "rope"):

@@ -93,9 +93,7 @@ class LM:
 
     def __init__(self, model: Model):
         self.model = model
-        self.dims = Dims(
-            model.width, model.num_heads, model.num_kv_heads, model.head_dim, model.position, model.rope_base
-        )
+        self.dims = Dims(model.width, model.num_heads, model.num_kv_heads, model.head_dim, model.position, model.rope_base)
         self._make = partial(Decoder, model, self.dims)
         self._graph, self._abstract = nnx.split(nnx.eval_shape(partial(self._make, jax.random.key(0))))
         self._static = nnx.merge(self._graph, self._abstract)

@@ -1,5 +1,8 @@
 """Sizes by name, and where a mechanism stands in a model of that size."""
 
+from memtx.errors import check_known
+from memtx.memory import MEMORIES
+
 SIZES = {
     "tiny": {"width": 128, "num_heads": 4, "ff_dim": 344, "layers": 4},  # 0.8 M parameters with bytes
     "small": {"width": 256, "num_heads": 4, "ff_dim": 704, "layers": 4},  # 3.3 M
@@ -10,9 +13,6 @@ SIZES = {
 
 def preset(memory: str, size: str) -> dict:
     """The `model` group for a mechanism at a size."""
-    from memtx.config import check_known
-    from memtx.memory import MEMORIES
-
     check_known(size, SIZES, "size")
     check_known(memory, MEMORIES, "memory")
     model = dict(SIZES[size])

@@ -43,13 +43,13 @@ class Grid:
     def pack(self, x_BT: Array) -> Array:
         """[B, T, ...] -> [K, B, Q, ...]; empty slots are zero."""
         batch, rest = x_BT.shape[0], x_BT.shape[2:]
-        flat = put(jnp.zeros((batch, self.blocks * self.slots) + rest, x_BT.dtype), self._index_BT, x_BT)
-        return jnp.moveaxis(flat.reshape((batch, self.blocks, self.slots) + rest), 1, 0)
+        flat = put(jnp.zeros((batch, self.blocks * self.slots, *rest), x_BT.dtype), self._index_BT, x_BT)
+        return jnp.moveaxis(flat.reshape((batch, self.blocks, self.slots, *rest)), 1, 0)
 
     def unpack(self, y_KBQ: Array) -> Array:
         """[K, B, Q, ...] -> [B, T, ...]; padding is zero."""
         flat = jnp.moveaxis(y_KBQ, 0, 1)
-        flat = flat.reshape((flat.shape[0], -1) + y_KBQ.shape[3:])
+        flat = flat.reshape((flat.shape[0], -1, *y_KBQ.shape[3:]))
         y_BT = take(flat, jnp.minimum(self._index_BT, self.blocks * self.slots - 1))
         return jnp.where(self.mask_BT.reshape(self.mask_BT.shape + (1,) * (y_BT.ndim - 2)), y_BT, 0)
 

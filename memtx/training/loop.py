@@ -88,9 +88,7 @@ class Run:
         self.config, self.lm, self.tx, self.layout = config, lm, tx, layout
         params = lm.abstract_params
         self.shardings = (layout.params(params), layout.opt_state(tx, params), layout.state(lm.init_state))
-        self.step = jax.jit(
-            make_step(lm, tx, config), donate_argnums=(0, 1, 2), out_shardings=(*self.shardings, layout.whole)
-        )
+        self.step = jax.jit(make_step(lm, tx, config), donate_argnums=(0, 1, 2), out_shardings=(*self.shardings, layout.whole))
         self.key = jax.random.key(config.seed)
 
     def _init(self):
@@ -126,7 +124,7 @@ class Run:
             values = {f"train/{name}": float(value) for name, value in jax.device_get(values).items()}
             if not np.isfinite(values["train/loss"]):
                 raise UserError(
-                    f"the loss of step {step} is {values['train/loss']}; the last checkpoint before it is step {max(saved, 0)}. "
+                    f"the loss of step {step} is {values['train/loss']}; the last checkpoint is of step {max(saved, 0)}. "
                     "Try a lower optim.lr, a longer optim.warmup or optim.clip=1.0"
                 )
             if step % config.train.log_every and step != total:
