@@ -1,12 +1,12 @@
 """memtx: Transformers with long-term memory, in JAX and Flax.
 
-    lm = memtx.build(config.model)                         a model; `memtx.load(workdir)` for a trained one
-    params = lm.init(key)
-    state = lm.init_state(batch)                           the memory: a pytree that you own
-    logits_BTV, state = lm(params, tokens_BT, state)
+lm = memtx.build(config.model)                         a model; `memtx.load(workdir)` for a trained one
+params = lm.init(key)
+state = lm.init_state(batch)                           the memory: a pytree that you own
+logits_BTV, state = lm(params, tokens_BT, state)
 
-    memtx.train(config, workdir)                           what `memtx train` does
-    memtx.generate(lm, params, tokenizer, prompt)          what `memtx generate` does
+memtx.train(config, workdir)                           what `memtx train` does
+memtx.generate(lm, params, tokenizer, prompt)          what `memtx generate` does
 """
 
 from memtx.config import Config, configure, get_config, load_config

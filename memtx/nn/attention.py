@@ -90,10 +90,7 @@ def attend(q_BTNH: Array, sources: list[Source], seg: Segment, dims: Dims) -> Ar
         for score in scores:
             ends.append(ends[-1] + score.shape[-1])
         blocks.append(
-            sum(
-                jnp.einsum("BKGTS,BKSH->BKGTH", weights[..., a:b], v)
-                for a, b, v in zip(ends, ends[1:], values, strict=False)
-            )
+            sum(jnp.einsum("BKGTS,BKSH->BKGTH", weights[..., a:b], v) for a, b, v in zip(ends, ends[1:], values, strict=False))
         )
     out_BKGTH = jnp.concatenate(blocks, 3)
     return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(batch, time, num_heads, head_dim)
