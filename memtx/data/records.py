@@ -126,7 +126,7 @@ def _text_feature(name: str, features) -> str:
     for key in (*TEXT_FEATURES, *(texts if len(texts) == 1 else ())):
         if key in texts:
             return key
-    raise UserError(f"corpus {name} has no feature that is its text; it has {', '.join(features)}")
+    raise UserError(f"corpus {name} has no feature that is its text; it has {', '.join(sorted(features))}")
 
 
 def _one_line(error: Exception) -> str:

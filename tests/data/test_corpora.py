@@ -242,7 +242,7 @@ def test_a_tfds_dataset_keeps_its_own_splits(prepared, cache):
 
 @pytest.mark.parametrize(
     ("name", "features", "count", "says"),
-    [("Vague", ["question", "answer"], "40", "it has question, answer, label"), ("Few", ["text"], "3", "too few")],
+    [("Vague", ["question", "answer"], "40", "it has answer, label, question"), ("Few", ["text"], "3", "too few")],
 )
 def test_a_tfds_dataset_that_does_not_do_is_refused(prepared, cache, name, features, count, says):
     prepared(name, features, ["train"], count)
