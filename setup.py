@@ -20,7 +20,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["memtx", "memtx.*"]),
-    package_data={"memtx": ["memory/cards/*.yaml", "data/checksums.json", "py.typed"]},
+    package_data={"memtx": ["memory/cards/*.yaml", "py.typed"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12.8",
@@ -33,6 +33,7 @@ setup(
         "array-record>=0.8",
         "importlib_resources",  # tensorflow-datasets needs it and does not say so
         "tokenizers>=0.22",
+        "filelock>=3.10",
         "rich>=13",
         "tensorboardX>=2.6",
         "matplotlib>=3.9",

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+import textwrap
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ class MemtxText(tfds.core.GeneratorBasedBuilder):
         return self.dataset_info_from_configs(features=features, disable_shuffling=True)
 
     def _split_generators(self, dl_manager):
+        assert isinstance(self.builder_config, FilesConfig)
         return {split: self._generate_examples(files) for split, files in self.builder_config.files.items()}
 
     def _generate_examples(self, files):
@@ -61,7 +63,8 @@ def read(corpus: Corpus, split: str) -> Iterator[tuple[str, str]]:
     """(id, text) of each document of a TFDS split, in the order of the records."""
     builder = tfds.builder_from_directory(next(corpus.path.rglob("dataset_info.json")).parent)
     feature = _text_feature(corpus.name, builder.info.features)
-    for number, example in enumerate(builder.as_data_source(split)):
+    examples = builder.as_data_source(split)  # pyright: ignore[reportCallIssue]  (TFDS decorates its signature away)
+    for number, example in enumerate(examples):
         id = example["id"].decode() if isinstance(example.get("id"), bytes) else f"{split}/{number}"
         if text := example[feature].decode("utf-8", errors="replace"):
             yield id, text
@@ -98,12 +101,12 @@ def _prepared(argument: str, cache: Path) -> tfds.core.DatasetBuilder:
             # TFDS swaps a finished folder in, but fails if another process was first.
             with FileLock(cache / "tfds.lock"), contextlib.redirect_stdout(sys.stderr):
                 builder.download_and_prepare(file_format=FORMAT)
-        builder.as_data_source("train[:1]")
+        builder.as_data_source("train[:1]")  # pyright: ignore[reportCallIssue]
     except tfds.core.DatasetNotFoundError as error:
         check_known(name, tfds.list_builders(with_community_datasets=False), "dataset of the TFDS catalogue")
-        raise UserError(f"cannot open tfds:{argument}: {_first_line(error)}") from error
+        raise UserError(f"cannot open tfds:{argument}: {_one_line(error)}") from error
     except Exception as error:  # each dataset has its own way to fail: no network, no TensorFlow, another file format
-        raise UserError(f"cannot prepare tfds:{argument}: {_first_line(error)}") from error
+        raise UserError(f"cannot prepare tfds:{argument}: {_one_line(error)}") from error
     return builder
 
 
@@ -123,11 +126,11 @@ def _text_feature(name: str, features) -> str:
     for key in (*TEXT_FEATURES, *(texts if len(texts) == 1 else ())):
         if key in texts:
             return key
-    raise UserError(f"corpus {name} has no feature that is its text; it has {', '.join(features)}")
+    raise UserError(f"corpus {name} has no feature that is its text; it has {', '.join(sorted(features))}")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _one_line(error: Exception) -> str:
+    return textwrap.shorten(str(error), 300) or type(error).__name__
 
 
 @contextlib.contextmanager

@@ -73,8 +73,8 @@ class Stream(Iterator[Batch]):
         process_index: int = 0,
         process_count: int = 1,
     ):
-        if min(batch, segments, time) < 1:
-            raise UserError(f"a stream needs positive sizes, not batch {batch}, segments {segments}, time {time}")
+        if min(batch, segments, time) < 1 or seed < 0:
+            raise UserError(f"a stream needs positive sizes, not {batch=}, {segments=}, {time=}, {seed=}")
         if batch % process_count:
             raise UserError(f"a batch of {batch} rows does not divide by {process_count} processes; change the batch size")
         rows = batch // process_count
@@ -120,10 +120,14 @@ class Stream(Iterator[Batch]):
         """Go on from a cursor. UserError if it is of another corpus, split, tokenizer, batch, seed or shuffle."""
         for name, mine in self._identity().items():
             if state.get(name) != mine:
-                raise UserError(f"the saved data cursor has {name} {state.get(name)}, this run {mine}; keep them the same to resume")
+                raise UserError(
+                    f"the saved data cursor has {name} {state.get(name)}, this run {mine}; keep them the same to resume"
+                )
         try:
-            rows = (np.asarray(state[name], np.int64) for name in ("document", "offset"))
-            self._cursor = Cursor(*rows, int(state["epoch"]), int(state["taken"]))
+            document_B, offset_B = (
+                np.asarray(state[name], np.int64).reshape(self._cursor.offset_B.shape) for name in ("document", "offset")
+            )
+            self._cursor = Cursor(document_B, offset_B, int(state["epoch"]), int(state["taken"]))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"the saved data cursor is damaged: {error}") from error
 

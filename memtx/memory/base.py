@@ -13,7 +13,7 @@ import contextvars
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from jax import Array, lax
 State = Any  # a pytree of arrays; `()` where nothing is remembered
 
 
+@dataclass_transform(frozen_default=True)
 def pytree(cls):
     """A frozen dataclass whose fields are all pytree children."""
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))

