@@ -1,0 +1,295 @@
+"""Checkpoints: Orbax's CheckpointManager behind one class that writes them, and two functions that read.
+
+    workdir/config.json            marks the folder as a run's, and says of which config
+    workdir/checkpoints/STEP/      params, opt_state, memory (arrays), cursor, meta (JSON), and a seal over all of them
+    workdir/damaged/STEP/          steps that were found damaged on resuming
+
+Trees are saved flat, by the path of each leaf ("stacks.0.ring"), so only names, shapes and dtypes matter: `()` leaves no trace.
+What Orbax does not do is done here: a digest of everything (seal.py), and a strict check, since Orbax casts dtypes silently.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import platform
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from memtx.errors import UserError
+from memtx.training.seal import faults, write_seal
+from memtx.training.trees import mismatches, named_leaves, read_tree, spec, tree_handler
+from memtx.training.workdir import claim
+
+# Orbax logs each inner event, failures with tracebacks; those reach us as exceptions. All else that uses absl is let through.
+logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
+
+BEST = "eval/bits_per_byte"  # the lowest is kept
+JSON = "data.json"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+ARRAYS = ("params", "opt_state", "memory")
+PACKAGES = ("memtx", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+Warn = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A checkpoint: the trees that were asked for (None otherwise), the data cursor, and meta (see `Checkpointer.save`)."""
+
+    step: int
+    params: Any
+    opt_state: Any
+    memory: Any
+    cursor: dict
+    meta: dict
+
+
+class Checkpointer:
+    """Saves a run's checkpoints and resumes from them; make it before anything else writes into the workdir.
+
+    config: a dict of what JSON can say, groups nested. keep: newest steps kept, beside the best. warn: gets one line for
+    each damaged step. Raises UserError if the workdir is another run's or no run's. In a run of several processes, which
+    share the workdir, each makes one and makes the same calls.
+    """
+
+    def __init__(self, workdir: str | Path, config: Mapping, *, keep: int = 3, warn: Warn = print):
+        if keep < 1:
+            raise UserError(f"checkpoint.keep must be at least 1, not {keep}")
+        self.workdir, self.config, self.warn = Path(workdir).absolute(), _plain(config), warn
+        if jax.process_index() == 0:
+            claim(self.workdir, self.config)
+        self._folder = _folder(self.workdir)
+        self._sealing = -1
+        self._keep = _Keep(keep, {})
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            item_handlers=_handlers(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=self._keep,
+                cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+            ),
+        )
+        self._keep.scores.update({step: _score(self._folder / str(step)) for step in self._manager.all_steps()})
+
+    def save(self, step: int, *, params, opt_state, memory, cursor: Mapping, metrics: Mapping | None = None) -> None:
+        """Start saving; the arrays may be donated as soon as this returns, but numpy leaves must not be written into.
+
+        An older step is deleted only after this one is complete and sealed. meta, which is saved too, has the keys step,
+        config, versions, machine, metrics and leaves (shape and dtype by name). A step that is there already is left alone.
+        Raises UserError if the disk was full, now or when the step before this was written.
+        """
+        self.wait()
+        if step in self._manager.all_steps():
+            return
+        trees = {item: named_leaves(tree) for item, tree in zip(ARRAYS, (params, opt_state, memory), strict=True)}
+        meta = {
+            "step": step,
+            "config": self.config,
+            "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+            "machine": _machine(),
+            "metrics": dict(metrics or {}),
+            "leaves": {item: {name: spec(leaf) for name, leaf in tree.items()} for item, tree in trees.items()},
+        }
+        items = {item: ocp.args.PyTreeSave(tree) for item, tree in trees.items() if tree}
+        items |= {"cursor": ocp.args.JsonSave(_plain(cursor)), "meta": ocp.args.JsonSave(_plain(meta))}
+        self._sealing = step
+        self._keep.scores[step] = meta["metrics"].get(BEST, math.nan)
+        with self._disk_errors():
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+    def restore(self, *, params, opt_state, memory) -> Restored | None:
+        """The newest sound checkpoint on the shardings of these abstract trees, or None if nothing was ever saved.
+
+        Newer steps, all damaged, are named to `warn` and moved to workdir/damaged. Raises UserError if there are steps but
+        none is sound, or the trees do not match.
+        """
+        self.wait()
+        if not self._manager.all_steps():
+            return None
+        found = restore(self.workdir, params=params, opt_state=opt_state, memory=memory, warn=self.warn)
+        if damaged := [step for step in self._manager.all_steps() if step > found.step]:
+            if jax.process_index() == 0:
+                for step in damaged:
+                    _set_aside(self._folder / str(step), self.workdir / "damaged" / str(step))
+            multihost_utils.sync_global_devices("memtx: damaged steps are set aside")
+            self._manager.reload()
+        return found
+
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def wait(self) -> None:
+        """Until the step that is being saved is on disk. Raises UserError if the disk was full."""
+        with self._disk_errors():
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        with self._disk_errors():
+            self._manager.close()
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.close()
+
+    @contextmanager
+    def _disk_errors(self):
+        """A full disk reaches us as an OSError or in a message of tensorstore's; what was half written is deleted."""
+        try:
+            yield
+        except Exception as e:
+            if getattr(e, "errno", None) not in FULL and not any(os.strerror(code) in str(e) for code in FULL):
+                raise
+            for part in self._folder.glob(f"{self._sealing}.*"):
+                shutil.rmtree(part, ignore_errors=True)
+            raise UserError(
+                f"the disk is full: checkpoint {self._sealing} was not saved in {self._folder}; older ones are intact"
+            ) from e
+
+    def _seal(self) -> None:
+        """Called by Orbax, on process 0, after all processes have written and before any step is deleted.
+
+        Orbax 0.12 gives the folder its final name after this call, so that a step with its final name is always sealed.
+        """
+        final = self._folder / str(self._sealing)
+        write_seal(final if final.exists() else next(self._folder.glob(f"{self._sealing}.*")))
+
+
+def restore(workdir: str | Path, *, params=None, opt_state=None, memory=None, warn: Warn = print) -> Restored:
+    """The newest sound checkpoint of a run, read only. Trees of jax.ShapeDtypeStruct say what is wanted, and on which
+    shardings (the first device where they say nothing); an item left None is not read.
+
+    Damaged newer steps are named to `warn`. Raises UserError if there is no sound step, or a tree does not match.
+    """
+    folder = _folder(workdir)
+    step = folder / str(_newest_sound(folder, warn))
+    meta = _read_json(step / "meta")
+    wanted = {item: tree for item, tree in zip(ARRAYS, (params, opt_state, memory), strict=True) if tree is not None}
+    problems = [p for item, tree in wanted.items() for p in mismatches(item, tree, meta["leaves"][item])]
+    if problems:
+        raise UserError(f"checkpoint {step} does not fit this program: {'; '.join(problems)}")
+    read = {item: read_tree(step / item, tree) for item, tree in wanted.items()}
+    return Restored(
+        step=int(step.name),
+        params=read.get("params"),
+        opt_state=read.get("opt_state"),
+        memory=read.get("memory"),
+        cursor=_read_json(step / "cursor"),
+        meta=meta,
+    )
+
+
+def read_meta(workdir: str | Path) -> dict:
+    """meta of the newest step whose meta is sound (see `Checkpointer.save`), without reading arrays. Raises UserError."""
+    folder = _folder(workdir)
+    for step in reversed(_steps(folder)):
+        if not faults(folder / str(step), "meta"):
+            return _read_json(folder / str(step) / "meta")
+    raise UserError(f"no checkpoint in {folder}")
+
+
+# --- folders --------------------------------------------------------------------------------------------------------------
+
+
+def _folder(workdir: str | Path) -> Path:
+    return Path(workdir).absolute() / "checkpoints"
+
+
+def _steps(folder: Path) -> list[int]:
+    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
+
+
+def _newest_sound(folder: Path, warn: Warn) -> int:
+    """Process 0 looks and the others are told."""
+    none, unsound = -1, -2
+    found, reports = none, []
+    for step in reversed(_steps(folder)) if jax.process_index() == 0 else ():
+        wrong = faults(folder / str(step))
+        found = unsound if wrong else step
+        if not wrong:
+            break
+        reports.append(f"checkpoint {step} is damaged ({', '.join(wrong)})")
+    found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+    if found == none:
+        raise UserError(f"no checkpoint in {folder}")
+    if found == unsound:
+        raise UserError(f"no sound checkpoint in {folder}: {'; '.join(reports)}; delete the run's folder to start again")
+    for report in reports:
+        warn(f"{report}; using an older one, {found}")
+    return found
+
+
+def _set_aside(step: Path, aside: Path) -> None:
+    aside.parent.mkdir(exist_ok=True)
+    shutil.rmtree(aside, ignore_errors=True)
+    step.rename(aside)
+
+
+# --- Orbax ----------------------------------------------------------------------------------------------------------------
+
+
+def _handlers() -> dict:
+    json_handler = partial(ocp.JsonCheckpointHandler, filename=JSON)
+    return {item: tree_handler() for item in ARRAYS} | {"cursor": json_handler(), "meta": json_handler()}
+
+
+@dataclass
+class _Keep(ocp.checkpoint_managers.PreservationPolicy):
+    """The newest ones and the best. `scores` by step, lower is better, NaN for none."""
+
+    newest: int
+    scores: dict[int, float]
+
+    def should_preserve(self, checkpoints: Sequence, *, context=None) -> Sequence[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        scored = [step for step in steps if math.isfinite(self.scores.get(step, math.nan))]
+        kept = {*steps[-self.newest :], *([min(scored, key=self.scores.__getitem__)] if scored else [])}
+        return [step in kept for step in steps]
+
+
+def _score(step: Path) -> float:
+    if faults(step, "meta"):
+        return math.nan
+    return _read_json(step / "meta")["metrics"].get(BEST, math.nan)
+
+
+# --- meta -----------------------------------------------------------------------------------------------------------------
+
+
+def _plain(value: Mapping) -> dict:
+    """As JSON gives it back (tuples are lists), and no longer the caller's to change."""
+    return json.loads(json.dumps(value))
+
+
+def _read_json(item: Path) -> dict:
+    return json.loads((item / JSON).read_text())
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _machine() -> dict:
+    devices = jax.devices()
+    kinds = sorted({device.device_kind for device in devices})
+    return {"platform": platform.platform(), "devices": len(devices), "kinds": kinds, "processes": jax.process_count()}

@@ -1,0 +1,68 @@
+"""Trees as checkpoints hold them: flat, by the dotted path of each leaf ("stacks.0.ring"), a folder a leaf.
+
+Only names, shapes and dtypes are compared, so a tuple and a list, or `()` and nothing, are the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
+
+from memtx.errors import UserError
+
+
+def tree_handler() -> ocp.PyTreeCheckpointHandler:
+    return ocp.PyTreeCheckpointHandler(use_ocdbt=False)  # OCDBT would pack all leaves into shared files
+
+
+def named_leaves(tree) -> dict[str, Any]:
+    """Leaves by dotted path. Raises UserError for two of one name, and for a leaf without elements, which Orbax refuses."""
+    named = {}
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator=".") or "value"
+        if name in named or math.prod(leaf.shape) == 0:
+            why = "is the name of two leaves" if name in named else "has no elements; use () for what is empty"
+            raise UserError(f"{name!r} in a tree to checkpoint {why}")
+        named[name] = leaf
+    return named
+
+
+def spec(leaf) -> str:
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+
+
+def mismatches(item: str, tree, saved: Mapping[str, str]) -> list[str]:
+    """Every leaf that only one side has, and every one whose shape or dtype differs."""
+    specs = {name: spec(leaf) for name, leaf in named_leaves(tree).items()}
+    lacks_here = [f"{item}.{name} {saved[name]}" for name in sorted(saved.keys() - specs.keys())]
+    lacks_there = [f"{item}.{name} {specs[name]}" for name in sorted(specs.keys() - saved.keys())]
+    differs = [n for n in sorted(specs.keys() & saved.keys()) if specs[n] != saved[n]]
+    return (
+        [f"only in the checkpoint: {', '.join(lacks_here)}"] * bool(lacks_here)
+        + [f"only in the program: {', '.join(lacks_there)}"] * bool(lacks_there)
+        + [f"{item}.{n} is {specs[n]} in the program, {saved[n]} in the checkpoint" for n in differs]
+    )
+
+
+def read_tree(path: Path, tree):
+    """The arrays of one item, on the shardings of `tree`."""
+    named = named_leaves(tree)
+    if not named:
+        return tree
+    args = ocp.args.PyTreeRestore(
+        item={name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in named.items()},
+        restore_args={name: ocp.ArrayRestoreArgs(sharding=_sharding(leaf), dtype=leaf.dtype) for name, leaf in named.items()},
+    )
+    with ocp.Checkpointer(tree_handler()) as reader:
+        arrays = reader.restore(path, args=args)
+    return jax.tree.unflatten(jax.tree.structure(tree), [arrays[name] for name in named])
+
+
+def _sharding(leaf):
+    return getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
