@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -84,8 +85,9 @@ def _parse(values: flags.FlagValues, command: str, rest: list[str]) -> flags.Fla
     try:
         left = values(sys.argv)[1:]
     except (KeyError, AttributeError) as error:  # how ml_collections refuses a key
-        lines = str(error.args[0]).replace('"', "").splitlines()
-        raise UserError(f"unknown config key {lines[0]}; {' '.join(lines[1:])}") from None
+        names = re.findall(r"\w+", str(error).replace("\\n", " "))
+        near = f"; did you mean {names[names.index('mean') + 1]}?" if "mean" in names else ""
+        raise UserError(f"unknown config key {names[0]!r}{near}") from None
     except flags.IllegalFlagValueError as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
@@ -249,7 +251,15 @@ def _data(values):
 
     data = configure(values["config"].value).data if values["config"].value else Data()
     changes = {name: values[name].value for name in ("corpus", "tokenizer") if values[name].value}
-    _print_data(describe(dataclasses.replace(data, **changes)))
+    found = describe(dataclasses.replace(data, **changes))
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"{found.name}: {found.about}\nat {found.path}", markup=False)
+    table = Table(caption=f"tokens of {found.tokenizer}, a vocabulary of {found.vocab_size:,}")
+    for name in ("split", "documents", "bytes", "tokens", "longest document", "tokens in it"):
+        table.add_column(name, justify="left" if name in ("split", "longest document") else "right")
+    for s in found.splits:
+        table.add_row(s.split, *(f"{n:,}" for n in (s.documents, s.bytes, s.tokens)), s.longest, f"{s.longest_tokens:,}")
+    console.print(table)
 
 
 def _list_flags(values):
@@ -263,11 +273,12 @@ def _list(values):
     if values["format"].value == "json":
         print(json.dumps(rows, indent=2))
         return
-    table = Table(title="memories, at their default settings in the tiny model (4 layers, width 128)")
-    for name in rows[0]:
-        table.add_column(name.replace("_", " "), justify="right" if isinstance(rows[0][name], int) else "left")
+    table = Table(caption="state of one stream, at default settings in the tiny model (4 layers, width 128)")
+    for name in ("name", "site", "kind of state", "settings"):
+        table.add_column(name)
+    table.add_column("state bytes", justify="right")
     for row in rows:
-        table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in row.values()))
+        table.add_row(row["name"], row["site"], row["kind"], row["settings"], f"{row['state_bytes_per_stream']:,}")
     Console().print(table)
 
 

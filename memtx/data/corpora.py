@@ -16,10 +16,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from memtx.config import check_known
 from memtx.data import packages
 from memtx.data.cache import built, digest, root
-from memtx.errors import UserError
+from memtx.errors import UserError, check_known
 
 Documents = dict[str, Path | zipfile.Path]  # by document id
 Splits = dict[str, list[str]]  # document ids

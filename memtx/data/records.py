@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING
 import tensorflow_datasets as tfds
 from filelock import FileLock
 
-from memtx.config import check_known
 from memtx.data.cache import digest
-from memtx.errors import UserError
+from memtx.errors import UserError, check_known
 
 if TYPE_CHECKING:
     from memtx.data.corpora import Corpus

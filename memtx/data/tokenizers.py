@@ -16,10 +16,9 @@ from pathlib import Path
 import numpy as np
 import tokenizers as hf
 
-from memtx.config import check_known
 from memtx.data.cache import built, digest, root
 from memtx.data.corpora import Corpus
-from memtx.errors import UserError
+from memtx.errors import UserError, check_known
 
 SPECIALS = 8
 
