@@ -9,6 +9,7 @@ import re
 import sys
 from pathlib import Path
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
@@ -72,6 +73,7 @@ def run(argv: list[str]) -> None:
         print(HELP, end="")
         return
     define, act = COMMANDS[command]
+    jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/memtx/compiled").expanduser()))
     values = flags.FlagValues()
     define(values)
     act(_parse(values, command, rest))
