@@ -1,6 +1,6 @@
 """Checkpoints: Orbax's CheckpointManager behind one class that writes them, and two functions that read.
 
-    workdir/config.json            marks the folder as a run's, and says of which config
+    workdir/memtx_config.json      marks the folder as a run's, and says of which config
     workdir/checkpoints/STEP/      params, opt_state, memory (arrays), cursor, meta (JSON), and a seal over all of them
     workdir/damaged/STEP/          steps that were found damaged on resuming
 
@@ -103,7 +103,7 @@ class Checkpointer:
             "config": self.config,
             "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
             "machine": _machine(),
-            "metrics": dict(metrics or {}),
+            "metrics": {name: float(value) for name, value in (metrics or {}).items()},
             "leaves": {item: {name: spec(leaf) for name, leaf in tree.items()} for item, tree in trees.items()},
         }
         items = {item: ocp.args.PyTreeSave(tree) for item, tree in trees.items() if tree}
