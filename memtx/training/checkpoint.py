@@ -1,6 +1,6 @@
 """Checkpoints: Orbax's CheckpointManager behind one class that writes them, and two functions that read.
 
-    workdir/memtx_config.json      marks the folder as a run's, and says of which config
+    workdir/config.json            marks the folder as a run's, and says of which config
     workdir/checkpoints/STEP/      params, opt_state, memory (arrays), cursor, meta (JSON), and a seal over all of them
     workdir/damaged/STEP/          steps that were found damaged on resuming
 

@@ -1,4 +1,4 @@
-"""A run's folder: marked by memtx_config.json, and refused to another run."""
+"""A run's folder: marked by config.json, and refused to another run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def claim(workdir: Path, config: Mapping) -> None:
 
     Raises UserError if it holds something else, or the run of a config that differs in more than FREE.
     """
-    path = workdir / "memtx_config.json"
+    path = workdir / "config.json"
     if path.exists():
         _check_same(config, _read(path), workdir)
     elif workdir.exists() and (not workdir.is_dir() or any(p != _part(path) for p in workdir.iterdir())):

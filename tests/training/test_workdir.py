@@ -37,5 +37,5 @@ def test_a_workdir_that_cannot_be_written_is_one_line(tmp_path):
 
 
 def test_a_start_cut_off_before_the_config_was_written_is_no_obstacle(tmp_path):
-    (tmp_path / "memtx_config.json.part").write_text("{")
+    (tmp_path / "config.json.part").write_text("{")
     assert resume(tmp_path) is None
