@@ -103,7 +103,7 @@ class Checkpointer:
             "config": self.config,
             "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
             "machine": _machine(),
-            "metrics": dict(metrics or {}),
+            "metrics": {name: float(value) for name, value in (metrics or {}).items()},
             "leaves": {item: {name: spec(leaf) for name, leaf in tree.items()} for item, tree in trees.items()},
         }
         items = {item: ocp.args.PyTreeSave(tree) for item, tree in trees.items() if tree}

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import SupportsFloat
 
 import jax
 from rich.console import Console
@@ -30,14 +31,17 @@ class Metrics:
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
-        path = Path(workdir) / "metrics.jsonl"
+        workdir = Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        path = workdir / "metrics.jsonl"
         _keep_until(path, self._written)
         self._file = path.open("ab", buffering=0)  # a line is the system's as soon as it is written: SIGKILL loses none
-        self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=self._written + 1)
+        first = self._written + 1  # in the name too: a file of the same second would be overwritten
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first, filename_suffix=f".{first}")
         self._console = console or Console(highlight=False, soft_wrap=True)
         self._bar = _bar(self._console, steps, self._start) if self._console.is_terminal else None
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Note the values of a step. What is not finite becomes null, since JSON has no NaN.
 
         The console shows loss, tokens/s and time left of values that have "train/loss", and all of the others by name. Steps
@@ -102,13 +106,13 @@ def _step(line: str) -> float:
         return math.inf
 
 
-def _number(value) -> float | int | None:
+def _number(value: SupportsFloat) -> float | int | None:
     number = value if isinstance(value, int) else float(value)
     return number if math.isfinite(number) else None
 
 
 def _short(value: float | int | None) -> str:
-    return "nan" if value is None else str(value) if isinstance(value, int) else f"{value:.4f}"
+    return "not finite" if value is None else str(value) if isinstance(value, int) else f"{value:.4f}"
 
 
 def _clock(seconds: float) -> str:

@@ -21,9 +21,12 @@ def claim(workdir: Path, config: Mapping) -> None:
     if path.exists():
         _check_same(config, _read(path), workdir)
     elif workdir.exists() and (not workdir.is_dir() or any(p != _part(path) for p in workdir.iterdir())):
-        raise UserError(f"{workdir} holds something that is not a memtx run (no config.json); choose another workdir")
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(config, indent=2) + "\n")
+        raise UserError(f"{workdir} holds something that is not a memtx run (no {path.name}); choose another workdir")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(config, indent=2) + "\n")
+    except OSError as e:
+        raise UserError(f"cannot write in {workdir}: {e.strerror}") from e
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -1,0 +1,41 @@
+"""No run is overwritten by accident."""
+
+import pytest
+
+from memtx.errors import UserError
+from memtx.training.checkpoint import Checkpointer
+from tests.training.runs import CONFIG, resume, same
+
+
+def test_another_config_is_refused(saved):
+    other = CONFIG | {"model": {"width": 256, "stacks": ()}, "extra": 1}
+    with pytest.raises(UserError) as error:
+        resume(saved, other)
+    assert "model.width: 256 here, 128 in the checkpoint" in str(error.value)
+    assert "model.stacks" in str(error.value)
+    assert "extra: 1 here, absent in the checkpoint" in str(error.value)
+
+
+def test_steps_and_evaluation_may_change(saved):
+    longer = CONFIG | {"train": {"steps": 99, "batch": 8}, "eval": {"every": 1}, "mesh": {"data": 2}, "checkpoint": {"keep": 9}}
+    same(resume(saved, longer), 2)
+    with pytest.raises(UserError, match=r"train\.batch"):
+        resume(saved, CONFIG | {"train": {"steps": 10, "batch": 4}})
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match="not a memtx run"):
+        Checkpointer(tmp_path, CONFIG)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_workdir_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write in .*Not a directory"):
+        Checkpointer(tmp_path / "file" / "run", CONFIG)
+
+
+def test_a_start_cut_off_before_the_config_was_written_is_no_obstacle(tmp_path):
+    (tmp_path / "config.json.part").write_text("{")
+    assert resume(tmp_path) is None
