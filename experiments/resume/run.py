@@ -2,7 +2,7 @@
 
     python experiments/resume/run.py --kills=10 --signal=KILL
 
-Trains once undisturbed, then once more while killing the process at random moments and giving the same command again. The
+Trains twice undisturbed, then once more while killing the process at random moments and giving the same command again. The
 metrics (all but tokens per second) and every bit of the final parameters must be the same. Exit status 1 if they are not.
 """
 
@@ -88,7 +88,10 @@ def main():
     parser.add_argument("override", nargs="*", help="--config.KEY=VALUE, after --")
     args = parser.parse_args()
     root = args.workdir or Path(tempfile.mkdtemp(prefix="memtx-resume-"))
+    undisturbed(args, root / "first")  # compiles; and shows that two runs are alike
     seconds = undisturbed(args, root / "undisturbed")
+    if wrong := differences(root / "first", root / "undisturbed"):
+        raise SystemExit(f"two undisturbed runs differ already: {', '.join(wrong)}")
     print(f"undisturbed: {seconds:.1f} s, {len(metrics(root / 'undisturbed'))} lines of metrics", flush=True)
     runs = killed(args, root / f"killed-{args.signal}", args.seconds or seconds / 3)
     wrong = differences(root / "undisturbed", root / f"killed-{args.signal}")

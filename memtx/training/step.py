@@ -91,7 +91,7 @@ def make_step(lm: LM, tx: optax.GradientTransformation, config: Config):
         compute = gradient if parts == 1 else accumulated
         grads, (memory, nll) = compute(params, memory, batch, tokens, step_key)
         updates, opt_state = tx.update(grads, opt_state, params)
-        metrics = {"loss": nll, "grad_norm": optax.global_norm(grads), "tokens": tokens}
+        metrics = {"loss": nll, "grad_norm": optax.tree.norm(grads), "tokens": tokens}
         return optax.apply_updates(params, updates), opt_state, memory, metrics
 
     return step

@@ -1,0 +1,131 @@
+"""The command line works from a shell, and every mistake ends with one line and status 2."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from memtx import cli
+from memtx.memory import MEMORIES
+from tests.runs import write_texts
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def from_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def fails(capsys, *argv: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(argv))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("memtx: ")
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["tarin"], "did you mean train"),
+        (["train"], "--config is missing"),
+        (["train", "--config=configs/lm.py"], "--workdir is missing"),
+        (["train", "--config=configs/none.py", "--workdir=W"], "no config file"),
+        (["train", "--config=configs/lm.py:memory=nothing", "--workdir=W"], "known: full"),
+        (["train", "--config=configs/lm.py:memory=fulll", "--workdir=W"], "did you mean full"),
+        (["train", "--config=configs/lm.py:size=huge", "--workdir=W"], "known: 1b, base"),
+        (["train", "--config=configs/lm.py", "--config.train.stepz=1", "--workdir=W"], "did you mean steps"),
+        (["train", "--config=configs/lm.py", "--config.trian.steps=1", "--workdir=W"], "did you mean train"),
+        (["train", "--config=configs/lm.py", "--config.train.steps=x", "--workdir=W"], "invalid literal"),
+        (["train", "--config=configs/lm.py", "--config.model.num_heads=3", "--workdir=W"], "does not divide"),
+        (["train", "--config=configs/lm.py:data=boks", "--workdir=W"], "did you mean books"),
+        (["train", "--config=configs/lm.py:data=textdir:/none", "--workdir=W"], "not a folder"),
+        (["train", "--config=configs/lm.py", "--config.mesh.model=3", "--workdir=W"], "mesh.model"),
+        (["train", "--config=configs/lm.py", "--confg=1", "--workdir=W"], "Unknown command line flag"),
+        (["train", "configs/lm.py"], "unexpected argument"),
+        (["eval", "--workdir=W"], "not the workdir of a run"),
+        (["eval", "--workdir=W", "--split=tset"], "split"),
+        (["generate", "--workdir=W"], "not the workdir of a run"),
+        (["generate", "--workdir=W", "--temperature=-1"], "temperature must be"),
+        (["generate", "--workdir=W", "--max_tokens=0"], "max_tokens"),
+        (["data", "--corpus=pycodes"], "did you mean pycode"),
+        (["data", "--corpus=pycode", "--tokenizer=words"], "unknown tokenizer"),
+    ],
+)
+def test_mistakes_end_with_one_line_and_leave_nothing_behind(argv, message, capsys, tmp_path):
+    workdir = tmp_path / "run"
+    assert message in fails(capsys, *(arg.replace("=W", f"={workdir}") for arg in argv))
+    assert not workdir.exists()
+
+
+def test_a_folder_with_other_things_is_not_overwritten(capsys, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    texts = write_texts(tmp_path / "texts")
+    error = fails(
+        capsys,
+        "train",
+        f"--config=configs/lm.py:data=textdir:{texts}",
+        f"--config.data.cache={tmp_path / 'c'}",
+        f"--workdir={tmp_path}",
+    )
+    assert "choose another workdir" in error
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_help_names_every_command(capsys):
+    cli.main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(f"memtx {command}" in shown for command in cli.COMMANDS)
+    cli.main(["train", "--help"])
+    assert capsys.readouterr().out == shown
+
+
+def test_list_names_every_memory(capsys):
+    cli.main(["list", "--format=json"])
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == list(MEMORIES)
+    assert all(row["state_bytes_per_stream"] > 0 for row in rows)
+    cli.main(["list"])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in MEMORIES)
+
+
+def test_train_eval_and_generate_from_a_shell(tmp_path):
+    texts, workdir = write_texts(tmp_path / "texts"), tmp_path / "run"
+
+    def memtx(*argv):
+        out = subprocess.run([sys.executable, "-m", "memtx.cli", *argv], capture_output=True, text=True, check=False, cwd=ROOT)
+        assert out.returncode == 0, out.stderr
+        return out.stdout
+
+    shown = memtx(
+        "train",
+        f"--config=configs/lm.py:memory=window,data=textdir:{texts}",
+        f"--workdir={workdir}",
+        f"--config.data.cache={tmp_path / 'cache'}",
+        "--config.model.width=16",
+        "--config.model.ff_dim=32",
+        "--config.model.stacks=((('window',),1),)",
+        "--config.data.segment=16",
+        "--config.train.steps=3",
+        "--config.train.batch=2",
+        "--config.eval.batch=2",
+        "--config.eval.segments=3",
+        "--config.eval.sample_tokens=5",
+    )
+    assert "wiped every segment" in shown
+    assert "sample" in shown
+    assert {"config.json", "metrics.jsonl", "checkpoints", "tensorboard", "tokenizer.json", "loss_by_position.png"} <= {
+        path.name for path in workdir.iterdir()
+    }
+    evaluation = json.loads(memtx("eval", f"--workdir={workdir}", "--split=test", "--segments=2", "--format=json"))
+    assert evaluation["step"] == 3
+    assert evaluation["eval/bits_per_byte"] > 0
+    text = memtx("generate", f"--workdir={workdir}", "--prompt=The", "--max_tokens=4", "--temperature=0")
+    assert text.startswith("The")
+    assert text == memtx("generate", f"--workdir={workdir}", "--prompt=The", "--max_tokens=4", "--temperature=0")

@@ -1,0 +1,209 @@
+"""A run can be stopped anywhere and goes on as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memtx.config import to_json
+from memtx.data.corpora import corpus
+from memtx.data.streams import Stream
+from memtx.data.tokenizers import tokenizer
+from memtx.data.tokens import tokenize
+from memtx.errors import UserError
+from memtx.loading import load
+from memtx.models.lm import build
+from memtx.training.loop import Run, train, train_stream
+from memtx.training.optim import optimizer
+from memtx.training.sharding import Layout
+from tests.runs import tiny
+
+
+def lines(workdir) -> list[dict]:
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "train/tokens_per_s"} for row in rows]
+
+
+def bits(workdir):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(load(workdir).params)]
+
+
+@pytest.fixture(scope="module")
+def whole(root, tmp_path_factory):
+    """A run of six steps that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    return workdir, train(tiny(root, "xl"), workdir, say=lambda _: None)
+
+
+def test_a_run_writes_metrics_of_every_step_and_evaluates_with_memory_carried_and_wiped(whole):
+    workdir, trained = whole
+    assert (trained.step, trained.finished) == (6, True)
+    rows = lines(workdir)
+    assert [row["step"] for row in rows if "train/loss" in row] == [1, 2, 3, 4, 5, 6]
+    evaluations = [row for row in rows if "eval/bits_per_byte" in row]
+    assert [row["step"] for row in evaluations] == [3, 6]
+    assert evaluations[-1]["eval/bits_per_byte_wiped"] == trained.evaluation.wiped.bits_per_byte
+    assert evaluations[0]["eval/bits_per_byte"] != evaluations[0]["eval/bits_per_byte_wiped"]
+
+
+def test_the_same_config_gives_the_same_bits(whole, root, tmp_path):
+    workdir, _ = whole
+    train(tiny(root, "xl"), tmp_path / "again", say=lambda _: None)
+    assert lines(tmp_path / "again") == lines(workdir)
+    assert bits(tmp_path / "again") == bits(workdir)
+    train(tiny(root, "xl", seed=1), tmp_path / "other", say=lambda _: None)
+    assert bits(tmp_path / "other") != bits(workdir)
+
+
+def test_a_finished_run_is_not_trained_further(whole, root):
+    workdir, trained = whole
+    before = (lines(workdir), bits(workdir))
+    again = train(tiny(root, "xl"), workdir, say=lambda _: None)
+    assert again.finished
+    assert again.evaluation.carried.bits_per_byte == trained.evaluation.carried.bits_per_byte
+    assert (lines(workdir), bits(workdir)) == before
+
+
+def test_a_run_told_to_stop_saves_and_goes_on_bit_identically(whole, root, tmp_path):
+    workdir, _ = whole
+    stops = [run_until_next_line(tiny(root, "xl"), tmp_path / "run").step]
+    while stops[-1] < 6:
+        stops.append(run_until_next_line(tiny(root, "xl"), tmp_path / "run").step)
+    assert len(stops) > 1
+    assert lines(tmp_path / "run") == lines(workdir)
+    assert bits(tmp_path / "run") == bits(workdir)
+
+
+def run_until_next_line(config, workdir):
+    """Train until the run has written one more line of metrics, then send it SIGTERM."""
+    done = threading.Event()
+    watcher = threading.Thread(target=stop_after_next_line, args=(workdir / "metrics.jsonl", done))
+    watcher.start()
+    trained = train(config, workdir, say=lambda _: None)
+    done.set()
+    watcher.join()
+    return trained
+
+
+def stop_after_next_line(path, done: threading.Event) -> None:
+    size = path.stat().st_size if path.exists() else 0
+    while not done.is_set():
+        if path.exists() and path.stat().st_size > size:
+            return os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.002)
+
+
+def test_a_run_killed_outright_goes_on_bit_identically(whole, root, tmp_path):
+    workdir, _ = whole
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(to_json(tiny(root, "xl"))))
+    program = (
+        "import json, os, sys, memtx, memtx.training.metrics as m\n"
+        "write = m.Metrics.write\n"
+        "def killed(self, step, values):\n"
+        "    write(self, step, values)\n"
+        "    if step == 5: os.kill(os.getpid(), 9)\n"
+        "m.Metrics.write = killed\n"
+        "memtx.train(json.load(open(sys.argv[1])), sys.argv[2])\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, str(config), str(tmp_path / "run")], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert lines(tmp_path / "run")[-1]["step"] == 5
+    train(json.loads(config.read_text()), tmp_path / "run", say=lambda _: None)
+    assert lines(tmp_path / "run") == lines(workdir)
+    assert bits(tmp_path / "run") == bits(workdir)
+
+
+def test_forgetting_the_memory_on_resume_would_be_noticed(whole, root, tmp_path, monkeypatch):
+    """The negative control of the tests above: without the restored memory the bits differ."""
+    workdir, _ = whole
+    config = tiny(root, "xl")
+    assert run_until_next_line(config, tmp_path / "run").step < 6
+    loop = Run.loop
+
+    def forgetful(self, state, *rest):
+        params, opt_state, memory = state
+        return loop(self, (params, opt_state, jax.tree.map(jnp.zeros_like, memory)), *rest)
+
+    monkeypatch.setattr(Run, "loop", forgetful)
+    train(config, tmp_path / "run", say=lambda _: None)
+    assert bits(tmp_path / "run") != bits(workdir)
+
+
+def test_another_config_is_refused_and_more_steps_are_not(whole, root):
+    workdir, _ = whole
+    with pytest.raises(UserError, match="optim.lr: 0.5 here, 0.01 in the checkpoint"):
+        train(tiny(root, "xl", optim={"lr": 0.5}), workdir)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(root, tmp_path):
+    config = tiny(root, optim={"lr": 1e30, "warmup": 0, "clip": 0.0})
+    with pytest.raises(UserError, match=r"loss of step \d is (nan|inf)"):
+        train(config, tmp_path / "run", say=lambda _: None)
+
+
+def pieces(config):
+    text = corpus(config.data.corpus, config.data.cache)
+    tok = tokenizer(config.data.tokenizer, text, config.data.cache)
+    lm = build(config.model, vocab_size=tok.vocab_size)
+    layout = Layout(config.mesh)
+    run = Run(config, lm, optimizer(config.optim, config.train.steps, lm), layout)
+    return run, train_stream(tokenize(text, tok, "train", config.data.cache), config)
+
+
+def test_steps_do_not_recompile(root):
+    run, stream = pieces(tiny(root))
+    state = run.init()
+    for step in range(5):
+        *state, _ = run.step(*state, run.layout.place(next(stream)), np.int32(step), run.key)
+    assert run.step._cache_size() == 1
+
+
+def test_state_is_donated(root):
+    run, stream = pieces(tiny(root))
+    state = run.init()
+    leaves = jax.tree.leaves(state)
+    run.step(*state, run.layout.place(next(stream)), np.int32(0), run.key)
+    assert all(leaf.is_deleted() for leaf in leaves)
+
+
+@pytest.mark.parametrize("memory", ["window", "xl"])
+def test_accumulation_gives_the_same_step(root, memory):
+    results = []
+    for parts in (1, 2):
+        run, stream = pieces(tiny(root, memory, train={"accumulate": parts}))
+        _, *rest = run.step(*run.init(), run.layout.place(next(stream)), np.int32(0), run.key)
+        results.append(rest)  # the optimiser's moments are the gradient and its square
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_dropout_is_random_by_step_and_the_same_again(root):
+    losses = []
+    for _ in range(2):
+        run, stream = pieces(tiny(root, model={"dropout": 0.5}, optim={"lr": 0.0}))
+        state, batch = run.init(), next(stream)
+        found = []
+        for step in range(2):
+            *state, metrics = run.step(*state, run.layout.place(batch), np.int32(step), run.key)
+            found.append(float(metrics["loss"]))
+        losses.append(found)
+    assert losses[0] == losses[1]
+    assert losses[0][0] != losses[0][1]
+
+
+def test_every_process_reads_its_own_rows(root):
+    config = tiny(root)
+    text = corpus(config.data.corpus, config.data.cache)
+    tokens = tokenize(text, tokenizer("bytes", text, config.data.cache), "train", config.data.cache)
+    whole = next(Stream(tokens, batch=4, segments=1, time=8))
+    parts = [next(Stream(tokens, batch=4, segments=1, time=8, process_index=i, process_count=2)) for i in (0, 1)]
+    np.testing.assert_array_equal(whole.token_BPT, np.concatenate([p.token_BPT for p in parts]))

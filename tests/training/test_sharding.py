@@ -1,0 +1,110 @@
+"""A run on eight devices is the run on one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from memtx.config import Mesh, configure, to_json
+from memtx.errors import UserError
+from memtx.memory.base import batch_axes
+from memtx.models.lm import build
+from memtx.training.optim import optimizer
+from memtx.training.sharding import Layout
+from tests.runs import tiny
+
+MESHES = {"data": {"data": 8}, "model": {"data": 4, "model": 2}, "fsdp": {"data": 8, "fsdp": True}}
+
+PROGRAM = """
+import jax, json, sys
+jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
+import numpy as np
+from memtx.config import configure
+from tests.training.test_loop import pieces
+for values in json.loads(sys.stdin.read()):
+    run, stream = pieces(configure(values))
+    state, losses = run.init(), []
+    for step in range(4):
+        *state, metrics = run.step(*state, run.layout.place(next(stream)), np.int32(step), run.key)
+        losses.append(float(metrics["loss"]))
+    shares = [
+        sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree)) / sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+        for tree in state
+    ]
+    print(json.dumps({"losses": losses, "shares": shares}))
+"""
+
+
+def run(devices: int, configs: list) -> list[dict]:
+    out = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(devices)],
+        input=json.dumps([to_json(config) for config in configs]),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir)},
+    )
+    assert out.returncode == 0, out.stderr
+    return [json.loads(line) for line in out.stdout.splitlines() if line.startswith("{")]
+
+
+@pytest.mark.parametrize(("memory", "meshes"), [("window", ["data", "model", "fsdp"]), ("xl", ["model"])])
+def test_every_mesh_gives_the_losses_of_one_device(root, memory, meshes):
+    values = {"train": {"batch": 8}, "model": {"width": 32, "num_heads": 4, "ff_dim": 64}}
+    alone = run(1, [tiny(root, memory, **values)])[0]
+    assert alone["shares"] == [1, 1, 1]
+    results = dict(zip(meshes, run(8, [tiny(root, memory, **values, mesh=MESHES[name]) for name in meshes]), strict=True))
+    for name, result in results.items():
+        np.testing.assert_allclose(result["losses"], alone["losses"], rtol=1e-5)
+        params, opt_state, memory_share = result["shares"]
+        assert memory_share == pytest.approx(1 / (4 if name == "model" else 8))
+        assert opt_state == pytest.approx(params, abs=0.01)
+        low, high = {"data": (1, 1), "model": (0.5, 0.6), "fsdp": (0.125, 0.9)}[name]
+        assert low <= params <= high
+
+
+def layout(data: int, model: int, *, fsdp: bool = False):
+    """A Layout over a mesh of abstract devices: specs need no real ones."""
+    made = object.__new__(Layout)
+    made.fsdp = fsdp
+    made.mesh = jax.sharding.AbstractMesh((data, model), ("data", "model"))
+    made.whole = jax.sharding.NamedSharding(made.mesh, jax.sharding.PartitionSpec())
+    return made
+
+
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_optimiser_state_is_sharded_like_its_parameters(fsdp):
+    config = configure({"model": {"vocab_size": 64, "width": 64, "num_heads": 4}})
+    lm = build(config.model)
+    tx = optimizer(config.optim, 10, lm)
+    where = layout(4, 2, fsdp=fsdp)
+    params = where.params(lm.abstract_params)
+    adam = next(
+        s
+        for s in jax.tree.leaves(where.opt_state(tx, lm.abstract_params), is_leaf=lambda s: hasattr(s, "mu"))
+        if hasattr(s, "mu")
+    )
+    assert jax.tree.leaves(adam.mu) == jax.tree.leaves(params)
+    assert jax.tree.leaves(adam.nu) == jax.tree.leaves(params)
+    assert len(set(jax.tree.leaves(params))) > 2
+
+
+def test_memory_is_sharded_along_its_batch_axis():
+    lm = build(configure({"model": {"vocab_size": 64}}).model)
+    where = layout(4, 2)
+    for axis, sharding in zip(*map(jax.tree.leaves, (batch_axes(lm.init_state), where.state(lm.init_state))), strict=True):
+        assert tuple(sharding.spec)[axis] == "data"
+
+
+def test_a_mesh_that_the_devices_do_not_make_is_refused():
+    count = jax.device_count()
+    with pytest.raises(UserError, match=f"does not make the {count} device"):
+        Layout(Mesh(data=3, model=5))
+    with pytest.raises(UserError, match=r"train.batch=6 is not divisible by the 4 devices"):
+        layout(4, 2).check_batch("train.batch", 6)
