@@ -42,6 +42,8 @@ class Full(nnx.Module):
     class Config:
         capacity: int = 2048  # tokens that a query sees, itself included
 
+    tiny = (Config(capacity=7),)
+
     def __init__(self, config: Config, dims: Dims, key: Array):
         self.config, self.dims = config, dims
 

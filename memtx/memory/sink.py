@@ -41,6 +41,8 @@ class Sink(nnx.Module):
         window: int = 256
         sinks: int = 4
 
+    tiny = (Config(window=4, sinks=2),)
+
     def __init__(self, config: Config, dims: Dims, key: Array):
         self.config, self.dims = config, dims
 

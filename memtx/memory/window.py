@@ -75,6 +75,8 @@ class Window(nnx.Module):
     class Config:
         window: int = 256  # tokens that a query sees, itself included
 
+    tiny = (Config(window=5),)
+
     def __init__(self, config: Config, dims: Dims, key: Array):
         self.config, self.dims = config, dims
 

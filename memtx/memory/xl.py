@@ -54,6 +54,8 @@ class TransformerXL(nnx.Module):
         memory: int = 128  # hidden states kept
         position: str = "relative"  # relative (the paper's) | rope
 
+    tiny = (Config(segment=4, memory=6), Config(segment=4, memory=6, position="rope"))
+
     def __init__(self, config: Config, dims: Dims, key: Array):
         if config.position not in ("relative", "rope"):
             raise UserError(f"memory.xl.position must be relative or rope, not {config.position!r}")

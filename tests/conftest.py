@@ -1,0 +1,48 @@
+"""Options of the test suite, and which mechanisms the contract tests run over.
+
+    pytest                                             one device
+    pytest --devices=8                                 eight host devices; what carries a batch is sharded over them
+    pytest tests/test_memory_contract.py --memory=my_memory.py:MyMemory      the contract, on a mechanism of your own
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compiling is most of the time of the suite: this compiles six times as fast, to slower code. XLA_FLAGS= tests the usual code.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--devices", type=int, default=1, help="host devices: 1, 2, 4 or 8")
+    parser.addoption("--memory", default="", help="path/to/file.py:ClassName, a mechanism to test instead of MEMORIES")
+
+
+def pytest_configure(config):
+    import jax
+
+    devices = config.getoption("devices")
+    if devices not in (1, 2, 4, 8):
+        raise pytest.UsageError(f"--devices must be 1, 2, 4 or 8, not {devices}")
+    jax.config.update("jax_num_cpu_devices", devices)
+    # Compilation is most of the suite's time, so what was compiled once is kept for the next run.
+    cache = Path(tempfile.gettempdir()) / f"memtx-tests-{os.getuid()}"
+    jax.config.update("jax_compilation_cache_dir", os.environ.get("MEMTX_TEST_CACHE", str(cache)))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def pytest_generate_tests(metafunc):
+    """`case`: each mechanism at each of its tiny settings. `golden`: each golden of those mechanisms."""
+    from tests import contract
+    from tests.golden.make import GOLDENS
+
+    given = metafunc.config.getoption("memory")
+    if "case" in metafunc.fixturenames:
+        cases = contract.cases(given)
+        metafunc.parametrize("case", cases, ids=[case.id for case in cases])
+    if "golden" in metafunc.fixturenames:
+        metafunc.parametrize("golden", [] if given else list(GOLDENS))
