@@ -1,8 +1,8 @@
 """Options of the test suite, and which mechanisms the contract tests run over.
 
-pytest                                             one device
-pytest --devices=8                                 eight host devices; what carries a batch is sharded over them
-pytest tests/test_memory_contract.py --memory=my_memory.py:MyMemory      the contract, on a mechanism of your own
+    pytest                                             one device
+    pytest --devices=8                                 eight host devices; what carries a batch is sharded over them
+    pytest tests/test_memory_contract.py --memory=my_memory.py:MyMemory      the contract, on a mechanism of your own
 """
 
 import os
@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compiling is most of the time of the suite: this compiles six times as fast, to slower code. XLA_FLAGS= tests the usual code.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 
 def pytest_addoption(parser):
@@ -31,6 +33,19 @@ def pytest_configure(config):
     jax.config.update("jax_compilation_cache_dir", os.environ.get("MEMTX_TEST_CACHE", str(cache)))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def pytest_generate_tests(metafunc):
+    """`case`: each mechanism at each of its tiny settings. `golden`: each golden of those mechanisms."""
+    from tests import contract
+    from tests.golden.make import GOLDENS
+
+    given = metafunc.config.getoption("memory")
+    if "case" in metafunc.fixturenames:
+        cases = contract.cases(given)
+        metafunc.parametrize("case", cases, ids=[case.id for case in cases])
+    if "golden" in metafunc.fixturenames:
+        metafunc.parametrize("golden", [] if given else list(GOLDENS))
 
 
 @pytest.fixture(scope="session")

@@ -96,11 +96,18 @@ class Dims:
 
 
 class Memory(Protocol):
-    """A mechanism: a Layer class that MEMORIES lists. `Config` is a frozen dataclass; `site` says what x is."""
+    """A mechanism: a Layer class that MEMORIES lists, built as `cls(config, dims, key)`.
+
+    site    what x is: "attention" or "residual"
+    kind    what it remembers in: "ring of ...", "bank of ..." (entries with validity), or "fixed ..." (a value, always valid)
+    Config  its settings, a frozen dataclass
+    tiny    settings for the contract tests: so small that 16 tokens fill every ring and cross every boundary of its own
+    """
 
     site: ClassVar[str]
     kind: ClassVar[str]
     Config: ClassVar[type]
+    tiny: ClassVar[tuple]
 
 
 # --- what is done to any state --------------------------------------------------------------------------------------------

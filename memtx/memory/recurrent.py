@@ -41,6 +41,8 @@ class Recurrent(nnx.Module):
     class Config:
         hidden: int = 0  # 0: the model's width
 
+    tiny = (Config(hidden=6),)
+
     def __init__(self, config: Config, dims: Dims, key: Array):
         x, h, out = jax.random.split(key, 3)
         self.hidden = config.hidden or dims.width

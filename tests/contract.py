@@ -1,0 +1,183 @@
+"""What the contract tests are written with: a Case is one mechanism at tiny settings, its call compiled once per shape.
+
+B stream, T time, N query heads, K kv heads, H head dim, D model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from memtx.memory import MEMORIES
+from memtx.memory.base import Dims, Segment, batch_axes, reset, segment
+
+BATCH = 4
+DIMS = Dims(width=8, num_heads=4, num_kv_heads=2, head_dim=4, position="rope")
+
+
+# --- placement on the devices that --devices asks for -----------------------------------------------------------------------
+
+
+@functools.cache
+def mesh(data: int = 0):
+    """All devices as ('data', 'model'); None where there is only one."""
+    devices = jax.device_count()
+    data = data or min(devices, BATCH)
+    return None if devices == 1 else jax.make_mesh((data, devices // data), ("data", "model"), (AxisType.Auto,) * 2)
+
+
+def place(tree, axes=0, on=None):
+    """`tree` with its batch axes (a tree of ints, or one for all leaves; -1: none) sharded over `data`."""
+    on = on or mesh()
+    if on is None:
+        return jax.tree.map(jnp.asarray, tree)
+
+    def leaf(a, axis):
+        spec = PartitionSpec(*[None] * axis, "data") if axis >= 0 else PartitionSpec()
+        return jax.device_put(a, NamedSharding(on, spec))
+
+    return jax.tree.map(leaf, tree, axes if not isinstance(axes, int) else jax.tree.map(lambda _: axes, tree))
+
+
+# --- a mechanism under test -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    cls: type
+    config: object
+    dims: Dims = DIMS
+    label: str = ""
+
+    @property
+    def id(self) -> str:
+        return self.name + self.label
+
+    @cached_property
+    def layer(self):
+        return self.cls(self.config, self.dims, jax.random.key(0))
+
+    @cached_property
+    def params(self):
+        return place(nnx.to_pure_dict(nnx.state(self.layer)), -1)
+
+    @cached_property
+    def axes(self):
+        return batch_axes(self.layer.init_state)
+
+    def init_state(self):
+        return place(self.layer.init_state(BATCH), self.axes)
+
+    def apply(self, params, x, state, seg: Segment):
+        """The call as a model makes it: reset, then the layer."""
+        graph, abstract = nnx.split(self.layer)
+        nnx.replace_by_pure_dict(abstract, params)
+        layer = nnx.merge(graph, abstract)
+        return layer(x, reset(layer, state, seg.reset_B), seg)
+
+    @cached_property
+    def jitted(self):
+        return jax.jit(self.apply)
+
+    def call(self, x, state, seg: Segment):
+        return self.jitted(self.params, place(x), state, place(seg))
+
+    def x(self, seed: int, time: int = 16, dtype=jnp.float32):
+        """Random input of the mechanism's site, a pytree of [B, T, ...]."""
+        rng = np.random.default_rng(seed)
+        if self.cls.site == "attention":
+            heads = (self.dims.num_heads, self.dims.num_kv_heads, self.dims.num_kv_heads)
+            return tuple(jnp.asarray(rng.normal(size=(BATCH, time, n, self.dims.head_dim)), dtype) for n in heads)
+        return jnp.asarray(rng.normal(size=(BATCH, time, self.dims.width)), dtype)
+
+    def run(self, x, cuts, state=None, start: int = 0, between=lambda state: state):
+        """Feed x[:, start:] in calls of `cuts` tokens -> (y of all calls, final state). `between` tampers with the state."""
+        state, outs = self.init_state() if state is None else state, []
+        for time in cuts:
+            y, state = self.call(cut(x, start, time), between(state), at(start, time))
+            outs.append(np.asarray(y))
+            start += time
+        return np.concatenate(outs, 1), state
+
+    def warm(self, time: int = 7):
+        """A state in use, rows out of step with each other."""
+        return self.call(self.x(99, time), self.init_state(), at(0, time, [7, 4, 6, 5]))[1]
+
+
+@functools.cache
+def cases(given: str = "") -> tuple[Case, ...]:
+    """Every entry of MEMORIES, or the class that `path/to/file.py:ClassName` names, at each of its tiny settings."""
+    memories = {"given": load(given)} if given else MEMORIES
+    found = []
+    for name, cls in memories.items():
+        configs = cls.tiny
+        different = [
+            f.name for f in dataclasses.fields(configs[0]) if len({str(getattr(config, f.name)) for config in configs}) > 1
+        ]
+        for config in configs:
+            label = "".join(f"-{getattr(config, field)}" for field in different)
+            found.append(Case(name, cls, config, label=label))
+    return tuple(found)
+
+
+def load(given: str) -> type:
+    path, _, name = given.rpartition(":")
+    if not Path(path).is_file():
+        raise pytest.UsageError(f"--memory={given}: no such file; give path/to/file.py:ClassName")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    cls = getattr(module, name, None)
+    if cls is None:
+        raise pytest.UsageError(f"--memory={given}: {path} has no class {name}")
+    missing = [a for a in ("site", "kind", "Config", "tiny") if not hasattr(cls, a)]
+    if missing:
+        raise pytest.UsageError(f"--memory={given}: {name} lacks {', '.join(missing)}; see memtx.memory.base.Memory")
+    return cls
+
+
+# --- pieces of a test -------------------------------------------------------------------------------------------------------
+
+
+def cut(x, start: int, time: int):
+    return jax.tree.map(lambda a: a[:, start : start + time], x)
+
+
+def at(start, time: int, length_B=None, reset_B=None) -> Segment:
+    """A Segment whose rows stand at `start` (an int, or one per row)."""
+    return segment(np.broadcast_to(start, BATCH)[:, None] + np.arange(time), length_B, reset_B)
+
+
+def distance(a, b) -> float:
+    """The largest difference between two trees, relative to the larger of 1 and b's largest entry; NaN counts as infinite."""
+    worst = 0.0
+    for m, n in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        m, n = np.asarray(m, np.float64), np.asarray(n, np.float64)
+        gap = np.abs(m - n).max(initial=0) / max(1.0, np.abs(n).max(initial=0))
+        worst = max(worst, np.inf if np.isnan(gap) else gap)
+    return worst
+
+
+def rows_differ(a, b, axes=0) -> np.ndarray:
+    """Per row, whether any bit of it differs between two trees; `axes` as in `place`. NaN differs from everything."""
+    axes = axes if not isinstance(axes, int) else jax.tree.map(lambda _: axes, a)
+    differs = np.zeros(BATCH, bool)
+    for m, n, axis in zip(*map(jax.tree.leaves, (a, b, axes)), strict=True):
+        if axis >= 0:
+            unequal = np.moveaxis(np.asarray(m) != np.asarray(n), axis, 0)
+            differs |= unequal.reshape(BATCH, -1).any(1)
+    return differs
