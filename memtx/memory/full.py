@@ -64,7 +64,7 @@ class Full(nnx.Module):
         q, k, v = x
         size = self.config.capacity
         valid = jnp.arange(size) < state.count_B[:, None]
-        past = Source(state.k_BMKH, state.v_BMKH, state.position_BM, valid, window=size)
+        past = Source(state.k_BMKH, state.v_BMKH, state.position_BM, valid, window=size, often_empty=True)
         if k is None:
             return attend(q, [past], seg, self.dims), state
         y = attend(q, [past, own(k, v, seg, size)], seg, self.dims)

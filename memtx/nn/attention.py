@@ -1,7 +1,14 @@
-"""Attention over several sources of keys with one softmax, in static query blocks that slice only the keys they can see.
+"""Attention over several sources of keys with one softmax, in static tiles of what can be seen.
 
 A memory and the call's own tokens are two sources; nothing is concatenated in time, so a memory that gets no gradient costs
 no backward dots. Every mechanism at the attention site says which keys exist and which may be seen; this file does the rest.
+
+Scores are made in tiles (a block of queries x a block of keys) that stay in cache, and only those that can be seen. A tile
+gives the sums that softmax is made of, relative to the block's own maximum m:
+
+    total = sum_j e^(s_j - m) ,  read = sum_j e^(s_j - m) v_j ;        y = sum_sources e^(m - m*) read / sum_sources e^(m - m*) total
+
+The result does not depend on m, so m carries no gradient, and what autodiff makes of this is the lean backward pass.
 
 B stream, T query time, S source time, N query heads, K kv heads, G = N / K, H head dim.
 """
@@ -9,17 +16,19 @@ B stream, T query time, S source time, N query heads, K kv heads, G = N / K, H h
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from functools import reduce
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
+from jax import Array, lax
 
 from memtx.memory.base import Dims, Segment
 from memtx.nn.linear import Linear
 from memtx.nn.positions import alibi_slopes, rope, t5_bucket
 
-BLOCK = 128  # queries at a time: fits the scores of a block into cache; measured in experiments/speed
+BLOCK = 128  # queries, and keys, of a tile; measured in experiments/speed
 MASKED = -1e30
 
 
@@ -31,6 +40,7 @@ class Source:
     query_position_BT  where queries stand for this source, if not at their place in the document
     window             how far back a query sees; None: without end
     lead               a promise that saves work: key j is at least `lead + t - j` tokens older than query t
+    often_empty        skip it, at run time, in a call in which no row has a valid key
     """
 
     k_BSKH: Array
@@ -40,14 +50,18 @@ class Source:
     query_position_BT: Array | None = None
     window: int | None = None
     lead: int | None = None
+    often_empty: bool = False
 
-    def visible(self, start: int, stop: int) -> slice:
-        """The keys that queries start..stop-1 can possibly see."""
+    def tiles(self, start: int, stop: int) -> Iterator[slice]:
+        """The keys that queries start..stop-1 can possibly see, in pieces."""
         size = self.k_BSKH.shape[1]
-        if self.lead is None:
-            return slice(0, size)
-        first = 0 if self.window is None else max(0, self.lead + start - self.window + 1)
-        return slice(min(first, size), min(size, self.lead + stop))
+        first, last = 0, size
+        if self.lead is not None:
+            last = min(size, self.lead + stop)
+            first = 0 if self.window is None else max(0, self.lead + start - self.window + 1)
+        step = BLOCK * max(1, BLOCK // (stop - start), -(-size // (8 * BLOCK)))  # few enough to compile fast
+        for begin in range(first // BLOCK * BLOCK, last, step):
+            yield slice(begin, min(begin + step, last))
 
 
 def attend(q_BTNH: Array, sources: list[Source], seg: Segment, dims: Dims) -> Array:
@@ -55,45 +69,77 @@ def attend(q_BTNH: Array, sources: list[Source], seg: Segment, dims: Dims) -> Ar
 
     A query that sees no key at all (padding) gives finite values that mean nothing.
     """
-    batch, time, num_heads, head_dim = q_BTNH.shape
-    group = num_heads // dims.num_kv_heads
-    origin_B1 = seg.position_BT[:, :1]
-    prepared = []
-    for source in sources:
-        at_BT = seg.position_BT if source.query_position_BT is None else source.query_position_BT
-        q, k = q_BTNH, source.k_BSKH.astype(q_BTNH.dtype)
-        if dims.position == "rope":
-            q, k = rope(q, at_BT - origin_B1, dims.rope_base), rope(k, source.position_BS - origin_B1, dims.rope_base)
-        q_BKGTH = (q * head_dim**-0.5).reshape(batch, time, -1, group, head_dim).transpose(0, 2, 3, 1, 4)
-        v_BKSH = source.v_BSKH.astype(q.dtype).transpose(0, 2, 1, 3)
-        prepared.append((source, at_BT, q_BKGTH, k.transpose(0, 2, 3, 1), v_BKSH))
+    reads = [(read_unless_empty if source.often_empty else read)(q_BTNH, source, seg, dims) for source in sources]
+    top = reduce(jnp.maximum, [m for _, _, m in reads])
+    weights = [jnp.exp(m - top) for _, _, m in reads]
+    y = sum(y * w for (y, _, _), w in zip(reads, weights, strict=True))
+    total = sum(total * w for (_, total, _), w in zip(reads, weights, strict=True))
+    out_BKGTH = (y / total).astype(q_BTNH.dtype)
+    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(q_BTNH.shape)
+
+
+def read(q_BTNH: Array, source: Source, seg: Segment, dims: Dims) -> tuple[Array, Array, Array]:
+    """One source's sums, in float32: y [B, K, G, T, H], total and m [B, K, G, T, 1]."""
+    batch, time, _, head_dim = q_BTNH.shape
+    at_BT = seg.position_BT if source.query_position_BT is None else source.query_position_BT
+    q, k, v = q_BTNH, source.k_BSKH.astype(q_BTNH.dtype), source.v_BSKH.astype(q_BTNH.dtype)
+    if dims.position == "rope":
+        origin_B1 = seg.position_BT[:, :1]
+        q, k = rope(q, at_BT - origin_B1, dims.rope_base), rope(k, source.position_BS - origin_B1, dims.rope_base)
+    q_BKGTH = (q * head_dim**-0.5).reshape(batch, time, dims.num_kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
+    k_BKSH, v_BKSH = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
 
     blocks = []
-    for start in range(0, time, BLOCK):
-        stop = min(start + BLOCK, time)
-        scores, values = [], []
-        for source, at_BT, q_BKGTH, k_BKHS, v_BKSH in prepared:
-            seen = source.visible(start, stop)
-            if seen.start >= seen.stop:
-                continue
-            q = q_BKGTH[:, :, :, start:stop]
-            score = jnp.einsum("BKGTH,BKHS->BKGTS", q, k_BKHS[..., seen], preferred_element_type=jnp.float32)
-            age_BTS = at_BT[:, start:stop, None] - source.position_BS[:, None, seen]
-            score += position_bias(age_BTS, seg, dims)
-            mask_BTS = source.valid_BS[:, None, seen] & (age_BTS >= 0)
+    for start in range(0, time, query_block(time)):
+        stop = min(start + query_block(time), time)
+        q = q_BKGTH[:, :, :, start:stop]
+        tiles = list(source.tiles(start, stop))
+        scores = []
+        for keys in tiles:
+            score = jnp.einsum("BKGTH,BKSH->BKGTS", q, k_BKSH[:, :, keys], preferred_element_type=jnp.float32)
+            age_BTS = at_BT[:, start:stop, None] - source.position_BS[:, None, keys]
+            seen_BTS = source.valid_BS[:, None, keys] & (age_BTS >= 0)
             if source.window is not None:
-                mask_BTS &= age_BTS < source.window
-            scores.append(jnp.where(mask_BTS[:, None, None], score, MASKED))
-            values.append(v_BKSH[:, :, seen])
-        weights = jax.nn.softmax(jnp.concatenate(scores, -1), -1).astype(q_BTNH.dtype)
-        ends = [0]
-        for score in scores:
-            ends.append(ends[-1] + score.shape[-1])
-        blocks.append(
-            sum(jnp.einsum("BKGTS,BKSH->BKGTH", weights[..., a:b], v) for a, b, v in zip(ends, ends[1:], values, strict=False))
-        )
-    out_BKGTH = jnp.concatenate(blocks, 3)
-    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(batch, time, num_heads, head_dim)
+                seen_BTS &= age_BTS < source.window
+            hidden = jnp.where(seen_BTS, 0.0, MASKED)[:, None, None]
+            scores.append(score + position_bias(age_BTS, seg, dims) + hidden)
+        blocks.append(sums(scores, [v_BKSH[:, :, keys] for keys in tiles], q))
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, 3), *blocks)
+
+
+def sums(scores: list[Array], values: list[Array], q_BKGTH: Array) -> tuple[Array, Array, Array]:
+    """y, total and m of one block of queries."""
+    if not scores:
+        nothing = jnp.zeros(q_BKGTH.shape[:-1] + (1,), jnp.float32)
+        return jnp.zeros(q_BKGTH.shape, jnp.float32), nothing, nothing + MASKED
+    m = lax.stop_gradient(reduce(jnp.maximum, [score.max(-1, keepdims=True) for score in scores]))
+    exps = [jnp.exp(score - m) for score in scores]
+    y = sum(
+        jnp.einsum("BKGTS,BKSH->BKGTH", e.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        for e, v in zip(exps, values, strict=True)
+    )
+    return y, sum(e.sum(-1, keepdims=True) for e in exps), m
+
+
+def read_unless_empty(q_BTNH: Array, source: Source, seg: Segment, dims: Dims) -> tuple[Array, Array, Array]:
+    """`read`, but nothing at run time where no row has a valid key.
+
+    Recomputed in the backward pass: a branch that is not taken would fill its residuals with zeros.
+    """
+
+    def work(q, k, v):
+        return read(q, dataclasses.replace(source, k_BSKH=k, v_BSKH=v), seg, dims)
+
+    def skip(*_):
+        y, total, m = jax.eval_shape(work, q_BTNH, source.k_BSKH, source.v_BSKH)
+        return jnp.zeros(y.shape, y.dtype), jnp.zeros(total.shape, total.dtype), jnp.full(m.shape, MASKED, m.dtype)
+
+    choose = jax.checkpoint(lambda *arrays: lax.cond(source.valid_BS.any(), work, skip, *arrays))
+    return choose(q_BTNH, source.k_BSKH, source.v_BSKH)
+
+
+def query_block(time: int) -> int:
+    return BLOCK * max(1, -(-time // (8 * BLOCK)))
 
 
 def position_bias(age_BTS: Array, seg: Segment, dims: Dims) -> Array | float:

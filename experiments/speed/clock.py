@@ -1,0 +1,55 @@
+"""Timed samples that know whether the machine was theirs alone, and the peak memory of this process.
+
+Standard library only: the JAX and the torch worker both import it.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+
+DISTURBED = 0.1  # cores; a sample during which other processes used more than this does not count
+
+
+def machine_cpu() -> float | None:
+    """CPU seconds that all processes (and the hypervisor) have used since boot; None where /proc/stat is missing."""
+    try:
+        with open("/proc/stat") as stat:
+            user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(int, stat.readline().split()[1:])
+    except OSError:
+        return None
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def own_cpu() -> float:
+    times = os.times()
+    return times.user + times.system
+
+
+def timed(f) -> dict:
+    """Run f once -> {seconds, others: cores that others used meanwhile}. Without /proc/stat: what the load average exceeds ours by."""
+    machine, own, start = machine_cpu(), own_cpu(), time.perf_counter()
+    f()
+    seconds = time.perf_counter() - start
+    cores = (own_cpu() - own) / seconds
+    used = os.getloadavg()[0] if machine is None else (machine_cpu() - machine) / seconds
+    return {"seconds": seconds, "others": max(0.0, used - cores)}
+
+
+def matmul_rates(make, sizes=(512, 1024, 2048), repeats=5) -> dict:
+    """GFLOP/s of square float32 matmuls: `make(n)` returns a function that does one and waits. Best of `repeats` per size."""
+    rates = {}
+    for n in sizes:
+        f = make(n)
+        calls = max(1, round(2e10 / (2 * n**3)))
+        f()
+        best = min((timed(lambda: [f() for _ in range(calls)]) for _ in range(repeats)), key=lambda s: s["seconds"])
+        rates[str(n)] = calls * 2 * n**3 / best["seconds"] / 1e9
+    return rates
+
+
+def report(**result) -> None:
+    """Print the one line of JSON that the driver reads."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    print(json.dumps({**result, "peak_bytes": peak}))

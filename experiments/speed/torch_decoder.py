@@ -1,0 +1,101 @@
+"""The yardstick: a plain decoder in PyTorch of the shape of `small`, and its train step.
+
+RMSNorm, rotary positions, fused causal attention (scaled_dot_product_attention), SwiGLU, tied embeddings, float32, AdamW
+with clipping. Runs in an environment of its own and prints one line of JSON (see run.py).
+"""
+
+import argparse
+import os
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--model", default="torch", choices=["torch", "matmul"])
+parser.add_argument("--batch", type=int, default=8)
+parser.add_argument("--segment", type=int, default=512)
+parser.add_argument("--steps", type=int, default=5)
+parser.add_argument("--warmup", type=int, default=2)
+parser.add_argument("--threads", type=int, default=os.cpu_count())
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from clock import matmul_rates, report, timed  # noqa: E402
+from torch import nn  # noqa: E402
+
+VOCAB, WIDTH, LAYERS, HEADS, FF = 264, 256, 4, 4, 704
+
+
+def rotary(length: int, head_dim: int):
+    angle = torch.arange(length)[:, None] * 10_000.0 ** (-torch.arange(0, head_dim, 2) / head_dim)
+    return torch.cat([angle.cos()] * 2, -1), torch.cat([angle.sin()] * 2, -1)
+
+
+def rotate(x, cos, sin):
+    a, b = x.chunk(2, -1)
+    return x * cos + torch.cat([-b, a], -1) * sin
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.norm2 = nn.RMSNorm(WIDTH, eps=1e-6), nn.RMSNorm(WIDTH, eps=1e-6)
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH, bias=False), nn.Linear(WIDTH, WIDTH, bias=False)
+        self.up, self.down = nn.Linear(WIDTH, 2 * FF, bias=False), nn.Linear(FF, WIDTH, bias=False)
+
+    def forward(self, x, cos, sin):
+        batch, time, _ = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(batch, time, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True)
+        x = x + self.out(y.transpose(1, 2).reshape(batch, time, WIDTH))
+        gate, h = self.up(self.norm2(x)).chunk(2, -1)
+        return x + self.down(F.silu(gate) * h)
+
+
+class Decoder(nn.Module):
+    def __init__(self, length: int):
+        super().__init__()
+        self.embed = nn.Embedding(VOCAB, WIDTH)
+        nn.init.normal_(self.embed.weight, std=WIDTH**-0.5)
+        self.blocks = nn.ModuleList(Block() for _ in range(LAYERS))
+        self.norm = nn.RMSNorm(WIDTH, eps=1e-6)
+        cos, sin = rotary(length, WIDTH // HEADS)
+        self.register_buffer("cos", cos)
+        self.register_buffer("sin", sin)
+
+    def forward(self, token):
+        x = self.embed(token) * WIDTH**0.5
+        for block in self.blocks:
+            x = block(x, self.cos, self.sin)
+        return F.linear(self.norm(x), self.embed.weight)
+
+
+def main(args):
+    torch.set_num_threads(args.threads)
+    if args.model == "matmul":
+
+        def square(n):
+            a, b = torch.randn(n, n), torch.randn(n, n)
+            return lambda: torch.mm(a, b)
+
+        return report(model="torch matmul", rates=matmul_rates(square))
+    torch.manual_seed(0)
+    model = Decoder(args.segment)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+
+    def step():
+        token = torch.randint(VOCAB, (args.batch, args.segment + 1))
+        optimizer.zero_grad(set_to_none=True)
+        logits = model(token[:, :-1])
+        loss = F.cross_entropy(logits.reshape(-1, VOCAB), token[:, 1:].reshape(-1))
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    for _ in range(args.warmup):
+        step()
+    samples = [timed(step) for _ in range(args.steps)]
+    return report(
+        model="torch", samples=samples, params=sum(p.numel() for p in model.parameters()), version=torch.__version__
+    )
+
+
+if __name__ == "__main__":
+    main(parser.parse_args())
