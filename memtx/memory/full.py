@@ -43,12 +43,10 @@ class Full(nnx.Module):
     class Config:
         capacity: int = 2048  # tokens that a query sees, itself included
 
-<<<<<<< HEAD
         def __post_init__(self):
             positive(self, "memory.full", "capacity")
-=======
+
     tiny = (Config(capacity=7),)
->>>>>>> contract
 
     def __init__(self, config: Config, dims: Dims, key: Array):
         self.config, self.dims = config, dims

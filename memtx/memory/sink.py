@@ -42,12 +42,10 @@ class Sink(nnx.Module):
         window: int = 256
         sinks: int = 4
 
-<<<<<<< HEAD
         def __post_init__(self):
             positive(self, "memory.sink", "window", "sinks")
-=======
+
     tiny = (Config(window=4, sinks=2),)
->>>>>>> contract
 
     def __init__(self, config: Config, dims: Dims, key: Array):
         self.config, self.dims = config, dims

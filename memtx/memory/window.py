@@ -76,12 +76,10 @@ class Window(nnx.Module):
     class Config:
         window: int = 256  # tokens that a query sees, itself included
 
-<<<<<<< HEAD
         def __post_init__(self):
             positive(self, "memory.window", "window")
-=======
+
     tiny = (Config(window=5),)
->>>>>>> contract
 
     def __init__(self, config: Config, dims: Dims, key: Array):
         self.config, self.dims = config, dims

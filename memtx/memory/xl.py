@@ -54,12 +54,10 @@ class TransformerXL(nnx.Module):
         memory: int = 128  # hidden states kept
         position: str = "relative"  # relative (the paper's) | rope
 
-<<<<<<< HEAD
         def __post_init__(self):
             positive(self, "memory.xl", "segment", "memory")
-=======
+
     tiny = (Config(segment=4, memory=6), Config(segment=4, memory=6, position="rope"))
->>>>>>> contract
 
     def __init__(self, config: Config, dims: Dims, key: Array):
         if config.position not in ("relative", "rope"):
