@@ -57,10 +57,10 @@ def attend(q_BTNH: Array, sources: list[Source], seg: Segment, dims: Dims) -> Ar
     """
     batch, time, num_heads, head_dim = q_BTNH.shape
     group = num_heads // dims.num_kv_heads
-    origin_B1 = seg.position_BT[:, :1]
     prepared = []
     for source in sources:
         at_BT = seg.position_BT if source.query_position_BT is None else source.query_position_BT
+        origin_B1 = at_BT[:, :1]  # near the queries of this source: a sink's stand at its end of the document
         q, k = q_BTNH, source.k_BSKH.astype(q_BTNH.dtype)
         if dims.position == "rope":
             q, k = rope(q, at_BT - origin_B1, dims.rope_base), rope(k, source.position_BS - origin_B1, dims.rope_base)
