@@ -1,8 +1,8 @@
 """Options of the test suite, and which mechanisms the contract tests run over.
 
-    pytest                                             one device
-    pytest --devices=8                                 eight host devices; what carries a batch is sharded over them
-    pytest tests/test_memory_contract.py --memory=my_memory.py:MyMemory      the contract, on a mechanism of your own
+pytest                                             one device
+pytest --devices=8                                 eight host devices; what carries a batch is sharded over them
+pytest tests/test_memory_contract.py --memory=my_memory.py:MyMemory      the contract, on a mechanism of your own
 """
 
 import os
