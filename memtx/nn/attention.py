@@ -84,7 +84,7 @@ def read(q_BTNH: Array, source: Source, seg: Segment, dims: Dims) -> tuple[Array
     at_BT = seg.position_BT if source.query_position_BT is None else source.query_position_BT
     q, k, v = q_BTNH, source.k_BSKH.astype(q_BTNH.dtype), source.v_BSKH.astype(q_BTNH.dtype)
     if dims.position == "rope":
-        origin_B1 = seg.position_BT[:, :1]
+        origin_B1 = at_BT[:, :1]  # near the queries of this source: a sink's stand at its end of the document
         q, k = rope(q, at_BT - origin_B1, dims.rope_base), rope(k, source.position_BS - origin_B1, dims.rope_base)
     q_BKGTH = (q * head_dim**-0.5).reshape(batch, time, dims.num_kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
     k_BKSH, v_BKSH = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
