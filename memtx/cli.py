@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -52,12 +53,12 @@ def main(argv: list[str] | None = None) -> None:
         _fail(str(error))
     except flags.Error as error:
         _fail(str(error).splitlines()[0].removeprefix("FATAL Flags parsing error:").strip())
+    except BrokenPipeError:  # `memtx list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if error.errno != 28:
+        if error.errno != errno.ENOSPC:
             raise
         _fail(f"the disk is full: {error.filename or error}")
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         sys.exit(130)
 

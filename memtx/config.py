@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ml_collections
@@ -123,7 +124,7 @@ def get_config(**groups) -> ml_collections.ConfigDict:
     """
     from memtx.memory import MEMORIES  # here, since mechanisms import this package's contract
 
-    values = _plain(Config())
+    values: dict[str, Any] = _plain(Config())
     values["model"].pop("memory")
     settings = groups.pop("memory", {})
     for group, changes in groups.items():
@@ -142,7 +143,7 @@ def get_config(**groups) -> ml_collections.ConfigDict:
     return config.lock()
 
 
-def parse_arg(arg: str, **defaults: str) -> ml_collections.ConfigDict:
+def parse_arg(arg: str, **defaults: str) -> SimpleNamespace:
     """The text after the colon in `--config=FILE:key=value,key=value`, over its defaults."""
     values = dict(defaults)
     for part in filter(None, (arg or "").split(",")):
@@ -151,7 +152,7 @@ def parse_arg(arg: str, **defaults: str) -> ml_collections.ConfigDict:
             raise UserError(f"{part!r} after the config file's colon should read key=value")
         check_known(key, defaults, "config argument")
         values[key] = value
-    return ml_collections.ConfigDict(values)
+    return SimpleNamespace(**values)
 
 
 def load_config(spec: str) -> ml_collections.ConfigDict:
@@ -258,7 +259,7 @@ def _default(f: dataclasses.Field):
     return f.default if f.default is not dataclasses.MISSING else f.default_factory()  # type: ignore[misc]
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     """Dataclasses and mappings as dicts, all the way down."""
     if dataclasses.is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}

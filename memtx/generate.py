@@ -85,7 +85,8 @@ def generate(
     read, draw = jax.jit(read, donate_argnums=3), jax.jit(draw, donate_argnums=2)
     ids = tokenizer.encode(prompt)
     if state is None:
-        state, ids = jax.jit(lambda: lm.init_state(1))(), np.concatenate([[tokenizer.bos], ids])
+        ids = np.concatenate([[tokenizer.bos], ids])
+    memory: LMState = jax.jit(lambda: lm.init_state(1))() if state is None else state
     if not len(ids):
         raise UserError("there is nothing to read: to go on with a memory, give a prompt")
     logits_V = None
@@ -93,15 +94,15 @@ def generate(
         part = ids[start : start + chunk]
         token_BT = np.zeros((1, chunk), np.int32)
         token_BT[0, : len(part)] = part
-        logits_V, state = read(params, token_BT, np.asarray([len(part)], np.int32), state)
+        logits_V, memory = read(params, token_BT, np.asarray([len(part)], np.int32), memory)
 
     key, utf8 = jax.random.key(seed), codecs.getincrementaldecoder("utf-8")("replace")
     for step in range(max_tokens):
-        token, logits_V, state = draw(params, logits_V, state, jax.random.fold_in(key, step))
+        token, logits_V, memory = draw(params, logits_V, memory, jax.random.fold_in(key, step))
         if int(token) == tokenizer.bos:
             break
         if text := utf8.decode(tokenizer.pieces[int(token)]):  # a character may take several tokens
             yield text
     if text := utf8.decode(b"", final=True):
         yield text
-    return state
+    return memory

@@ -71,7 +71,10 @@ def contract_of(file: Path, name: str, *options: str) -> subprocess.CompletedPro
 
 
 def test_an_own_memory_passes(file):
-    done = contract_of(file, "Average", )
+    done = contract_of(
+        file,
+        "Average",
+    )
     assert done.returncode == 0, done.stdout
     assert "failed" not in done.stdout
 

@@ -66,16 +66,18 @@ def segment(position_BT, length_B=None, reset_B=None, source_B=None) -> Segment:
     )
 
 
-class Layer(Protocol):
+class Stateful(Protocol):
+    def init_state(self, batch_size: int) -> State:
+        """The empty memory. Constants of the static config: no parameters, no keys."""
+        ...
+
+
+class Layer(Stateful, Protocol):
     """What every memory, block, stack and body is.
 
     At the *attention* site x is (q_BTNH, k_BTKH, v_BTKH), un-rotated, and y is BTNH; k = v = None means nothing to write.
     At the *residual* and *body* sites x and y are BTD. y has x's dtype.
     """
-
-    def init_state(self, batch_size: int) -> State:
-        """The empty memory. Constants of the static config: no parameters, no keys."""
-        ...
 
     def __call__(self, x, state: State, seg: Segment, *, key: Array | None = None) -> tuple[Any, State]: ...
 
@@ -134,7 +136,7 @@ def where_rows(row_B: Array, new: State, old: State, axes: State) -> State:
     return jax.tree.map(leaf, new, old, axes)
 
 
-def reset(layer: Layer, state: State, reset_B: Array) -> State:
+def reset(layer: Stateful, state: State, reset_B: Array) -> State:
     """Fresh memory in the rows that are True. Costs nothing when no row is: a plain `where` would rewrite every ring."""
     fresh = partial(layer.init_state, reset_B.shape[0])
     axes = batch_axes(layer.init_state)
@@ -148,7 +150,7 @@ def detach(state: State, when: Array | bool = True) -> State:
     return jax.tree.map(lambda s: jnp.where(when, lax.stop_gradient(s), s), state)
 
 
-def state_bytes(layer: Layer, batch_size: int = 1) -> int:
+def state_bytes(layer: Stateful, batch_size: int = 1) -> int:
     """Bytes of memory that `batch_size` streams keep between calls."""
     leaves = jax.tree.leaves(jax.eval_shape(partial(layer.init_state, batch_size)))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)

@@ -14,6 +14,8 @@ B stream, T time, D model, E hidden.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +32,29 @@ class Cell:
     c_BE: Array
 
 
+def lstm(inputs_BE: Array, h_EE: Array, state: Cell) -> tuple[Cell, Array]:
+    """One step from the input's share of the gates: the next state, and what the layer puts out."""
+    i, f, g, o = jnp.split(inputs_BE + state.h_BE @ h_EE, 4, -1)
+    c = jax.nn.sigmoid(f) * state.c_BE + jax.nn.sigmoid(i) * jnp.tanh(g)
+    h = jax.nn.sigmoid(o) * jnp.tanh(c)
+    return Cell(h, c), h
+
+
+def gru(inputs_BE: Array, h_EE: Array, h_BE: Array) -> tuple[Array, Array]:
+    r_in, z_in, n_in = jnp.split(inputs_BE, 3, -1)
+    r_h, z_h, n_h = jnp.split(h_BE @ h_EE, 3, -1)
+    r, z = jax.nn.sigmoid(r_in + r_h), jax.nn.sigmoid(z_in + z_h)
+    h = (1 - z) * jnp.tanh(n_in + r * n_h) + z * h_BE
+    return h, h
+
+
 class Recurrent(nnx.Module):
     """Residual site. A subclass gives the number of gates and the step."""
 
     site = "residual"
     kind = "fixed vector"
-    gates: int
+    gates: ClassVar[int]
+    step: ClassVar[Callable]
 
     @dataclasses.dataclass(frozen=True)
     class Config:
@@ -55,21 +74,20 @@ class Recurrent(nnx.Module):
         return jnp.zeros(self.gates * self.hidden)
 
     def __call__(self, x_BTD, state, seg: Segment, *, key: Array | None = None):
-        inputs_BTE = (self.x(x_BTD).astype(jnp.float32) + self.b[...]).swapaxes(0, 1)
+        inputs_BTE = self.x(x_BTD).astype(jnp.float32) + self.b[...]
         h_EE = self.h[...]
 
-        def body(state, step):
-            inputs_BE, live_B = step
-            new = self.step(inputs_BE, h_EE, state)
-            state = jax.tree.map(lambda n, s: jnp.where(live_B[:, None], n, s), new, state)
-            return state, self.output(state)
+        def body(state, inputs):
+            inputs_BE, live_B = inputs
+            new, h_BE = self.step(inputs_BE, h_EE, state)
+            return jax.tree.map(lambda n, s: jnp.where(live_B[:, None], n, s), new, state), h_BE
 
-        state, h_TBE = lax.scan(body, state, (inputs_BTE, seg.mask_BT.T))
+        state, h_TBE = lax.scan(body, state, (inputs_BTE.swapaxes(0, 1), seg.mask_BT.T))
         return self.out(h_TBE.swapaxes(0, 1).astype(x_BTD.dtype)), state
 
 
 class LSTM(Recurrent):
-    gates = 4
+    gates, step = 4, staticmethod(lstm)
 
     def initial_bias(self) -> Array:
         return jnp.zeros(4 * self.hidden).at[self.hidden : 2 * self.hidden].set(1.0)
@@ -77,26 +95,9 @@ class LSTM(Recurrent):
     def init_state(self, batch_size: int) -> Cell:
         return Cell(jnp.zeros((batch_size, self.hidden)), jnp.zeros((batch_size, self.hidden)))
 
-    def step(self, inputs_BE, h_EE, state: Cell) -> Cell:
-        i, f, g, o = jnp.split(inputs_BE + state.h_BE @ h_EE, 4, -1)
-        c = jax.nn.sigmoid(f) * state.c_BE + jax.nn.sigmoid(i) * jnp.tanh(g)
-        return Cell(jax.nn.sigmoid(o) * jnp.tanh(c), c)
-
-    def output(self, state: Cell) -> Array:
-        return state.h_BE
-
 
 class GRU(Recurrent):
-    gates = 3
+    gates, step = 3, staticmethod(gru)
 
     def init_state(self, batch_size: int) -> Array:
         return jnp.zeros((batch_size, self.hidden))
-
-    def step(self, inputs_BE, h_EE, state: Array) -> Array:
-        r_in, z_in, n_in = jnp.split(inputs_BE, 3, -1)
-        r_h, z_h, n_h = jnp.split(state @ h_EE, 3, -1)
-        r, z = jax.nn.sigmoid(r_in + r_h), jax.nn.sigmoid(z_in + z_h)
-        return (1 - z) * jnp.tanh(n_in + r * n_h) + z * state
-
-    def output(self, state: Array) -> Array:
-        return state

@@ -68,7 +68,7 @@ class Sequence(nnx.Module):
         return x_BTD, tuple(new)
 
 
-def stacked(make, key: Array, n: int) -> nnx.Module:
+def stacked(make, key: Array, n: int):
     """A module whose every parameter has a leading axis n, each slice drawn from its own key."""
     graph, abstract = nnx.split(nnx.eval_shape(partial(make, key)))
     params = jax.vmap(lambda k: nnx.to_pure_dict(nnx.state(make(k))))(jax.random.split(key, n))

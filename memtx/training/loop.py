@@ -121,7 +121,7 @@ class Run:
                 return
             step, values = pending
             pending = None
-            values = {f"train/{name}": float(value) for name, value in jax.device_get(values).items()}
+            values = {f"train/{name}": np.asarray(value).item() for name, value in values.items()}
             if not np.isfinite(values["train/loss"]):
                 raise UserError(
                     f"the loss of step {step} is {values['train/loss']}; the last checkpoint is of step {max(saved, 0)}. "
@@ -132,7 +132,7 @@ class Run:
             tokens = values.pop("train/tokens")
             elapsed, steps = time.monotonic() - clock, step - logged
             clock, logged = time.monotonic(), step
-            values |= {"train/lr": float(rate(step - 1)), "train/tokens_per_s": tokens * steps / max(elapsed, 1e-9)}
+            values |= {"train/lr": np.asarray(rate(step - 1)).item(), "train/tokens_per_s": tokens * steps / max(elapsed, 1e-9)}
             metrics.write(step, values)
 
         with stop_signal() as stopped:

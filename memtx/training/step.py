@@ -21,7 +21,10 @@ from memtx.training.losses import cross_entropy
 
 def segment_of(batch: Batch) -> Segment:
     """The Segment of a batch whose leaves have lost their P axis."""
-    return Segment(batch.position_BPT, batch.length_BP, batch.reset_BP, batch.source_BP)
+    position_BT, length_B, reset_B, source_B = map(
+        jnp.asarray, (batch.position_BPT, batch.length_BP, batch.reset_BP, batch.source_BP)
+    )
+    return Segment(position_BT, length_B, reset_B, source_B)
 
 
 def make_loss(lm: LM, config: Config):

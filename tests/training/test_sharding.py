@@ -32,10 +32,9 @@ for values in json.loads(sys.stdin.read()):
     for step in range(4):
         *state, metrics = run.step(*state, run.layout.place(next(stream)), np.int32(step), run.key)
         losses.append(float(metrics["loss"]))
-    shares = [
-        sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree)) / sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-        for tree in state
-    ]
+    shares = []
+    for leaves in map(jax.tree.leaves, state):
+        shares.append(sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves) / sum(leaf.nbytes for leaf in leaves))
     print(json.dumps({"losses": losses, "shares": shares}))
 """
 
