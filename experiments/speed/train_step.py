@@ -1,58 +1,62 @@
-"""One train step of `small` with one mechanism, timed: the JAX worker of run.py.
+"""One train step of `small` with one mechanism, timed: the JAX worker of run.py. Prints one line of JSON.
 
 `full`: every row begins a document at every step: an ordinary Transformer. `window`, `xl`: the memory (512 tokens, full)
-goes on from step to step and gets no gradient. float32, AdamW with clipping, unrolled layers.
+goes on from step to step and gets no gradient. The step is the one that training uses.
 """
 
 import argparse
+import dataclasses
 import os
-from functools import partial
+import time
 
 import jax
 import jax.numpy as jnp
-import optax
 from clock import matmul_rates, report, timed
 
-from memtx.config import Model
-from memtx.memory import MEMORIES
-from memtx.memory.base import segment
-from memtx.models.lm import LM
+from memtx.config import configure
+from memtx.data.streams import Batch
+from memtx.models.lm import build
+from memtx.models.presets import preset
+from memtx.training.optim import optimizer
+from memtx.training.pages import keep_pages
+from memtx.training.step import make_step
 
 MEMORY = {"full": {"capacity": 512}, "window": {"window": 512}, "xl": {"segment": 512, "memory": 512}}
 
 
-def small(name: str) -> LM:
-    settings = MEMORIES[name].Config(**MEMORY[name])
-    model = Model(
-        stacks=(((name,), 4),),
-        memory={name: settings},
-        vocab_size=264,
-        width=256,
-        num_heads=4,
-        num_kv_heads=4,
-        head_dim=64,
-        ff_dim=704,
-        scan=False,
-    )
-    return LM(model)
+class Trainer:
+    """Parameters, optimiser state and memory, and a compiled step over random tokens."""
 
+    def __init__(self, name: str, batch: int, time: int):
+        model = {**preset(name, "small"), "memory": {name: MEMORY[name]}, "vocab_size": 264, "scan": False}
+        config = configure({"model": model, "train": {"batch": batch, "segments": 1}, "data": {"segment": time}})
+        self.lm = build(config)
+        tx = optimizer(config.optim, config.train.steps, self.lm)
+        params = self.lm.init(jax.random.key(0))
+        self.state = (params, tx.init(params), self.lm.init_state(batch))
+        token = jax.random.randint(jax.random.key(1), (batch, 1, time + 1), 0, 264)
+        self.batch = Batch(
+            token_BPT=token[..., :-1],
+            target_BPT=token[..., 1:],
+            position_BPT=jnp.broadcast_to(jnp.arange(time), (batch, 1, time)),
+            length_BP=jnp.full((batch, 1), time),
+            reset_BP=jnp.full((batch, 1), name == "full"),
+            source_BP=jnp.zeros((batch, 1), jnp.int32),
+        )
+        self.onward = 0 if name == "full" else time
+        self.number = 0
+        step = make_step(self.lm, tx, config)
+        self.compiled = jax.jit(step, donate_argnums=(0, 1, 2)).lower(*self.state, *self.inputs()).compile()
 
-def make_step(lm: LM, optimizer):
-    """(params, optimiser state, memory, tokens [B, T+1], reset [B]) -> the first three and the loss; those are donated."""
+    def inputs(self):
+        batch = dataclasses.replace(self.batch, position_BPT=self.batch.position_BPT + self.number * self.onward)
+        return batch, jnp.int32(self.number), jax.random.key(2)
 
-    def loss(params, state, token, reset_B):
-        first_B = jnp.where(reset_B, 0, state.position_B)
-        seg = segment(first_B[:, None] + jnp.arange(token.shape[1] - 1), reset_B=reset_B)
-        logits, state = lm(params, token[:, :-1], state, seg)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, token[:, 1:]).mean(), state
-
-    @partial(jax.jit, donate_argnums=(0, 1, 2))
-    def step(params, moments, state, token, reset_B):
-        (value, state), grads = jax.value_and_grad(loss, has_aux=True)(params, state, token, reset_B)
-        updates, moments = optimizer.update(grads, moments, params)
-        return optax.apply_updates(params, updates), moments, state, value
-
-    return step
+    def step(self) -> None:
+        *state, metrics = self.compiled(*self.state, *self.inputs())
+        self.state = tuple(state)
+        self.number += 1
+        self.loss = float(metrics["loss"])
 
 
 def square(n: int):
@@ -62,24 +66,18 @@ def square(n: int):
 
 
 def main(args):
+    keep_pages()
     if args.model == "matmul":
         return report(model="jax matmul", rates=matmul_rates(square))
-    lm = small(args.model)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3, b2=0.95, weight_decay=0.1))
-    params = lm.init(jax.random.key(0))
-    carry = [params, optimizer.init(params), lm.init_state(args.batch)]
-    token = jax.random.randint(jax.random.key(1), (args.batch, args.segment + 1), 0, 264)
-    reset_B = jnp.full(args.batch, args.model == "full")
-    step = make_step(lm, optimizer)
-
-    def once():
-        *carry[:], value = step(*carry, token, reset_B)
-        value.block_until_ready()
-
+    start = time.perf_counter()
+    trainer = Trainer(args.model, args.batch, args.segment)
+    compiled = time.perf_counter() - start
     for _ in range(args.warmup):
-        once()
-    samples = [timed(once) for _ in range(args.steps)]
-    return report(model=args.model, samples=samples, params=lm.num_params(), version=jax.__version__)
+        trainer.step()
+    samples = [timed(trainer.step) for _ in range(args.steps)]
+    return report(
+        model=args.model, samples=samples, loss=trainer.loss, params=trainer.lm.num_params(), start_s=compiled, version=jax.__version__
+    )
 
 
 if __name__ == "__main__":
@@ -89,5 +87,5 @@ if __name__ == "__main__":
     parser.add_argument("--segment", type=int, default=512)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="for the record: XLA takes the cores it may use")
     main(parser.parse_args())

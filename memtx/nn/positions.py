@@ -8,7 +8,7 @@ B stream, T query time, S source time, N query heads, H head dim.
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 
 def rope(x_BTNH: Array, position_BT: Array, base: float) -> Array:
@@ -16,7 +16,7 @@ def rope(x_BTNH: Array, position_BT: Array, base: float) -> Array:
     head_dim = x_BTNH.shape[-1]
     frequency = base ** (-np.arange(0, head_dim, 2) / head_dim)
     angle = position_BT[..., None, None].astype(jnp.float32) * jnp.asarray(frequency, jnp.float32)
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    cos, sin = lax.optimization_barrier((jnp.cos(angle), jnp.sin(angle)))  # else computed once per head, forward and backward
     a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, -1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BTNH.dtype)
 
