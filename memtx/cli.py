@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from memtx.errors import UserError, check_known
+from memtx.training.pages import keep_pages
 
 HELP = """\
 memtx: Transformers with long-term memory
@@ -74,6 +75,7 @@ def run(argv: list[str]) -> None:
         print(HELP, end="")
         return
     define, act = COMMANDS[command]
+    keep_pages()
     jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/memtx/compiled").expanduser()))
     values = flags.FlagValues()
     define(values)
