@@ -81,8 +81,9 @@ def test_learned_positions_get_a_gradient(position, leaf):
 
 def test_metadata_labels_every_parameter():
     lm, params = build(norm="layer", bias=True, position="t5")
-    assert jax.tree.structure(lm.metadata) == jax.tree.structure(params)
-    labels = {jax.tree_util.keystr(path): label for path, label in jax.tree.leaves_with_path(lm.metadata)}
+    declared = lm.declared("optim", "")
+    assert jax.tree.structure(declared) == jax.tree.structure(params)
+    labels = {jax.tree_util.keystr(path): label for path, label in jax.tree.leaves_with_path(declared)}
     shapes = {jax.tree_util.keystr(path): leaf.ndim for path, leaf in jax.tree.leaves_with_path(params)}
     assert set(labels.values()) == {"", "no_decay"}
     assert {path for path, label in labels.items() if label} == {
