@@ -203,13 +203,24 @@ def collect(f: Callable, *kinds: str) -> Callable:
 
 
 def scan(f: Callable, carry, xs, *, length: int | None = None, unroll: int = 1):
-    """`lax.scan` whose body may emit: values come out stacked along a new first axis."""
+    """`lax.scan` whose body may emit: values come out stacked along a new first axis.
+
+    Fully unrolled (`unroll >= length`) there is no scan at all: what gets no gradient then costs no backward pass.
+    """
     tapped = collect(f)
 
     def body(carry, x):
         (carry, y), aux = tapped(carry, x)
         return carry, (y, aux)
 
-    carry, (ys, aux) = lax.scan(body, carry, xs, length=length, unroll=unroll)
+    size = jax.tree.leaves(xs)[0].shape[0] if length is None else length
+    if unroll < size:
+        carry, (ys, aux) = lax.scan(body, carry, xs, length=length, unroll=unroll)
+    else:
+        steps = []
+        for i in range(size):
+            carry, step = body(carry, jax.tree.map(lambda x, i=i: x[i], xs))
+            steps.append(step)
+        ys, aux = jax.tree.map(lambda *leaves: jnp.stack(leaves), *steps)
     emit_all(aux)
     return carry, ys

@@ -16,7 +16,6 @@ B stream, T query time, S source time, N query heads, K kv heads, G = N / K, H h
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from functools import reduce
 
 import jax
@@ -52,16 +51,13 @@ class Source:
     lead: int | None = None
     often_empty: bool = False
 
-    def tiles(self, start: int, stop: int) -> Iterator[slice]:
-        """The keys that queries start..stop-1 can possibly see, in pieces."""
+    def visible(self, start: int, stop: int) -> tuple[int, int]:
+        """The keys (first, end) that queries start..stop-1 can possibly see."""
         size = self.k_BSKH.shape[1]
-        first, last = 0, size
-        if self.lead is not None:
-            last = min(size, self.lead + stop)
-            first = 0 if self.window is None else max(0, self.lead + start - self.window + 1)
-        step = BLOCK * max(1, BLOCK // (stop - start), -(-size // (8 * BLOCK)))  # few enough to compile fast
-        for begin in range(first // BLOCK * BLOCK, last, step):
-            yield slice(begin, min(begin + step, last))
+        if self.lead is None:
+            return 0, size
+        first = 0 if self.window is None else max(0, self.lead + start - self.window + 1)
+        return first, min(size, self.lead + stop)
 
 
 def attend(q_BTNH: Array, sources: list[Source], seg: Segment, dims: Dims) -> Array:
@@ -88,23 +84,33 @@ def read(q_BTNH: Array, source: Source, seg: Segment, dims: Dims) -> tuple[Array
         q, k = rope(q, at_BT - origin_B1, dims.rope_base), rope(k, source.position_BS - origin_B1, dims.rope_base)
     q_BKGTH = (q * head_dim**-0.5).reshape(batch, time, dims.num_kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
     k_BKSH, v_BKSH = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-
+    rows, columns = tile_shape(time, k.shape[1])
+    cuts = list(range(columns, k.shape[1], columns))
+    ks, vs = jnp.split(k_BKSH, cuts, 2), jnp.split(v_BKSH, cuts, 2)
+    positions, valids = jnp.split(source.position_BS, cuts, 1), jnp.split(source.valid_BS, cuts, 1)
     blocks = []
-    for start in range(0, time, query_block(time)):
-        stop = min(start + query_block(time), time)
+    for start in range(0, time, rows):
+        stop = min(start + rows, time)
         q = q_BKGTH[:, :, :, start:stop]
-        tiles = list(source.tiles(start, stop))
+        first, end = source.visible(start, stop)
+        tiles = range(first // columns, -(-end // columns))
         scores = []
-        for keys in tiles:
-            score = jnp.einsum("BKGTH,BKSH->BKGTS", q, k_BKSH[:, :, keys], preferred_element_type=jnp.float32)
-            age_BTS = at_BT[:, start:stop, None] - source.position_BS[:, None, keys]
-            seen_BTS = source.valid_BS[:, None, keys] & (age_BTS >= 0)
+        for i in tiles:
+            score = jnp.einsum("BKGTH,BKSH->BKGTS", q, ks[i], preferred_element_type=jnp.float32)
+            age_BTS = at_BT[:, start:stop, None] - positions[i][:, None]
+            seen_BTS = valids[i][:, None] & (age_BTS >= 0)
             if source.window is not None:
                 seen_BTS &= age_BTS < source.window
             hidden = jnp.where(seen_BTS, 0.0, MASKED)[:, None, None]
             scores.append(score + position_bias(age_BTS, seg, dims) + hidden)
-        blocks.append(sums(scores, [v_BKSH[:, :, keys] for keys in tiles], q))
+        blocks.append(sums(scores, [vs[i] for i in tiles], q))
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, 3), *blocks)
+
+
+def tile_shape(queries: int, keys: int) -> tuple[int, int]:
+    """Rows and columns of a tile: at least a BLOCK of each, as many scores when queries are few, and few enough to compile."""
+    rows = BLOCK * max(1, -(-queries // (8 * BLOCK)))
+    return rows, BLOCK * max(BLOCK // queries, 1, -(-keys // (8 * BLOCK)))
 
 
 def sums(scores: list[Array], values: list[Array], q_BKGTH: Array) -> tuple[Array, Array, Array]:
@@ -136,10 +142,6 @@ def read_unless_empty(q_BTNH: Array, source: Source, seg: Segment, dims: Dims) -
 
     choose = jax.checkpoint(lambda *arrays: lax.cond(source.valid_BS.any(), work, skip, *arrays))
     return choose(q_BTNH, source.k_BSKH, source.v_BSKH)
-
-
-def query_block(time: int) -> int:
-    return BLOCK * max(1, -(-time // (8 * BLOCK)))
 
 
 def position_bias(age_BTS: Array, seg: Segment, dims: Dims) -> Array | float:

@@ -15,10 +15,13 @@ def rope(x_BTNH: Array, position_BT: Array, base: float) -> Array:
     """Rotate the pairs (x_i, x_{i+H/2}) by position * base^(-2i/H) (Su et al. 2021, arXiv 2104.09864)."""
     head_dim = x_BTNH.shape[-1]
     frequency = base ** (-np.arange(0, head_dim, 2) / head_dim)
-    angle = position_BT[..., None, None].astype(jnp.float32) * jnp.asarray(frequency, jnp.float32)
-    cos, sin = lax.optimization_barrier((jnp.cos(angle), jnp.sin(angle)))  # else computed once per head, forward and backward
-    a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, -1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BTNH.dtype)
+    angle = position_BT[..., None].astype(jnp.float32) * jnp.asarray(frequency, jnp.float32)
+    pair = x_BTNH.astype(jnp.float32).reshape(*x_BTNH.shape[:-1], 2, head_dim // 2)
+    # One broadcast straight from the sines: through an axis of length one, XLA's CPU backend computes them anew for each head.
+    cos, sin = (lax.broadcast_in_dim(f(angle), pair.shape, (0, 1, 4)) for f in (jnp.cos, jnp.sin))
+    # (a cos - b sin, b cos + a sin); a reversal, because loops over a concatenation are not vectorised
+    turned = pair * cos + lax.rev(pair, (3,)) * sin * np.array([[-1], [1]], np.float32)
+    return turned.reshape(x_BTNH.shape).astype(x_BTNH.dtype)
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:
