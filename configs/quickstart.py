@@ -15,8 +15,8 @@ def get_config(arg: str = ""):
         model=preset("window", "tiny") | {"scan": False},
         memory={"window": {"window": 256}},
         data={"corpus": "pycode", "segment": 64},
-        train={"steps": 400, "batch": 32, "segments": 1},
+        train={"steps": 300, "batch": 32, "segments": 1},
         optim={"lr": 5e-3, "warmup": 40},
-        eval={"every": 200, "batch": 16, "segments": 64, "prompt": "def read(path):\n"},
+        eval={"every": 150, "batch": 16, "segments": 64, "prompt": "def read(path):\n"},
         checkpoint={"every": 100},
     )

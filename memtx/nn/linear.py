@@ -20,8 +20,8 @@ def dense(x_BTD: Array, w_DE: Array) -> Array:
 
 def normal(key: Array, shape: tuple[int, ...], scale: float | None = None, **metadata) -> nnx.Param:
     """A float32 parameter ~ N(0, scale^2); scale defaults to fan_in^-1/2. Metadata: `optim="no_decay"`."""
-    scale = shape[0] ** -0.5 if scale is None else scale
-    return nnx.Param(scale * jax.random.normal(key, shape), **metadata)
+    deviation = shape[0] ** -0.5 if scale is None else scale
+    return nnx.Param(deviation * jax.random.normal(key, shape), **metadata)
 
 
 class Linear(nnx.Module):
