@@ -1,6 +1,6 @@
 """Does a run that is killed again and again end as one that never was?
 
-    python experiments/resume/run.py --kills=10 --signal=KILL
+    python experiments/resume/run.py --kills=10 --signals KILL TERM
 
 Trains twice undisturbed, then once more while killing the process at random moments and giving the same command again. The
 metrics (all but tokens per second) and every bit of the final parameters must be the same. Exit status 1 if they are not.
@@ -36,7 +36,7 @@ def undisturbed(args, workdir: Path) -> float:
     return time.monotonic() - began
 
 
-def killed(args, workdir: Path, seconds: float) -> list[dict]:
+def killed(args, name: str, workdir: Path, seconds: float) -> list[dict]:
     """Kill at a random moment of each of the first runs, then let it end; returns when and how each run ended."""
     rng, runs = random.Random(args.seed), []
     while True:
@@ -50,7 +50,7 @@ def killed(args, workdir: Path, seconds: float) -> list[dict]:
         try:
             process.communicate(timeout=delay)
         except subprocess.TimeoutExpired:
-            process.send_signal(getattr(signal, f"SIG{args.signal}"))
+            process.send_signal(getattr(signal, f"SIG{name}"))
             process.communicate()
         runs.append({"seconds": round(delay, 2), "status": process.returncode, "metrics": len(metrics(workdir))})
         print(runs[-1], flush=True)
@@ -81,9 +81,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default=CONFIG)
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--signal", choices=["KILL", "TERM"], default="KILL")
+    parser.add_argument("--signals", nargs="+", choices=["KILL", "TERM"], default=["KILL", "TERM"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, help="the longest time to a kill; default: a third of an undisturbed run")
+    parser.add_argument("--out", type=Path, help="a JSON file for what was found")
     parser.add_argument("--workdir", type=Path, help="default: a temporary folder")
     parser.add_argument("override", nargs="*", help="--config.KEY=VALUE, after --")
     args = parser.parse_args()
@@ -93,12 +94,17 @@ def main():
     if wrong := differences(root / "first", root / "undisturbed"):
         raise SystemExit(f"two undisturbed runs differ already: {', '.join(wrong)}")
     print(f"undisturbed: {seconds:.1f} s, {len(metrics(root / 'undisturbed'))} lines of metrics", flush=True)
-    runs = killed(args, root / f"killed-{args.signal}", args.seconds or seconds / 3)
-    wrong = differences(root / "undisturbed", root / f"killed-{args.signal}")
-    print(f"{len(runs)} x SIG{args.signal}: " + (f"DIFFERENT: {', '.join(wrong)}" if wrong else "bit-identical"))
+    found = {"config": args.config, "override": args.override, "undisturbed_seconds": round(seconds, 1)}
+    for name in args.signals:
+        runs = killed(args, name, root / name, args.seconds or seconds / 3)
+        wrong = differences(root / "undisturbed", root / name)
+        found[f"SIG{name}"] = {"runs": runs, "different": wrong}
+        print(f"{len(runs)} x SIG{name}: " + (f"DIFFERENT: {', '.join(wrong)}" if wrong else "bit-identical"), flush=True)
+    if args.out:
+        args.out.write_text(json.dumps(found, indent=1) + "\n")
     if not args.workdir:
         shutil.rmtree(root)
-    sys.exit(bool(wrong))
+    sys.exit(any(found[f"SIG{name}"]["different"] for name in args.signals))
 
 
 if __name__ == "__main__":
