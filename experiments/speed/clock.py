@@ -8,6 +8,7 @@ import os
 import resource
 import sys
 import time
+from functools import partial
 
 DISTURBED = 0.1  # cores; a sample during which other processes used more than this does not count
 
@@ -28,7 +29,10 @@ def own_cpu() -> float:
 
 
 def timed(f) -> dict:
-    """Run f once -> {seconds, others: cores that others used meanwhile}. Without /proc/stat: what the load average exceeds ours by."""
+    """Run f once -> {seconds, others: cores that others used meanwhile}.
+
+    Without /proc/stat, others is what the load average exceeds our own use by.
+    """
     machine, own, start = machine_cpu(), own_cpu(), time.perf_counter()
     f()
     seconds = time.perf_counter() - start
@@ -41,12 +45,17 @@ def matmul_rates(make, sizes=(512, 1024, 2048), repeats=5) -> dict:
     """GFLOP/s of square float32 matmuls: `make(n)` returns a function that does one and waits. Best of `repeats` per size."""
     rates = {}
     for n in sizes:
-        f = make(n)
         calls = max(1, round(2e10 / (2 * n**3)))
-        f()
-        best = min((timed(lambda: [f() for _ in range(calls)]) for _ in range(repeats)), key=lambda s: s["seconds"])
-        rates[str(n)] = calls * 2 * n**3 / best["seconds"] / 1e9
+        multiply = partial(_repeat, make(n), calls)
+        multiply()
+        seconds = min(timed(multiply)["seconds"] for _ in range(repeats))
+        rates[str(n)] = calls * 2 * n**3 / seconds / 1e9
     return rates
+
+
+def _repeat(f, times: int) -> None:
+    for _ in range(times):
+        f()
 
 
 def report(**result) -> None:

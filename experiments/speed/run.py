@@ -4,7 +4,8 @@
 
 Every round runs each worker once, one after the other, in a process of its own, so that slow hours of the machine fall on all
 alike. Samples during which other processes took more than a tenth of a core do not count. Ratios are of a round's median to
-the median of torch in the same round. Both sides keep freed memory (memtx.training.pages; torch by environment). Writes results/train_step.json and prints the table.
+the median of torch in the same round. Both sides keep freed memory (memtx.training.pages; torch by environment variables, which
+make it faster too). Writes results/train_step.json and prints the table.
 
 FLOPs are counted from shapes, 2 per multiply-add: for a weight 6 per token (forward, dx, dW), for attention only the
 (query, key) pairs that the mask lets through: scores and values, 4 head_dim heads per pair forward, as much again for each of
@@ -104,7 +105,9 @@ def markdown(result: dict) -> str:
         ratios = row["ratios"]
         ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}, {max(ratios):.2f})" if ratios else "no clean pair"
         share = f"{100 * row['share_of_matmul']:.0f} %"
-        lines.append(f"| {model} | {median:,.0f} ({low:,.0f}, {high:,.0f}) | {ratio} | {share} | {row['peak_mib']:.0f} | {count} |")
+        lines.append(
+            f"| {model} | {median:,.0f} ({low:,.0f}, {high:,.0f}) | {ratio} | {share} | {row['peak_mib']:.0f} | {count} |"
+        )
     return "\n".join(lines)
 
 

@@ -92,9 +92,7 @@ def main(args):
     for _ in range(args.warmup):
         step()
     samples = [timed(step) for _ in range(args.steps)]
-    return report(
-        model="torch", samples=samples, params=sum(p.numel() for p in model.parameters()), version=torch.__version__
-    )
+    return report(model="torch", samples=samples, params=sum(p.numel() for p in model.parameters()), version=torch.__version__)
 
 
 if __name__ == "__main__":

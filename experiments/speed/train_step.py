@@ -76,7 +76,12 @@ def main(args):
         trainer.step()
     samples = [timed(trainer.step) for _ in range(args.steps)]
     return report(
-        model=args.model, samples=samples, loss=trainer.loss, params=trainer.lm.num_params(), start_s=compiled, version=jax.__version__
+        model=args.model,
+        samples=samples,
+        loss=trainer.loss,
+        params=trainer.lm.num_params(),
+        start_s=compiled,
+        version=jax.__version__,
     )
 
 

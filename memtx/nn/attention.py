@@ -6,9 +6,11 @@ no backward dots. Every mechanism at the attention site says which keys exist an
 Scores are made in tiles (a block of queries x a block of keys) that stay in cache, and only those that can be seen. A tile
 gives the sums that softmax is made of, relative to the block's own maximum m:
 
-    total = sum_j e^(s_j - m) ,  read = sum_j e^(s_j - m) v_j ;        y = sum_sources e^(m - m*) read / sum_sources e^(m - m*) total
+    y = sum_j e^(s_j - m) v_j ,   total = sum_j e^(s_j - m)
 
-The result does not depend on m, so m carries no gradient, and what autodiff makes of this is the lean backward pass.
+which sources add up after scaling each by e^(m - max of all m); the result is y / total.
+
+It does not depend on m, so m carries no gradient, and what autodiff makes of this is the lean backward pass.
 
 B stream, T query time, S source time, N query heads, K kv heads, G = N / K, H head dim.
 """
@@ -116,7 +118,7 @@ def tile_shape(queries: int, keys: int) -> tuple[int, int]:
 def sums(scores: list[Array], values: list[Array], q_BKGTH: Array) -> tuple[Array, Array, Array]:
     """y, total and m of one block of queries."""
     if not scores:
-        nothing = jnp.zeros(q_BKGTH.shape[:-1] + (1,), jnp.float32)
+        nothing = jnp.zeros((*q_BKGTH.shape[:-1], 1), jnp.float32)
         return jnp.zeros(q_BKGTH.shape, jnp.float32), nothing, nothing + MASKED
     m = lax.stop_gradient(reduce(jnp.maximum, [score.max(-1, keepdims=True) for score in scores]))
     exps = [jnp.exp(score - m) for score in scores]
