@@ -33,11 +33,11 @@ def timed(f) -> dict:
 
     Without /proc/stat, others is what the load average exceeds our own use by.
     """
-    machine, own, start = machine_cpu(), own_cpu(), time.perf_counter()
+    before, own, start = machine_cpu(), own_cpu(), time.perf_counter()
     f()
     seconds = time.perf_counter() - start
-    cores = (own_cpu() - own) / seconds
-    used = os.getloadavg()[0] if machine is None else (machine_cpu() - machine) / seconds
+    cores, after = (own_cpu() - own) / seconds, machine_cpu()
+    used = os.getloadavg()[0] if before is None or after is None else (after - before) / seconds
     return {"seconds": seconds, "others": max(0.0, used - cores)}
 
 

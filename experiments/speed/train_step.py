@@ -11,6 +11,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from clock import matmul_rates, report, timed
 
 from memtx.config import configure
@@ -34,14 +35,14 @@ class Trainer:
         tx = optimizer(config.optim, config.train.steps, self.lm)
         params = self.lm.init(jax.random.key(0))
         self.state = (params, tx.init(params), self.lm.init_state(batch))
-        token = jax.random.randint(jax.random.key(1), (batch, 1, time + 1), 0, 264)
+        token = np.random.default_rng(1).integers(264, size=(batch, 1, time + 1), dtype=np.int32)
         self.batch = Batch(
             token_BPT=token[..., :-1],
             target_BPT=token[..., 1:],
-            position_BPT=jnp.broadcast_to(jnp.arange(time), (batch, 1, time)),
-            length_BP=jnp.full((batch, 1), time),
-            reset_BP=jnp.full((batch, 1), name == "full"),
-            source_BP=jnp.zeros((batch, 1), jnp.int32),
+            position_BPT=np.broadcast_to(np.arange(time, dtype=np.int32), (batch, 1, time)),
+            length_BP=np.full((batch, 1), time, np.int32),
+            reset_BP=np.full((batch, 1), name == "full"),
+            source_BP=np.zeros((batch, 1), np.int32),
         )
         self.onward = 0 if name == "full" else time
         self.number = 0

@@ -18,12 +18,14 @@ B stream, T query time, S source time, N query heads, K kv heads, G = N / K, H h
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from functools import reduce
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
+from jax.typing import ArrayLike
 
 from memtx.memory.base import Dims, Segment
 from memtx.nn.linear import Linear
@@ -70,8 +72,8 @@ def attend(q_BTNH: Array, sources: list[Source], seg: Segment, dims: Dims) -> Ar
     reads = [(read_unless_empty if source.often_empty else read)(q_BTNH, source, seg, dims) for source in sources]
     top = reduce(jnp.maximum, [m for _, _, m in reads])
     weights = [jnp.exp(m - top) for _, _, m in reads]
-    y = sum(y * w for (y, _, _), w in zip(reads, weights, strict=True))
-    total = sum(total * w for (_, total, _), w in zip(reads, weights, strict=True))
+    y = add(y * w for (y, _, _), w in zip(reads, weights, strict=True))
+    total = add(total * w for (_, total, _), w in zip(reads, weights, strict=True))
     out_BKGTH = (y / total).astype(q_BTNH.dtype)
     return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(q_BTNH.shape)
 
@@ -122,11 +124,15 @@ def sums(scores: list[Array], values: list[Array], q_BKGTH: Array) -> tuple[Arra
         return jnp.zeros(q_BKGTH.shape, jnp.float32), nothing, nothing + MASKED
     m = lax.stop_gradient(reduce(jnp.maximum, [score.max(-1, keepdims=True) for score in scores]))
     exps = [jnp.exp(score - m) for score in scores]
-    y = sum(
+    y = add(
         jnp.einsum("BKGTS,BKSH->BKGTH", e.astype(v.dtype), v, preferred_element_type=jnp.float32)
         for e, v in zip(exps, values, strict=True)
     )
-    return y, sum(e.sum(-1, keepdims=True) for e in exps), m
+    return y, add(e.sum(-1, keepdims=True) for e in exps), m
+
+
+def add(terms: Iterable[Array]) -> Array:
+    return reduce(jnp.add, terms)
 
 
 def read_unless_empty(q_BTNH: Array, source: Source, seg: Segment, dims: Dims) -> tuple[Array, Array, Array]:
@@ -146,7 +152,7 @@ def read_unless_empty(q_BTNH: Array, source: Source, seg: Segment, dims: Dims) -
     return choose(q_BTNH, source.k_BSKH, source.v_BSKH)
 
 
-def position_bias(age_BTS: Array, seg: Segment, dims: Dims) -> Array | float:
+def position_bias(age_BTS: Array, seg: Segment, dims: Dims) -> ArrayLike:
     """What is added to the scores [B, K, G, T, S]: ALiBi's slope * -age, T5's bucketed table, or nothing."""
     if dims.position == "alibi":
         slope_KG = alibi_slopes(dims.num_heads).reshape(dims.num_kv_heads, -1)
