@@ -9,6 +9,9 @@ from rich.table import Table
 from memtx.evaluation.perplexity import Evaluation
 
 
+FIRST = 8  # the first few tokens of a document are few and hard, and would hide the rest of the plot
+
+
 def table(evaluation: Evaluation, title: str) -> Table:
     """Carried and wiped side by side."""
     carried, wiped = evaluation.carried, evaluation.wiped
@@ -33,14 +36,15 @@ def plot(evaluation: Evaluation, path: Path, title: str) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
-    figure, (document, segment) = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True, layout="constrained")
+    figure, (document, segment) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     styles = (("memory carried", evaluation.carried, "#1f5fa8", "-"), ("memory wiped", evaluation.wiped, "#c8552b", "--"))
     for label, p, colour, line in styles:
-        document.plot(p.position, p.loss_by_position, line, color=colour, label=label)
+        shown = [(x, y) for x, y in zip(p.position, p.loss_by_position, strict=True) if x >= FIRST] or [(1, p.loss)]
+        document.plot(*zip(*shown, strict=True), line, color=colour, label=label)
         place = range(1, len(p.loss_by_place) + 1)
         segment.plot(place, p.loss_by_place, line, color=colour, label=label, linewidth=1)
-    document.set(xscale="log", xlabel="position in the document (tokens)", ylabel="loss (nats per token)")
-    segment.set(xlabel="place in the segment (tokens)")
+    document.set(xscale="log", xlabel=f"position in the document (tokens, from {FIRST} on)", ylabel="loss (nats per token)")
+    segment.set(xlabel="place in the segment (tokens)", ylabel="loss (nats per token)")
     document.legend(frameon=False)
     for axes in (document, segment):
         axes.grid(alpha=0.25)

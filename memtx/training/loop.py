@@ -52,7 +52,7 @@ def train(config: ml_collections.ConfigDict | Mapping | Config, workdir: str | P
     """
     config = configure(config)
     layout = Layout(config.mesh)
-    layout.check_batch("train.batch", config.train.batch // config.train.accumulate)
+    layout.check_batch("train.batch / train.accumulate", config.train.batch // config.train.accumulate)
     layout.check_batch("eval.batch", config.eval.batch)
     text = corpus(config.data.corpus, config.data.cache)
     tokenizer = make_tokenizer(config.data.tokenizer, text, config.data.cache)
@@ -198,10 +198,11 @@ def train_stream(tokens: Tokens, config: Config) -> Stream:
 
 
 def eval_batches(tokens: Tokens, config: Config):
-    """The held-out documents in order, one segment at a time, at most `eval.segments` of them."""
+    """The held-out documents in order, one segment at a time, at most `eval.segments` of them; no more rows than documents."""
+    devices = jax.device_count()
     stream = Stream(
         tokens,
-        batch=config.eval.batch,
+        batch=min(config.eval.batch, -(-len(tokens.names) // devices) * devices),
         segments=1,
         time=config.data.segment,
         shuffle=False,
