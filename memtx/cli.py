@@ -272,7 +272,7 @@ def _list_flags(values):
 
 
 def _list(values):
-    from memtx.memory.listing import listing
+    from memtx.models.listing import listing
 
     rows = listing()
     if values["format"].value == "json":

@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 import inspect
 
+from memtx.config import get_config
 from memtx.memory import MEMORIES
 from memtx.memory.base import state_bytes
+from memtx.models.lm import build
+from memtx.models.presets import preset
 
 
 def listing() -> list[dict]:
     """One row a mechanism: name, site, kind of state, bytes that a stream keeps in a tiny model, its settings."""
-    from memtx.config import get_config
-    from memtx.models.lm import build
-    from memtx.models.presets import preset
-
     rows = []
     for name, cls in MEMORIES.items():
         lm = build(get_config(model=preset(name, "tiny")), vocab_size=264)
