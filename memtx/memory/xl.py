@@ -26,10 +26,10 @@ from jax import Array, lax
 
 from memtx.errors import UserError, positive
 from memtx.memory.base import Dims, Segment, pytree, scan, segment, where_rows
-from memtx.nn.attention import BLOCK, MASKED, Source, attend
+from memtx.nn.attention import MASKED, Source, attend, sums, tile_shape
 from memtx.nn.linear import Linear, normal
 from memtx.ops.grid import Grid, skip_if_empty
-from memtx.ops.rows import put, slice_rows
+from memtx.ops.rows import put
 
 
 @pytree
@@ -83,6 +83,23 @@ class TransformerXL(nnx.Module):
         )
 
     def __call__(self, x_BTD, state: Hidden, seg: Segment, *, key: Array | None = None):
+        if x_BTD.shape[1] % self.config.segment:
+            return self.any_cut(x_BTD, state, seg)
+        # Training at T = segment meets whole segments only. The other branch is recomputed in its backward pass: one that is
+        # not taken would fill its residuals with zeros.
+        whole = (state.offset_B == 0).all() & seg.mask_BT.all()
+        return lax.cond(whole, self.whole_segments, jax.checkpoint(self.any_cut), x_BTD, state, seg)
+
+    def whole_segments(self, x_BTD, state: Hidden, seg: Segment):
+        """What `any_cut` gives when every row begins a segment, is full and ends one: places are static."""
+        memory, segments, ys = state.memory_BMD, state.segments_B, []
+        for x_BCD in jnp.split(x_BTD, x_BTD.shape[1] // self.config.segment, 1):
+            ys.append(self.read(x_BCD, memory, x_BCD, 0, segments))
+            memory = write(memory, x_BCD)
+            segments = segments + 1
+        return jnp.concatenate(ys, 1), Hidden(memory, jnp.zeros_like(state.current_BCD), state.offset_B, segments)
+
+    def any_cut(self, x_BTD, state: Hidden, seg: Segment):
         grid = Grid(seg.mask_BT, state.offset_B, self.config.segment)
 
         def work(state: Hidden, block):
@@ -90,7 +107,7 @@ class TransformerXL(nnx.Module):
             size = self.config.segment
             current = put(state.current_BCD, jnp.where(valid_BQ, slot_BQ, size), x_BQD)
             y_BQD = self.read(x_BQD, state.memory_BMD, current, slot_BQ[:, 0], state.segments_B)
-            memory = lax.stop_gradient(jnp.concatenate([state.memory_BMD, current], 1)[:, size:])
+            memory = write(state.memory_BMD, current)
             done = Hidden(memory, jnp.zeros_like(current), state.offset_B, state.segments_B + 1)
             going = dataclasses.replace(state, current_BCD=current)
             return where_rows(complete_B, done, going, jax.tree.map(lambda _: 0, done)), y_BQD
@@ -99,51 +116,80 @@ class TransformerXL(nnx.Module):
         state, y_KBQD = scan(lambda s, block: skip_if_empty(block[1], work, s, block), state, blocks)
         return grid.unpack(y_KBQD), dataclasses.replace(state, offset_B=grid.offset_B)
 
-    def read(self, x_BQD, memory_BMD, current_BCD, slot_B, segments_B) -> Array:
-        """Queries at slots slot_B + 0..Q-1 of the segment attend to memory and to the segment up to themselves."""
+    def read(self, x_BQD, memory_BMD, current_BCD, slot: Array | int, segments_B) -> Array:
+        """Queries at slots slot + 0..Q-1 of the segment attend to memory and to the segment up to themselves.
+
+        slot: of each row, or 0 for all.
+        """
         batch, queries, _ = x_BQD.shape
         size, slots = memory_BMD.shape[1], memory_BMD.shape[1] + current_BCD.shape[1]
         heads = (self.dims.num_heads, self.dims.head_dim)
         q = self.q(x_BQD).reshape(batch, queries, *heads)
-        hidden_BSD = jnp.concatenate([lax.stop_gradient(memory_BMD), current_BCD], 1).astype(x_BQD.dtype)
-        k, v = jnp.split(self.kv(hidden_BSD).reshape(batch, slots, 2 * heads[0], heads[1]), 2, 2)
-        place_BQ = size + slot_B[:, None] + jnp.arange(queries)
+        old, new = lax.stop_gradient(memory_BMD).astype(x_BQD.dtype), current_BCD.astype(x_BQD.dtype)
+        kv = jnp.concatenate([self.kv(old), self.kv(new)], 1)  # apart: the memory gets no gradient
+        k, v = jnp.split(kv.reshape(batch, slots, 2 * heads[0], heads[1]), 2, 2)
+        place_BQ = size + jnp.broadcast_to(slot, batch)[:, None] + jnp.arange(queries)
         written_BS = jnp.arange(slots) >= size - segments_B[:, None] * current_BCD.shape[1]
+        aligned = isinstance(slot, int)
         if self.config.position == "rope":
             index_BS = jnp.broadcast_to(jnp.arange(slots), (batch, slots))
-            y = attend(q, [Source(k, v, index_BS, written_BS)], segment(place_BQ), self.dims)
+            source = Source(k, v, index_BS, written_BS, lead=size if aligned else None)
+            y = attend(q, [source], segment(place_BQ), self.dims)
         else:
-            y = self.relative(q, k, v, place_BQ, written_BS)
+            y = self.relative(q, k, v, place_BQ, written_BS, aligned)
         return self.out(y.reshape(batch, queries, -1))
 
-    def relative(self, q_BQNH, k_BSNH, v_BSNH, place_BQ, written_BS) -> Array:
-        """The paper's attention; the query in row b at place p sees key j <= p at distance p - j."""
+    def relative(self, q_BQNH, k_BSNH, v_BSNH, place_BQ, written_BS, aligned: bool) -> Array:
+        """The paper's attention; the query in row b at place p sees key j <= p at distance p - j.
+
+        aligned: the last queries stand at the last keys in every row, so that what can be seen is static.
+        """
         batch, queries, heads, head_dim = q_BQNH.shape
         slots, dtype = k_BSNH.shape[1], q_BQNH.dtype
-        farthest = slots - 1 + queries  # an unfilled block reaches past the segment
-        distance = np.arange(farthest, -slots, -1)
+        rows, columns = tile_shape(queries, slots)
+        farthest = slots - 1 if aligned else slots - 1 + queries  # an unfilled block reaches past the segment
+        distance = np.arange(farthest, -rows - 1 if aligned else -slots, -1)
         frequency = 10_000.0 ** (-np.arange(0, self.dims.width, 2) / self.dims.width)
         angle = distance[:, None] * frequency
         table = jnp.asarray(np.concatenate([np.sin(angle), np.cos(angle)], -1), dtype)
         r_LNH = self.r(table).reshape(-1, heads, head_dim)
-        r_BLNH = jnp.broadcast_to(r_LNH, (batch, *r_LNH.shape))
-        content = (q_BQNH + self.u[...].astype(dtype)) * head_dim**-0.5
-        location = (q_BQNH + self.w[...].astype(dtype)) * head_dim**-0.5
+        r_BNLH = jnp.broadcast_to(r_LNH.swapaxes(0, 1), (batch, heads, len(distance), head_dim))
+        content, location = (((q_BQNH + bias[...].astype(dtype)) * head_dim**-0.5).swapaxes(1, 2) for bias in (self.u, self.w))
+        cuts = list(range(columns, slots, columns))
+        ks, vs = (jnp.split(a.swapaxes(1, 2), cuts, 2) for a in (k_BSNH, v_BSNH))
         outs = []
-        for start in range(0, queries, BLOCK):
-            stop = min(start + BLOCK, queries)
-            rows = stop - start
+        for start in range(0, queries, rows):
+            stop = min(start + rows, queries)
+            seen = slots - queries + stop if aligned else slots
             # r_window[m] is the code of distance place_of_last_query - m, so e[i, j] = E[i, rows-1-i+j]: a static shear.
-            last_B = place_BQ[:, stop - 1]
-            r_window = slice_rows(r_BLNH, farthest - last_B, slots + rows)
-            e_BNQL = jnp.einsum("BQNH,BLNH->BNQL", location[:, start:stop], r_window, preferred_element_type=jnp.float32)
-            score = jnp.einsum("BQNH,BSNH->BNQS", content[:, start:stop], k_BSNH, preferred_element_type=jnp.float32)
-            score += shear(e_BNQL, slots)
-            causal_BQS = jnp.arange(slots) <= place_BQ[:, start:stop, None]
-            mask = (causal_BQS & written_BS[:, None])[:, None]
-            weights = jax.nn.softmax(jnp.where(mask, score, MASKED), -1).astype(dtype)
-            outs.append(jnp.einsum("BNQS,BSNH->BQNH", weights, v_BSNH))
-        return jnp.concatenate(outs, 1)
+            length = seen + stop - start
+            if aligned:
+                first = farthest - (slots - queries + stop - 1)
+                r_window = r_BNLH[:, :, first : first + length]
+            else:
+                r_window = jax.vmap(lambda r, i, n=length: lax.dynamic_slice_in_dim(r, i, n, 1))(
+                    r_BNLH, farthest - place_BQ[:, stop - 1]
+                )
+            e_BNQL = jnp.einsum("BNQH,BNLH->BNQL", location[:, :, start:stop], r_window, preferred_element_type=jnp.float32)
+            e_BNQS = shear(e_BNQL, seen)
+            q = content[:, :, start:stop]
+            scores, tiles = [], range(-(-seen // columns))
+            for i in tiles:
+                keys = slice(i * columns, min((i + 1) * columns, seen))
+                k = ks[i][:, :, : keys.stop - keys.start]
+                score = jnp.einsum("BNQH,BNSH->BNQS", q, k, preferred_element_type=jnp.float32)
+                visible_BQS = (jnp.arange(keys.start, keys.stop) <= place_BQ[:, start:stop, None]) & written_BS[:, None, keys]
+                scores.append(score + e_BNQS[..., keys] + jnp.where(visible_BQS, 0.0, MASKED)[:, None])
+            values = [vs[i][:, :, : score.shape[-1]] for i, score in zip(tiles, scores, strict=True)]
+            y, total, _ = sums([score[:, :, None] for score in scores], values, q[:, :, None])
+            outs.append((y / total)[:, :, 0].astype(dtype))
+        return jnp.concatenate(outs, 2).swapaxes(1, 2)
+
+
+def write(memory_BMD: Array, current_BCD: Array) -> Array:
+    """The memory after a segment: the newest M hidden states, without gradient."""
+    joined = jnp.concatenate([memory_BMD, current_BCD.astype(memory_BMD.dtype)], 1)
+    return lax.stop_gradient(joined[:, current_BCD.shape[1] :])
 
 
 def shear(e_BNQL: Array, slots: int) -> Array:
