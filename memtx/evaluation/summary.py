@@ -8,7 +8,6 @@ from rich.table import Table
 
 from memtx.evaluation.perplexity import Evaluation
 
-
 FIRST = 8  # the first few tokens of a document are few and hard, and would hide the rest of the plot
 
 
