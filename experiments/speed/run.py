@@ -112,6 +112,8 @@ def markdown(result: dict) -> str:
 
 
 def main(args):
+    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": args.threads}
+    settings = {"batch": args.batch, "segment": args.segment, "disturbed_above_cores": DISTURBED}
     rounds = []
     for number in range(args.rounds):
         results = {
@@ -124,12 +126,10 @@ def main(args):
             results[model] = work(python, script, model, args)
             print(f"round {number + 1}: {model}: {len(clean(results[model]))} clean samples", file=sys.stderr, flush=True)
         rounds.append(results)
-    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": args.threads}
-    settings = {"batch": args.batch, "segment": args.segment, "disturbed_above_cores": DISTURBED}
-    result = {"machine": machine, "settings": settings, **summary(rounds, args), "rounds": rounds}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(markdown(result))
+        result = {"machine": machine, "settings": settings, **summary(rounds, args), "rounds": rounds}
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(result, indent=1) + "\n")  # after every round, so that a run cut short leaves its results
+        print(f"after round {number + 1}\n{markdown(result)}", flush=True)
 
 
 if __name__ == "__main__":

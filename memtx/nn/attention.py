@@ -42,7 +42,7 @@ class Source:
     k_BSKH, v_BSKH un-rotated; position_BS int32; valid_BS bool
     query_position_BT  where queries stand for this source, if not at their place in the document
     window             how far back a query sees; None: without end
-    lead               a promise that saves work: key j is at least `lead + t - j` tokens older than query t
+    lead               a promise that saves work: keys are in order of time, and key `lead + t` stands where query t does
     often_empty        skip it, at run time, in a call in which no row has a valid key
     """
 
