@@ -128,7 +128,7 @@ def main(args):
         rounds.append(results)
         result = {"machine": machine, "settings": settings, **summary(rounds, args), "rounds": rounds}
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n")  # after every round, so that a run cut short leaves its results
+        args.out.write_text(json.dumps(result, indent=1) + "\n")  # a run cut short leaves its results
         print(f"after round {number + 1}\n{markdown(result)}", flush=True)
 
 
