@@ -256,7 +256,7 @@ def _wrong_type(name: str, default, value) -> UserError:
 
 
 def _default(f: dataclasses.Field):
-    return f.default if f.default is not dataclasses.MISSING else f.default_factory()  # type: ignore[misc]
+    return f.default_factory() if callable(f.default_factory) else f.default
 
 
 def _plain(value: Any) -> Any:
