@@ -20,7 +20,8 @@ from memtx.memory.product_keys import PEER, MemoryPlus, ProductKey
 from memtx.models.presets import preset
 from memtx.ops import product
 
-DIMS = Dims(width=64, num_heads=4, num_kv_heads=4, head_dim=16, vocab_size=32)
+WIDTH = 128
+DIMS = Dims(width=WIDTH, num_heads=4, num_kv_heads=4, head_dim=32, vocab_size=32)
 
 
 def at(batch: int, time: int, length_B=None):
@@ -33,12 +34,12 @@ def random(*shape):
 
 def test_peer_that_chooses_every_expert_is_a_feed_forward_network():
     config = PEER.Config(keys=3, heads=2, top_k=9, key_dim=4)
-    layer, x = PEER(config, DIMS, jax.random.key(0)), random(2, 5, 64)
+    layer, x = PEER(config, DIMS, jax.random.key(0)), random(2, 5, WIDTH)
     y = jax.jit(lambda x: layer(x, (), at(2, 5))[0])(x)
     left, right = layer.search.scores(x)  # [N, H, n]
     router = jax.nn.softmax((left[..., :, None] + right[..., None, :]).reshape(10, 2, 9), -1).sum(1)
-    hidden = jax.nn.gelu(x.reshape(10, 64) @ layer.up[...].T)
-    np.testing.assert_allclose(y.reshape(10, 64), (router * hidden) @ layer.down[...], atol=1e-5)
+    hidden = jax.nn.gelu(x.reshape(10, WIDTH) @ layer.up[...].T)
+    np.testing.assert_allclose(y.reshape(10, WIDTH), (router * hidden) @ layer.down[...], atol=1e-5)
     fewer = PEER(dataclasses.replace(config, top_k=8), DIMS, jax.random.key(0))
     assert jnp.abs(fewer(x, (), at(2, 5))[0] - y).max() > 1e-3  # control
 
@@ -46,12 +47,12 @@ def test_peer_that_chooses_every_expert_is_a_feed_forward_network():
 def counted_flops(layer, tokens: int) -> float:
     """XLA's count for a call, per token, with loops unrolled and without the searches' comparisons, which it cannot count."""
     graph, params = nnx.split(layer)
-    shared = {"memory_plus/values": jax.ShapeDtypeStruct((layer.search.config.keys**2, 64), jnp.float32)}
+    shared = {"memory_plus/values": jax.ShapeDtypeStruct((layer.search.config.keys**2, WIDTH), jnp.float32)}
 
     def call(params, x, shared):
         return nnx.merge(graph, params)(x, (), at(1, tokens).replace(shared=shared))[0]
 
-    x = jax.ShapeDtypeStruct((1, tokens, 64), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, tokens, WIDTH), jnp.float32)
     analysis = jax.jit(call).lower(params, x, shared).compile().cost_analysis()
     assert analysis is not None
     return analysis["flops"] / tokens
@@ -77,7 +78,7 @@ def observed(layer, x, seg):
 
 def test_metrics_tell_how_the_table_is_used():
     layer = ProductKey(ProductKey.Config(keys=4, heads=2, top_k=3, key_dim=4), DIMS, jax.random.key(0))
-    x, seg = random(2, 5, 64), at(2, 5, [5, 2])
+    x, seg = random(2, 5, WIDTH), at(2, 5, [5, 2])
     metrics = observed(layer, x, seg)
     weight_NR, index_NR = layer.search(x, seg)
     share = np.zeros(16)
@@ -94,7 +95,7 @@ def test_metrics_tell_how_the_table_is_used():
 def test_uniform_use_has_no_divergence():
     layer = ProductKey(ProductKey.Config(keys=2, heads=1, top_k=4, key_dim=2), DIMS, jax.random.key(0))
     layer.search.keys[...] = jnp.zeros_like(layer.search.keys[...])
-    metrics = observed(layer, random(1, 3, 64), at(1, 3))
+    metrics = observed(layer, random(1, 3, WIDTH), at(1, 3))
     assert metrics["metric/usage"][0] == 1
     assert abs(metrics["metric/kl"][0]) < 1e-6
 
