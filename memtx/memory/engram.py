@@ -143,7 +143,8 @@ class Engram(nnx.Module):
 
     def convolve(self, input_BSD: Array, time: int) -> Array:
         apart, w_KD = self.config.dilation, self.conv[...]
-        return sum(w_KD[k] * input_BSD[:, k * apart : k * apart + time] for k in range(self.config.kernel))
+        taps = [w_KD[k] * input_BSD[:, k * apart : k * apart + time] for k in range(self.config.kernel)]
+        return sum(taps[1:], taps[0])
 
 
 def last(a_BS: Array, count_B: Array) -> Array:

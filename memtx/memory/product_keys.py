@@ -83,7 +83,8 @@ class Search(nnx.Module):
         return jnp.stack([products(q, k) for q, k in zip(jnp.split(q_NHC, 2, -1), keys, strict=True)])
 
     def __call__(self, x_BTD: Array, seg: Segment) -> tuple[Array, Array]:
-        score_NHk, index_NHk = product_top_k(*self.scores(x_BTD), self.config.top_k)
+        left_NHM, right_NHM = self.scores(x_BTD)
+        score_NHk, index_NHk = product_top_k(left_NHM, right_NHM, self.config.top_k)
         weight_NHk = jax.nn.softmax(score_NHk, -1)
         weight_NR, index_NR = (a.reshape(len(a), -1) for a in (weight_NHk, index_NHk))
         if wants("metric"):

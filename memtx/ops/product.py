@@ -16,7 +16,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 @partial(custom_partitioning, static_argnums=(1,))
 def _top_k(x_NM: Array, k: int) -> tuple[Array, Array]:
-    return tuple(lax.top_k(x_NM, k))
+    value, index = lax.top_k(x_NM, k)
+    return value, index
 
 
 def _rows_stay(k, mesh, arguments, results):

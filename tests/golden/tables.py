@@ -35,7 +35,7 @@ def chosen(a, x, heads: int, top_k: int, keys: int, qk_norm: bool | None = None)
         left, right = np.split(q, 2)
         mine = sub[:, min(head, sub.shape[1] - 1)]
         score = np.array([mine[0, i] @ left + mine[1, j] @ right for i in range(keys) for j in range(keys)])
-        best = np.argsort(-score.real)[:top_k]
+        best = np.argsort(-np.real(score))[:top_k]
         found += zip(softmax(score[best], np.ones(top_k, bool)), best, strict=True)
     return found
 
@@ -102,7 +102,7 @@ _SIZES = {"keys": KEYS, "heads": HEADS, "top_k": TOP, "key_dim": KEY_DIM}
 
 
 def _search(sub_keys: int, *norms: str) -> dict:
-    shapes = {"x.x": (16, D), "param.search.query.w": (D, HEADS * KEY_DIM)}
+    shapes: dict[str, tuple[int, ...]] = {"x.x": (16, D), "param.search.query.w": (D, HEADS * KEY_DIM)}
     shapes["param.search.keys"] = (2, sub_keys, KEYS, KEY_DIM // 2)
     return shapes | {f"param.search.norm.{name}": (KEY_DIM,) for name in norms}
 
