@@ -36,7 +36,7 @@ from memtx.ops.rows import slice_rows
 
 @pytree
 class Tail:
-    """The last canonical tokens and inputs of the convolution, newest last; all but the last count_B are empty."""
+    """The last canonical tokens (pads before the first) and inputs of the convolution, of which the last count_B are valid."""
 
     token_BL: Array
     input_BSD: Array
@@ -68,8 +68,8 @@ class Engram(nnx.Module):
             positive(self, "memory.engram", "heads", "rows", "dim", "kernel", "dilation")
             for name in ("orders", "canonical"):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-            if not self.orders or min(self.orders) < 2:
-                raise UserError(f"memory.engram.orders={self.orders} must list lengths of n-grams, 2 or more")
+            if not self.orders or self.orders[0] < 2 or list(self.orders) != sorted(set(self.orders)):
+                raise UserError(f"memory.engram.orders={self.orders} must list lengths of n-grams from 2 on, in rising order")
             if self.kernel < 2:
                 raise UserError("memory.engram.kernel must be at least 2")
             if self.rows >= 2**30:
@@ -85,7 +85,7 @@ class Engram(nnx.Module):
         table, k, v, conv = jax.random.split(key, 4)
         self.config, self.width = config, dims.width
         words = max(config.canonical) + 1 if config.canonical else dims.vocab_size
-        self.multipliers = ngram.multipliers(config.seed, max(config.orders), words)
+        self.multipliers = ngram.multipliers(config.seed, config.orders[-1], words)
         self.primes = ngram.next_primes(config.rows, len(config.orders) * config.heads)
         self.table = normal(table, (sum(self.primes), config.dim), 1.0, optim="no_decay", lr=5.0)
         size = len(self.primes) * config.dim
@@ -96,7 +96,7 @@ class Engram(nnx.Module):
     def init_state(self, batch_size: int) -> Tail:
         c = self.config
         return Tail(
-            jnp.zeros((batch_size, max(c.orders) - 1), jnp.int32),
+            jnp.full((batch_size, c.orders[-1] - 1), c.pad, jnp.int32),
             jnp.zeros((batch_size, (c.kernel - 1) * c.dilation, self.width)),
             jnp.zeros(batch_size, jnp.int32),
         )
@@ -104,12 +104,12 @@ class Engram(nnx.Module):
     def __call__(self, x_BTD, state: Tail, seg: Segment, *, key: Array | None = None):
         assert seg.token_BT is not None, "engram hashes seg.token_BT, which the language model sets"
         token_BT = self.canonical(seg.token_BT)
-        token_BS = jnp.concatenate(
-            [jnp.where(last(state.token_BL, state.count_B), state.token_BL, self.config.pad), token_BT], 1
-        )
+        token_BS = jnp.concatenate([state.token_BL, token_BT], 1)
         e_BTE = self.embed(self.rows(token_BS, x_BTD.shape[1])).astype(x_BTD.dtype)
         v_BTD = self.gate(x_BTD, e_BTE) * self.value(e_BTE)
-        before_BSD = jnp.where(last(state.input_BSD, state.count_B), state.input_BSD, 0)
+        size = state.input_BSD.shape[1]
+        valid_BS = jnp.arange(size) >= size - state.count_B[:, None]
+        before_BSD = jnp.where(valid_BS[..., None], state.input_BSD, 0)
         input_BSD = jnp.concatenate([before_BSD, self.conv_norm(v_BTD).astype(jnp.float32)], 1)
         y_BTD = v_BTD + jax.nn.silu(self.convolve(input_BSD, x_BTD.shape[1])).astype(x_BTD.dtype)
         token_BL = slice_rows(token_BS, seg.length_B, state.token_BL.shape[1])
@@ -145,13 +145,6 @@ class Engram(nnx.Module):
         apart, w_KD = self.config.dilation, self.conv[...]
         taps = [w_KD[k] * input_BSD[:, k * apart : k * apart + time] for k in range(self.config.kernel)]
         return sum(taps[1:], taps[0])
-
-
-def last(a_BS: Array, count_B: Array) -> Array:
-    """Which entries hold something, where the newest are last: [B, S], with axes of size 1 to match a's."""
-    size = a_BS.shape[1]
-    valid_BS = jnp.arange(size) >= size - count_B[:, None]
-    return valid_BS.reshape(*valid_BS.shape, *[1] * (a_BS.ndim - 2))
 
 
 def canonical_ids(words: Sequence[str]) -> tuple[int, ...]:

@@ -89,6 +89,7 @@ def test_the_table_learns_faster_and_does_not_decay():
     ("changes", "message"),
     [
         ({"orders": (1, 2)}, "must list lengths of n-grams"),
+        ({"orders": (3, 2)}, "in rising order"),
         ({"rows": 2**30}, "below 2^30"),
         ({"kernel": 1}, "kernel must be at least 2"),
         ({"canonical": (0, 1)}, "2 ids for a vocabulary of 128000"),
