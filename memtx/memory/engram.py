@@ -74,6 +74,8 @@ class Engram(nnx.Module):
                 raise UserError("memory.engram.kernel must be at least 2")
             if self.rows >= 2**30:
                 raise UserError(f"memory.engram.rows={self.rows} must be below 2^30")
+            if self.pad < 0:
+                raise UserError(f"memory.engram.pad={self.pad} must be an id, 0 or more")
 
     tiny = (Config(orders=(2, 3), heads=2, rows=5, dim=3, kernel=3, dilation=2, seed=7, pad=1, conv_scale=0.5),)
 
