@@ -2,7 +2,7 @@
 
     memtx train --config=configs/lm.py:memory=xl,size=tiny,data=books --workdir=runs/xl
 
-memory  a name of `memtx list`                     size  micro (0.1 M parameters) | tiny (0.8 M) | small (3.3 M) | base (110 M) | 1b
+memory  a name of `memtx list`        size  micro (0.1 M parameters) | tiny (0.8 M) | small (3.3 M) | base (110 M) | 1b
 data    pycode | books | speeches | textdir:PATH | tfds:NAME
 
 Every key can be changed on the command line: --config.train.steps=2000 --config.memory.xl.memory=512
