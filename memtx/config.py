@@ -47,9 +47,12 @@ class Model:
 
 @dataclass(frozen=True)
 class Data:
-    corpus: str = "pycode"  # pycode | books | speeches | textdir:PATH | tfds:NAME
+    corpus: str = "pycode"  # pycode | books | speeches | textdir:PATH | tfds:NAME | task:NAME
     tokenizer: str = "bytes"  # bytes | bpe:SIZE
     segment: int = 128  # T, tokens of one call
+    task: Any = field(default_factory=dict)  # settings of a task: its Config, by name in files
+    curriculum: tuple = ()  # of a task: stages (steps, settings) that come before those of `task`
+    examples: int = 0  # of a task: train on this many different ones; 0: ever new ones
     cache: str = "~/.cache/memtx"
 
 
@@ -82,6 +85,8 @@ class Eval:
     every: int = 500  # steps; 0: at the end only
     batch: int = 8
     segments: int = 64  # at most this many calls on the held-out text; 0: all of it
+    examples: int = 512  # of a task: held-out ones
+    task: Mapping[str, Any] = field(default_factory=dict)  # settings in which held-out examples differ from data.task
     split: str = "valid"
     prompt: str = ""  # of the sample written at the end
     sample_tokens: int = 200
@@ -135,6 +140,8 @@ def get_config(**groups) -> ml_collections.ConfigDict:
                 values[group][key] = value
         else:
             values[group] = changes
+    if values["data"]["corpus"].startswith("task:"):
+        values["data"]["task"] = _plain(complete_task(Data(**values["data"])).task)
     values["memory"] = {}
     for name in dict.fromkeys(name for pattern, _ in values["model"]["stacks"] for name in pattern):
         check_known(name, MEMORIES, "memory")
@@ -192,9 +199,32 @@ def configure(config: ml_collections.ConfigDict | Mapping | Config) -> Config:
     model = built.get("model", Model())
     settings = {**memory, **model.memory}
     built["model"] = complete_model(dataclasses.replace(model, memory=settings))
+    built["data"] = complete_task(built.get("data", Data()))
     config = Config(**built)
     _check(config)
     return config
+
+
+def complete_task(data: Data) -> Data:
+    """`data.task` as the Config of the task that `data.corpus` names. UserError for settings that it does not have."""
+    kind, _, name = data.corpus.partition(":")
+    if kind != "task":
+        if data.task or data.curriculum or data.examples:
+            raise UserError("data.task, data.curriculum and data.examples are for data.corpus=task:NAME")
+        return data
+    cls = task_class(name).Config
+    if data.tokenizer != "bytes":
+        raise UserError("a task brings its own tokens; leave data.tokenizer at bytes")
+    task = data.task if isinstance(data.task, cls) else to_dataclass(cls, data.task, "data.task")
+    return dataclasses.replace(data, task=task, curriculum=tuple((steps, settings) for steps, settings in data.curriculum))
+
+
+def task_class(name: str):
+    """The class of a task. UserError for an unknown name."""
+    from memtx.data.tasks import TASKS  # here, since tasks import this package's tokenizers
+
+    check_known(name, TASKS, "task")
+    return TASKS[name]
 
 
 def complete_model(model: Model) -> Model:
