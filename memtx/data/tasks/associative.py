@@ -2,11 +2,11 @@
 
     [k1 sep v1 eos] [k2 sep v2 eos] ... [kP sep vP eos]  [kt gen vt eos]     each bracket is one segment
 
-Keys and values are digits base 16, keys distinct (little-endian digits of a permutation of 16^key_size), or with `rewrite` drawn
-with repeats, and then the last value counts. With `vary` an example has its last n of P pairs, n uniform in 1..P. The loss is on
-gen, vt and eos, as in the reference; accuracy and exact match on vt and eos, which is what the reference generates. Here n is
-drawn per example (the reference: per batch), and the marks are tokens 16, 17, 18 instead of 100, 101, 102.
-Source: RodkinIvan/associative-recurrent-memory-transformer.  Legend: P pairs, L tokens.
+Keys and values are digits base 16, keys distinct (little-endian digits of a permutation of 16^key_size), or with `rewrite`
+drawn with repeats, and then the last value counts. With `vary` an example has its last n of P pairs, n uniform in 1..P. The
+loss is on gen, vt and eos, as in the reference; accuracy and exact match on vt and eos, which is what the reference
+generates. Here n is drawn per example (the reference: per batch), and the marks are tokens 16, 17, 18 instead of 100, 101,
+102. Source: RodkinIvan/associative-recurrent-memory-transformer.  Legend: P pairs, L tokens.
 """
 
 from __future__ import annotations

@@ -4,10 +4,11 @@ qa1  Where is Mary?                      one fact         qa4  What is north of 
 qa2  Where is the football?              two facts        qa5  Who gave the milk to Fred?          three-argument relations
 qa3  Where was the football before the kitchen?   three facts
 
-The stories are drawn by a simulator of our own, in the style of bAbI (Weston et al. 2015): no download. The facts stand in order
-at sorted random places between background sentences, up to `length` bytes, then the question; its one-word answer is asked.
-`background` is noise of our own sentences, or the path of a text file, whose sentences of ten words or more are read on from a
-random place (the benchmark has PG-19). The benchmark's metric looks for the answer in generated text: here, exact match.
+The stories are drawn by a simulator of our own, in the style of bAbI (Weston et al. 2015): no download. The facts stand in
+order at sorted random places between background sentences, up to `length` bytes, then the question; its one-word answer is
+asked. `background` is noise of our own sentences, or the path of a text file, whose sentences of ten words or more are read
+on from a random place (the benchmark has PG-19). The benchmark's metric looks for the answer in generated text: here, exact
+match.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The contract of tasks: synthetic examples that ask for something said before.
 
-An example is a sequence of tokens with, where something is asked, the label that the model should give at that very place: the
-next token in most tasks, the value that belongs to the key just read in MQAR. It is a function of (seed, split, stage, index), so
-a run goes on with exactly the examples that it would have seen.
+An example is a sequence of tokens with, where something is asked, the label that the model should give at that very place:
+the next token in most tasks, the value that belongs to the key just read in MQAR. It is a function of (seed, split, stage,
+index), so a run goes on with exactly the examples that it would have seen.
 
 Legend: L tokens of an example, A places where something is asked, N tokens of a sequence that is cut into inputs and labels.
 """

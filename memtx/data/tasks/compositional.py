@@ -2,8 +2,8 @@
 
     a1 b1 v11  a1 b2 v12  a2 b1 v21  a2 b2 v22  . . . a2 b1 . ...     the label on b1, after a2, is v21
 
-The vocabulary is cut into thirds: first parts, second parts, values. N pairs are a square grid, in random order, so that neither
-part alone tells the value.  Legend: as in mqar.py, G = sqrt(N).
+The vocabulary is cut into thirds: first parts, second parts, values. N pairs are a square grid, in random order, so that
+neither part alone tells the value.  Legend: as in mqar.py, G = sqrt(N).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     x x x S y x x ... x S     the label on the last S is y
 
-The special token S stands once at a random place and once at the end; the other tokens are random. Trained at length 256, tested
-at 64 to a million: `eval.task.length`.
+The special token S stands once at a random place and once at the end; the other tokens are random. Trained at length 256,
+tested at 64 to a million: `eval.task.length`.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ copying      tokens with blanks between, the copy mark, blanks: on these, the to
 compression  tokens, the compression mark, blanks: on these, all tokens again
 memorization k ? k ? ...  a map that is the same in all examples: on "?", the v; examples carry nothing to read it from
 
-recall labels what was seen before in training too (the reference trains on every next token and tests so). compression asks the
-same model for the tokens where the reference decodes the mark's activation with an MLP: a model that sees its inputs (attention)
-may look back, so compare memories of fixed size with it. The published sets are finite: `data.examples=12800`, 256 for
-memorization.  Source: athms/mad-lab.  Legend: V vocabulary, L tokens, N tokens of the whole sequence.
+recall labels what was seen before in training too (the reference trains on every next token and tests so). compression asks
+the same model for the tokens where the reference decodes the mark's activation with an MLP: a model that sees its inputs
+(attention) may look back, so compare memories of fixed size with it. The published sets are finite: `data.examples=12800`,
+256 for memorization.  Source: athms/mad-lab.  Legend: V vocabulary, L tokens, N tokens of the whole sequence.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from memtx.data.tasks.base import NOTHING, Example, Task, check, next_token, oct
 from memtx.data.tokenizers import numbers
 from memtx.errors import check_known
 
-KINDS = ("recall", "noisy", "fuzzy", "copying", "compression", "memorization")
+PUBLISHED = {  # vocabulary, length
+    "recall": (16, 128),
+    "noisy": (32, 128),
+    "fuzzy": (16, 128),
+    "copying": (16, 256),
+    "compression": (16, 32),
+    "memorization": (256, 32),
+}
 MOTIF = 3  # most tokens of a fuzzy key or value
 
 
@@ -39,20 +46,11 @@ class Mad(Task):
         map_seed: int = 12345  # of memorization
 
         def __post_init__(self):
-            check_known(self.kind, KINDS, "data.task.kind")
+            check_known(self.kind, PUBLISHED, "data.task.kind")
             check(0 <= self.noise < 1, "noise must be in [0, 1)")
             v, length = Mad.sizes(self)
             check(v - (self.noise_vocabulary if self.kind == "noisy" else 0) >= 6, f"vocabulary={v} is too small")
             check(length >= (2 * self.copies + 1 if self.kind == "copying" else 4), f"length={length} is too short")
-
-    PUBLISHED = {  # vocabulary, length
-        "recall": (16, 128),
-        "noisy": (32, 128),
-        "fuzzy": (16, 128),
-        "copying": (16, 256),
-        "compression": (16, 32),
-        "memorization": (256, 32),
-    }
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -62,7 +60,7 @@ class Mad(Task):
 
     @staticmethod
     def sizes(config: Config) -> tuple[int, int]:
-        vocabulary, length = Mad.PUBLISHED[config.kind]
+        vocabulary, length = PUBLISHED[config.kind]
         return config.vocabulary or vocabulary, config.length or length
 
     def example(self, rng):

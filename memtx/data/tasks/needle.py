@@ -2,9 +2,9 @@
 
     . . . . K k v . . . . . . . . . . K k     the label on the last k is v
 
-The value stands exactly d tokens before the query, d one of `distances`; examples are cut to what `distances` need, with `before`
-tokens of noise ahead. Swept from below a model's window to far beyond it, accuracy by distance is what the memory reaches. Noise
-has tokens of its own, so chance is 1 / values.
+The value stands exactly d tokens before the query, d one of `distances`; examples are cut to what `distances` need, with
+`before` tokens of noise ahead. Swept from below a model's window to far beyond it, accuracy by distance is what the memory
+reaches. Noise has tokens of its own, so chance is 1 / values.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import string
+from itertools import pairwise
 
 import numpy as np
 
@@ -30,8 +31,8 @@ ONE = (
     "The special magic {kind} for {query} mentioned in the provided text is"
 )
 MANY = (
-    "Some special magic {kind}s are hidden within the following text. Make sure to memorize it. I will quiz you about the {kind}s "
-    "afterwards.\n{context}\nWhat are all the special magic {kind}s for {query} mentioned in the provided text? "
+    "Some special magic {kind}s are hidden within the following text. Make sure to memorize it. I will quiz you about the "
+    "{kind}s afterwards.\n{context}\nWhat are all the special magic {kind}s for {query} mentioned in the provided text? "
     "The special magic {kind}s for {query} mentioned in the provided text are"
 )
 VT = (
@@ -46,9 +47,9 @@ CWE = (
 )
 FWE = (
     "Read the following coded text and track the frequency of each coded word. Find the three most frequently appeared coded "
-    "words. {context}\nQuestion: Do not provide any explanation. Please ignore the dots '....'. What are the three most frequently "
-    "appeared words in the above coded text? Answer: According to the coded text above, the three most frequently appeared words "
-    "are:"
+    "words. {context}\nQuestion: Do not provide any explanation. Please ignore the dots '....'. What are the three most "
+    "frequently appeared words in the above coded text? Answer: According to the coded text above, the three most frequently "
+    "appeared words are:"
 )
 NEEDLES = {  # keys, values of each, keys asked, uuids, needles as haystack
     "niah_single_1": (1, 1, 1, False, False),
@@ -126,7 +127,7 @@ class Ruler(TextTask):
         chains = np.reshape(list(names), (c.chains, c.hops + 1)).tolist()
         values = 10_000 + rng.choice(89_999, c.chains, replace=False)  # np.random.randint(10000, 99999)
         lines = [
-            [f"VAR {chain[0]} = {value}", *(f"VAR {b} = VAR {a} " for a, b in zip(chain, chain[1:], strict=False))]
+            [f"VAR {chain[0]} = {value}", *(f"VAR {b} = VAR {a} " for a, b in pairwise(chain))]
             for chain, value in zip(chains, values, strict=True)
         ]
         turns = rng.permutation(np.repeat(np.arange(c.chains), c.hops + 1))  # whose next line comes

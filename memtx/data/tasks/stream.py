@@ -1,11 +1,12 @@
 """Examples of a task as batches: what `Stream` is for text.
 
-Row b of round r reads example r B + b; an example takes K steps of P segments each, the same for all examples of a task, so all
-that a cursor holds is the step. An example begins a document: at the start of a step, padded to its K steps. With P segments of T
-tokens for a whole example, K is 1 and gradients pass through all of it; else its memory is carried from step to step.
+Row b of round r reads example r B + b; an example takes K steps of P segments each, the same for all examples of a task, so
+all that a cursor holds is the step. An example begins a document: at the start of a step, padded to its K steps. With P
+segments of T tokens for a whole example, K is 1 and gradients pass through all of it; else its memory is carried from step to
+step.
 
-A curriculum is a list of stages, each of a number of steps with settings of its own; after the last stage comes the task as it is
-configured. The stage is a function of the step, and shapes do not change. A stage begins with new examples.
+A curriculum is a list of stages, each of a number of steps with settings of its own; after the last stage comes the task as
+it is configured. The stage is a function of the step, and shapes do not change. A stage begins with new examples.
 
 Legend: B stream, P segments per step, T tokens per segment, K steps of an example, L tokens of an example, C calls.
 """
