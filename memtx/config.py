@@ -320,7 +320,7 @@ def _plain(value: Any) -> Any:
 def _check(config: Config) -> None:
     positive(config.data, "data", "segment")
     positive(config.train, "train", "steps", "batch", "segments", "accumulate", "log_every")
-    positive(config.eval, "eval", "batch")
+    positive(config.eval, "eval", "batch", "examples")
     positive(config.checkpoint, "checkpoint", "every")
     positive(config.mesh, "mesh", "model")
     check_known(config.optim.name, ["adamw", "adafactor", "lion", "muon"], "optim.name")

@@ -10,6 +10,7 @@ import jax
 from memtx.config import Config
 from memtx.data.corpora import corpus
 from memtx.data.streams import Batch, Stream
+from memtx.data.tasks.base import Task
 from memtx.data.tasks.stages import held_out, stages
 from memtx.data.tasks.stream import Examples
 from memtx.data.tokenizers import Tokenizer
@@ -79,37 +80,66 @@ class TaskSource:
 
     def stream(self) -> Examples:
         c = self._config
-        sizes = {"batch": c.train.batch, "segments": c.train.segments, "time": c.data.segment}
-        return Examples(self._stages, **sizes, seed=c.seed, count=c.data.examples, **_processes())
+        return Examples(
+            self._stages,
+            batch=c.train.batch,
+            segments=c.train.segments,
+            time=c.data.segment,
+            seed=c.seed,
+            count=c.data.examples,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
 
     def evaluator(self, lm: LM, layout: Layout) -> Evaluator:
         c = self._config
         drawn = [self._task.draw(c.seed, c.eval.split, index) for index in range(c.eval.examples)]
         evaluate = make_recall(lm, drawn, layout)
-
-        def batches() -> Iterator[Batch]:
-            sizes = {"batch": c.eval.batch, "segments": 1, "time": c.data.segment}
-            counted = {"split": c.eval.split, "count": c.eval.examples, "repeat": False}
-            return Examples([(0, self._task)], **sizes, **counted, seed=c.seed, **_processes())
-
-        return lambda params: evaluate(params, batches())
+        return lambda params: evaluate(params, eval_examples(self._task, c))
 
 
 def train_stream(tokens: Tokens, config: Config) -> Stream:
-    sizes = {"batch": config.train.batch, "segments": config.train.segments, "time": config.data.segment}
-    return Stream(tokens, **sizes, seed=config.seed, **_processes())
+    return Stream(
+        tokens,
+        batch=config.train.batch,
+        segments=config.train.segments,
+        time=config.data.segment,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
 
 
 def eval_batches(tokens: Tokens, config: Config) -> Iterator[Batch]:
     """The held-out documents in order, one segment at a time, at most `eval.segments` of them; no more rows than documents."""
     devices = jax.device_count()
-    batch = min(config.eval.batch, -(-len(tokens.names) // devices) * devices)
-    stream = Stream(tokens, batch=batch, segments=1, time=config.data.segment, shuffle=False, repeat=False, **_processes())
+    stream = Stream(
+        tokens,
+        batch=min(config.eval.batch, -(-len(tokens.names) // devices) * devices),
+        segments=1,
+        time=config.data.segment,
+        shuffle=False,
+        repeat=False,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
     for index, batch in enumerate(stream):
         if config.eval.segments and index >= config.eval.segments:
             return
         yield batch
 
 
-def _processes() -> dict[str, int]:
-    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+def eval_examples(task: Task, config: Config) -> Examples:
+    """The held-out examples in order, one segment at a time."""
+    return Examples(
+        [(0, task)],
+        batch=config.eval.batch,
+        segments=1,
+        time=config.data.segment,
+        seed=config.seed,
+        split=config.eval.split,
+        count=config.eval.examples,
+        repeat=False,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )

@@ -30,7 +30,7 @@ class Algorithmic(Task):
             check(1 <= self.variables <= len(NAMES), f"variables must be from 1 to {len(NAMES)}")
             check(self.statements >= 1, "statements must be at least 1")
 
-    tokenizer = Words(
+    tokenizer: Words = Words(
         "programs", [*NAMES, "=", "++", "--", "if", "print", "<", ">", ":", ";", "END", *map(str, range(LOW, 11))]
     )
 

@@ -31,6 +31,7 @@ WALKERS, GIVERS = ["Daniel", "John", "Mary", "Sandra"], ["Bill", "Fred", "Jeff",
 GO = ["moved to", "went to", "journeyed to", "travelled to", "went back to"]
 TAKE, DROP = ["got", "took", "picked up", "grabbed"], ["put down", "dropped", "left", "discarded"]
 GIVE = ["gave", "handed", "passed"]
+TRIES = 1000
 OPPOSITE = {"north": "south", "south": "north", "east": "west", "west": "east"}
 
 
@@ -55,16 +56,21 @@ class Babilong(TextTask):
             check(self.facts >= 2, "facts must be at least 2")
             if self.background != "noise":
                 sentences(self.background)
+            Babilong(self).example(np.random.default_rng(0))  # so that a length that is too short shows at once
 
     def example(self, rng):
         task = self.config.tasks[rng.integers(len(self.config.tasks))]
-        story = STORIES[task](rng, int(rng.integers(2, self.config.facts + 1)))
-        end = f"\n{story.question} Answer:"
-        room = self.room(" ".join(story.facts) + end + " " + story.answer)
+        for _ in range(TRIES):  # stories of qa3 can be long
+            story = STORIES[task](rng, int(rng.integers(2, self.config.facts + 1)))
+            end = f"\n{story.question} Answer:"
+            bare = " ".join(story.facts) + end + " " + story.answer
+            if len(bare) <= self.length:
+                break
+        room = self.room(bare)
         hay = self._background(rng, room)
         places = np.sort(rng.integers(len(hay) + 1, size=len(story.facts)))
         text = " ".join(insert(hay, places, story.facts))
-        depth = tenth(text.index(story.facts[-1]) / len(text))
+        depth = tenth(text.rindex(story.facts[-1]) / len(text))
         return self.asked(text + end, " " + story.answer, task=task, length=self.length, depth=depth)
 
     def _background(self, rng, room: int) -> list[str]:

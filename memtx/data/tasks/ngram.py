@@ -38,7 +38,7 @@ class Ngram(Task):
             least = self.answer + 1 + (self.ngram if self.kind != "copy" else 0)
             check(least <= self.shortest <= self.longest, f"shortest must be from {least} to longest")
 
-    tokenizer = Words("letters", [*string.ascii_lowercase, "$", "|", ".", "*"])
+    tokenizer: Words = Words("letters", [*string.ascii_lowercase, "$", "|", ".", "*"])
 
     def __init__(self, config: Config):
         super().__init__(config)

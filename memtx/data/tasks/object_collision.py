@@ -17,6 +17,8 @@ from memtx.data.tokenizers import Words
 
 
 class ObjectCollision(Task):
+    tokenizer: Words
+
     @dataclasses.dataclass(frozen=True)
     class Config:
         steps: int = 512
@@ -55,7 +57,8 @@ class ObjectCollision(Task):
                         met[latest] = (step, 2 * int(row) + int(column))
             for (row, column), hue in zip(cell, colour, strict=True):
                 words += [f"r{row}", f"c{column}", f"colour{hue}"]
-            asked = latest if latest and rng.random() < c.easy else tuple(map(int, rng.integers(c.colours, size=2)))
+            first, second = rng.integers(c.colours, size=2).tolist()
+            asked = latest if latest and rng.random() < c.easy else (first, second)
             words += [f"?{hue}" for hue in asked]
             labels += [NOTHING] * (3 * c.particles + 1) + [id_of[f"quadrant{met[asked][1]}"] if asked in met else NOTHING]
             if asked in met:

@@ -11,7 +11,7 @@ from memtx.data.tasks.stages import changed
 
 
 def show(data: Data, index: int = 0) -> Text:
-    """The settings, then training example `index` of `data.task`. A label that is not the next token follows its place: k >v."""
+    """The settings, then training example `index` of `data.task`. A label that is no next token follows its place: k >v."""
     data = complete_task(data)
     task = changed(data, {})
     example, pieces = task.draw(0, "train", index), task.tokenizer.pieces
