@@ -207,7 +207,7 @@ def _eval(values):
 
 
 def _settings(text: str | None) -> dict | None:
-    """ "length=512,kind=reverse" as a mapping; values are Python literals or else words."""
+    """What `--task` says, key=value with commas between, as a mapping; values are Python literals or else words."""
     if not text:
         return None
     settings = {}

@@ -220,7 +220,10 @@ def complete_task(data: Data) -> Data:
     if data.tokenizer != "bytes":
         raise UserError("a task brings its own tokens; leave data.tokenizer at bytes")
     task = data.task if isinstance(data.task, cls) else to_dataclass(cls, data.task, "data.task")
-    return dataclasses.replace(data, task=task, curriculum=tuple((steps, settings) for steps, settings in data.curriculum))
+    for stage in data.curriculum:
+        if len(stage) != 2 or type(stage[0]) is not int or stage[0] < 1 or not isinstance(stage[1], Mapping):
+            raise UserError(f"data.curriculum is stages (steps, settings), with steps of 1 or more; {stage!r} is none")
+    return dataclasses.replace(data, task=task, curriculum=tuple(map(tuple, data.curriculum)))
 
 
 def task_class(name: str):

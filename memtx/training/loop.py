@@ -53,12 +53,12 @@ def train(config: ml_collections.ConfigDict | Mapping | Config, workdir: str | P
     data = source(config)
     lm = build(config.model, vocab_size=data.tokenizer.vocab_size)
     tx = optimizer(config.optim, config.train.steps, lm)
+    stream = data.stream()
 
     with Checkpointer(workdir, to_json(config), keep=config.checkpoint.keep, warn=say) as checkpoints:
         if jax.process_index() == 0:
             data.tokenizer.save(Path(workdir) / "tokenizer.json")
         run = Run(config, lm, tx, layout)
-        stream = data.stream()
         restored = checkpoints.restore(**run.abstract())
         if restored:
             stream.set_state(restored.cursor)

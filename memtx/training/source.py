@@ -77,6 +77,7 @@ class TaskSource:
         self._config = config
         self._stages, self._task = stages(config.data), held_out(config)
         self.tokenizer = self._task.tokenizer
+        eval_examples(self._task, config)  # what is wrong with them shows before anything is written
 
     def stream(self) -> Examples:
         c = self._config

@@ -146,7 +146,7 @@ def test_a_task_s_config_survives_json():
         ({"task": {"pairs": 17}}, "key_size"),
         ({"curriculum": [[2, {"pair": 3}]]}, "did you mean pairs"),
         ({"curriculum": [[0, {"pairs": 3}]]}, "steps of 1 or more"),
-        ({"curriculum": [3]}, "stages"),
+        ({"curriculum": [[3]]}, "stages"),
         ({"tokenizer": "bpe:400"}, "brings its own tokens"),
         ({"segment": 3}, "shorter than a block"),
         ({"corpus": "pycode", "task": {"pairs": 3}}, "for data.corpus=task"),

@@ -108,7 +108,7 @@ class Ruler(TextTask):
         lines = [line for _, line, _ in found]
         room, hay = self.room(prompt(lines) + " " + ", ".join(answers)), []
         while True:
-            other = name()
+            other = name() if among else ""
             line = needle(other)[0] if among else GRASS
             room -= len(line) + 1
             if room < 0:
