@@ -302,7 +302,8 @@ def to_dataclass(cls, values: Mapping, path: str):
         if isinstance(default, (tuple, Mapping)) and isinstance(value, (list, tuple, Mapping)):
             continue
         raise _wrong_type(f"{path}.{name}", default, value)
-    return cls(**values)
+    tuples = {name for name, f in fields.items() if isinstance(_default(f), tuple)}  # JSON and config files have lists
+    return cls(**{name: tuple(value) if name in tuples else value for name, value in values.items()})
 
 
 def _wrong_type(name: str, default, value) -> UserError:

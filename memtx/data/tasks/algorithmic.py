@@ -48,10 +48,12 @@ class Algorithmic(Task):
             labels += [NOTHING] * len(statement)
             if statement[0] == "print":
                 labels[-1] = self.tokenizer.ids[str(values[statement[1]])]
-                statement_A.append(octave(number))
+                statement_A.append(number)
         token_L = self.tokenizer.encode(" ".join([*words, "END"]))
         label_L = np.asarray([*labels, NOTHING], np.int32)
-        return Example(token_L, label_L, {"variables": self.config.variables, "statement": np.asarray(statement_A)})
+        return Example(
+            token_L, label_L, {"variables": self.config.variables, "statement": octave(np.asarray(statement_A, int))}
+        )
 
     def _statement(self, rng, values: dict[str, int], nested: bool = False, runs: bool = True) -> list[str] | None:
         """A random one, carried out on `values` if it `runs`; or None if it cannot stand."""

@@ -87,12 +87,12 @@ class Mad(Task):
             seen = key in pairs
             value, at = pairs.get(key) or (motif(words // 2, words), 0)
             if seen:
-                distance += [octave(len(sequence) + len(key) - at)] * len(value)
+                distance += [len(sequence) + len(key) - at] * len(value)
             pairs[key] = (value, len(sequence) + len(key))
             sequence += [*key, *value]
             asked += [False] * len(key) + [seen] * len(value)
         token_L, label_L = next_token(np.asarray(sequence)[: self.length + 1], np.asarray(asked)[: self.length + 1])
-        return token_L, label_L, {"distance": np.asarray(distance, int)[: (label_L >= 0).sum()]}
+        return token_L, label_L, {"distance": octave(np.asarray(distance, int)[: (label_L >= 0).sum()])}
 
     def _copying(self, rng):
         copies, blank, mark = self.config.copies, self.vocabulary - 2, self.vocabulary - 1

@@ -9,6 +9,7 @@ they change colour with chance 0.05. The pair asked for is the last one that met
 from __future__ import annotations
 
 import dataclasses
+from itertools import combinations
 
 import numpy as np
 
@@ -41,36 +42,37 @@ class ObjectCollision(Task):
 
     def example(self, rng):
         c, id_of = self.config, self.tokenizer.ids
-        place = rng.uniform(1, c.grid - 2, (c.particles, 2))
-        velocity = rng.normal(0, c.speed, (c.particles, 2))
-        colour = rng.integers(c.colours, size=c.particles)
+        place = rng.uniform(1, c.grid - 2, (c.particles, 2)).tolist()
+        velocity = rng.normal(0, c.speed, (c.particles, 2)).tolist()
+        colour = rng.integers(c.colours, size=c.particles).tolist()
+        changes = rng.random((c.steps, c.particles)) < c.change
+        new_colour = rng.integers(c.colours, size=(c.steps, c.particles)).tolist()
+        easy = rng.random(c.steps) < c.easy
+        pairs = rng.integers(c.colours, size=(c.steps, 2)).tolist()
         met: dict[tuple[int, int], tuple[int, int]] = {}  # (step, quadrant) of each ordered pair's last meeting
         words, labels, steps_A, latest = [], [], [], None
         for step in range(c.steps):
-            self._move(rng, place, velocity, colour)
-            cell = np.round(place).astype(int)
             for p in range(c.particles):
-                for q in range(p + 1, c.particles):
-                    if (cell[p] == cell[q]).all():
-                        latest = (int(colour[p]), int(colour[q]))
-                        row, column = cell[p] >= c.grid / 2
-                        met[latest] = (step, 2 * int(row) + int(column))
+                place[p], velocity[p] = self._move(rng, place[p], velocity[p])
+                colour[p] = new_colour[step][p] if changes[step, p] else colour[p]
+            cell = [(round(row), round(column)) for row, column in place]
+            for p, q in combinations(range(c.particles), 2):
+                if cell[p] == cell[q]:
+                    latest = (colour[p], colour[q])
+                    met[latest] = (step, 2 * (cell[p][0] >= c.grid / 2) + (cell[p][1] >= c.grid / 2))
             for (row, column), hue in zip(cell, colour, strict=True):
                 words += [f"r{row}", f"c{column}", f"colour{hue}"]
-            first, second = rng.integers(c.colours, size=2).tolist()
-            asked = latest if latest and rng.random() < c.easy else (first, second)
+            asked = latest if latest and easy[step] else (pairs[step][0], pairs[step][1])
             words += [f"?{hue}" for hue in asked]
             labels += [NOTHING] * (3 * c.particles + 1) + [id_of[f"quadrant{met[asked][1]}"] if asked in met else NOTHING]
             if asked in met:
-                steps_A.append(octave(step - met[asked][0]))
+                steps_A.append(step - met[asked][0])
         token_L = np.asarray([id_of[word] for word in words], np.int32)
-        return Example(token_L, np.asarray(labels, np.int32), {"steps": np.asarray(steps_A, int)})
+        return Example(token_L, np.asarray(labels, np.int32), {"steps": octave(np.asarray(steps_A, int))})
 
-    def _move(self, rng, place, velocity, colour) -> None:
-        c = self.config
-        for p in range(c.particles):
-            while not ((place[p] + velocity[p] > 0) & (place[p] + velocity[p] < c.grid - 1)).all():
-                velocity[p] = rng.normal(0, c.speed, 2)
-            place[p] += velocity[p]
-            if rng.random() < c.change:
-                colour[p] = rng.integers(c.colours)
+    def _move(self, rng, place: list[float], velocity: list[float]) -> tuple[list[float], list[float]]:
+        """One step on, at a new velocity where the old one would leave the grid."""
+        wall = self.config.grid - 1
+        while not all(0 < x + v < wall for x, v in zip(place, velocity, strict=True)):
+            velocity = rng.normal(0, self.config.speed, 2).tolist()
+        return [x + v for x, v in zip(place, velocity, strict=True)], velocity
