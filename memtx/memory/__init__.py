@@ -1,7 +1,9 @@
 """Memory mechanisms. MEMORIES is the whole registry: a mechanism is one file, one line here, one card, and passes the
 contract tests."""
 
+from memtx.memory.engram import Engram
 from memtx.memory.full import Full
+from memtx.memory.product_keys import PEER, MemoryPlus, ProductKey
 from memtx.memory.recurrent import GRU, LSTM
 from memtx.memory.sink import Sink
 from memtx.memory.window import Window
@@ -14,4 +16,8 @@ MEMORIES = {
     "xl": TransformerXL,
     "lstm": LSTM,
     "gru": GRU,
+    "product_key": ProductKey,
+    "memory_plus": MemoryPlus,
+    "peer": PEER,
+    "engram": Engram,
 }
