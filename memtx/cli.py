@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import errno
 import json
@@ -27,16 +28,18 @@ memtx: Transformers with long-term memory
       --workdir=DIR                   where checkpoints, metrics.jsonl and TensorBoard files go
       --config.GROUP.KEY=VALUE        change any key; --config.train.steps=2000 --config.optim.lr=3e-4
 
-  memtx eval      bits per byte of held-out text, with memory carried and with memory wiped
+  memtx eval      what is held out, with memory carried and with memory wiped: bits per byte of text, accuracy of tasks
       --workdir=DIR                   of a trained run
-      --split=valid|test|train        --segments=N (0: all of the text)
+      --split=valid|test|train        --segments=N of text (0: all of it)
+      --examples=N of a task          --task=length=512,pairs=8: other settings of it
 
   memtx generate  text from a trained run
       --workdir=DIR  --prompt=TEXT    or --prompt_file=FILE, of any length
       --max_tokens=200  --temperature=0.8  --top_k=0  --top_p=0.95  --seed=0
 
-  memtx data      a corpus: its documents, bytes and tokens
+  memtx data      a corpus: its documents, bytes and tokens; a task: one of its examples
       --config=FILE[:...]             or --corpus=pycode|books|speeches|textdir:PATH|tfds:NAME  --tokenizer=bytes|bpe:8192
+                                      or --corpus=task:NAME  --example=N
 
   memtx list      the memories: kind of state, bytes per stream, cost per token
       --format=table|json             --memory=NAME: one mechanism's settings and card
@@ -135,21 +138,29 @@ def _train(values):
     if not trained.finished:
         console.print(f"stopped and saved at step {trained.step}; give the same command to go on")
         return
-    _summarise(trained.evaluation, workdir, console)
+    picture = _summarise(trained.evaluation, workdir, console)
     if config.eval.sample_tokens:
         from memtx.loading import load
 
         _write_sample(load(workdir), config, console)
-    console.print(f"\nmetrics  {workdir / 'metrics.jsonl'}\nplot     {workdir / 'loss_by_position.png'}", markup=False)
+    console.print(f"\nmetrics  {workdir / 'metrics.jsonl'}\nplot     {picture}", markup=False)
 
 
-def _summarise(evaluation, workdir: Path, console: Console) -> None:
-    from memtx.evaluation.summary import plot, table
+def _summarise(result, workdir: Path, console: Console) -> Path:
+    """Shows the table and writes the plot, whose path it returns."""
+    from memtx.evaluation.recall import Recall
+    from memtx.evaluation.summary import plot, recall_plot, recall_table, table
 
-    title = f"held-out text, {workdir.name}"
     console.print()
-    console.print(table(evaluation, title))
-    plot(evaluation, workdir / "loss_by_position.png", title)
+    if isinstance(result, Recall):
+        title, picture = f"held-out examples, {workdir.name}", workdir / "accuracy.png"
+        console.print(recall_table(result, title))
+        recall_plot(result, picture, title)
+    else:
+        title, picture = f"held-out text, {workdir.name}", workdir / "loss_by_position.png"
+        console.print(table(result, title))
+        plot(result, picture, title)
+    return picture
 
 
 def _write_sample(loaded, config, console: Console) -> None:
@@ -178,6 +189,8 @@ def _eval_flags(values):
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_enum("split", None, ["valid", "test", "train"], "", flag_values=values)
     flags.DEFINE_integer("segments", None, "", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer("examples", None, "", lower_bound=1, flag_values=values)
+    flags.DEFINE_string("task", None, "", flag_values=values)
     flags.DEFINE_enum("format", "table", ["table", "json"], "", flag_values=values)
 
 
@@ -185,12 +198,27 @@ def _eval(values):
     from memtx.evaluation.run import evaluate_run
 
     workdir = Path(_needed(values, "workdir", "runs/first"))
-    evaluation, step = evaluate_run(workdir, split=values["split"].value, segments=values["segments"].value)
+    given = {name: values[name].value for name in ("split", "segments", "examples")}
+    evaluation, step = evaluate_run(workdir, **given, task=_settings(values["task"].value))
     if values["format"].value == "json":
         print(json.dumps({"step": step, **evaluation.metrics(), **dataclasses.asdict(evaluation)}))
     else:
-        _summarise(evaluation, workdir, Console(soft_wrap=True, highlight=False))
-        print(f"plot  {workdir / 'loss_by_position.png'}")
+        print(f"plot  {_summarise(evaluation, workdir, Console(soft_wrap=True, highlight=False))}")
+
+
+def _settings(text: str | None) -> dict | None:
+    """What `--task` says, key=value with commas between, as a mapping; values are Python literals or else words."""
+    if not text:
+        return None
+    settings = {}
+    for name, value in re.findall(r"(\w+)=((?:\([^)]*\)|[^,(])+)(?:,|$)", text):
+        try:
+            settings[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            settings[name] = value
+    if not settings:
+        raise UserError(f"--task={text!r} should read key=value,key=value")
+    return settings
 
 
 # --- generate --------------------------------------------------------------------------------------------------------------
@@ -248,6 +276,7 @@ def _data_flags(values):
     config_flags.DEFINE_config_file("config", flag_values=values)
     flags.DEFINE_string("corpus", None, "", flag_values=values)
     flags.DEFINE_string("tokenizer", None, "", flag_values=values)
+    flags.DEFINE_integer("example", 0, "", lower_bound=0, flag_values=values)
 
 
 def _data(values):
@@ -256,8 +285,13 @@ def _data(values):
 
     data = configure(values["config"].value).data if values["config"].value else Data()
     changes = {name: values[name].value for name in ("corpus", "tokenizer") if values[name].value}
-    found = describe(dataclasses.replace(data, **changes))
-    console = Console(soft_wrap=True, highlight=False)
+    data, console = dataclasses.replace(data, **changes), Console(soft_wrap=True, highlight=False)
+    if data.corpus.startswith("task:"):
+        from memtx.data.tasks.show import show
+
+        console.print(show(data, values["example"].value))
+        return
+    found = describe(data)
     console.print(f"{found.name}: {found.about}\nat {found.path}", markup=False)
     table = Table(caption=f"tokens of {found.tokenizer}, a vocabulary of {found.vocab_size:,}")
     for name in ("split", "documents", "bytes", "tokens", "longest document", "tokens in it"):

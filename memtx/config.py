@@ -50,9 +50,12 @@ class Model:
 
 @dataclass(frozen=True)
 class Data:
-    corpus: str = "pycode"  # pycode | books | speeches | textdir:PATH | tfds:NAME
+    corpus: str = "pycode"  # pycode | books | speeches | textdir:PATH | tfds:NAME | task:NAME
     tokenizer: str = "bytes"  # bytes | bpe:SIZE
     segment: int = 128  # T, tokens of one call
+    task: Any = field(default_factory=dict)  # settings of a task: its Config, by name in files
+    curriculum: tuple = ()  # of a task: stages (steps, settings) that come before those of `task`
+    examples: int = 0  # of a task: train on this many different ones; 0: ever new ones
     cache: str = "~/.cache/memtx"
 
 
@@ -85,6 +88,8 @@ class Eval:
     every: int = 500  # steps; 0: at the end only
     batch: int = 8
     segments: int = 64  # at most this many calls on the held-out text; 0: all of it
+    examples: int = 512  # of a task: held-out ones
+    task: Mapping[str, Any] = field(default_factory=dict)  # settings in which held-out examples differ from data.task
     split: str = "valid"
     prompt: str = ""  # of the sample written at the end
     sample_tokens: int = 200
@@ -138,6 +143,8 @@ def get_config(**groups) -> ml_collections.ConfigDict:
                 values[group][key] = value
         else:
             values[group] = changes
+    if values["data"]["corpus"].startswith("task:"):
+        values["data"]["task"] = _plain(complete_task(Data(**values["data"])).task)
     values["memory"] = {}
     model = values["model"]
     for name in patterns.names(model["stacks"], model["body"], model["head"]):
@@ -196,9 +203,35 @@ def configure(config: ml_collections.ConfigDict | Mapping | Config) -> Config:
     model = built.get("model", Model())
     settings = {**memory, **model.memory}
     built["model"] = complete_model(dataclasses.replace(model, memory=settings))
+    built["data"] = complete_task(built.get("data", Data()))
     config = Config(**built)
     _check(config)
     return config
+
+
+def complete_task(data: Data) -> Data:
+    """`data.task` as the Config of the task that `data.corpus` names. UserError for settings that it does not have."""
+    kind, _, name = data.corpus.partition(":")
+    if kind != "task":
+        if data.task or data.curriculum or data.examples:
+            raise UserError("data.task, data.curriculum and data.examples are for data.corpus=task:NAME")
+        return data
+    cls = task_class(name).Config
+    if data.tokenizer != "bytes":
+        raise UserError("a task brings its own tokens; leave data.tokenizer at bytes")
+    task = data.task if isinstance(data.task, cls) else to_dataclass(cls, data.task, "data.task")
+    for stage in data.curriculum:
+        if len(stage) != 2 or type(stage[0]) is not int or stage[0] < 1 or not isinstance(stage[1], Mapping):
+            raise UserError(f"data.curriculum is stages (steps, settings), with steps of 1 or more; {stage!r} is none")
+    return dataclasses.replace(data, task=task, curriculum=tuple(map(tuple, data.curriculum)))
+
+
+def task_class(name: str):
+    """The class of a task. UserError for an unknown name."""
+    from memtx.data.tasks import TASKS  # here, since tasks import this package's tokenizers
+
+    check_known(name, TASKS, "task")
+    return TASKS[name]
 
 
 def complete_model(model: Model) -> Model:
@@ -269,7 +302,8 @@ def to_dataclass(cls, values: Mapping, path: str):
         if isinstance(default, (tuple, Mapping)) and isinstance(value, (list, tuple, Mapping)):
             continue
         raise _wrong_type(f"{path}.{name}", default, value)
-    return cls(**values)
+    tuples = {name for name, f in fields.items() if isinstance(_default(f), tuple)}  # JSON and config files have lists
+    return cls(**{name: tuple(value) if name in tuples else value for name, value in values.items()})
 
 
 def _wrong_type(name: str, default, value) -> UserError:
@@ -290,7 +324,7 @@ def _plain(value: Any) -> Any:
 def _check(config: Config) -> None:
     positive(config.data, "data", "segment")
     positive(config.train, "train", "steps", "batch", "segments", "accumulate", "log_every")
-    positive(config.eval, "eval", "batch")
+    positive(config.eval, "eval", "batch", "examples")
     positive(config.checkpoint, "checkpoint", "every")
     positive(config.mesh, "mesh", "model")
     check_known(config.optim.name, ["adamw", "adafactor", "lion", "muon"], "optim.name")

@@ -70,7 +70,9 @@ def generate(
     state: where an earlier call stopped; None begins a document. chunk: tokens of the prompt that are read at a time.
     """
     sampling = sampling or Sampling()
-    drawable_V = jnp.asarray(tokenizer.bytes_V > 0).at[tokenizer.bos].set(True)
+    drawable_V = np.array(tokenizer.bytes_V > 0)
+    if tokenizer.bos >= 0:
+        drawable_V[tokenizer.bos] = True
 
     def read(params, token_BT, length_B, state: LMState):
         seg = segment(state.position_B[:, None] + jnp.arange(token_BT.shape[1]), length_B)
@@ -84,7 +86,7 @@ def generate(
 
     read, draw = jax.jit(read, donate_argnums=3), jax.jit(draw, donate_argnums=2)
     ids = tokenizer.encode(prompt)
-    if state is None:
+    if state is None and tokenizer.bos >= 0:
         ids = np.concatenate([[tokenizer.bos], ids])
     memory: LMState = jax.jit(lambda: lm.init_state(1))() if state is None else state
     if not len(ids):

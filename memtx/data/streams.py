@@ -27,7 +27,7 @@ class Batch:
     """One training step: P segments of B streams, as NumPy arrays. Real tokens come first in a segment, padding after.
 
     token_BPT     int32, inputs; 0 where padded
-    target_BPT    int32, the token after each input; 0 where padded
+    target_BPT    int32, what to predict there: the token after each input; 0 where padded. Tasks: -1 where nothing is asked
     position_BPT  int32, place of each input in its document, whose `bos` is 0; counts on through padding
     length_BP     int32, how many of the T tokens are real; 0 in a row that has nothing left to read
     reset_BP      bool, a document begins at this segment's first token
@@ -40,6 +40,11 @@ class Batch:
     length_BP: np.ndarray
     reset_BP: np.ndarray
     source_BP: np.ndarray
+
+    @property
+    def asked_BPT(self) -> np.ndarray:
+        """bool, where there is something to predict."""
+        return (np.arange(self.target_BPT.shape[-1]) < self.length_BP[..., None]) & (self.target_BPT >= 0)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 `bytes` has one token per byte; `bpe:SIZE` is a byte-level BPE trained on a corpus's train split by Hugging Face's `tokenizers`.
 Both end with SPECIALS ids that no text ever gives: the first is `bos`, which separates documents; the others are free to use.
+Tasks of symbols have `Words`: one token per word.
 
 Legend: V vocabulary.
 """
@@ -9,8 +10,8 @@ Legend: V vocabulary.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from functools import cached_property
+from collections.abc import Iterable, Sequence
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -78,10 +79,48 @@ class Tokenizer:
         part.replace(path)
 
 
+class Words(Tokenizer):
+    """The words of a task, divided by blanks; there are no specials, and `bos` is -1: nothing divides documents."""
+
+    def __init__(self, name: str, words: Sequence[str]):
+        super().__init__(name, len(words))
+        self.bos = -1
+        self.words = tuple(words)
+        self.ids = {word: id for id, word in enumerate(words)}
+
+    def encode(self, text: str) -> np.ndarray:
+        """int32 ids of words. UserError for one that the task does not know."""
+        for word in text.split():
+            if word not in self.ids:
+                raise UserError(
+                    f"the tokens of {self.name} have no {word!r}; they are words divided by blanks, like {self.words[0]!r}"
+                )
+        return np.asarray([self.ids[word] for word in text.split()], np.int32)
+
+    @cached_property
+    def pieces(self) -> list[bytes]:
+        return [f"{word} ".encode() for word in self.words]
+
+    def _stored(self) -> dict:
+        return {"name": self.name, "words": self.words}
+
+
+@cache
+def numbers(count: int) -> Words:
+    """The numbers below `count` as words."""
+    return Words(f"numbers:{count}", [*map(str, range(count))])
+
+
+def byte_tokenizer() -> Tokenizer:
+    return Tokenizer("bytes", 256 + SPECIALS)
+
+
 def load(path: str | Path) -> Tokenizer:
     """What `save` wrote. UserError if the file is missing or not a tokenizer's."""
     try:
         stored = json.loads(Path(path).read_text())
+        if "words" in stored:
+            return Words(stored["name"], stored["words"])
         return Tokenizer(stored["name"], stored["vocab_size"], json.dumps(stored["model"]) if stored["model"] else None)
     except Exception as error:  # `tokenizers` raises bare Exception for a model that it cannot read
         raise UserError(f"cannot read the tokenizer {path}: {error}") from error
@@ -94,7 +133,7 @@ def tokenizer(name: str, corpus: Corpus, cache: str | Path) -> Tokenizer:
     if kind == "bytes":
         if size:
             raise UserError(f"tokenizer {name!r}: bytes takes no size")
-        return Tokenizer(name, 256 + SPECIALS)
+        return byte_tokenizer()
     least = 256 + SPECIALS
     if not size.isdecimal() or int(size) < least:
         raise UserError(f"tokenizer {name!r}: give a vocabulary of {least} or more, as in bpe:4096")

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.table import Table
 
 from memtx.evaluation.perplexity import Evaluation
+from memtx.evaluation.recall import Recall
 
 FIRST = 8  # the first few tokens of a document are few and hard, and would hide the rest of the plot
 
@@ -48,6 +49,48 @@ def plot(evaluation: Evaluation, path: Path, title: str) -> None:
     for axes in (document, segment):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def recall_table(recall: Recall, title: str) -> Table:
+    """Accuracy carried and wiped side by side, and of each slice."""
+    carried, wiped = recall.carried, recall.wiped
+    out = Table(title=title, caption=f"{recall.examples:,} held-out examples, {recall.labels:,} labels", min_width=60)
+    out.add_column("accuracy")
+    for name in ("memory carried", "wiped every segment"):
+        out.add_column(name, justify="right")
+    for name, of in (("labels", "accuracy"), ("whole examples", "exact"), ("nats per label", "loss")):
+        out.add_row(name, f"{getattr(carried, of):.4f}", f"{getattr(wiped, of):.4f}")
+    out.add_section()
+    for name, value in carried.by_slice.items():
+        out.add_row(name, f"{value:.4f}", f"{wiped.by_slice[name]:.4f}")
+    return out
+
+
+def recall_plot(recall: Recall, path: Path, title: str) -> None:
+    """Accuracy by slice, one panel for each kind, to a png."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    names = list(dict.fromkeys(name.partition("=")[0] for name in recall.carried.by_slice))
+    figure, axes = plt.subplots(
+        1, max(len(names), 1), figsize=(4 * max(len(names), 1), 3.4), layout="constrained", squeeze=False
+    )
+    for panel, name in zip(axes[0], names, strict=False):
+        for label, score, colour, line in (
+            ("carried", recall.carried, "#1f5fa8", "o-"),
+            ("wiped", recall.wiped, "#c8552b", "s--"),
+        ):
+            found = {key.partition("=")[2]: value for key, value in score.by_slice.items() if key.partition("=")[0] == name}
+            panel.plot(list(found), list(found.values()), line, color=colour, label=f"memory {label}", markersize=4)
+        panel.set(xlabel=name, ylabel="accuracy", ylim=(-0.03, 1.03))
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].legend(frameon=False)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -38,7 +38,7 @@ from memtx.training.workdir import claim
 # Orbax logs each inner event, failures with tracebacks; those reach us as exceptions. All else that uses absl is let through.
 logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
 
-BEST = "eval/bits_per_byte"  # the lowest is kept
+BEST = ("eval/bits_per_byte", "eval/loss")  # the lowest is kept: of text, of a task
 JSON = "data.json"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 ARRAYS = ("params", "opt_state", "memory")
@@ -109,7 +109,7 @@ class Checkpointer:
         items = {item: ocp.args.PyTreeSave(tree) for item, tree in trees.items() if tree}
         items |= {"cursor": ocp.args.JsonSave(_plain(cursor)), "meta": ocp.args.JsonSave(_plain(meta))}
         self._sealing = step
-        self._keep.scores[step] = meta["metrics"].get(BEST, math.nan)
+        self._keep.scores[step] = _best(meta["metrics"])
         with self._disk_errors():
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
@@ -267,7 +267,11 @@ class _Keep(ocp.checkpoint_managers.PreservationPolicy):
 def _score(step: Path) -> float:
     if faults(step, "meta"):
         return math.nan
-    return _read_json(step / "meta")["metrics"].get(BEST, math.nan)
+    return _best(_read_json(step / "meta")["metrics"])
+
+
+def _best(metrics: Mapping) -> float:
+    return next((metrics[name] for name in BEST if name in metrics), math.nan)
 
 
 # --- meta -----------------------------------------------------------------------------------------------------------------

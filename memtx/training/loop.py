@@ -21,17 +21,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from memtx.config import Config, configure, to_json
-from memtx.data.corpora import corpus
-from memtx.data.streams import Stream
-from memtx.data.tokenizers import tokenizer as make_tokenizer
-from memtx.data.tokens import Tokens, tokenize
 from memtx.errors import UserError
-from memtx.evaluation.perplexity import Evaluation, make_evaluator
 from memtx.models.lm import LM, build
 from memtx.training.checkpoint import Checkpointer
 from memtx.training.metrics import Metrics
 from memtx.training.optim import optimizer, schedule
 from memtx.training.sharding import Layout
+from memtx.training.source import Batches, Result, source
 from memtx.training.step import make_step
 
 
@@ -41,7 +37,7 @@ class Trained:
 
     step: int
     finished: bool
-    evaluation: Evaluation | None
+    evaluation: Result | None
 
 
 def train(config: ml_collections.ConfigDict | Mapping | Config, workdir: str | Path, *, say: Callable = print) -> Trained:
@@ -54,17 +50,15 @@ def train(config: ml_collections.ConfigDict | Mapping | Config, workdir: str | P
     layout = Layout(config.mesh)
     layout.check_batch("train.batch / train.accumulate", config.train.batch // config.train.accumulate)
     layout.check_batch("eval.batch", config.eval.batch)
-    text = corpus(config.data.corpus, config.data.cache)
-    tokenizer = make_tokenizer(config.data.tokenizer, text, config.data.cache)
-    splits = {name: tokenize(text, tokenizer, name, config.data.cache) for name in {"train", config.eval.split}}
-    lm = build(config.model, vocab_size=tokenizer.vocab_size)
+    data = source(config)
+    lm = build(config.model, vocab_size=data.tokenizer.vocab_size)
     tx = optimizer(config.optim, config.train.steps, lm)
+    stream = data.stream()
 
     with Checkpointer(workdir, to_json(config), keep=config.checkpoint.keep, warn=say) as checkpoints:
         if jax.process_index() == 0:
-            tokenizer.save(Path(workdir) / "tokenizer.json")
+            data.tokenizer.save(Path(workdir) / "tokenizer.json")
         run = Run(config, lm, tx, layout)
-        stream = train_stream(splits["train"], config)
         restored = checkpoints.restore(**run.abstract())
         if restored:
             stream.set_state(restored.cursor)
@@ -72,11 +66,7 @@ def train(config: ml_collections.ConfigDict | Mapping | Config, workdir: str | P
             say(f"resumed at step {restored.step} of {config.train.steps} from {workdir}")
         else:
             state = run.init()
-        evaluator = make_evaluator(lm, tokenizer.bytes_V, layout)
-
-        def evaluate(params) -> Evaluation:
-            return evaluator(params, eval_batches(splits[config.eval.split], config))
-
+        evaluate = data.evaluator(lm, layout)
         with Metrics(workdir, steps=config.train.steps, resumed=restored.step if restored else None) as metrics:
             return run.loop(state, restored.step if restored else -1, stream, evaluate, checkpoints, metrics)
 
@@ -106,7 +96,7 @@ class Run:
         )
         return dict(zip(("params", "opt_state", "memory"), trees, strict=True))
 
-    def loop(self, state, done: int, stream: Stream, evaluate, checkpoints: Checkpointer, metrics: Metrics) -> Trained:
+    def loop(self, state, done: int, stream: Batches, evaluate, checkpoints: Checkpointer, metrics: Metrics) -> Trained:
         """From step `done` (-1: nothing was saved yet) to the last one."""
         config, total = self.config, self.config.train.steps
         rate = schedule(config.optim, total)
@@ -183,34 +173,3 @@ def stop_signal():
         yield stopped
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-def train_stream(tokens: Tokens, config: Config) -> Stream:
-    return Stream(
-        tokens,
-        batch=config.train.batch,
-        segments=config.train.segments,
-        time=config.data.segment,
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-
-
-def eval_batches(tokens: Tokens, config: Config):
-    """The held-out documents in order, one segment at a time, at most `eval.segments` of them; no more rows than documents."""
-    devices = jax.device_count()
-    stream = Stream(
-        tokens,
-        batch=min(config.eval.batch, -(-len(tokens.names) // devices) * devices),
-        segments=1,
-        time=config.data.segment,
-        shuffle=False,
-        repeat=False,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    for index, batch in enumerate(stream):
-        if config.eval.segments and index >= config.eval.segments:
-            return
-        yield batch

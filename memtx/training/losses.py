@@ -6,14 +6,14 @@ from jax import Array
 
 
 def token_nll(logits_BTV: Array, target_BT: Array) -> tuple[Array, Array]:
-    """-> (nll_BT in nats, log_z_BT), in float32."""
+    """-> (nll_BT in nats, log_z_BT), in float32. Where the target is -1, nothing is asked, and nll means nothing."""
     logits = logits_BTV.astype(jnp.float32)
     log_z_BT = jax.nn.logsumexp(logits, -1)
-    return log_z_BT - jnp.take_along_axis(logits, target_BT[..., None], -1)[..., 0], log_z_BT
+    return log_z_BT - jnp.take_along_axis(logits, jnp.maximum(target_BT, 0)[..., None], -1)[..., 0], log_z_BT
 
 
 def cross_entropy(logits_BTV, target_BT, mask_BT, *, z_loss: float = 0.0, label_smoothing: float = 0.0):
-    """Sums over real tokens: (objective, nll), in nats.
+    """Sums over the places of the mask: (objective, nll), in nats.
 
     objective = (1-s) nll + s (mean over the vocabulary of -log p) + z_loss log(Z)^2, the last from PaLM (2204.02311).
     """

@@ -44,7 +44,7 @@ class Metrics:
     def write(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Note the values of a step. What is not finite becomes null, since JSON has no NaN.
 
-        The console shows loss, tokens/s and time left of values that have "train/loss", and all of the others by name. Steps
+        The console shows loss, tokens/s and time left of values that have "train/loss", and the others by name. Steps
         up to the one resumed from are in the files already, and are not written again.
         """
         if not self._writes or step <= self._written:
@@ -74,7 +74,8 @@ class Metrics:
         """A line, or on a terminal the same beside a bar; evaluations are lines in both."""
         head = f"step {step}/{self.steps}  "
         if "train/loss" not in numbers:
-            self._console.print(head + "  ".join(f"{name} {_short(value)}" for name, value in numbers.items()), markup=False)
+            shown = {name: value for name, value in numbers.items() if name.count("/") < 2}  # slices are for the files
+            self._console.print(head + "  ".join(f"{name} {_short(value)}" for name, value in shown.items()), markup=False)
             return
         text = head + "  ".join(self._training(step, numbers))
         if self._bar:

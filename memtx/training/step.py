@@ -28,10 +28,10 @@ def segment_of(batch: Batch) -> Segment:
 
 
 def make_loss(lm: LM, config: Config):
-    """loss(params, memory, batch, tokens, key) -> (objective, (memory, nll)), per real token of the whole step."""
+    """loss(params, memory, batch, asked, key) -> (objective, (memory, nll)), per place asked in the whole step."""
     optim = config.optim
 
-    def loss(params, memory, batch: Batch, tokens: Array, key: Array | None):
+    def loss(params, memory, batch: Batch, asked: Array, key: Array | None):
         def segment(carry, inputs):
             memory, objective, nll = carry
             part, p = inputs
@@ -39,7 +39,7 @@ def make_loss(lm: LM, config: Config):
             segment_key = None if key is None else jax.random.fold_in(key, p)
             logits, memory = lm(params, part.token_BPT, memory, seg, key=segment_key)
             terms = cross_entropy(
-                logits, part.target_BPT, seg.mask_BT, z_loss=optim.z_loss, label_smoothing=optim.label_smoothing
+                logits, part.target_BPT, part.asked_BPT, z_loss=optim.z_loss, label_smoothing=optim.label_smoothing
             )
             return (memory, objective + terms[0], nll + terms[1]), None
 
@@ -52,7 +52,7 @@ def make_loss(lm: LM, config: Config):
 
         (memory, objective, nll), aux = collect(run, "loss")()
         extra = sum(jnp.sum(value) for values in aux.values() for value in values) / (segments * config.train.accumulate)
-        return objective / tokens + extra, (memory, nll / tokens)
+        return objective / asked + extra, (memory, nll / asked)
 
     return loss
 
@@ -62,11 +62,11 @@ def make_step(lm: LM, tx: optax.GradientTransformation, config: Config):
     loss = make_loss(lm, config)
     parts = config.train.accumulate
 
-    def gradient(params, memory, batch, tokens, key) -> tuple[Any, Any]:
-        (_, (memory, nll)), grads = jax.value_and_grad(loss, has_aux=True)(params, memory, batch, tokens, key)
+    def gradient(params, memory, batch, asked, key) -> tuple[Any, Any]:
+        (_, (memory, nll)), grads = jax.value_and_grad(loss, has_aux=True)(params, memory, batch, asked, key)
         return grads, (memory, nll)
 
-    def accumulated(params, memory, batch, tokens, key):
+    def accumulated(params, memory, batch, asked, key):
         """The same gradient from one part of the batch after another; loss terms other than tokens' are averaged."""
         axes = batch_axes(lm.init_state)
 
@@ -80,7 +80,7 @@ def make_step(lm: LM, tx: optax.GradientTransformation, config: Config):
         def part(total, inputs):
             memory, batch, index = inputs
             part_key = None if key is None else jax.random.fold_in(key, index)
-            grads, (memory, nll) = gradient(params, memory, batch, tokens, part_key)
+            grads, (memory, nll) = gradient(params, memory, batch, asked, part_key)
             return jax.tree.map(jnp.add, total, (grads, nll)), memory
 
         zero = (jax.tree.map(jnp.zeros_like, params), jnp.zeros(()))
@@ -89,10 +89,11 @@ def make_step(lm: LM, tx: optax.GradientTransformation, config: Config):
         return grads, (jax.tree.map(join, memory, axes), nll)
 
     def step(params, opt_state, memory, batch: Batch, index: Array, key: Array):
-        tokens = jnp.maximum(batch.length_BP.sum(dtype=jnp.int32), 1).astype(jnp.float32)
+        asked = jnp.maximum(batch.asked_BPT.sum(dtype=jnp.int32), 1).astype(jnp.float32)
+        tokens = batch.length_BP.sum(dtype=jnp.int32).astype(jnp.float32)
         step_key = jax.random.fold_in(key, index) if config.model.dropout else None
         compute = gradient if parts == 1 else accumulated
-        grads, (memory, nll) = compute(params, memory, batch, tokens, step_key)
+        grads, (memory, nll) = compute(params, memory, batch, asked, step_key)
         updates, opt_state = tx.update(grads, opt_state, params)
         metrics = {"loss": nll, "grad_norm": optax.tree.norm(grads), "tokens": tokens}
         return optax.apply_updates(params, updates), opt_state, memory, metrics

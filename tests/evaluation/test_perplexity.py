@@ -14,8 +14,8 @@ from memtx.evaluation.perplexity import make_evaluator
 from memtx.evaluation.summary import plot, table
 from memtx.memory.base import segment
 from memtx.models.lm import build
-from memtx.training.loop import eval_batches
 from memtx.training.sharding import Layout
+from memtx.training.source import eval_batches
 from tests.runs import tiny
 
 

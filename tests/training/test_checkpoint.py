@@ -77,7 +77,7 @@ def test_the_newest_and_the_best_are_kept_across_restarts(tmp_path):
     bits = {1: 3.0, 2: 1.0, 3: 2.0, 4: float("nan"), 5: 4.0}
     for step in range(1, 7):
         with Checkpointer(tmp_path, CONFIG, keep=2) as keeper:
-            save(keeper, step, metrics={checkpoint.BEST: np.float32(bits[step])} if step in bits else None)
+            save(keeper, step, metrics={checkpoint.BEST[0]: np.float32(bits[step])} if step in bits else None)
             assert keeper.latest_step() == step
     assert steps(tmp_path) == [2, 5, 6]
     with pytest.raises(UserError, match="at least 1"):

@@ -21,9 +21,10 @@ from memtx.data.tokens import tokenize
 from memtx.errors import UserError
 from memtx.loading import load
 from memtx.models.lm import build
-from memtx.training.loop import Run, train, train_stream
+from memtx.training.loop import Run, train
 from memtx.training.optim import optimizer
 from memtx.training.sharding import Layout
+from memtx.training.source import train_stream
 from tests.runs import tiny
 
 

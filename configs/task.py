@@ -1,0 +1,56 @@
+"""A synthetic task with any memory, at any size.
+
+    memtx train --config=configs/task.py:task=mqar,memory=full,size=tiny --workdir=runs/mqar
+    memtx data --config=configs/task.py:task=babilong          shows an example
+
+task    algorithmic | associative | babilong | compositional | copying | forgetting | induction | mad | mqar | mqar_b | needle |
+        ngram | object_collision | passkey | phonebook | ruler          memory, size    as in configs/lm.py
+
+A whole example is one train step: as many segments as it needs. Settings of the task are keys too: --config.data.task.pairs=8
+(a longer example also needs --config.train.segments=N, or its memory is carried from step to step).
+"""
+
+from memtx.config import get_config as default_config
+from memtx.config import parse_arg, task_class
+from memtx.models.presets import preset
+
+SEGMENT = 128  # tokens of a call at most; tasks made of blocks take one block a call
+
+STUDIES = {  # where a task is more than its defaults
+    "mqar_b": {  # zoology's second protocol; the first is `mqar` at each (length, pairs)
+        "name": "mqar",
+        "task": {
+            "mix": ((64, 4, 100), (128, 8, 20), (256, 16, 20), (256, 32, 20), (256, 64, 20)),
+            "filler": "zoology",
+        },
+    },
+    "associative": {  # ARMT's curriculum, at the size of a CPU
+        "curriculum": tuple((1000, {"pairs": pairs}) for pairs in (1, 2, 3, 5)),
+        "train": {"steps": 6000},
+        "optim": {"lr": 3e-4, "weight_decay": 1e-3, "schedule": "linear"},
+    },
+    "mad": {"examples": 12_800},
+}
+
+
+def get_config(arg: str = ""):
+    choice = parse_arg(arg, task="mqar", memory="window", size="tiny")
+    study = STUDIES.get(choice.task, {})
+    name = study.get("name", choice.task)
+    cls = task_class(name)
+    settings = study.get("task", {})
+    task = cls(cls.Config(**settings))
+    segment = task.block or min(task.length, SEGMENT)
+    return default_config(
+        model=preset(choice.memory, choice.size) | {"scan": False},
+        data={
+            "corpus": f"task:{name}",
+            "segment": segment,
+            "task": settings,
+            "curriculum": study.get("curriculum", ()),
+            "examples": study.get("examples", 0),
+        },
+        train={"steps": 3000, "batch": 64, "segments": -(-task.length // segment), **study.get("train", {})},
+        optim={"lr": 1e-3, **study.get("optim", {})},
+        eval={"every": 500, "batch": 64, "sample_tokens": 0},
+    )

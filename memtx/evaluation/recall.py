@@ -1,0 +1,127 @@
+"""How many labels of a task a model gets right, with its memory carried and with it wiped.
+
+The same weights read the same held-out examples twice: with memory carried from segment to segment, and wiped at every segment.
+A label is right if it is the likeliest token at its place; an example is an exact match if all its labels are. For labels that
+are the next tokens this is what greedy generation gives: it writes the whole answer if and only if every step of it is right.
+
+Legend: B stream, T time, E examples, A labels of an example.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from memtx.data.streams import Batch
+from memtx.data.tasks.base import Example
+from memtx.memory.base import Segment
+from memtx.models.lm import LM
+from memtx.training.losses import token_nll
+from memtx.training.sharding import Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """accuracy: share of labels that are right; exact: share of examples whose labels all are; loss: nats per label.
+
+    by_slice: the accuracy of each slice, called "pairs=16"; exact_by_slice: of slices that are of whole examples.
+    """
+
+    accuracy: float
+    exact: float
+    loss: float
+    by_slice: dict[str, float]
+    exact_by_slice: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recall:
+    carried: Score
+    wiped: Score
+    examples: int
+    labels: int
+
+    def metrics(self) -> dict[str, float]:
+        found = {}
+        for score, suffix in ((self.carried, ""), (self.wiped, "_wiped")):
+            found |= {f"eval/{name}{suffix}": getattr(score, name) for name in ("accuracy", "exact", "loss")}
+        for score, suffix in ((self.carried, ""), (self.wiped, "_wiped")):
+            found |= {f"eval/accuracy{suffix}/{name}": value for name, value in score.by_slice.items()}
+            found |= {f"eval/exact{suffix}/{name}": value for name, value in score.exact_by_slice.items()}
+        return found
+
+
+def make_recall(lm: LM, examples: Sequence[Example], layout: Layout):
+    """evaluate(params, batches) -> Recall, with memories of its own; compiled once for all calls.
+
+    batches: of P = 1, whose `source` is the index of the example.
+    """
+
+    def step(params, memories, batch: Batch):
+        part = jax.tree.map(lambda a: a[:, 0], batch)
+        new, right, nll = [], [], []
+        for memory, wiped in zip(memories, (False, True), strict=True):
+            reset_B = jnp.ones_like(part.reset_BP) if wiped else part.reset_BP
+            seg = Segment(part.position_BPT, part.length_BP, reset_B, part.source_BP)
+            logits, memory = lm(params, part.token_BPT, memory, seg)
+            new.append(memory)
+            right.append(logits.argmax(-1) == part.target_BPT)
+            nll.append(token_nll(logits, part.target_BPT)[0])
+        return tuple(new), (part.source_BP, part.position_BPT, part.asked_BPT, jnp.stack(right), jnp.stack(nll))
+
+    memory_shardings = (layout.state(lm.init_state),) * 2
+    step = jax.jit(step, donate_argnums=1, out_shardings=(memory_shardings, layout.whole))
+    start = jax.jit(lambda batch: (lm.init_state(batch),) * 2, static_argnums=0, out_shardings=memory_shardings)
+
+    def evaluate(params, batches: Iterable[Batch]) -> Recall:
+        longest = max(len(example.token_L) for example in examples)
+        right_WEL, nll_WEL = np.zeros((2, len(examples), longest), bool), np.zeros((2, len(examples), longest), np.float32)
+        memories = None
+        for batch in batches:
+            batch = layout.place(batch)
+            memories = start(batch.token_BPT.shape[0]) if memories is None else memories
+            memories, found = step(params, memories, batch)
+            source_B, position_BT, asked_BT, right_WBT, nll_WBT = jax.device_get(found)
+            row, column = np.nonzero(asked_BT)
+            at = (slice(None), source_B[row], position_BT[row, column])
+            right_WEL[at], nll_WEL[at] = right_WBT[:, row, column], nll_WBT[:, row, column]
+        carried, wiped = (score(examples, right_EL, nll_EL) for right_EL, nll_EL in zip(right_WEL, nll_WEL, strict=True))
+        return Recall(carried, wiped, len(examples), sum(int((example.label_L >= 0).sum()) for example in examples))
+
+    return evaluate
+
+
+def score(examples: Sequence[Example], right_EL: np.ndarray, nll_EL: np.ndarray) -> Score:
+    """right_EL: whether the label at each place was given; counted where something is asked (accuracy: and scored)."""
+    all_right, nll, exact = [], [], []
+    slices: dict[str, dict] = {}
+    exact_slices: dict[str, dict] = {}
+    for example, right_L, nll_L in zip(examples, right_EL, nll_EL, strict=True):
+        asked_A = np.flatnonzero(example.label_L >= 0)
+        nll += nll_L[asked_A].tolist()
+        scored_A = np.ones(len(asked_A), bool) if example.scored_A is None else example.scored_A
+        right_A = right_L[asked_A][scored_A]
+        if not len(right_A):
+            continue
+        all_right += right_A.tolist()
+        exact.append(bool(right_A.all()))
+        for name, value in example.slices.items():
+            of_labels = np.ndim(value) > 0
+            values_A = np.asarray(value)[scored_A] if of_labels else np.full(len(right_A), value)
+            for key, right in zip(values_A.tolist(), right_A.tolist(), strict=True):
+                slices.setdefault(name, {}).setdefault(key, []).append(right)
+            if not of_labels:
+                exact_slices.setdefault(name, {}).setdefault(value, []).append(exact[-1])
+    return Score(mean(all_right), mean(exact), mean(nll), _named(slices), _named(exact_slices))
+
+
+def mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")
+
+
+def _named(slices: dict[str, dict]) -> dict[str, float]:
+    return {f"{name}={key}": mean(values) for name, found in slices.items() for key, values in sorted(found.items())}

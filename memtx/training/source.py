@@ -1,0 +1,146 @@
+"""What a run reads and how it is judged: the text of a corpus, or the examples of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import jax
+
+from memtx.config import Config
+from memtx.data.corpora import corpus
+from memtx.data.streams import Batch, Stream
+from memtx.data.tasks.base import Task
+from memtx.data.tasks.stages import held_out, stages
+from memtx.data.tasks.stream import Examples
+from memtx.data.tokenizers import Tokenizer
+from memtx.data.tokenizers import tokenizer as make_tokenizer
+from memtx.data.tokens import Tokens, tokenize
+from memtx.evaluation.perplexity import Evaluation, make_evaluator
+from memtx.evaluation.recall import Recall, make_recall
+from memtx.models.lm import LM, Params
+from memtx.training.sharding import Layout
+
+Result = Evaluation | Recall
+Evaluator = Callable[[Params], Result]
+
+
+class Batches(Protocol):
+    """Endless batches with a cursor."""
+
+    def __next__(self) -> Batch: ...
+    def get_state(self) -> dict: ...
+    def set_state(self, state: dict) -> None: ...
+
+
+class Source(Protocol):
+    tokenizer: Tokenizer
+
+    def stream(self) -> Batches:
+        """What to train on."""
+        ...
+
+    def evaluator(self, lm: LM, layout: Layout) -> Evaluator:
+        """evaluate(params), on what is held out."""
+        ...
+
+
+def source(config: Config, tokenizer: Tokenizer | None = None) -> Source:
+    """tokenizer: a trained run's own. UserError if the corpus cannot be had."""
+    return TaskSource(config) if config.data.corpus.startswith("task:") else TextSource(config, tokenizer)
+
+
+class TextSource:
+    """Documents of a corpus, judged by bits per byte."""
+
+    def __init__(self, config: Config, tokenizer: Tokenizer | None = None):
+        self._config = config
+        self._corpus = corpus(config.data.corpus, config.data.cache)
+        self.tokenizer = tokenizer or make_tokenizer(config.data.tokenizer, self._corpus, config.data.cache)
+        self._held_out = self._tokens(config.eval.split)
+
+    def stream(self) -> Stream:
+        return train_stream(self._tokens("train"), self._config)
+
+    def evaluator(self, lm: LM, layout: Layout) -> Evaluator:
+        evaluate = make_evaluator(lm, self.tokenizer.bytes_V, layout)
+        return lambda params: evaluate(params, eval_batches(self._held_out, self._config))
+
+    def _tokens(self, split: str) -> Tokens:
+        return tokenize(self._corpus, self.tokenizer, split, self._config.data.cache)
+
+
+class TaskSource:
+    """Examples of a task, judged by how many labels are right."""
+
+    def __init__(self, config: Config):
+        self._config = config
+        self._stages, self._task = stages(config.data), held_out(config)
+        self.tokenizer = self._task.tokenizer
+        eval_examples(self._task, config)  # what is wrong with them shows before anything is written
+
+    def stream(self) -> Examples:
+        c = self._config
+        return Examples(
+            self._stages,
+            batch=c.train.batch,
+            segments=c.train.segments,
+            time=c.data.segment,
+            seed=c.seed,
+            count=c.data.examples,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def evaluator(self, lm: LM, layout: Layout) -> Evaluator:
+        c = self._config
+        drawn = [self._task.draw(c.seed, c.eval.split, index) for index in range(c.eval.examples)]
+        evaluate = make_recall(lm, drawn, layout)
+        return lambda params: evaluate(params, eval_examples(self._task, c))
+
+
+def train_stream(tokens: Tokens, config: Config) -> Stream:
+    return Stream(
+        tokens,
+        batch=config.train.batch,
+        segments=config.train.segments,
+        time=config.data.segment,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def eval_batches(tokens: Tokens, config: Config) -> Iterator[Batch]:
+    """The held-out documents in order, one segment at a time, at most `eval.segments` of them; no more rows than documents."""
+    devices = jax.device_count()
+    stream = Stream(
+        tokens,
+        batch=min(config.eval.batch, -(-len(tokens.names) // devices) * devices),
+        segments=1,
+        time=config.data.segment,
+        shuffle=False,
+        repeat=False,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    for index, batch in enumerate(stream):
+        if config.eval.segments and index >= config.eval.segments:
+            return
+        yield batch
+
+
+def eval_examples(task: Task, config: Config) -> Examples:
+    """The held-out examples in order, one segment at a time."""
+    return Examples(
+        [(0, task)],
+        batch=config.eval.batch,
+        segments=1,
+        time=config.data.segment,
+        seed=config.seed,
+        split=config.eval.split,
+        count=config.eval.examples,
+        repeat=False,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )

@@ -1,0 +1,161 @@
+"""Batches of examples: what is cut where, cursors, processes, curricula."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from memtx.data.tasks import TASKS
+from memtx.data.tasks.stream import Examples
+from memtx.errors import UserError
+
+LINES = ("token_BPT", "target_BPT", "position_BPT")
+
+
+def task(name, **settings):
+    return TASKS[name](TASKS[name].Config(**settings))
+
+
+def make(stages=None, **options):
+    stages = stages or [(0, task("phonebook", entries=3))]
+    return Examples(stages, **({"batch": 4, "segments": 2, "time": 32} | options))
+
+
+def same(a, b) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def read(batches, rows: int) -> list[list[dict]]:
+    """The examples that each row read, put together again from the calls that are not empty."""
+    out = [[] for _ in range(rows)]
+    for batch in batches:
+        for b, p in np.ndindex(batch.length_BP.shape):
+            if batch.reset_BP[b, p]:
+                out[b].append({"source": int(batch.source_BP[b, p]), **{name: [] for name in LINES}})
+            for name in LINES:
+                if batch.length_BP[b, p]:
+                    out[b][-1][name] += getattr(batch, name)[b, p, : batch.length_BP[b, p]].tolist()
+    return out
+
+
+@pytest.mark.parametrize(("segments", "time"), [(1, 8), (2, 32), (3, 50), (12, 16)])
+def test_rows_read_whole_examples_one_after_another(segments, time):
+    phonebook = task("phonebook", entries=3)
+    stream = make([(0, phonebook)], segments=segments, time=time)
+    calls = -(-phonebook.length // time)
+    steps = -(-calls // segments)
+    for b, examples in enumerate(read([next(stream) for _ in range(3 * steps)], 4)):
+        assert [example["source"] for example in examples] == [b, b + 4, b + 8]
+        for example in examples:
+            drawn = phonebook.draw(0, "train", example["source"])
+            assert example["token_BPT"] == drawn.token_L.tolist()
+            assert example["target_BPT"] == drawn.label_L.tolist()
+            assert example["position_BPT"] == list(range(len(drawn.token_L)))
+
+
+def test_labels_are_the_only_places_that_count():
+    batch = next(make([(0, task("mqar", length=64, pairs=4))], segments=1, time=100))
+    assert batch.asked_BPT.sum() == 4 * 4
+    assert (batch.target_BPT[batch.asked_BPT] >= 4096).all()
+    assert (batch.target_BPT[~batch.asked_BPT] == -1).all()
+    assert batch.length_BP.tolist() == [[64]] * 4
+
+
+def test_batches_have_the_shapes_and_types_of_text():
+    batch = next(make(batch=6, segments=3, time=7, process_index=1, process_count=2))
+    assert [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(batch)] == [
+        *[((3, 3, 7), "int32")] * 3,
+        ((3, 3), "int32"),
+        ((3, 3), "bool"),
+        ((3, 3), "int32"),
+    ]
+
+
+def test_a_task_of_blocks_takes_one_block_a_call():
+    associative = task("associative", pairs=3, vary=False)
+    batch = next(make([(0, associative)], segments=4, time=9))
+    assert batch.length_BP.tolist() == [[4, 4, 4, 3]] * 4
+    words = [associative.tokenizer.decode(batch.token_BPT[0, p, : batch.length_BP[0, p]]).split() for p in range(4)]
+    assert [block[1] for block in words] == ["sep", "sep", "sep", "gen"]
+    assert batch.position_BPT[0, :, 0].tolist() == [0, 4, 8, 12]
+    with pytest.raises(UserError, match="shorter than a block"):
+        make([(0, associative)], time=3)
+
+
+CURRICULUM = [
+    (3, task("associative", pairs=1)),
+    (4, task("associative", pairs=2, key_size=2)),
+    (0, task("associative", pairs=10, key_size=2)),
+]
+
+
+def test_a_curriculum_changes_with_the_step_and_shapes_do_not():
+    stream = make(CURRICULUM, segments=11, time=5)
+    batches = [next(stream) for _ in range(12)]
+    assert len({tuple(leaf.shape for leaf in jax.tree.leaves(batch)) for batch in batches}) == 1
+    pairs = [int((batch.length_BP > 0).sum(1).max()) - 1 for batch in batches]
+    assert pairs[:3] == [1, 1, 1]
+    assert set(pairs[3:7]) <= {1, 2}
+    assert max(pairs[3:7]) == 2
+    assert max(pairs[7:]) > 5
+    widths = [int(batch.length_BP.max()) for batch in batches]
+    assert widths == [4] * 3 + [5] * 9
+    assert all(batch.reset_BP[:, 0].all() for batch in batches)  # 11 segments hold a whole example
+    assert all((batch.asked_BPT.sum((1, 2)) == 3).all() for batch in batches)
+
+
+@pytest.mark.parametrize("options", [{}, {"count": 6}, {"segments": 1, "time": 16}])
+def test_a_cursor_goes_on_exactly_on_another_number_of_processes(options):
+    def one(index=0, count=1):
+        return make(CURRICULUM, **({"segments": 4, "time": 5} | options), seed=5, process_index=index, process_count=count)
+
+    reference = one()
+    batches = [next(reference) for _ in range(30)]
+    state, at = None, 0
+    for processes, steps in [(1, 3), (2, 5), (4, 9), (1, 13)]:
+        parts = [one(i, processes) for i in range(processes)]
+        if state:
+            assert not same(next(one()), batches[at])  # the control: a stream begun anew would show
+            for part in parts:
+                part.set_state(state)
+        for batch in batches[at : at + steps]:
+            assert same(jax.tree.map(lambda *rows: np.concatenate(rows), *[next(part) for part in parts]), batch)
+        at += steps
+        states = [json.loads(json.dumps(part.get_state())) for part in parts]
+        assert all(s == states[0] for s in states)
+        state = states[0]
+    assert at == 30
+
+
+@pytest.mark.parametrize("change", [{"batch": 2}, {"seed": 1}, {"segments": 3}, {"time": 9}, {"split": "valid"}, {"count": 7}])
+def test_a_cursor_of_other_examples_is_refused(change):
+    with pytest.raises(UserError, match=f"data cursor has {next(iter(change))}"):
+        make(**change).set_state(make().get_state())
+    with pytest.raises(UserError, match="data cursor has tasks"):
+        make([(0, task("phonebook", entries=4))]).set_state(make().get_state())
+    with pytest.raises(UserError, match="damaged"):
+        make().set_state(make().get_state() | {"step": "x"})
+
+
+def test_a_finite_set_comes_round_in_a_new_order():
+    stream = make([(0, task("induction", length=8))], batch=2, segments=1, time=8, count=10)
+    seen = [next(stream).source_BP.ravel().tolist() for _ in range(15)]
+    epochs = np.reshape(seen, (3, 10)).tolist()
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_held_out_examples_come_once_each_and_rows_then_fall_idle():
+    stream = make([(0, task("induction", length=8))], batch=4, segments=1, time=5, count=6, repeat=False, split="valid")
+    batches = list(stream)
+    assert len(batches) == 4  # two calls an example, two rounds
+    assert [example["source"] for row in read(batches, 4) for example in row] == [0, 4, 1, 5, 2, 3]
+    assert batches[-1].source_BP.ravel().tolist() == [4, 5, -1, -1]
+    assert batches[-1].length_BP.ravel().tolist() == [3, 3, 0, 0]
+
+
+@pytest.mark.parametrize(("options", "says"), [({"batch": 6, "process_count": 4}, "4 processes"), ({"batch": 0}, "positive")])
+def test_sizes_that_cannot_be_are_user_errors(options, says):
+    with pytest.raises(UserError, match=says):
+        make(**options)
