@@ -67,7 +67,9 @@ class Case:
 
     @cached_property
     def layer(self):
-        with jax.ensure_compile_time_eval():  # a test may ask for it first from within a trace, and it is kept for the next test
+        with (
+            jax.ensure_compile_time_eval()
+        ):  # a test may ask for it first from within a trace, and it is kept for the next test
             return self.cls(self.config, self.dims, jax.random.key(0))
 
     @cached_property

@@ -1,0 +1,73 @@
+"""What the oracles are written with: sizes, and the few functions of the papers that several of them need.
+
+Every oracle is a mechanism written a second time, from its paper's equations, in float64 numpy, one stream at a time. Nothing
+here is shared with memtx. Under the complex step (see make.py) a stop-gradient is "take the real part".
+
+T query time, S source time, N query heads, K kv heads, H head dim, D model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+ROWS, TIME = 4, 16
+N, K, H, D, VOCAB = 4, 2, 4, 8, 16
+
+
+@dataclass(frozen=True)
+class Golden:
+    """oracle(inputs of one stream, position=, **config) -> y_T...; shapes: of the inputs, those of x without the leading ROWS.
+
+    Inputs are named x.x (residual and body sites), x.q x.k x.v (attention site) or x.h x.logits (head site), param.PATH, and
+    shared.KEY for what a model hands to all layers.
+    """
+
+    memory: str
+    oracle: Callable
+    shapes: dict[str, tuple[int, ...]]
+    config: dict = field(default_factory=dict)
+    position: str = "rope"
+
+
+def token(x_TD: np.ndarray) -> np.ndarray:
+    """The token ids that the contract tests give with an input: from its first number, so that moving x moves the token."""
+    return np.floor(x_TD.reshape(len(x_TD), -1)[:, 0].real * 8).astype(int) % VOCAB
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def softmax(score: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    shift = np.where(seen, score.real, -np.inf).max(-1, keepdims=True)
+    weight = np.exp(np.where(seen, score - shift, 0)) * seen
+    return weight / weight.sum(-1, keepdims=True)
+
+
+def rotate(x: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """RoPE: the pair (x_i, x_{i+H/2}) as a complex number times exp(i by 10000^(-2i/H)), in real arithmetic."""
+    angle = by[..., None, None] * 10_000.0 ** (-2 * np.arange(H // 2) / H)
+    a, b = x[..., : H // 2], x[..., H // 2 :]
+    return np.concatenate([a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)], -1)
+
+
+def t5_bucket(distance: np.ndarray) -> np.ndarray:
+    """T5's one-directional buckets (32 of them, 128 the farthest)."""
+    far = 16 + np.floor(np.log(np.maximum(distance, 1) / 16) / np.log(128 / 16) * 16)
+    return np.where(distance < 16, np.maximum(distance, 0), np.minimum(far, 31)).astype(int)
+
+
+def pairwise(q_TNH, k_SNH, v_SNH, seen_TS, distance_TS, position: str, table=None) -> np.ndarray:
+    """Attention of every query to every key that it sees, at the distance stated for the pair."""
+    q_TSNH = np.broadcast_to(q_TNH[:, None], (*distance_TS.shape, *q_TNH.shape[1:]))
+    if position == "rope":
+        q_TSNH = rotate(q_TSNH, distance_TS)
+    score_NTS = np.einsum("tsnh,snh->nts", q_TSNH, k_SNH) / np.sqrt(H)
+    if position == "alibi":
+        score_NTS = score_NTS - 2.0 ** (-8 * np.arange(1, N + 1) / N)[:, None, None] * distance_TS
+    if position == "t5":
+        score_NTS = score_NTS + np.moveaxis(table[t5_bucket(distance_TS)], -1, 0)
+    return np.einsum("nts,snh->tnh", softmax(score_NTS, seen_TS), v_SNH)
