@@ -2,6 +2,7 @@
 contract tests."""
 
 from memtx.memory.full import Full
+from memtx.memory.memorizing import Memorizing
 from memtx.memory.recurrent import GRU, LSTM
 from memtx.memory.sink import Sink
 from memtx.memory.window import Window
@@ -14,4 +15,5 @@ MEMORIES = {
     "xl": TransformerXL,
     "lstm": LSTM,
     "gru": GRU,
+    "memorizing": Memorizing,
 }

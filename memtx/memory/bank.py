@@ -23,7 +23,6 @@ from jax.typing import ArrayLike
 
 from memtx.memory.base import pytree
 from memtx.ops import topk
-from memtx.ops.rows import take
 
 
 @pytree
@@ -116,10 +115,21 @@ def search(
     return topk.search(q_BTNH, keys, ids, first_BT, end_BT, k, **how)
 
 
-def gather(bank: Bank, index: Array) -> Entries:
-    """The entries at [B, ...] slots, named "read"; leaves are [B, ..., ...]."""
-    pick = take if bank.cursor.ndim else lambda a, i: a[i]
-    return jax.tree.map(lambda a: checkpoint_name(pick(a, index), "read"), bank.entries)
+def gather(bank: Bank, index: Array, head: Array | None = None) -> Entries:
+    """The entries at [B, ...] slots, named "read"; leaves are [B, ..., ...].
+
+    head: where keys and values lead with K heads, the one to take of each; it broadcasts against a stream's slots.
+    """
+
+    def pick(a: Array, *at) -> Array:
+        one = lambda a, i: a[(i, *at)]  # noqa: E731
+        return checkpoint_name((jax.vmap(one) if bank.cursor.ndim else one)(a, index), "read")
+
+    found = jax.tree.map(pick, bank.entries)
+    if head is None:
+        return found
+    key, value = jax.tree.map(lambda a: pick(a, head), (bank.entries.key, bank.entries.value))
+    return dataclasses.replace(found, key=key, value=value)
 
 
 def forget(bank: Bank, *, source: int | None = None, namespace: int | None = None, id: int | None = None) -> Bank:
