@@ -2,6 +2,7 @@
 contract tests."""
 
 from memtx.memory.full import Full
+from memtx.memory.landmark import Landmark
 from memtx.memory.memorizing import Memorizing
 from memtx.memory.recurrent import GRU, LSTM
 from memtx.memory.sink import Sink
@@ -16,4 +17,5 @@ MEMORIES = {
     "lstm": LSTM,
     "gru": GRU,
     "memorizing": Memorizing,
+    "landmark": Landmark,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.golden.base import TIME, Golden, H, K, N, rotate, sigmoid, softmax
+from tests.golden.base import TIME, Golden, H, K, N, rotate, sigmoid, softmax, t5_bucket
 
 
 def best(score: np.ndarray, count: int) -> np.ndarray:
@@ -37,10 +37,55 @@ def memorizing(a, position: str, window: int, segment: int, memory: int, neighbo
     return y
 
 
+def landmark(a, position: str, block: int, memory: int, neighbours: int):
+    """Grouped softmax over the query's own block and its best blocks, which stand in order of time right before its own."""
+    q, k, v = a["x.q"], np.repeat(a["x.k"], N // K, 1), np.repeat(a["x.v"], N // K, 1)
+    pool = np.repeat(a["param.pool"], N // K, 0)
+
+    def score(t, n, keys_SH, age_S):
+        """One query against keys at their ages."""
+        queries = np.repeat(q[t : t + 1], len(age_S), 0)
+        if position == "rope":
+            queries = rotate(queries, age_S)
+        dots = (queries[:, n] * keys_SH).sum(-1) / np.sqrt(H)
+        if position == "alibi":
+            dots = dots - 2.0 ** (-8 * (n + 1) / N) * age_S
+        if position == "t5":
+            dots = dots + a["shared.relative_bias"][t5_bucket(age_S), n]
+        return dots
+
+    y = np.zeros_like(q)
+    for t, n in np.ndindex(TIME, N):
+        slot, now = t % block, t // block
+        past = [np.arange(b * block, (b + 1) * block) for b in range(max(0, now - memory), now)]
+        marks = [softmax(k[b, n] @ pool[n] / np.sqrt(H), np.full(block, True)) @ k[b, n] for b in past]
+        gates = score(t, n, np.array(marks).reshape(-1, H), np.full(len(past), slot + 1))
+        chosen = np.flatnonzero(best(gates, neighbours))
+        own = np.arange(now * block, t + 1)
+        both = np.concatenate([score(t, n, k[own, n], t - own), gates[chosen]])
+        p = softmax(both, np.full(len(both), True))
+        y[t, n] = p[: len(own)] @ v[own, n]
+        for place, b in enumerate(chosen):
+            age = slot + block * (len(chosen) - place) - np.arange(block)
+            inside = softmax(score(t, n, k[past[b], n], age), np.full(block, True))
+            y[t, n] = y[t, n] + p[len(own) + place] * (inside @ v[past[b], n])
+    return y
+
+
 _HEADS = {"x.q": (TIME, N, H), "x.k": (TIME, K, H), "x.v": (TIME, K, H)}
 _MEMORIZING = {"window": 3, "segment": 4, "memory": 5, "neighbours": 3}
 
 GOLDENS: dict[str, Golden] = {
     "memorizing": Golden("memorizing", memorizing, _HEADS | {"param.gate": (N,), "param.scale": (N,)}, _MEMORIZING),
     "memorizing-plain": Golden("memorizing", memorizing, _HEADS | {"param.gate": (N,)}, _MEMORIZING | {"normalise": False}),
+    **{
+        f"landmark-{position}": Golden(
+            "landmark",
+            landmark,
+            _HEADS | {"param.pool": (K, H)} | ({"shared.relative_bias": (32, N)} if position == "t5" else {}),
+            {"block": 3, "memory": 3, "neighbours": 2},
+            position,
+        )
+        for position in ("rope", "alibi", "t5", "none")
+    },
 }
