@@ -2,6 +2,7 @@
 contract tests."""
 
 from memtx.memory.full import Full
+from memtx.memory.knn_lm import KNNLM
 from memtx.memory.landmark import Landmark
 from memtx.memory.memorizing import Memorizing
 from memtx.memory.recurrent import GRU, LSTM
@@ -18,4 +19,5 @@ MEMORIES = {
     "gru": GRU,
     "memorizing": Memorizing,
     "landmark": Landmark,
+    "knn_lm": KNNLM,
 }

@@ -162,4 +162,3 @@ def merge(a: Bank, b: Bank) -> Bank:
     shift = a.cursor - jnp.maximum(b.cursor - b.capacity, 0)
     moved = dataclasses.replace(b.entries, id=jnp.where(b.valid_M, b.entries.id + shift, -1))
     return put(resize(a, capacity), moved, b.cursor + shift)
-

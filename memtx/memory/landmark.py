@@ -60,7 +60,7 @@ class Landmark(nnx.Module):
         def __post_init__(self):
             positive(self, "memory.landmark", "block", "memory", "neighbours")
             if self.neighbours > self.memory:
-                raise UserError(f"memory.landmark.neighbours={self.neighbours} is more than the memory={self.memory} blocks kept")
+                raise UserError(f"memory.landmark.neighbours={self.neighbours} is more than memory={self.memory} keeps")
 
     tiny = (Config(block=3, memory=3, neighbours=2),)
 
@@ -142,7 +142,7 @@ class Landmark(nnx.Module):
         return y.astype(q_BQNH.dtype), reads | {"weight": p_block}
 
     def retrieve(self, asked_BQNH: Array, full: Bank):
-        """Each query's best blocks: landmark, tokens, slots, and whether there is one. Nothing is done while all banks are empty."""
+        """Each query's best blocks: landmark, tokens, slots, and whether there is one. Empty banks cost nothing."""
         head_N1 = jnp.arange(self.dims.num_heads)[:, None] // (self.dims.num_heads // self.dims.num_kv_heads)
 
         def work(asked, full):

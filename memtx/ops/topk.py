@@ -124,7 +124,7 @@ def _search(q_BTNH, key_BMKH, id_BM, first_BT, end_BT, *, k, metric, recall, blo
 
         return lax.cond(live.any(), work, lambda best: best, best), None
 
-    none = q_BKGTH.shape[:-1] + (width,)
+    none = (*q_BKGTH.shape[:-1], width)
     best = jnp.full(none, -jnp.inf), jnp.zeros(none, jnp.int32)
     best, _ = lax.scan(step, best, jnp.arange(0, entries, size, dtype=jnp.int32))
     best = _best(*best, k) if approximate else best

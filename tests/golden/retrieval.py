@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.golden.base import TIME, Golden, H, K, N, rotate, sigmoid, softmax, t5_bucket
+from tests.golden.base import TIME, VOCAB, D, Golden, H, K, N, rotate, sigmoid, softmax, t5_bucket, token
 
 
 def best(score: np.ndarray, count: int) -> np.ndarray:
@@ -72,6 +72,22 @@ def landmark(a, position: str, block: int, memory: int, neighbours: int):
     return y
 
 
+def knn_lm(a, position: str, memory: int, neighbours: int, temperature: float, chunk: int, lam: float = 0.25):
+    """log((1 - lam) p_lm + lam p_knn) over the pairs (h_{j-1}, token j), j <= t."""
+    h, ids, outs = a["x.h"], token(a["x.h"]), []
+    for t, logits in enumerate(a["x.logits"]):
+        p = softmax(logits, np.full(len(logits), True))
+        pairs = np.arange(max(1, t - memory + 1), t + 1)
+        if len(pairs):
+            score = -((h[pairs - 1] - h[t]) ** 2).sum(1) / temperature
+            weight = softmax(score, best(score, neighbours))
+            knn = np.zeros_like(p)
+            np.add.at(knn, ids[pairs], weight)
+            p = lam * knn + (1 - lam) * p
+        outs.append(np.log(p))
+    return np.stack(outs)
+
+
 _HEADS = {"x.q": (TIME, N, H), "x.k": (TIME, K, H), "x.v": (TIME, K, H)}
 _MEMORIZING = {"window": 3, "segment": 4, "memory": 5, "neighbours": 3}
 
@@ -88,4 +104,10 @@ GOLDENS: dict[str, Golden] = {
         )
         for position in ("rope", "alibi", "t5", "none")
     },
+    "knn_lm": Golden(
+        "knn_lm",
+        knn_lm,
+        {"x.h": (TIME, D), "x.logits": (TIME, VOCAB)},
+        {"memory": 6, "neighbours": 4, "temperature": 8.0, "chunk": 4},
+    ),
 }
