@@ -1,13 +1,13 @@
 """kNN-LM: the next token of the most similar contexts seen before, mixed into the model's prediction.
 
     p_knn(y) ~ sum over the nearest pairs (k_i, v_i) of  1[v_i = y] exp(-|k_i - f|^2 / temperature)
-    p = lam p_knn + (1 - lam) p_lm                                                     y = log p
+    p = lam p_knn + (1 - lam) p_lm                                     y = log p + logsumexp(logits)
 
 f is the hidden state from which the model predicts; a pair is (f_{t-1}, token t). Pairs come from
 - the stream itself: its last `memory` pairs, written as it reads (the continuous cache), cleared with the row;
 - a datastore of `datastore` entries that all streams share and none writes: built once from many documents by `build`,
   enlarged by `extend`, from which `forget` takes a document out again; `attach` puts it into a model's state.
-Of each, `neighbours` are read. While nothing can be read, p = p_lm.
+Of each, `neighbours` are read. While nothing can be read, y is the model's logits, bit for bit.
 
 What is differentiable: the distances, to f and to the stream's own keys, as far as the caller's detach lets it (the paper
 trains nothing); not the search.
@@ -51,7 +51,7 @@ class Pairs:
 
 
 class KNNLM(nnx.Module):
-    """Head site: (h_BTD, logits_BTV) -> log p."""
+    """Head site: (h_BTD, logits_BTV) -> logits of the mixture."""
 
     site = "head"
     kind = "bank of pairs (hidden state, next token)"
@@ -103,7 +103,7 @@ class KNNLM(nnx.Module):
                 reads["datastore"] = self.read(cut[0], state.datastore, 0, state.datastore.cursor)
             outs.append(reads)
         reads = jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *outs)
-        return self.mix(logits_BTV, reads), Pairs(cache, state.datastore)
+        return self.mix(logits_BTV.astype(jnp.float32), reads).astype(logits_BTV.dtype), Pairs(cache, state.datastore)
 
     def read(self, f_BTD: Array, pairs: Bank, first_BT: ArrayLike, end_BT: ArrayLike) -> dict[str, Array]:
         """The nearest pairs of each query, [B, T, R]: token, score, and where they come from (id -1: none)."""
@@ -127,15 +127,16 @@ class KNNLM(nnx.Module):
         return lax.cond((jnp.asarray(end_BT) > 0).any(), work, skip, f_BTD, pairs)
 
     def mix(self, logits_BTV: Array, reads: dict[str, dict[str, Array]]) -> Array:
-        """log(lam p_knn + (1 - lam) p_lm), one softmax over all pairs that were read."""
+        """The mixture, on the scale of the model's logits; one softmax over all pairs that were read."""
         score, token, id_ = (jnp.concatenate([read[name] for read in reads.values()], -1) for name in ("score", "token", "id"))
         weight = jax.nn.softmax(score, -1) * (id_ >= 0)
         zeros = jnp.zeros(logits_BTV.shape, jnp.float32)
         knn = jax.vmap(jax.vmap(lambda p, token, weight: p.at[token].add(weight)))(zeros, token, weight)
         lam = self.config.lam
         log_knn = jnp.where(knn > 0, jnp.log(jnp.where(knn > 0, knn, 1.0)) + np.log(lam), MASKED)
-        log_lm = jax.nn.log_softmax(logits_BTV.astype(jnp.float32), -1)
-        y = jnp.where((id_ >= 0).any(-1, keepdims=True), jnp.logaddexp(log_knn, log_lm + np.log1p(-lam)), log_lm)
+        total = jax.nn.logsumexp(logits_BTV, -1, keepdims=True)
+        mixed = jnp.logaddexp(log_knn + total, logits_BTV + np.log1p(-lam))
+        y = jnp.where((id_ >= 0).any(-1, keepdims=True), mixed, logits_BTV)
         if wants("attribution"):
             weights = jnp.split(lam * weight, len(reads), -1)
             for (name, read), part in zip(reads.items(), weights, strict=True):
@@ -143,7 +144,7 @@ class KNNLM(nnx.Module):
                 for label in ("id", "source", "position", "token"):
                     emit(prefix + label, read[label])
                 emit(prefix + "weight", part)
-        return y.astype(logits_BTV.dtype)
+        return y
 
 
 def empty(capacity: int, width: int) -> Bank:

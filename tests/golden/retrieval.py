@@ -73,7 +73,7 @@ def landmark(a, position: str, block: int, memory: int, neighbours: int):
 
 
 def knn_lm(a, position: str, memory: int, neighbours: int, temperature: float, chunk: int, lam: float = 0.25):
-    """log((1 - lam) p_lm + lam p_knn) over the pairs (h_{j-1}, token j), j <= t."""
+    """log((1 - lam) p_lm + lam p_knn) over the pairs (h_{j-1}, token j), j <= t, on the scale of the logits."""
     h, ids, outs = a["x.h"], token(a["x.h"]), []
     for t, logits in enumerate(a["x.logits"]):
         p = softmax(logits, np.full(len(logits), True))
@@ -84,7 +84,7 @@ def knn_lm(a, position: str, memory: int, neighbours: int, temperature: float, c
             knn = np.zeros_like(p)
             np.add.at(knn, ids[pairs], weight)
             p = lam * knn + (1 - lam) * p
-        outs.append(np.log(p))
+        outs.append(np.log(p * np.exp(logits).sum()))
     return np.stack(outs)
 
 
