@@ -54,8 +54,9 @@ class Bank:
 
 def empty(capacity: int, key: jax.ShapeDtypeStruct, value: Any) -> Bank:
     """No entries yet. key, value: shape and dtype of one entry's (`jax.ShapeDtypeStruct`; value may be a pytree)."""
-    key, value = jax.tree.map(lambda a: jnp.zeros((capacity, *a.shape), a.dtype), (key, value))
-    return Bank(Entries(key, value, *(jnp.full(capacity, -1, jnp.int32) for _ in range(5))), jnp.zeros((), jnp.int32))
+    keys, values = jax.tree.map(lambda a: jnp.zeros((capacity, *a.shape), a.dtype), (key, value))
+    labels: list[Any] = [jnp.full(capacity, -1, jnp.int32) for _ in range(5)]
+    return Bank(Entries(keys, values, *labels), jnp.zeros((), jnp.int32))
 
 
 def rows(bank: Bank, batch_size: int) -> Bank:

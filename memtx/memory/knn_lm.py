@@ -90,17 +90,18 @@ class KNNLM(nnx.Module):
 
     def __call__(self, x, state: Pairs, seg: Segment, *, key: Array | None = None):
         h_BTD, logits_BTV = x
-        f_BTD, outs, cache = h_BTD.astype(jnp.float32), [], state.cache
+        f_BTD, token_BT = h_BTD.astype(jnp.float32), jnp.asarray(seg.token_BT)
+        outs, cache = [], state.cache
         for start in range(0, f_BTD.shape[1], self.config.chunk):
             part = slice(start, start + self.config.chunk)
-            cut = jax.tree.map(lambda a, part=part: a[:, part], (f_BTD, seg.token_BT, seg.position_BT, seg.mask_BT))
+            f, token, position, mask = (a[:, part] for a in (f_BTD, token_BT, seg.position_BT, seg.mask_BT))
             reads = {}
             if self.config.memory:
-                end_BT, cache = remember(cache, *cut, seg.source_B)
+                end_BT, cache = remember(cache, f, token, position, mask, seg.source_B)
                 first_BT = jnp.maximum(end_BT - self.config.memory, 0)
-                reads["cache"] = self.read(cut[0], cache.bank, first_BT, end_BT)
+                reads["cache"] = self.read(f, cache.bank, first_BT, end_BT)
             if self.config.datastore:
-                reads["datastore"] = self.read(cut[0], state.datastore, 0, state.datastore.cursor)
+                reads["datastore"] = self.read(f, state.datastore, 0, state.datastore.cursor)
             outs.append(reads)
         reads = jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *outs)
         return self.mix(logits_BTV.astype(jnp.float32), reads).astype(logits_BTV.dtype), Pairs(cache, state.datastore)

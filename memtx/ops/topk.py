@@ -119,8 +119,7 @@ def _search(q_BTNH, key_BMKH, id_BM, first_BT, end_BT, *, k, metric, recall, blo
                 index = start + row.astype(jnp.int32) * slots + jnp.arange(slots)
                 return jnp.maximum(best[0], score), jnp.where(score > best[0], index, best[1])
             score, index = lax.top_k(score, min(k_block, size))
-            both = (jnp.concatenate(pair, -1) for pair in zip(best, (score, index + start), strict=True))
-            return _best(*both, k)
+            return _best(jnp.concatenate([best[0], score], -1), jnp.concatenate([best[1], index + start], -1), k)
 
         return lax.cond(live.any(), work, lambda best: best, best), None
 
@@ -128,7 +127,8 @@ def _search(q_BTNH, key_BMKH, id_BM, first_BT, end_BT, *, k, metric, recall, blo
     best = jnp.full(none, -jnp.inf), jnp.zeros(none, jnp.int32)
     best, _ = lax.scan(step, best, jnp.arange(0, entries, size, dtype=jnp.int32))
     best = _best(*best, k) if approximate else best
-    return tuple(a.transpose(0, 3, 1, 2, 4).reshape(*shape[:3], k) for a in best)
+    score, index = (a.transpose(0, 3, 1, 2, 4).reshape(*shape[:3], k) for a in best)
+    return score, index
 
 
 def _best(score: Array, index: Array, k: int) -> tuple[Array, Array]:
