@@ -3,6 +3,9 @@ contract tests."""
 
 from memtx.memory.engram import Engram
 from memtx.memory.full import Full
+from memtx.memory.knn_lm import KNNLM
+from memtx.memory.landmark import Landmark
+from memtx.memory.memorizing import Memorizing
 from memtx.memory.product_keys import PEER, MemoryPlus, ProductKey
 from memtx.memory.recurrent import GRU, LSTM
 from memtx.memory.sink import Sink
@@ -20,4 +23,7 @@ MEMORIES = {
     "memory_plus": MemoryPlus,
     "peer": PEER,
     "engram": Engram,
+    "memorizing": Memorizing,
+    "landmark": Landmark,
+    "knn_lm": KNNLM,
 }

@@ -17,13 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.golden import cached, recurrent, tables
+from tests.golden import cached, recurrent, retrieval, tables
 from tests.golden.base import ROWS, Golden
 
 FOLDER = Path(__file__).parent
 STEP = 1e-30
 
-GOLDENS: dict[str, Golden] = {**cached.GOLDENS, **recurrent.GOLDENS, **tables.GOLDENS}
+FAMILIES = (cached, recurrent, tables, retrieval)
+GOLDENS: dict[str, Golden] = {name: golden for family in FAMILIES for name, golden in family.GOLDENS.items()}
 
 
 def inputs(name: str) -> dict[str, np.ndarray]:

@@ -1,0 +1,208 @@
+"""kNN-LM: the next token of the most similar contexts seen before, mixed into the model's prediction.
+
+    p_knn(y) ~ sum over the nearest pairs (k_i, v_i) of  1[v_i = y] exp(-|k_i - f|^2 / temperature)
+    p = lam p_knn + (1 - lam) p_lm                                     y = log p + logsumexp(logits)
+
+f is the hidden state from which the model predicts; a pair is (f_{t-1}, token t). Pairs come from
+- the stream itself: its last `memory` pairs, written as it reads (the continuous cache), cleared with the row;
+- a datastore of `datastore` entries that all streams share and none writes: built once from many documents by `build`,
+  enlarged by `extend`, from which `forget` takes a document out again; `attach` puts it into a model's state.
+Of each, `neighbours` are read. While nothing can be read, y is the model's logits, bit for bit.
+
+What is differentiable: the distances, to f and to the stream's own keys, as far as the caller's detach lets it (the paper
+trains nothing); not the search.
+
+Source: Khandelwal et al. 2020 (arXiv 1911.00172); the cache: Grave et al. 2017 (arXiv 1612.04426).
+B stream, T time, M entries, D model, R neighbours, V vocabulary.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from memtx.errors import UserError, positive
+from memtx.memory import bank
+from memtx.memory.bank import Bank
+from memtx.memory.base import Dims, Segment, collect, emit, pytree, segment, wants
+from memtx.nn.attention import MASKED
+from memtx.ops.rows import take
+
+
+@pytree
+class Cache:
+    """A stream's own pairs, and the hidden state that waits for the next token (if the document has begun)."""
+
+    bank: Bank
+    hidden_BD: Array
+    begun_B: Array
+
+
+@pytree
+class Pairs:
+    cache: Any  # Cache, or () if memory=0
+    datastore: Any  # Bank without a batch axis, or () if datastore=0
+
+
+class KNNLM(nnx.Module):
+    """Head site: (h_BTD, logits_BTV) -> logits of the mixture."""
+
+    site = "head"
+    kind = "bank of pairs (hidden state, next token)"
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        memory: int = 2048  # pairs of its own that a stream keeps; 0: none
+        datastore: int = 0  # entries of the shared datastore; 0: none
+        neighbours: int = 32  # pairs read, of each
+        lam: float = 0.25  # weight of p_knn
+        temperature: float = 1.0
+        chunk: int = 64  # tokens written, then searched for, at a time: bounds what a read takes
+        recall: float = 1.0  # of the search: 1 is exact
+
+        def __post_init__(self):
+            positive(self, "memory.knn_lm", "neighbours", "chunk")
+            if min(self.memory, self.datastore) < 0 or not self.memory + self.datastore:
+                raise UserError("memory.knn_lm needs memory or datastore to be at least 1, and neither below 0")
+            if self.neighbours > min(size for size in (self.memory, self.datastore) if size):
+                raise UserError(f"memory.knn_lm.neighbours={self.neighbours} is more than memory or datastore holds")
+            if not 0 < self.lam < 1 or not self.temperature > 0 or not 0 < self.recall <= 1:
+                raise UserError("memory.knn_lm needs 0 < lam < 1, temperature > 0 and 0 < recall <= 1")
+
+    tiny = (Config(memory=6, neighbours=4, temperature=8.0, chunk=4),)
+
+    def __init__(self, config: Config, dims: Dims, key: Array):
+        self.config, self.dims = config, dims
+
+    def init_state(self, batch_size: int) -> Pairs:
+        c, width = self.config, self.dims.width
+        datastore = empty(c.datastore, width) if c.datastore else ()
+        if not c.memory:
+            return Pairs((), datastore)
+        own = bank.rows(empty(c.memory + c.chunk, width), batch_size)  # a call writes a chunk before it reads
+        return Pairs(Cache(own, jnp.zeros((batch_size, width)), jnp.zeros(batch_size, bool)), datastore)
+
+    def __call__(self, x, state: Pairs, seg: Segment, *, key: Array | None = None):
+        h_BTD, logits_BTV = x
+        f_BTD, token_BT = h_BTD.astype(jnp.float32), jnp.asarray(seg.token_BT)
+        outs, cache = [], state.cache
+        for start in range(0, f_BTD.shape[1], self.config.chunk):
+            part = slice(start, start + self.config.chunk)
+            f, token, position, mask = (a[:, part] for a in (f_BTD, token_BT, seg.position_BT, seg.mask_BT))
+            reads = {}
+            if self.config.memory:
+                end_BT, cache = remember(cache, f, token, position, mask, seg.source_B)
+                first_BT = jnp.maximum(end_BT - self.config.memory, 0)
+                reads["cache"] = self.read(f, cache.bank, first_BT, end_BT)
+            if self.config.datastore:
+                reads["datastore"] = self.read(f, state.datastore, 0, state.datastore.cursor)
+            outs.append(reads)
+        reads = jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *outs)
+        return self.mix(logits_BTV.astype(jnp.float32), reads).astype(logits_BTV.dtype), Pairs(cache, state.datastore)
+
+    def read(self, f_BTD: Array, pairs: Bank, first_BT: ArrayLike, end_BT: ArrayLike) -> dict[str, Array]:
+        """The nearest pairs of each query, [B, T, R]: token, score, and where they come from (id -1: none)."""
+
+        def work(f, pairs):
+            how = {"metric": "l2", "recall": self.config.recall}
+            query = lax.stop_gradient(f)[:, :, None]
+            score, index = bank.search(pairs, query, self.config.neighbours, first_BT=first_BT, end_BT=end_BT, **how)
+            read, found = bank.gather(pairs, index[:, :, 0]), score[:, :, 0] > -jnp.inf
+            distance = jnp.square(read.key - f[:, :, None]).sum(-1)
+            labels = {name: jnp.where(found, getattr(read, name), -1) for name in ("id", "source", "position")}
+            return labels | {"token": read.value, "score": jnp.where(found, -distance / self.config.temperature, MASKED)}
+
+        def skip(*args):
+            def nothing(a):
+                return jnp.full(a.shape, MASKED if a.dtype == jnp.float32 else -1, a.dtype)
+
+            return jax.tree.map(nothing, jax.eval_shape(work, *args)) | {"token": jnp.zeros(shape, jnp.int32)}
+
+        shape = (*f_BTD.shape[:2], self.config.neighbours)
+        return lax.cond((jnp.asarray(end_BT) > 0).any(), work, skip, f_BTD, pairs)
+
+    def mix(self, logits_BTV: Array, reads: dict[str, dict[str, Array]]) -> Array:
+        """The mixture, on the scale of the model's logits; one softmax over all pairs that were read."""
+        score, token, id_ = (jnp.concatenate([read[name] for read in reads.values()], -1) for name in ("score", "token", "id"))
+        weight = jax.nn.softmax(score, -1) * (id_ >= 0)
+        zeros = jnp.zeros(logits_BTV.shape, jnp.float32)
+        knn = jax.vmap(jax.vmap(lambda p, token, weight: p.at[token].add(weight)))(zeros, token, weight)
+        lam = self.config.lam
+        log_knn = jnp.where(knn > 0, jnp.log(jnp.where(knn > 0, knn, 1.0)) + np.log(lam), MASKED)
+        total = jax.nn.logsumexp(logits_BTV, -1, keepdims=True)
+        mixed = jnp.logaddexp(log_knn + total, logits_BTV + np.log1p(-lam))
+        y = jnp.where((id_ >= 0).any(-1, keepdims=True), mixed, logits_BTV)
+        if wants("attribution"):
+            weights = jnp.split(lam * weight, len(reads), -1)
+            for (name, read), part in zip(reads.items(), weights, strict=True):
+                prefix = "attribution/" + ("" if name == "cache" else "datastore_")
+                for label in ("id", "source", "position", "token"):
+                    emit(prefix + label, read[label])
+                emit(prefix + "weight", part)
+        return y
+
+
+def empty(capacity: int, width: int) -> Bank:
+    return bank.empty(capacity, jax.ShapeDtypeStruct((width,), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32))
+
+
+def remember(cache: Cache, f_BTD, token_BT, position_BT, mask_BT, source_B) -> tuple[Array, Cache]:
+    """Write the pairs (f_{t-1}, token t) -> the id after that of each token's pair, and the cache."""
+    keys = jnp.concatenate([cache.hidden_BD[:, None], f_BTD[:, :-1]], 1)
+    paired_BT = mask_BT.at[:, 0].set(mask_BT[:, 0] & cache.begun_B)
+    end_BT = cache.bank.cursor[:, None] + jnp.cumsum(paired_BT, 1, dtype=jnp.int32)
+
+    def write(pairs, key, token, mask, source, position):
+        return bank.write(pairs, key, token, mask_T=mask, source=source, position=position)
+
+    pairs = jax.vmap(write)(cache.bank, keys, token_BT, paired_BT, source_B, position_BT)
+    length_B = mask_BT.sum(1, dtype=jnp.int32)
+    last = take(f_BTD, jnp.maximum(length_B - 1, 0)[:, None])[:, 0]
+    hidden = jnp.where((length_B > 0)[:, None], last, cache.hidden_BD)
+    return end_BT, Cache(pairs, hidden, cache.begun_B | (length_B > 0))
+
+
+# --- the shared datastore ---------------------------------------------------------------------------------------------------
+
+
+def build(lm, params, documents: Iterable[tuple[int, ArrayLike]], *, time: int = 256) -> Bank:
+    """A datastore of the (source id, tokens) documents, each read by `lm` alone from its start, `time` tokens a call."""
+    return extend(empty(1, lm.model.width), lm, params, documents, time=time)
+
+
+def extend(store: Bank, lm, params, documents: Iterable[tuple[int, ArrayLike]], *, time: int = 256) -> Bank:
+    """The datastore with more documents in it, bit for bit as if all had been built at once."""
+    run = jax.jit(collect(lm, "hidden"))
+    parts = []
+    for source, tokens in documents:
+        tokens, state = np.asarray(tokens, np.int32), lm.init_state(1)
+        for start in range(0, len(tokens) - 1, time):
+            here, after = tokens[start : start + time][None], tokens[start + 1 : start + 1 + time]
+            padded = np.pad(here, ((0, 0), (0, time - here.shape[1])))
+            (_, state), found = run(params, padded, state, segment(start + np.arange(time)[None], [here.shape[1]]))
+            key = np.asarray(found["hidden"][0], np.float32)[0, : len(after)]
+            parts.append((key, after, np.full(len(after), source), start + 1 + np.arange(len(after))))
+    if not parts:
+        return store
+    key, token, source, position = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    store = bank.resize(store, int(store.cursor) + len(key))
+    return bank.write(store, jnp.asarray(key), jnp.asarray(token), source=source, position=position)
+
+
+def forget(store: Bank, source: int) -> Bank:
+    """The datastore as if this document had never been in it."""
+    return bank.forget(store, source=source)
+
+
+def attach(state, store: Bank):
+    """A language model's state with this datastore. The config's `datastore` must be at least the store's capacity."""
+    room = state.head.datastore.capacity if state.head.datastore else 0
+    if room < store.capacity:
+        raise UserError(f"the datastore has {store.capacity} entries: set memory.knn_lm.datastore to that, not to {room}")
+    return dataclasses.replace(state, head=dataclasses.replace(state.head, datastore=bank.resize(store, room)))

@@ -1,0 +1,142 @@
+"""Memorizing Transformer: attention to the most similar keys of the past, beside a sliding window.
+
+    k <- k / |k| ,   q <- |s_h| q / |q|                          one query, one key for both; s_h learned per head
+    o_window = softmax(q k_j) v_j                                over the window, with the model's positions
+    o_memory = softmax(q SG(k_j)) SG(v_j)                        over the `neighbours` best of the memory, without positions
+    y = g o_memory + (1 - g) o_window ,   g = sigmoid(b_h)       b_h learned per head
+
+The memory of a query is the last `memory` tokens before its segment: what the segments (`segment` tokens from the document's
+start) before its own wrote. Who sees what is decided by the ids of entries, so results do not depend on how text is cut.
+
+What is differentiable: the window, and the query, scale and gate of a read; not keys and values in memory, nor the search.
+Entries are in a Bank, cleared with the row at a document's start. While it is empty, y = o_window and nothing is searched.
+
+Source: Wu et al. 2022 (arXiv 2203.08913); where it leaves things open, google-research/meliad (Apache-2.0).
+B stream, T time, M bank slots, N query heads, K kv heads, H head dim, R neighbours.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array, lax
+
+from memtx.errors import UserError, positive
+from memtx.memory import bank
+from memtx.memory.bank import Bank
+from memtx.memory.base import Dims, Segment, emit, pytree, wants
+from memtx.memory.window import Recent, own
+from memtx.nn.attention import MASKED, attend
+
+
+@pytree
+class Memories:
+    recent: Recent
+    bank: Bank
+
+
+class Memorizing(nnx.Module):
+    """Attention site."""
+
+    site = "attention"
+    kind = "bank of keys and values"
+    place = staticmethod(lambda layers: (3 * layers // 4,))
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        window: int = 512  # tokens that a query sees directly, itself included
+        segment: int = 512  # tokens after which the memory of a query moves on
+        memory: int = 8192  # tokens it then holds
+        neighbours: int = 32  # of them, read by each query and head
+        recall: float = 1.0  # of the search: 1 is exact, less is approximate and faster on a TPU
+        gate: float = 0.0  # b_h at the start
+        normalise: bool = True  # False for a pretrained backbone: q and k as they are, scores / sqrt(H)
+
+        def __post_init__(self):
+            positive(self, "memory.memorizing", "window", "segment", "memory", "neighbours")
+            if self.neighbours > self.memory:
+                raise UserError(f"memory.memorizing.neighbours={self.neighbours} is more than memory={self.memory} holds")
+            if not 0 < self.recall <= 1:
+                raise UserError(f"memory.memorizing.recall must be above 0 and at most 1, not {self.recall}")
+
+    tiny = (Config(window=3, segment=4, memory=5, neighbours=3),)
+
+    def __init__(self, config: Config, dims: Dims, key: Array):
+        self.config, self.dims = config, dims
+        self.gate = nnx.Param(jnp.full(dims.num_heads, config.gate), optim="no_decay")
+        if config.normalise:
+            self.scale = nnx.Param(jnp.full(dims.num_heads, dims.head_dim**0.5), optim="no_decay")
+
+    @property
+    def slots(self) -> int:
+        """A call writes before it reads: up to a segment before the query's own memory ends, and one after it begins."""
+        return self.config.memory + 2 * self.config.segment
+
+    def init_state(self, batch_size: int) -> Memories:
+        entry = jax.ShapeDtypeStruct((self.dims.num_kv_heads, self.dims.head_dim), jnp.float32)
+        recent = Recent.empty(batch_size, self.config.window, self.dims)
+        return Memories(recent, bank.rows(bank.empty(self.slots, entry, entry), batch_size))
+
+    def __call__(self, x, state: Memories, seg: Segment, *, key: Array | None = None):
+        q, k, v = x
+        window, recent = self.config.window, state.recent
+        if self.config.normalise:
+            scale_NH = jnp.abs(self.scale[...])[:, None] * self.dims.head_dim**0.5  # attention divides by sqrt(H)
+            q, k = unit(q) * scale_NH.astype(q.dtype), None if k is None else unit(k)
+        sources = [recent.source(window)] if k is None else [recent.source(window), own(k, v, seg, window)]
+        near = attend(q, sources, seg, self.dims)
+        if k is None:
+            far, reads = self.read(q, state.bank, jnp.broadcast_to(state.bank.cursor[:, None], q.shape[:2]))
+        else:
+            far, reads, full = self.read_and_write(q, k, v, state.bank, seg)
+            state = Memories(recent.write(k, v, seg), full)
+        gate_BTN = jnp.where((reads["id"] >= 0).any(-1), jax.nn.sigmoid(self.gate[...]), 0)
+        if wants("attribution"):
+            for name, value in (reads | {"weight": reads["weight"] * gate_BTN[..., None]}).items():
+                emit(f"attribution/{name}", value)
+        return (near + gate_BTN[..., None] * (far - near)).astype(q.dtype), state
+
+    def read_and_write(self, q, k, v, full: Bank, seg: Segment):
+        """In pieces that the bank has room for. Each is written first: its own ids are beyond what its queries see."""
+        size, time, outs = self.config.segment, q.shape[1], []
+        for start in range(0, time, size):
+            part = slice(start, min(start + size, time))
+            id_BT = full.cursor[:, None] + jnp.arange(part.stop - start)
+            full = jax.vmap(write)(full, k[:, part], v[:, part], seg.mask_BT[:, part], seg.source_B, seg.position_BT[:, part])
+            outs.append(self.read(q[:, part], full, id_BT))
+        return *jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *outs), full
+
+    def read(self, q_BTNH: Array, full: Bank, id_BT: Array) -> tuple[Array, dict[str, Array]]:
+        """o_memory of the queries of tokens id_BT in float32, and what was read: [B, T, N, R], id -1 where nothing was."""
+        end_BT = id_BT // self.config.segment * self.config.segment
+        first_BT = jnp.maximum(end_BT - self.config.memory, 0)
+        heads, head_dim, c = self.dims.num_heads, self.dims.head_dim, self.config
+        head_N1 = jnp.arange(heads)[:, None] // (heads // self.dims.num_kv_heads)
+
+        def work(q):
+            score, index = bank.search(full, q, c.neighbours, first_BT=first_BT, end_BT=end_BT, recall=c.recall)
+            read = bank.gather(full, index, head_N1)
+            return read.key, read.value, index, score > -jnp.inf
+
+        def skip(q):
+            return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(work, q))
+
+        found = lax.cond((end_BT > 0).any(), work, skip, lax.stop_gradient(q_BTNH))
+        key, value, index, found_BTNR = lax.stop_gradient(found)
+        score = jnp.einsum("BTNH,BTNRH->BTNR", q_BTNH.astype(jnp.float32), key) * head_dim**-0.5
+        weight = jax.nn.softmax(jnp.where(found_BTNR, score, MASKED), -1) * found_BTNR
+        labels = bank.gather(full, index)
+        reads = {name: jnp.where(found_BTNR, getattr(labels, name), -1) for name in ("id", "source", "position")}
+        return jnp.einsum("BTNR,BTNRH->BTNH", weight, value), reads | {"weight": weight}
+
+
+def write(full: Bank, k_TKH, v_TKH, mask_T, source, position_T) -> Bank:
+    k_TKH, v_TKH = lax.stop_gradient((k_TKH, v_TKH))
+    return bank.write(full, k_TKH, v_TKH, mask_T=mask_T, source=source, position=position_T)
+
+
+def unit(x: Array) -> Array:
+    """x / |x| over the last axis, computed in float32."""
+    wide = x.astype(jnp.float32)
+    return (wide * lax.rsqrt(jnp.square(wide).sum(-1, keepdims=True) + 1e-6)).astype(x.dtype)

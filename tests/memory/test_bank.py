@@ -1,0 +1,115 @@
+"""The Bank: ids across wraps, editing, provenance.
+
+T entries written, M slots, H head dim.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memtx.memory import bank
+from memtx.memory.bank import Bank
+
+M, H = 5, 3
+FLOAT = jax.ShapeDtypeStruct((H,), jnp.float32)
+TOKEN = jax.ShapeDtypeStruct((), jnp.int32)
+
+
+def fresh(capacity: int = M) -> Bank:
+    return bank.empty(capacity, FLOAT, TOKEN)
+
+
+def key_of(ids):
+    """A key that names its id, so that what stands where can be read off."""
+    return jnp.asarray(ids, jnp.float32)[..., None] * jnp.ones(H)
+
+
+def add(b: Bank, count: int, **labels) -> Bank:
+    ids = b.cursor + jnp.arange(count)
+    return bank.write(b, key_of(ids), ids, **labels)
+
+
+def held(b: Bank) -> list[int]:
+    return sorted(int(i) for i in b.entries.id if i >= 0)
+
+
+def consistent(b: Bank) -> bool:
+    """Every entry is whole: key and value are those that were written under its id."""
+    valid = np.asarray(b.valid_M)
+    ids = np.asarray(b.entries.id)[valid]
+    return (np.asarray(b.entries.key)[valid] == ids[:, None]).all() and (np.asarray(b.entries.value)[valid] == ids).all()
+
+
+@pytest.mark.parametrize("counts", [[1] * 23, [3] * 8, [5, 7, 11], [23], [4, 1, 13, 2]])
+def test_the_newest_entries_are_held_across_wraps(counts):
+    b = fresh()
+    for count in counts:
+        b = add(b, count)
+        assert held(b) == list(range(max(0, int(b.cursor) - M), int(b.cursor)))
+        assert consistent(b)
+    assert int(b.cursor) == sum(counts) >= 3 * M
+
+
+def test_only_masked_entries_are_written():
+    b = bank.write(add(fresh(), 2), key_of(jnp.array([9, 2, 9, 3])), jnp.array([9, 2, 9, 3]), mask_T=jnp.arange(4) % 2 == 1)
+    assert held(b) == [0, 1, 2, 3]
+    assert consistent(b)
+
+
+def test_forget_erases_and_ids_are_never_used_again():
+    b = add(add(add(fresh(), 2, source=7), 1, source=8), 1, source=7, namespace=1)
+    gone = bank.forget(b, source=7)
+    assert held(gone) == [2]
+    assert np.asarray(gone.entries.key)[[0, 1, 3]].max() == 0  # nothing of it is left in the arrays
+    assert held(bank.forget(b, source=7, namespace=1)) == [0, 1, 2]
+    assert held(bank.forget(b, id=1)) == [0, 2, 3]
+    after = add(gone, 3)
+    assert held(after) == [2, 4, 5, 6]
+    assert consistent(after)
+    with pytest.raises(ValueError, match="forget what"):
+        bank.forget(b)
+
+
+@pytest.mark.parametrize("capacity", [2, 5, 9])
+def test_resize_keeps_the_newest_under_their_ids(capacity):
+    b = bank.resize(add(add(fresh(), 4), 4), capacity)
+    assert held(b) == list(range(max(3, 8 - capacity), 8))
+    assert consistent(b)
+    assert consistent(add(b, capacity + 1))
+    assert held(add(b, 1))[-1] == 8
+
+
+def test_merge_holds_both_and_goes_on():
+    a, b = add(fresh(), 7, source=1), add(fresh(3), 4, source=2)
+    both = bank.merge(a, b)
+    assert held(both) == list(range(2, 7)) + list(range(7, 10))
+    source = {int(i): int(s) for i, s in zip(both.entries.id, both.entries.source, strict=True) if i >= 0}
+    assert source == {i: 1 if i < 7 else 2 for i in range(2, 10)}
+    values = {int(i): int(v) for i, v in zip(both.entries.id, both.entries.value, strict=True) if i >= 0}
+    assert [values[i] for i in range(7, 10)] == [1, 2, 3]  # b's newest three
+    assert held(add(both, 2)) == list(range(4, 12))
+
+
+def test_search_sees_its_namespace_and_gather_tells_the_provenance():
+    b = fresh()
+    for source in range(4):
+        b = add(b, 1, source=10 + source, position=20 + source, namespace=source % 2, step=3)
+    q = jnp.ones((2, 1, 1, H))
+    score, index = bank.search(b, q, 2)
+    np.testing.assert_array_equal(index[:, 0, 0], [[3, 2]] * 2)
+    score, index = bank.search(b, q, 3, namespace=0)
+    read = bank.gather(b, index[:, 0, 0])
+    np.testing.assert_array_equal(np.isfinite(score[:, 0, 0]), [[True, True, False]] * 2)
+    np.testing.assert_array_equal(read.source[:, :2], [[12, 10]] * 2)
+    np.testing.assert_array_equal(read.position[:, :2], [[22, 20]] * 2)
+    np.testing.assert_array_equal(read.key[:, :2, 0], [[2, 0]] * 2)
+
+
+def test_a_bank_per_stream_by_vmap():
+    b = bank.rows(fresh(), 2)
+    ids = jnp.arange(4)
+    b = jax.vmap(bank.write)(b, key_of(jnp.stack([ids, ids])), jnp.stack([ids, ids]), mask_T=ids < jnp.array([[4], [2]]))
+    np.testing.assert_array_equal(b.cursor, [4, 2])
+    _, index = bank.search(b, jnp.ones((2, 1, 1, H)), 1)
+    np.testing.assert_array_equal(bank.gather(b, index).id[:, 0, 0, 0], [3, 1])

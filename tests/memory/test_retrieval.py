@@ -1,0 +1,256 @@
+"""What memorizing, landmark and knn_lm promise beyond the contract: everything retrieved is full attention, ids across wraps,
+attributions, approximate search, and a datastore that can be built piece by piece and edited.
+
+B stream, T time, N query heads, K kv heads, H head dim, D model, R neighbours.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memtx.config import Model
+from memtx.errors import UserError
+from memtx.memory import knn_lm
+from memtx.memory.base import collect
+from memtx.memory.knn_lm import KNNLM
+from memtx.memory.landmark import Landmark
+from memtx.memory.memorizing import Memorizing
+from memtx.models.lm import build
+from memtx.ops.topk import measured_recall
+from tests.contract import BATCH, DIMS, Case, at, distance
+from tests.golden.base import K, N, softmax
+
+EXACT, MOVED = 2e-5, 1e-3
+PLAIN = dataclasses.replace(DIMS, position="none")
+
+
+def case(cls, dims=DIMS, **config) -> Case:
+    return Case(cls.__name__.lower(), cls, cls.Config(**config), dims)
+
+
+def heads(x):
+    """q, k, v in float64, one kv head for each query head."""
+    q, k, v = (np.asarray(a, np.float64) for a in x)
+    return q, np.repeat(k, N // K, 2), np.repeat(v, N // K, 2)
+
+
+def reads(case: Case, x, cuts):
+    """What each call reads: {name: [B, T of all calls, N, R]}."""
+    state, start, found = case.init_state(), 0, []
+    run = jax.jit(collect(lambda x, state, seg: case.layer(x, state, seg), "attribution"))
+    for time in cuts:
+        part = jax.tree.map(lambda a, start=start, time=time: a[:, start : start + time], x)
+        (_, state), aux = run(part, state, at(start, time))
+        found.append({name.split("/")[1]: np.asarray(values[0]) for name, values in aux.items()})
+        start += time
+    return {name: np.concatenate([part[name] for part in found], 1) for name in found[0]}
+
+
+# --- memorizing -----------------------------------------------------------------------------------------------------------
+
+
+def test_memorizing_with_all_neighbours_is_full_attention_over_the_memory():
+    big, small = (case(Memorizing, window=1, segment=4, memory=8, neighbours=n, gate=30.0) for n in (8, 7))  # only the memory
+    x = big.x(0, 32)
+    y = big.run(x, [16, 16])[0]
+    q, k, v = heads(x)
+    q, k = (a / np.sqrt((a**2).sum(-1, keepdims=True) + 1e-6) for a in (q, k))
+    score = np.einsum("btnh,bsnh->bnts", q, k) * np.sqrt(DIMS.head_dim)
+    begin = np.arange(32)[:, None] // 4 * 4
+    seen = (np.arange(32) < begin) & (np.arange(32) >= begin - 8)
+    expected = np.einsum("bnts,bsnh->btnh", softmax(score[:, :, 8:], seen[8:]), v)
+    assert distance(y[:, 8:], expected) <= EXACT
+    assert distance(small.run(x, [16, 16])[0][:, 8:], expected) > MOVED  # control: one neighbour fewer
+
+
+@pytest.mark.parametrize("cuts", [[48], [1] * 48, [5, 11, 3, 16, 13]], ids=["whole", "tokens", "odd"])
+def test_memorizing_reads_the_right_ids_across_three_wraps(cuts):
+    memorizing = case(Memorizing, window=2, segment=3, memory=6, neighbours=6)
+    assert 3 * (6 + 2 * 3) <= 48  # slots
+    x = memorizing.x(0, 48)
+    found = reads(memorizing, x, cuts)
+    for t in range(48):
+        begin = t // 3 * 3
+        expected = [-1] * (6 - min(begin, 6)) + list(range(max(0, begin - 6), begin))
+        assert (np.sort(found["id"][:, t], -1) == expected).all()
+    np.testing.assert_array_equal(found["position"], found["id"])  # one document: provenance is the place in it
+    weight = found["weight"].sum(-1)
+    np.testing.assert_allclose(weight[:, 3:], 0.5, atol=1e-6)  # the gate at its start
+    assert not weight[:, :3].any()
+
+
+def test_memorizing_finds_the_key_that_was_hidden():
+    memorizing = case(Memorizing, window=2, segment=4, memory=12, neighbours=1)
+    q, k, v = memorizing.x(0, 16)
+    q = q.at[:, 14].set(10 * jnp.repeat(k[:, 5], N // K, 1))
+    assert (reads(memorizing, (q, k, v), [16])["id"][:, 14] == 5).all()
+
+
+def test_memorizing_with_approximate_search_reports_its_recall():
+    sizes = {"window": 4, "segment": 64, "memory": 448, "neighbours": 8}
+    exact, rough = case(Memorizing, **sizes), case(Memorizing, **sizes, recall=0.9)
+    x = exact.x(0, 512)
+    ids = [reads(c, x, [512])["id"][:, 448:] for c in (exact, rough)]
+    recall = float(measured_recall(jnp.asarray(ids[1]), jnp.asarray(ids[0])))
+    assert 0.85 < recall < 1
+
+
+def test_memorizing_reads_without_writing():
+    memorizing = case(Memorizing, window=3, segment=4, memory=8, neighbours=8)
+    q, k, v = memorizing.x(0, 9)
+    state = memorizing.run((q, k, v), [8])[1]
+    y, after = memorizing.call((q[:, 8:], None, None), state, at(8, 1))
+    assert distance(after, state) == 0
+    assert (
+        distance(y, memorizing.call((q[:, 8:], k[:, 8:], v[:, 8:]), state, at(8, 1))[0]) > MOVED
+    )  # its own token is not there
+    assert np.isfinite(np.asarray(y)).all()
+
+
+# --- landmark -------------------------------------------------------------------------------------------------------------
+
+
+def test_landmark_with_all_blocks_is_the_grouped_softmax_over_everything():
+    everything, some = (case(Landmark, PLAIN, block=4, memory=8, neighbours=n) for n in (8, 2))
+    x = everything.x(0, 32)
+    q, k, v = heads(x)
+    score = np.einsum("btnh,bsnh->bnts", q, k) / 2
+    mark = k.reshape(BATCH, 8, 4, N, -1).mean(2)  # the pooled key at the start
+    gate = np.einsum("btnh,bcnh->bntc", q, mark) / 2
+    block, now = np.arange(32) // 4, np.arange(32)[:, None] // 4
+    both = np.concatenate([score, gate], -1)
+    seen = np.concatenate([(block == now) & (np.arange(32) <= np.arange(32)[:, None]), np.arange(8) < now], 1)
+    p = softmax(both, seen)
+    inside = np.exp(score) / np.repeat(np.exp(score).reshape(BATCH, N, 32, 8, 4).sum(-1), 4, -1)
+    weight = p[..., :32] + inside * np.repeat(p[..., 32:], 4, -1)
+    np.testing.assert_allclose(weight.sum(-1), 1)
+    expected = np.einsum("bnts,bsnh->btnh", weight, v)
+    assert distance(everything.run(x, [13, 19])[0], expected) <= EXACT
+    assert distance(some.run(x, [13, 19])[0], expected) > MOVED  # control: fewer blocks
+
+
+def test_landmark_reads_blocks_across_three_wraps_and_says_which():
+    landmark = case(Landmark, block=3, memory=4, neighbours=4)
+    found = reads(landmark, landmark.x(0, 48), [5, 11, 3, 16, 13])
+    for t in range(48):
+        now = t // 3
+        expected = [-1] * (4 - min(now, 4)) + list(range(max(0, now - 4), now))
+        assert (np.sort(found["id"][:, t], -1) == expected).all()
+    np.testing.assert_array_equal(found["position"], np.where(found["id"] < 0, -1, 3 * found["id"]))
+
+
+# --- knn_lm: the shared datastore -------------------------------------------------------------------------------------------
+
+
+DOCUMENTS = [(source, np.random.default_rng(source).integers(0, 16, 9 + 4 * source)) for source in range(4)]
+TOTAL = sum(len(tokens) - 1 for _, tokens in DOCUMENTS)
+
+
+@pytest.fixture(scope="module")
+def model():
+    settings = KNNLM.Config(memory=0, datastore=TOTAL, neighbours=5, temperature=4.0)
+    sizes = {"vocab_size": 16, "width": 8, "num_heads": 2, "num_kv_heads": 2, "head_dim": 4, "ff_dim": 16}
+    lm = build(Model(stacks=((("window",), 1),), head="knn_lm", memory={"knn_lm": settings}, **sizes))
+    params = lm.init(jax.random.key(0))
+    return lm, params, partial(knn_lm.build, lm, params, time=8)
+
+
+def predict(model, store):
+    lm, params, _ = model
+    token = np.random.default_rng(9).integers(0, 16, (2, 6))
+    return np.asarray(jax.jit(lm.__call__)(params, token, knn_lm.attach(lm.init_state(2), store))[0])
+
+
+def test_a_datastore_built_piece_by_piece_is_the_one_built_at_once(model):
+    lm, params, make = model
+    whole = make(DOCUMENTS)
+    pieces = knn_lm.extend(make(DOCUMENTS[:1]), lm, params, DOCUMENTS[1:3], time=8)
+    pieces = knn_lm.extend(pieces, lm, params, DOCUMENTS[3:], time=8)
+    assert whole.capacity == TOTAL
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(pieces), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(whole.entries.value, np.concatenate([tokens[1:] for _, tokens in DOCUMENTS]))
+
+
+def test_a_document_that_was_deleted_was_never_there(model):
+    _, _, make = model
+    whole, without = make(DOCUMENTS), make([document for document in DOCUMENTS if document[0] != 2])
+    np.testing.assert_array_equal(predict(model, knn_lm.forget(whole, 2)), predict(model, without))
+    assert distance(predict(model, whole), predict(model, without)) > MOVED  # control
+
+
+def test_the_datastore_is_mixed_in_by_the_formula(model):
+    """Against a float64 brute force over all entries."""
+    lm, params, make = model
+    store = make(DOCUMENTS)
+    token = np.random.default_rng(9).integers(0, 16, (2, 6))
+
+    def run(token, state):
+        return collect(lm, "hidden", "attribution")(params, token, state)
+
+    (y, _), aux = jax.jit(run)(token, knn_lm.attach(lm.init_state(2), store))
+    (plain, _), _ = jax.jit(run)(token, lm.init_state(2))  # an empty datastore is the plain model
+    f, keys, values = (np.asarray(a, np.float64) for a in (aux["hidden"][0], store.entries.key, store.entries.value))
+    for b, t in np.ndindex(2, 6):
+        far = ((keys - f[b, t]) ** 2).sum(1)
+        nearest = np.argsort(far)[:5]
+        np.testing.assert_array_equal(np.sort(aux["attribution/datastore_id"][0][b, t]), np.sort(nearest))
+        weight = np.exp(-far[nearest] / 4)
+        p = 0.75 * np.asarray(jax.nn.softmax(plain[b, t]), np.float64)
+        np.add.at(p, values[nearest].astype(int), 0.25 * weight / weight.sum())
+        np.testing.assert_allclose(jax.nn.softmax(y[b, t]), p, atol=1e-6)
+
+
+def test_all_streams_share_the_datastore_and_a_reset_leaves_it(model):
+    lm, params, make = model
+    store = make(DOCUMENTS)
+    state = knn_lm.attach(lm.init_state(2), store)
+    seg = at(0, 6)
+    seg = dataclasses.replace(jax.tree.map(lambda a: a[:2], seg), reset_B=jnp.array([True, False]))
+    _, after = jax.jit(lm.__call__)(params, np.zeros((2, 6), int), state, seg)
+    assert distance(after.head.datastore, store) == 0
+    assert state.head.datastore.cursor.shape == ()
+
+
+def test_cache_and_datastore_together_read_both(model):
+    _, _, make = model
+    both = case(KNNLM, memory=8, datastore=TOTAL, neighbours=3, chunk=4)
+    state = dataclasses.replace(both.init_state(), datastore=make(DOCUMENTS))
+    x = both.x(0, 8)
+    y = both.call(x, state, at(0, 8))[0]
+    np.testing.assert_allclose(jax.nn.logsumexp(y, -1), jax.nn.logsumexp(x[1], -1), atol=1e-5)
+    assert distance(y, both.call(x, both.init_state(), at(0, 8))[0]) > MOVED
+    assert (
+        distance(
+            y, case(KNNLM, memory=0, datastore=TOTAL, neighbours=3).call(x, dataclasses.replace(state, cache=()), at(0, 8))[0]
+        )
+        > MOVED
+    )
+
+
+def test_a_datastore_that_does_not_fit_says_so(model):
+    lm, params, make = model
+    large = knn_lm.extend(make(DOCUMENTS), lm, params, DOCUMENTS[:1], time=8)
+    with pytest.raises(UserError, match=f"has {TOTAL + 8} entries: set memory.knn_lm.datastore"):
+        knn_lm.attach(lm.init_state(1), large)
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings", "message"),
+    [
+        (Memorizing, {"memory": 8, "neighbours": 9}, "neighbours=9 is more than memory=8"),
+        (Memorizing, {"recall": 0}, "recall must be above 0"),
+        (Landmark, {"memory": 2, "neighbours": 3}, "neighbours=3 is more than memory=2"),
+        (Landmark, {"block": 0}, "block must be at least 1"),
+        (KNNLM, {"memory": 0}, "memory or datastore to be at least 1"),
+        (KNNLM, {"memory": 3, "neighbours": 4}, "neighbours=4 is more"),
+        (KNNLM, {"lam": 1.0}, "0 < lam < 1"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(cls, settings, message):
+    with pytest.raises(UserError, match=message):
+        cls.Config(**settings)

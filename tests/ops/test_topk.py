@@ -1,0 +1,124 @@
+"""Search: exact equals brute force in float64 whatever the blocks and the devices; approximate reports its recall.
+
+B stream, T queries, M entries, N query heads, K key heads, H head dim, R neighbours.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from memtx.ops.topk import LAST, buckets, measured_recall, search
+
+B, T, M, N, K, H = 4, 3, 37, 4, 2, 5
+
+
+def data(entries=M, time=T):
+    rng = np.random.default_rng(0)
+    q = rng.normal(size=(B, time, N, H)).astype(np.float32)
+    key = rng.normal(size=(B, entries, K, H)).astype(np.float32)
+    return q, key, np.stack([rng.permutation(entries) for _ in range(B)]) - entries // 4
+
+
+def brute(q, key, ids, first, end, k, metric):
+    """The k best of each query by a float64 loop over all of its pairs; -1 where nothing is left to be seen."""
+    best = np.full((*q.shape[:3], k), -1)
+    for b, t, n in np.ndindex(*q.shape[:3]):
+        query, keys = q[b, t, n].astype(float), key[b, :, n // (N // K)].astype(float)
+        score = keys @ query if metric == "dot" else -((keys - query) ** 2).sum(1)
+        order = [j for j in np.argsort(-score, kind="stable") if ids[b, j] >= 0 and first[b, t] <= ids[b, j] < end[b, t]][:k]
+        best[b, t, n, : len(order)] = order
+    return best
+
+
+def found(args, k, **how):
+    score, index = jax.jit(partial(search, k=k, **how))(*map(jnp.asarray, args))
+    return np.where(np.isfinite(score), index, -1)
+
+
+@pytest.mark.parametrize("block", [5, 12, 37, 4096])
+@pytest.mark.parametrize("metric", ["dot", "l2"])
+def test_exact_is_brute_force(metric, block):
+    q, key, ids = data()
+    first, end = np.arange(B * T).reshape(B, T), np.arange(B * T).reshape(B, T) + np.arange(T) * 7
+    expected = brute(q, key, ids, first, end, 6, metric)
+    np.testing.assert_array_equal(found((q, key, ids, first, end), 6, metric=metric, block=block), expected)
+    assert (expected >= 0).any()
+    assert (expected < 0).any()
+    other = brute(q, key, ids, first + 1, end, 6, metric)
+    assert (expected != other).any()  # control: what may be seen matters
+
+
+def test_a_shared_bank_serves_every_stream():
+    q, key, ids = data()
+    first, end = np.zeros((B, T), int), np.full((B, T), LAST)
+    shared = found((q, key[:1], ids[:1], first, end), 4)
+    np.testing.assert_array_equal(shared, found((q, key[[0] * B], ids[[0] * B], first, end), 4))
+
+
+def test_approximate_search_reports_its_recall():
+    q, key, ids = data(4096, 16)
+    args = q, key, np.abs(ids), np.zeros((B, 16), int), np.full((B, 16), LAST)
+    exact = found(args, 16)
+    assert measured_recall(exact, exact) == 1
+    for target in (0.7, 0.9, 0.97):
+        for block in (512, 4096):
+            recall = float(measured_recall(found(args, 16, recall=target, block=block), exact))
+            assert target - 0.03 < recall < 1, (target, recall)
+    everything = found(args, 16, recall=0.9999)
+    assert measured_recall(everything, exact) == 1  # more buckets than entries is exact
+    assert buckets(16, 0.9) == 75
+
+
+def test_nothing_is_differentiated_and_scores_stay_in_blocks():
+    q, key, ids = data(4096)
+    args = (jnp.asarray(a) for a in (q, key, np.abs(ids), np.zeros((B, T), int), np.full((B, T), LAST)))
+    q, key, *rest = args
+
+    def total(q, key, block):
+        return search(q, key, *rest, 4, block=block)[0].sum()
+
+    assert not any(np.abs(g).any() for g in jax.grad(total, (0, 1))(q, key, 256))
+
+    def temporary(block):
+        return jax.jit(partial(total, block=block)).lower(q, key).compile().memory_analysis().temp_size_in_bytes
+
+    scores = 4 * B * N * T * 4096
+    assert temporary(256) < scores / 4
+    assert temporary(4096) >= scores  # control: in one block, all scores exist
+
+
+def test_k_larger_than_the_bank_is_refused():
+    q, key, ids = data()
+    with pytest.raises(ValueError, match="must be between 1 and the 37 entries"):
+        search(q, key, ids, np.zeros((B, T), int), np.full((B, T), LAST), 38)
+
+
+# --- on many devices --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif("config.getoption('devices') == 1", reason="needs --devices=8")
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("axis", [None, "model"])
+def test_rows_and_entries_on_many_devices(axis, shared):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), (AxisType.Auto,) * 2)
+    q, key, ids = data(40)
+    if shared:
+        key, ids = key[:1], ids[:1]
+    first, end = np.zeros((B, T), int), np.arange(B * T).reshape(B, T)
+    bank = P(None if shared else "data", axis)
+    specs = (P("data"), bank, bank, P("data"), P("data"))
+    args = [jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in zip((q, key, ids, first, end), specs, strict=True)]
+    run = jax.jit(partial(search, k=6, entries_axis=axis, block=7))
+    score, index = run(*args)
+    np.testing.assert_array_equal(np.where(np.isfinite(score), index, -1), found((q, key, ids, first, end), 6))
+    gathered = [line for line in run.lower(*args).compile().as_text().splitlines() if " all-gather(" in line]
+    assert bool(gathered) == (axis is not None)
+    assert not any("40" in line.split("all-gather(")[0] for line in gathered)  # winners only
+    plain = jax.jit(lambda q, key: jax.lax.top_k(jnp.einsum("BTNH,BMNH->BNTM", q[:, :, :2], key), 6))
+    if not shared:
+        assert " all-gather(" in plain.lower(args[0], args[1]).compile().as_text()  # control: the partitioner alone gathers
