@@ -1,9 +1,12 @@
 """Memory mechanisms. MEMORIES is the whole registry: a mechanism is one file, one line here, one card, and passes the
 contract tests."""
 
+from memtx.memory.delta import KDA, DeltaNet, GatedDeltaNet
 from memtx.memory.full import Full
+from memtx.memory.linear import GLA, LinearAttention, RetNet
 from memtx.memory.recurrent import GRU, LSTM
 from memtx.memory.sink import Sink
+from memtx.memory.ttt import TTTMLP, TTTLinear
 from memtx.memory.window import Window
 from memtx.memory.xl import TransformerXL
 
@@ -14,4 +17,12 @@ MEMORIES = {
     "xl": TransformerXL,
     "lstm": LSTM,
     "gru": GRU,
+    "linear_attention": LinearAttention,
+    "retnet": RetNet,
+    "gla": GLA,
+    "deltanet": DeltaNet,
+    "gated_deltanet": GatedDeltaNet,
+    "kda": KDA,
+    "ttt_linear": TTTLinear,
+    "ttt_mlp": TTTMLP,
 }

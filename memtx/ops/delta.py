@@ -25,8 +25,6 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.scipy.linalg import solve_triangular
 
-PAIRWISE = 8  # tokens of a block whose decays per key dimension are taken pair by pair; measured
-
 
 def delta_rule(
     q_BTNK: Array,
@@ -50,7 +48,7 @@ def delta_rule(
     if beta_BTN1 is not None:
         beta = chunks(beta_BTN1, size)
         system = jnp.tril(beta * products(k, k, c), -1)
-        inverse = beta.swapaxes(-1, -2) * solve_triangular(
+        inverse = transposed(beta) * solve_triangular(
             system, jnp.broadcast_to(jnp.eye(size), system.shape), lower=True, unit_diagonal=True
         )
         v, pull = inverse @ v, inverse @ decayed(k, c)
@@ -64,7 +62,7 @@ def delta_rule(
         o = q @ s_BNKV + reads @ u
         if total is not None:
             s_BNKV = s_BNKV * total[..., None]
-        return s_BNKV + rest.swapaxes(-1, -2) @ u, o
+        return s_BNKV + transposed(rest) @ u, o
 
     s_BNKV, o_MBNCV = lax.scan(step, s_BNKV, (decayed(q, c), rest, reads, v, pull, total))
     o_BMCNV = o_MBNCV.transpose(1, 0, 3, 2, 4)
@@ -82,26 +80,38 @@ def decayed(x_CK: Array, c_CG: Array | None) -> Array:
     return x_CK if c_CG is None else x_CK * jnp.exp(c_CG)
 
 
-def products(a_CK: Array, k_CK: Array, c_CG: Array | None) -> Array:
-    """P_ij = sum_d a_id k_jd exp(c_id - c_jd) for i >= j, else 0: [..., C, C]."""
-    size = a_CK.shape[-2]
+def products(a_MBNCK: Array, k_MBNCK: Array, c_MBNCG: Array | None) -> Array:
+    """P_ij = sum_d a_id k_jd exp(c_id - c_jd) for i >= j, else 0: [M, B, N, C, C]."""
+    size = a_MBNCK.shape[3]
     lower = jnp.tril(jnp.ones((size, size), bool))
-    if c_CG is None:
-        return jnp.where(lower, a_CK @ k_CK.swapaxes(-1, -2), 0)
-    if c_CG.shape[-1] == 1:
-        return a_CK @ k_CK.swapaxes(-1, -2) * jnp.exp(jnp.where(lower, c_CG - c_CG.swapaxes(-1, -2), -jnp.inf))
-    if size <= PAIRWISE:
-        gap_CCK = jnp.where(lower[..., None], c_CG[..., :, None, :] - c_CG[..., None, :, :], -jnp.inf)
-        return (a_CK[..., :, None, :] * k_CK[..., None, :, :] * jnp.exp(gap_CCK)).sum(-1)
-    halves = lambda x: x.reshape(*x.shape[:-2], 2, size // 2, x.shape[-1])  # noqa: E731
-    a, k, c = halves(a_CK), halves(k_CK), halves(c_CG)
-    within = products(a, k, c)
-    middle = c[..., 0, -1:, :]
-    later = a[..., 1, :, :] * jnp.exp(c[..., 1, :, :] - middle)
-    earlier = k[..., 0, :, :] * jnp.exp(middle - c[..., 0, :, :])
-    across = later @ earlier.swapaxes(-1, -2)
-    top = jnp.concatenate([within[..., 0, :, :], jnp.zeros_like(across)], -1)
-    return jnp.concatenate([top, jnp.concatenate([across, within[..., 1, :, :]], -1)], -2)
+    if c_MBNCG is None:
+        return jnp.where(lower, a_MBNCK @ transposed(k_MBNCK), 0)
+    if c_MBNCG.shape[-1] == 1:
+        return a_MBNCK @ transposed(k_MBNCK) * jnp.exp(jnp.where(lower, c_MBNCG - transposed(c_MBNCG), -jnp.inf))
+    return blocks(a_MBNCK, k_MBNCK, c_MBNCG)
+
+
+def blocks(a_MBNCK: Array, k_MBNCK: Array, c_MBNCK: Array) -> Array:
+    """`products` with a decay per key dimension: within each half of the tokens, and of the later half with the earlier one.
+
+    Three times as fast on a CPU as decays pair by pair in blocks of 8. Halves of halves stand beside the heads, because XLA's
+    CPU backend breaks off at dots of rank 8.
+    """
+    size = a_MBNCK.shape[3]
+    if size == 1:
+        return (a_MBNCK * k_MBNCK).sum(-1, keepdims=True)
+    halves = [x.reshape(*x.shape[:2], -1, size // 2, x.shape[-1]) for x in (a_MBNCK, k_MBNCK, c_MBNCK)]
+    within = blocks(*halves)
+    (_, a), (k, _), (before, after) = (jnp.split(x, 2, 3) for x in (a_MBNCK, k_MBNCK, c_MBNCK))
+    middle = before[..., -1:, :]
+    across = (a * jnp.exp(after - middle)) @ transposed(k * jnp.exp(middle - before))
+    first, second = (within[:, :, i::2] for i in (0, 1))
+    upper = jnp.concatenate([first, jnp.zeros_like(across)], -1)
+    return jnp.concatenate([upper, jnp.concatenate([across, second], -1)], 3)
+
+
+def transposed(x: Array) -> Array:
+    return x.swapaxes(-1, -2)
 
 
 def delta_rule_by_token(
