@@ -37,6 +37,7 @@ class DeltaNet(MatrixMemory):
         gate: bool = False
         negative: bool = False  # beta in (0, 2)
 
+    config: Config
     tiny = (Config(conv=3, chunk=4),)
 
     def make_rates(self, key: Array) -> None:
@@ -63,7 +64,7 @@ class GatedDeltaNet(DeltaNet):
         super().make_rates(beta)
         self.decay = self.make_decay(decay)
         steps = jnp.exp(jax.random.uniform(step, self.decay_shape, minval=jnp.log(1e-3), maxval=jnp.log(0.1)))
-        self.a_log = nnx.Param(jnp.log(jax.random.uniform(a, self.num_heads, minval=1, maxval=16)), optim="no_decay")
+        self.a_log = nnx.Param(jnp.log(jax.random.uniform(a, (self.num_heads,), minval=1, maxval=16)), optim="no_decay")
         self.step_bias = nnx.Param(steps + jnp.log(-jnp.expm1(-steps)), optim="no_decay")  # softplus of it is `steps`
 
     @property

@@ -138,6 +138,7 @@ class LinearAttention(MatrixMemory):
         gate: bool = False
         normaliser: bool = True  # divide by the sum of the weights; otherwise a norm per head
 
+    config: Config
     tiny = (Config(chunk=4),)
 
     def make_norm(self) -> None:
@@ -206,6 +207,7 @@ class GLA(MatrixMemory):
             super().__post_init__()
             positive(self, "GLA.Config", "rank")
 
+    config: Config
     tiny = (Config(chunk=4, rank=3),)
 
     def make_rates(self, key: Array) -> None:

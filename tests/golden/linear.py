@@ -58,7 +58,7 @@ def gate(a):
 
 def linear_attention(a, **_):
     q, k, v = heads(a)
-    q, k = (np.where(x.real > 0, x + 1, np.exp(x)) for x in (q, k))
+    q, k = (np.where(np.real(x) > 0, x + 1, np.exp(x)) for x in (q, k))
     y = []
     for t in range(TIME):
         weight = (q[t] * k[: t + 1]).sum(-1)

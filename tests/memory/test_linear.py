@@ -78,10 +78,11 @@ def test_delta_rule_replaces_the_value_of_a_key():
 def test_options_change_what_is_built():
     x = text(9)
     plain = DeltaNet(DeltaNet.Config(), DIMS, jax.random.key(0))
-    for change in ({"negative": True}, {"gate": True}, {"conv": 0}, {"conv": 1}, {"key_dim": 6, "value_dim": 2}):
-        layer = DeltaNet(DeltaNet.Config(**change), DIMS, jax.random.key(0))
+    make = DeltaNet.Config
+    for config in (make(negative=True), make(gate=True), make(conv=0), make(conv=1), make(key_dim=6, value_dim=2)):
+        layer = DeltaNet(config, DIMS, jax.random.key(0))
         y, state = run(layer, x)
-        assert float(jnp.abs(y - run(plain, x)[0]).max()) > 1e-3, change
+        assert float(jnp.abs(y - run(plain, x)[0]).max()) > 1e-3, config
         carried = run(layer, x[:, 4:], 4, run(layer, x[:, :4])[1])[0]
         np.testing.assert_allclose(carried, y[:, 4:], atol=1e-5)
         assert all(leaf.size for leaf in jax.tree.leaves(state))
