@@ -15,7 +15,8 @@ For a chunk of C tokens, with c_i = g_1 + ... + g_i, P(a)_ij = sum_d a_id k_jd e
 
 Only the part with S is sequential, over chunks. No exp is ever taken of a positive number: decays are masked before the exp,
 and a decay per key dimension is split, between two blocks of tokens, at the end of the earlier one. What is computed for
-token i depends on tokens up to i alone, to the last bit. Everything is float32.
+token i depends on tokens up to i alone, to the last bit. Everything is float32 (TPUs and GPUs may
+round inside dots: `jax_default_matmul_precision`).
 
 B stream, T time, N heads, K key dim, V value dim, M chunks, C tokens of a chunk, G = 1 or K.
 """
