@@ -71,9 +71,9 @@ class MatrixMemory(nnx.Module):
         self.num_heads = dims.num_heads
         self.key_dim, self.value_dim = config.key_dim or dims.head_dim, config.value_dim or dims.head_dim
         inner = self.num_heads * self.value_dim
-        size = self.num_heads * (2 * self.key_dim + self.value_dim)
-        self.qkv, self.out = Linear(qkv, dims.width, size), Linear(out, inner, dims.width)
-        self.conv = normal(conv, (config.conv, size)) if config.conv else None
+        self.channels = self.num_heads * (2 * self.key_dim + self.value_dim)
+        self.qkv, self.out = Linear(qkv, dims.width, self.channels), Linear(out, inner, dims.width)
+        self.conv = normal(conv, (config.conv, self.channels)) if config.conv else None
         self.gate = self.make_gate(gate, inner) if config.gate else None
         self.make_rates(rates)
         self.make_norm()
@@ -90,7 +90,7 @@ class MatrixMemory(nnx.Module):
     def init_state(self, batch_size: int) -> Matrix:
         s_BNKV = jnp.zeros((batch_size, self.num_heads, self.key_dim, self.value_dim))
         carried = self.config.conv - 1
-        return Matrix(s_BNKV, jnp.zeros((batch_size, carried, self.qkv.w.shape[1])) if carried > 0 else ())
+        return Matrix(s_BNKV, jnp.zeros((batch_size, carried, self.channels)) if carried > 0 else ())
 
     def __call__(self, x_BTD, state: Matrix, seg: Segment, *, key: Array | None = None):
         qkv_BTE, inputs_BCE = self.convolve(self.qkv(x_BTD), state.inputs_BCE, seg)
