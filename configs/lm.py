@@ -2,7 +2,7 @@
 
     memtx train --config=configs/lm.py:memory=xl,size=tiny,data=books --workdir=runs/xl
 
-memory  a name of `memtx list`                     size  tiny (0.8 M parameters) | small (3.3 M) | base (110 M) | 1b
+memory  a name of `memtx list`                     size  micro (0.1 M parameters) | tiny (0.8 M) | small (3.3 M) | base (110 M) | 1b
 data    pycode | books | speeches | textdir:PATH | tfds:NAME
 
 Every key can be changed on the command line: --config.train.steps=2000 --config.memory.xl.memory=512
@@ -14,6 +14,7 @@ from memtx.models.presets import preset
 
 TRAINING = {  # by size: what fits it
     "tiny": {"train": {"steps": 1000, "batch": 8, "segments": 2}, "optim": {"lr": 3e-3}, "data": {"segment": 128}},
+    "micro": {"train": {"steps": 1000, "batch": 8, "segments": 2}, "optim": {"lr": 3e-3}, "data": {"segment": 128}},
     "small": {"train": {"steps": 5000, "batch": 8, "segments": 1}, "optim": {"lr": 2e-3}, "data": {"segment": 512}},
     "base": {
         "train": {"steps": 50_000, "batch": 64, "segments": 2},

@@ -38,8 +38,8 @@ memtx: Transformers with long-term memory
   memtx data      a corpus: its documents, bytes and tokens
       --config=FILE[:...]             or --corpus=pycode|books|speeches|textdir:PATH|tfds:NAME  --tokenizer=bytes|bpe:8192
 
-  memtx list      the memories: kind of state, bytes per stream
-      --format=table|json
+  memtx list      the memories: kind of state, bytes per stream, cost per token
+      --format=table|json             --memory=NAME: one mechanism's settings and card
 
 A run that was killed goes on when the same command is given again. Mistakes end with one line and exit status 2.
 """
@@ -269,22 +269,18 @@ def _data(values):
 
 def _list_flags(values):
     flags.DEFINE_enum("format", "table", ["table", "json"], "", flag_values=values)
+    flags.DEFINE_string("memory", "", "", flag_values=values)
 
 
 def _list(values):
-    from memtx.models.listing import listing
+    from memtx.models.listing import details, listing, table
 
-    rows = listing()
-    if values["format"].value == "json":
-        print(json.dumps(rows, indent=2))
-        return
-    table = Table(caption="state of one stream, at default settings in the tiny model (4 layers, width 128)")
-    for name in ("name", "site", "kind of state", "settings"):
-        table.add_column(name)
-    table.add_column("state bytes", justify="right")
-    for row in rows:
-        table.add_row(row["name"], row["site"], row["kind"], row["settings"], f"{row['state_bytes_per_stream']:,}")
-    Console().print(table)
+    if values["memory"].value:
+        print(details(values["memory"].value), end="")
+    elif values["format"].value == "json":
+        print(json.dumps(listing(), indent=2))
+    else:
+        Console().print(table(listing()))
 
 
 COMMANDS = {

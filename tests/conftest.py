@@ -48,7 +48,9 @@ def pytest_generate_tests(metafunc):
     given = metafunc.config.getoption("memory")
     if "case" in metafunc.fixturenames:
         cases = contract.cases(given)
-        metafunc.parametrize("case", cases, ids=[case.id for case in cases])
+        # with -n 2 --dist loadgroup one process has all tests of a mechanism, and compiles its programs once
+        group = [pytest.param(case, id=case.id, marks=pytest.mark.xdist_group(case.name)) for case in cases]
+        metafunc.parametrize("case", group)
     if "golden" in metafunc.fixturenames:
         metafunc.parametrize("golden", [] if given else list(GOLDENS))
 

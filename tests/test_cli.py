@@ -89,10 +89,18 @@ def test_list_names_every_memory(capsys):
     cli.main(["list", "--format=json"])
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == list(MEMORIES)
-    assert all(row["state_bytes_per_stream"] > 0 for row in rows)
+    assert all(row["state_bytes_per_stream"] > 0 and row["flops_per_token"] > 0 for row in rows)
     cli.main(["list"])
     shown = capsys.readouterr().out
     assert all(name in shown for name in MEMORIES)
+
+
+def test_list_shows_a_mechanism_with_its_settings_and_card(capsys):
+    cli.main(["list", "--memory=xl"])
+    shown = capsys.readouterr().out
+    assert "--config.memory.xl.segment=" in shown
+    assert "1901.02860" in shown
+    assert "did you mean xl" in fails(capsys, "list", "--memory=xxl")
 
 
 def test_train_eval_and_generate_from_a_shell(tmp_path):

@@ -2,8 +2,10 @@
 contract tests."""
 
 from memtx.memory.delta import KDA, DeltaNet, GatedDeltaNet
+from memtx.memory.engram import Engram
 from memtx.memory.full import Full
 from memtx.memory.linear import GLA, LinearAttention, RetNet
+from memtx.memory.product_keys import PEER, MemoryPlus, ProductKey
 from memtx.memory.recurrent import GRU, LSTM
 from memtx.memory.sink import Sink
 from memtx.memory.ttt import TTTMLP, TTTLinear
@@ -25,4 +27,8 @@ MEMORIES = {
     "kda": KDA,
     "ttt_linear": TTTLinear,
     "ttt_mlp": TTTMLP,
+    "product_key": ProductKey,
+    "memory_plus": MemoryPlus,
+    "peer": PEER,
+    "engram": Engram,
 }

@@ -6,6 +6,7 @@ from memtx.errors import check_known
 from memtx.memory import MEMORIES
 
 SIZES = {
+    "micro": {"width": 64, "num_heads": 2, "ff_dim": 128, "layers": 2},  # 0.1 M: for synthetic tasks
     "tiny": {"width": 128, "num_heads": 4, "ff_dim": 344, "layers": 4},  # 0.8 M parameters with bytes
     "small": {"width": 256, "num_heads": 4, "ff_dim": 704, "layers": 4},  # 3.3 M
     "base": {"width": 768, "num_heads": 12, "ff_dim": 2048, "layers": 12},  # 110 M with a vocabulary of 32,000

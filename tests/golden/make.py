@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.golden import cached, linear, recurrent, ttt
+from tests.golden import cached, linear, recurrent, tables, ttt
 from tests.golden.base import ROWS, Golden
 
 FOLDER = Path(__file__).parent
 STEP = 1e-30
 
-GOLDENS: dict[str, Golden] = {**cached.GOLDENS, **recurrent.GOLDENS, **linear.GOLDENS, **ttt.GOLDENS}
+GOLDENS: dict[str, Golden] = {**cached.GOLDENS, **recurrent.GOLDENS, **linear.GOLDENS, **tables.GOLDENS, **ttt.GOLDENS}
 
 
 def inputs(name: str) -> dict[str, np.ndarray]:

@@ -1,0 +1,70 @@
+"""Hashes of n-grams, exact in 64 bits though jax runs in 32: XOR of token times multiplier, modulo a prime.
+
+    hash_n(t) = (XOR_{j < n} token_{t-j} multiplier_j) mod prime
+
+A 64-bit number is a pair (high, low) of uint32. Tables of ids trained elsewhere are only of use with the same arithmetic; in
+32 bits the products overflow.
+
+Any shape; H tables of an order.
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+Wide = tuple[Array, Array]  # (high, low) words of a 64-bit number
+
+
+def product(token: Array, multiplier: int) -> Wide:
+    """token * multiplier, of the 0 <= token < 2^31 and multiplier < 2^63 whose product is below 2^64.
+
+    Schoolbook, in digits of 16 bits: a product of two digits fits 32 bits, and its halves are added up by column.
+    """
+    token = token.astype(jnp.uint32)
+    column: list = [jnp.zeros_like(token) for _ in range(7)]
+    for i, a in enumerate((token & 0xFFFF, token >> 16)):
+        for j in range(4):
+            partial = a * np.uint32(multiplier >> (16 * j) & 0xFFFF)
+            column[i + j] += partial & 0xFFFF
+            column[i + j + 1] += partial >> 16
+    for i in range(3):  # carry
+        column[i + 1] += column[i] >> 16
+    digit = [c & 0xFFFF for c in column[:4]]
+    return digit[3] << 16 | digit[2], digit[1] << 16 | digit[0]
+
+
+def xor(a: Wide, b: Wide) -> Wide:
+    return a[0] ^ b[0], a[1] ^ b[1]
+
+
+def modulo(number: Wide, primes: Sequence[int]) -> Array:
+    """number mod each of the primes (below 2^31), along a new last axis; int32. Long division by as many bits as fit."""
+    step = 32 - max(primes).bit_length()
+    divisor = np.array(primes, np.uint32)
+    rest = jnp.zeros((*number[0].shape, len(primes)), jnp.uint32)
+    for word in number:
+        left = 32
+        while left:
+            bits = min(step, left)
+            left -= bits
+            digit = word >> left & np.uint32(2**bits - 1)
+            rest = (rest << bits | digit[..., None]) % divisor
+    return rest.astype(jnp.int32)
+
+
+def next_primes(start: int, count: int) -> tuple[int, ...]:
+    """The `count` smallest primes from `start` on."""
+    found, n = [], max(start, 2)
+    while len(found) < count:
+        if all(n % d for d in range(2, int(n**0.5) + 1)):
+            found.append(n)
+        n += 1
+    return tuple(found)
+
+
+def multipliers(seed: int, count: int, vocab_size: int) -> tuple[int, ...]:
+    """Odd numbers so small that the product with any of `vocab_size` tokens stays below 2^63."""
+    bound = max(1, (2**63 - 1) // vocab_size // 2)
+    return tuple(2 * int(m) + 1 for m in np.random.default_rng(seed).integers(0, bound, count))

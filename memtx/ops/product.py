@@ -1,0 +1,53 @@
+"""Exact top-k, and the exact top-k of all n^2 sums of two lists of n: what makes a table of n^2 entries cheap to search.
+
+The k best of left_i + right_j need only the k best of each list, and among those, sorted, only pairs whose ranks (from 1)
+multiply to k at most: k ln k candidates instead of n^2. (All pairs with both ranks no larger are at least as good.)
+
+N queries (any leading axes), M entries of a list, k results.
+"""
+
+from functools import partial
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding, PartitionSpec
+
+
+@partial(custom_partitioning, static_argnums=(1,))
+def _top_k(x_NM: Array, k: int) -> tuple[Array, Array]:
+    value, index = lax.top_k(x_NM, k)
+    return value, index
+
+
+def _rows_stay(k, mesh, arguments, results):
+    rows = arguments[0].sharding.spec[:1] or (None,)
+    whole = NamedSharding(mesh, PartitionSpec(*rows, None))
+    return mesh, lambda x_NM: tuple(lax.top_k(x_NM, k)), (whole, whole), (whole,)
+
+
+_top_k.def_partition(partition=_rows_stay, sharding_rule="n m -> n k, n k", need_replication_factors=("m", "k"))
+
+
+def top_k(x_NM: Array, k: int) -> tuple[Array, Array]:
+    """The k largest of the last axis, sorted, and their places: `lax.top_k`, whose partitioned form gathers all rows on every
+    device; here each device sorts its own. No gradient passes, and it cannot be vmapped: give it leading axes instead."""
+    rows = lax.stop_gradient(x_NM).reshape(-1, x_NM.shape[-1])
+    value, index = _top_k(rows, k)
+    return value.reshape(*x_NM.shape[:-1], k), index.reshape(*x_NM.shape[:-1], k)
+
+
+def product_top_k(left_NM: Array, right_NM: Array, k: int) -> tuple[Array, Array]:
+    """The k largest left_i + right_j over all M^2 pairs, best first -> (score_Nk, i * M + j as int32). Exact; k <= M^2.
+
+    The gradient of a score goes to the two numbers that it is the sum of.
+    """
+    size = left_NM.shape[-1]
+    side = min(k, size)
+    (left, i), (right, j) = top_k(left_NM, side), top_k(right_NM, side)
+    reach = [min(k // rank, side) for rank in range(1, side + 1)]  # how many of the right list go with each of the left
+    score_NC = jnp.concatenate([left[..., a, None] + right[..., :n] for a, n in enumerate(reach)], -1)
+    index_NC = jnp.concatenate([i[..., a, None] * size + j[..., :n] for a, n in enumerate(reach)], -1)
+    index_Nk = jnp.take_along_axis(index_NC, top_k(score_NC, k)[1], -1)
+    score_Nk = jnp.take_along_axis(left_NM, index_Nk // size, -1) + jnp.take_along_axis(right_NM, index_Nk % size, -1)
+    return score_Nk, index_Nk

@@ -1,0 +1,101 @@
+"""What engram promises beyond the contract: exact rows, the gate alone at first, canonical tokens, how its table learns."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memtx import build
+from memtx.config import get_config
+from memtx.errors import UserError
+from memtx.memory.base import Dims, segment
+from memtx.memory.engram import Engram, canonical_ids
+from memtx.models.presets import preset
+from memtx.ops import ngram
+
+VOCAB = 128_000
+DIMS = Dims(width=16, num_heads=2, num_kv_heads=2, head_dim=8, vocab_size=VOCAB)
+CONFIG = Engram.Config(orders=(2, 4), heads=2, rows=100, dim=3, pad=5)
+RNG = np.random.default_rng(0)
+TOKEN = RNG.integers(0, VOCAB, (2, 12))
+X = jnp.asarray(RNG.normal(size=(2, 12, 16)), jnp.float32)
+
+
+def call(layer, token_BT, x_BTD=X):
+    seg = segment(np.broadcast_to(np.arange(token_BT.shape[1]), token_BT.shape)).replace(token_BT=jnp.asarray(token_BT))
+    return layer(x_BTD, layer.init_state(len(token_BT)), seg)[0]
+
+
+def test_rows_are_the_hashes_of_pythons_integers():
+    layer = Engram(CONFIG, DIMS, jax.random.key(0))
+    padded = np.concatenate([np.full((2, 3), 5), TOKEN], 1)
+    rows = np.asarray(layer.rows(jnp.asarray(padded), 12))
+    multiplier, prime = ngram.multipliers(0, 4, VOCAB), ngram.next_primes(100, 4)
+    for b, t, which in np.ndindex(rows.shape):
+        mixed = 0
+        for j in range((2, 4)[which // 2]):
+            mixed ^= int(padded[b, t + 3 - j]) * multiplier[j]
+        assert rows[b, t, which] == sum(prime[:which]) + mixed % prime[which]
+    assert len(np.unique(rows)) > 50
+
+
+def test_the_convolution_begins_at_zero():
+    layer = Engram(CONFIG, DIMS, jax.random.key(0))
+    padded = jnp.asarray(np.concatenate([np.full((2, 3), 5), TOKEN], 1))
+    e = layer.embed(layer.rows(padded, 12))
+    np.testing.assert_array_equal(call(layer, TOKEN), layer.gate(X, e) * layer.value(e))
+    begun = Engram(dataclasses.replace(CONFIG, conv_scale=0.5), DIMS, jax.random.key(0))
+    assert jnp.abs(call(begun, TOKEN) - call(layer, TOKEN)).max() > 1e-2  # control
+
+
+def test_the_gate_is_between_zero_and_one_and_has_finite_slopes():
+    layer = Engram(CONFIG, DIMS, jax.random.key(0))
+    zero = jnp.zeros_like(X)  # a = 0, where the root has no slope
+    grads = jax.grad(lambda x: call(layer, TOKEN, x).sum())(zero)
+    assert np.isfinite(grads).all()
+    gate = layer.gate(X, jnp.asarray(RNG.normal(size=(2, 12, 12)), jnp.float32))
+    assert ((gate > 0) & (gate < 1)).all()
+    assert gate.min() < 0.4 < 0.6 < gate.max()
+
+
+def test_tokens_with_one_canonical_id_are_one():
+    canonical = tuple(np.arange(VOCAB) // 2)
+    other = TOKEN ^ 1  # the other token of each pair
+    plain, paired = (Engram(dataclasses.replace(CONFIG, canonical=c), DIMS, jax.random.key(0)) for c in ((), canonical))
+    np.testing.assert_array_equal(call(paired, TOKEN), call(paired, other))
+    assert jnp.abs(call(plain, TOKEN) - call(plain, other)).max() > 1e-2  # control
+
+
+def test_canonical_ids_ignore_case_width_and_outer_spaces():
+    words = ["The", " the", "THE", "ｔｈｅ", "then", " ", "  "]
+    assert canonical_ids(words) == (0, 0, 0, 0, 1, 2, 3)
+
+
+def test_the_table_learns_faster_and_does_not_decay():
+    lm = build(get_config(model=preset("engram", "tiny")), vocab_size=264)
+    lr, optim = (lm.declared(field, default) for field, default in (("lr", 1.0), ("optim", "")))
+    fast = {
+        jax.tree_util.keystr(path): label
+        for (path, rate), label in zip(jax.tree_util.tree_leaves_with_path(lr), jax.tree.leaves(optim), strict=True)
+        if rate == 5.0
+    }
+    assert fast
+    assert all(path.endswith("['table']") and label == "no_decay" for path, label in fast.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"orders": (1, 2)}, "must list lengths of n-grams"),
+        ({"orders": (3, 2)}, "in rising order"),
+        ({"rows": 2**30}, "below 2^30"),
+        ({"kernel": 1}, "kernel must be at least 2"),
+        ({"canonical": (0, 1)}, "2 ids for a vocabulary of 128000"),
+    ],
+)
+def test_what_cannot_be_is_said(changes, message):
+    with pytest.raises(UserError) as error:
+        Engram(Engram.Config(**changes), DIMS, jax.random.key(0))
+    assert message in str(error.value)
