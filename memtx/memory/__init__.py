@@ -1,14 +1,17 @@
 """Memory mechanisms. MEMORIES is the whole registry: a mechanism is one file, one line here, one card, and passes the
 contract tests."""
 
+from memtx.memory.delta import KDA, DeltaNet, GatedDeltaNet
 from memtx.memory.engram import Engram
 from memtx.memory.full import Full
 from memtx.memory.knn_lm import KNNLM
 from memtx.memory.landmark import Landmark
+from memtx.memory.linear import GLA, LinearAttention, RetNet
 from memtx.memory.memorizing import Memorizing
 from memtx.memory.product_keys import PEER, MemoryPlus, ProductKey
 from memtx.memory.recurrent import GRU, LSTM
 from memtx.memory.sink import Sink
+from memtx.memory.ttt import TTTMLP, TTTLinear
 from memtx.memory.window import Window
 from memtx.memory.xl import TransformerXL
 
@@ -19,6 +22,14 @@ MEMORIES = {
     "xl": TransformerXL,
     "lstm": LSTM,
     "gru": GRU,
+    "linear_attention": LinearAttention,
+    "retnet": RetNet,
+    "gla": GLA,
+    "deltanet": DeltaNet,
+    "gated_deltanet": GatedDeltaNet,
+    "kda": KDA,
+    "ttt_linear": TTTLinear,
+    "ttt_mlp": TTTMLP,
     "product_key": ProductKey,
     "memory_plus": MemoryPlus,
     "peer": PEER,

@@ -1,0 +1,96 @@
+"""DeltaNet, Gated DeltaNet and KDA: a matrix memory per head that corrects what it has wrong about each key.
+
+    S <- exp(g_t) (.) S ;  u = beta_t (v_t - S^T k_t) ;  S <- S + k_t u^T ;  o_t = S^T q_t / sqrt(K)
+    y = out(gate(x) (.) RMSNorm(o))
+    q, k = l2(SiLU(conv(.))) per head ;  v = SiLU(conv(.)) ;  beta = sigmoid(x Wb)       conv: causal, depthwise, 4 taps
+    deltanet           g = 0 ;  no output gate
+    gated_deltanet     g = -exp(A_h) softplus(x Wa + b_h), one number per head ;  gate = SiLU(x Wg)
+    kda                g per key dimension, Wa and Wg of low rank ;  gate = sigmoid(x Wg)
+
+What is differentiable: everything, as far back as the caller's `detach` lets it. `negative=True` doubles beta, so that a
+state transition can have negative eigenvalues (Grazzi et al. 2024, arXiv 2411.12537).
+
+Sources: Schlag et al. 2021 (arXiv 2102.11174) and Yang et al. 2024 (2406.06484); Yang et al. 2024 (2412.06464); Kimi Team
+2025 (2510.26692). The layer and its options are MatrixMemory's (linear.py), the engine is memtx.ops.delta.
+B stream, T time, N heads, K key dim, V value dim, D model, G = 1 or K.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array, lax
+
+from memtx.memory.linear import LowRank, MatrixMemory
+from memtx.nn.linear import Linear
+
+
+def l2(x: Array) -> Array:
+    return x * lax.rsqrt((x * x).sum(-1, keepdims=True) + 1e-6)
+
+
+class DeltaNet(MatrixMemory):
+    @dataclasses.dataclass(frozen=True)
+    class Config(MatrixMemory.Config):
+        conv: int = 4
+        gate: bool = False
+        negative: bool = False  # beta in (0, 2)
+
+    config: Config
+    tiny = (Config(conv=3, chunk=4),)
+
+    def make_rates(self, key: Array) -> None:
+        self.beta = Linear(key, self.width, self.num_heads)
+
+    def features(self, q_BTNK, k_BTNK, v_BTNV):
+        return l2(q_BTNK) * self.key_dim**-0.5, l2(k_BTNK), v_BTNV
+
+    def rates(self, x_BTD):
+        beta = jax.nn.sigmoid(self.beta(x_BTD).astype(jnp.float32))[..., None]
+        return None, 2 * beta if self.config.negative else beta
+
+
+class GatedDeltaNet(DeltaNet):
+    @dataclasses.dataclass(frozen=True)
+    class Config(DeltaNet.Config):
+        gate: bool = True
+
+    tiny = (Config(conv=3, chunk=4),)
+
+    def make_rates(self, key: Array) -> None:
+        """exp(A) ~ U(1, 16); the step softplus(b) is log-uniform in (0.001, 0.1), as in Mamba 2."""
+        beta, decay, a, step = jax.random.split(key, 4)
+        super().make_rates(beta)
+        self.decay = self.make_decay(decay)
+        steps = jnp.exp(jax.random.uniform(step, self.decay_shape, minval=jnp.log(1e-3), maxval=jnp.log(0.1)))
+        self.a_log = nnx.Param(jnp.log(jax.random.uniform(a, (self.num_heads,), minval=1, maxval=16)), optim="no_decay")
+        self.step_bias = nnx.Param(steps + jnp.log(-jnp.expm1(-steps)), optim="no_decay")  # softplus of it is `steps`
+
+    @property
+    def decay_shape(self) -> tuple[int, int]:
+        return self.num_heads, 1
+
+    def make_decay(self, key: Array) -> nnx.Module:
+        return Linear(key, self.width, self.num_heads)
+
+    def rates(self, x_BTD):
+        logit_BTNG = self.decay(x_BTD).astype(jnp.float32).reshape(*x_BTD.shape[:2], *self.decay_shape)
+        decay = -jnp.exp(self.a_log[...])[:, None] * jax.nn.softplus(logit_BTNG + self.step_bias[...])
+        return decay, super().rates(x_BTD)[1]
+
+
+class KDA(GatedDeltaNet):
+    """The rank of both maps is the value dim."""
+
+    activation = staticmethod(jax.nn.sigmoid)
+
+    @property
+    def decay_shape(self) -> tuple[int, int]:
+        return self.num_heads, self.key_dim
+
+    def make_decay(self, key: Array) -> nnx.Module:
+        return LowRank(key, self.width, self.value_dim, self.num_heads * self.key_dim)
+
+    def make_gate(self, key: Array, inner: int) -> nnx.Module:
+        return LowRank(key, self.width, self.value_dim, inner, bias=True)

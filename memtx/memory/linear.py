@@ -1,0 +1,218 @@
+"""Linear attention, RetNet and GLA: attention whose memory is one matrix per head, which may decay.
+
+    S_t = G_t (.) S_{t-1} + k_t v_t^T ;  o_t = S_t^T q_t ;  y = out(gate(x) (.) norm(o))
+    linear_attention   G = 1 ;  q, k -> elu + 1 ;  o / sum_d (z_t)_d (q_t)_d  with  z_t = sum of k   (`normaliser`)
+    retnet             G = gamma_h = 1 - 2^(-5-h), fixed ;  q, k rotated by position
+    gla                G = exp(g_t), per key dimension: g = log sigmoid(low rank(x)) / 16
+
+What is differentiable: everything, as far back as the caller's `detach` lets it. `MatrixMemory` is the common layer (also of
+the DeltaNet family, delta.py) around the chunked engine of memtx.ops.delta; a subclass states only what differs. Options of
+all: an output gate, a causal depthwise convolution over q, k and v, whose last inputs are carried, key and value dims, the
+size of chunks (cost, not result).
+
+RetNet's memory is kept in the frame of the next token: a call rotates by places counted from its own first token and turns
+the memory on by as many places as it had tokens, so angles stay small however long the document is.
+
+Deviations: norm is a per-head RMSNorm with a learned scale (RetNet: a GroupNorm without one; GLA: a LayerNorm).
+
+Sources: Katharopoulos et al. 2020 (arXiv 2006.16236); Sun et al. 2023 (2307.08621); Yang et al. 2023 (2312.06635).
+B stream, T time, N heads, K key dim, V value dim, D model, E = N (2K + V), C convolution taps carried.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from memtx.errors import UserError, positive
+from memtx.memory.base import Dims, Segment, State, pytree
+from memtx.nn.linear import Linear, Norm, normal
+from memtx.nn.positions import rope
+from memtx.ops.delta import delta_rule
+from memtx.ops.rows import slice_rows
+
+
+@pytree
+class Matrix:
+    s_BNKV: Array
+    inputs_BCE: State  # the last inputs of the convolution; () without one
+
+
+class MatrixMemory(nnx.Module):
+    """Residual site: x_BTD -> x_BTD. A subclass gives `features`, `rates` and what else differs."""
+
+    site = "residual"
+    kind = "fixed matrix"
+    activation: ClassVar[Callable] = staticmethod(jax.nn.silu)  # of the output gate
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        key_dim: int = 0  # of a head; 0: the model's head_dim
+        value_dim: int = 0  # of a head; 0: the model's head_dim
+        conv: int = 0  # taps of the causal convolution over q, k and v; 0: none
+        gate: bool = True  # an output gate
+        chunk: int = 32  # tokens worked on at once, a power of two
+
+        def __post_init__(self):
+            positive(self, type(self).__qualname__, "chunk")
+            if self.chunk & (self.chunk - 1):
+                raise UserError(f"{type(self).__qualname__}.chunk must be a power of two, not {self.chunk}")
+            if min(self.key_dim, self.value_dim, self.conv) < 0:
+                raise UserError(f"{type(self).__qualname__}: key_dim, value_dim and conv cannot be negative")
+
+    def __init__(self, config: Config, dims: Dims, key: Array):
+        qkv, conv, gate, out, rates = jax.random.split(key, 5)
+        self.config, self.width = config, dims.width
+        self.num_heads = dims.num_heads
+        self.key_dim, self.value_dim = config.key_dim or dims.head_dim, config.value_dim or dims.head_dim
+        inner = self.num_heads * self.value_dim
+        self.channels = self.num_heads * (2 * self.key_dim + self.value_dim)
+        self.qkv, self.out = Linear(qkv, dims.width, self.channels), Linear(out, inner, dims.width)
+        self.conv = normal(conv, (config.conv, self.channels)) if config.conv else None
+        self.gate = self.make_gate(gate, inner) if config.gate else None
+        self.make_rates(rates)
+        self.make_norm()
+
+    def make_gate(self, key: Array, inner: int) -> nnx.Module:
+        return Linear(key, self.width, inner)
+
+    def make_rates(self, key: Array) -> None:
+        """The parameters of `rates`."""
+
+    def make_norm(self) -> None:
+        self.norm = Norm("rms", self.value_dim)
+
+    def init_state(self, batch_size: int) -> Matrix:
+        s_BNKV = jnp.zeros((batch_size, self.num_heads, self.key_dim, self.value_dim))
+        carried = self.config.conv - 1
+        return Matrix(s_BNKV, jnp.zeros((batch_size, carried, self.channels)) if carried > 0 else ())
+
+    def __call__(self, x_BTD, state: Matrix, seg: Segment, *, key: Array | None = None):
+        qkv_BTE, inputs_BCE = self.convolve(self.qkv(x_BTD), state.inputs_BCE, seg)
+        heads = qkv_BTE.astype(jnp.float32).reshape(*x_BTD.shape[:2], self.num_heads, -1)
+        q, k, v = self.features(*jnp.split(heads, [self.key_dim, 2 * self.key_dim], -1))
+        live_BT11 = seg.mask_BT[..., None, None]
+        decay, beta = self.rates(x_BTD)
+        decay = None if decay is None else jnp.where(live_BT11, decay, 0)
+        k = jnp.where(live_BT11, k, 0)
+        o_BTNV, s_BNKV = delta_rule(q, k, v, state.s_BNKV, decay, beta, chunk=self.config.chunk)
+        return self.read_out(o_BTNV, x_BTD), Matrix(self.turn(s_BNKV, seg.length_B), inputs_BCE)
+
+    def convolve(self, x_BTE: Array, before_BCE: State, seg: Segment) -> tuple[Array, State]:
+        """SiLU of the causal depthwise convolution over all inputs so far, and the last of them."""
+        if self.conv is None:
+            return x_BTE, before_BCE
+        taps, time = self.config.conv, x_BTE.shape[1]
+        joined = x_BTE if taps == 1 else jnp.concatenate([before_BCE.astype(x_BTE.dtype), x_BTE], 1)
+        weight = self.conv[...].astype(x_BTE.dtype)
+        y = sum(joined[:, i : i + time] * weight[i] for i in range(taps))
+        last = () if taps == 1 else slice_rows(joined, seg.length_B, taps - 1).astype(jnp.float32)
+        return jax.nn.silu(y), last
+
+    def features(self, q_BTNK: Array, k_BTNK: Array, v_BTNV: Array) -> tuple[Array, Array, Array]:
+        return q_BTNK * self.key_dim**-0.5, k_BTNK, v_BTNV
+
+    def rates(self, x_BTD: Array) -> tuple[Array | None, Array | None]:
+        """log decay [B, T, N, 1 or K] <= 0 and beta [B, T, N, 1], float32; None where there is none."""
+        return None, None
+
+    def turn(self, s_BNKV: Array, length_B: Array) -> Array:
+        """The memory, seen from the first token of the next call."""
+        return s_BNKV
+
+    def read_out(self, o_BTNV: Array, x_BTD: Array) -> Array:
+        y = self.norm(o_BTNV)
+        if self.gate is not None:
+            y = y * self.activation(self.gate(x_BTD).astype(jnp.float32)).reshape(y.shape)
+        return self.out(y.reshape(*x_BTD.shape[:2], -1).astype(x_BTD.dtype))
+
+
+class LinearAttention(MatrixMemory):
+    @dataclasses.dataclass(frozen=True)
+    class Config(MatrixMemory.Config):
+        gate: bool = False
+        normaliser: bool = True  # divide by the sum of the weights; otherwise a norm per head
+
+    config: Config
+    tiny = (Config(chunk=4),)
+
+    def make_norm(self) -> None:
+        self.norm = Norm("rms", self.value_dim) if not self.config.normaliser else divided
+
+    def init_state(self, batch_size: int) -> Matrix:
+        state = super().init_state(batch_size)
+        if not self.config.normaliser:
+            return state
+        return dataclasses.replace(state, s_BNKV=jnp.pad(state.s_BNKV, [(0, 0)] * 3 + [(0, 1)]))
+
+    def features(self, q_BTNK, k_BTNK, v_BTNV):
+        if self.config.normaliser:  # a value that is always 1 sums up the weights
+            v_BTNV = jnp.pad(v_BTNV, [(0, 0)] * 3 + [(0, 1)], constant_values=1)
+        return jax.nn.elu(q_BTNK) + 1, jax.nn.elu(k_BTNK) + 1, v_BTNV
+
+
+def divided(o_BTNV: Array) -> Array:
+    """o without its last entry, divided by it; 0 where nothing was read."""
+    return o_BTNV[..., :-1] / jnp.maximum(o_BTNV[..., -1:], 1e-6)
+
+
+class RetNet(MatrixMemory):
+    tiny = (MatrixMemory.Config(chunk=4),)
+
+    def __init__(self, config: MatrixMemory.Config, dims: Dims, key: Array):
+        super().__init__(config, dims, key)
+        self.rope_base = dims.rope_base
+        if self.key_dim % 2:
+            raise UserError(f"retnet rotates pairs of key dimensions: key_dim must be even, not {self.key_dim}")
+
+    def features(self, q_BTNK, k_BTNK, v_BTNV):
+        place_BT = jnp.broadcast_to(jnp.arange(q_BTNK.shape[1]), q_BTNK.shape[:2])
+        q, k = (rope(x, place_BT, self.rope_base) for x in (q_BTNK, k_BTNK))
+        return q * self.key_dim**-0.5, k, v_BTNV
+
+    def rates(self, x_BTD):
+        log_gamma_N1 = np.log1p(-(2.0 ** (-5 - np.arange(self.num_heads)[:, None])))
+        return jnp.broadcast_to(jnp.asarray(log_gamma_N1, jnp.float32), (*x_BTD.shape[:2], self.num_heads, 1)), None
+
+    def turn(self, s_BNKV, length_B):
+        s_BVNK = s_BNKV.transpose(0, 3, 1, 2)
+        place_BV = jnp.broadcast_to(-length_B[:, None], s_BVNK.shape[:2])
+        return rope(s_BVNK, place_BV, self.rope_base).transpose(0, 2, 3, 1)
+
+
+class LowRank(nnx.Module):
+    """D -> rank -> E, without anything between."""
+
+    def __init__(self, key: Array, d_in: int, rank: int, d_out: int, *, bias: bool = False):
+        down, up = jax.random.split(key)
+        self.down, self.up = Linear(down, d_in, rank), Linear(up, rank, d_out, bias=bias)
+
+    def __call__(self, x_BTD: Array) -> Array:
+        return self.up(self.down(x_BTD))
+
+
+class GLA(MatrixMemory):
+    temperature = 16
+
+    @dataclasses.dataclass(frozen=True)
+    class Config(MatrixMemory.Config):
+        rank: int = 16  # of the map that makes the decays
+
+        def __post_init__(self):
+            super().__post_init__()
+            positive(self, "GLA.Config", "rank")
+
+    config: Config
+    tiny = (Config(chunk=4, rank=3),)
+
+    def make_rates(self, key: Array) -> None:
+        self.decay = LowRank(key, self.width, self.config.rank, self.num_heads * self.key_dim, bias=True)
+
+    def rates(self, x_BTD):
+        logit_BTNK = self.decay(x_BTD).astype(jnp.float32).reshape(*x_BTD.shape[:2], self.num_heads, -1)
+        return jax.nn.log_sigmoid(logit_BTNK) / self.temperature, None

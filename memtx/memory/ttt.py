@@ -1,0 +1,179 @@
+"""TTT-Linear and TTT-MLP: the memory is a small network per head, trained while it reads (test-time training).
+
+Mini-batches of n tokens; W are the weights at the start of one, eta_ij = r_i s_j with
+r_i = max(1/(i+1) + tau_i, 0) and s_j = base_lr sigmoid(x_j Wl + bl) / H ; q, k are rotated by their place in the mini-batch.
+
+    loss_j = 1/2 |LN(f(k_j; W)) - (v_j - k_j)|^2         f(z; W, b) = z W + b, or gelu(z W1 + b1) W2 + b2
+    W_i = W - r_i G_i ;  G_i = sum_{j <= i} s_j d loss_j / dW           (all gradients at W, none at a later weight)
+    o_i = q_i + LN(f(q_i; W_i)) ;  W <- W_{n-1} at the end of the mini-batch ;  y = out(post-LN(o))
+
+Within a call, q_i G_i = tril(Q K^T + 1) s u for each layer's input k and output gradient u (dual form). Because eta is a
+product, a mini-batch that is under way is carried as the sum G alone.
+
+What is differentiable: everything, the inner gradients included, as far back as the caller's `detach` lets it.
+
+Deviations: the state holds how far the weights have moved from their learned first values, which therefore get a gradient
+from every call, not only from a document's first; none of the published "Mamba backbone" (convolutions; its gate is
+`gate=True`).
+
+Source: Sun et al. 2024 (arXiv 2407.04620).
+B stream, T time, N heads, Q slots of a block, H head dim, I in, O out, n mini-batch.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from memtx.errors import UserError, positive
+from memtx.memory.base import Dims, Segment, pytree, scan, where_rows
+from memtx.nn.linear import Linear, Norm, normal
+from memtx.nn.positions import rope
+from memtx.ops.grid import Grid, skip_if_empty
+
+Layers = Any  # ((w [..., N, I, O], b [..., N, 1, O]), ...), or the same of gradients
+
+
+@pytree
+class FastWeights:
+    moved: Layers  # by how much the weights differ from their learned first values
+    gradient: Layers  # G of the mini-batch under way
+    offset_B: Array  # tokens it has so far
+
+
+class TTTLinear(nnx.Module):
+    """Residual site: x_BTD -> x_BTD."""
+
+    site = "residual"
+    kind = "fixed weights"
+    depth: ClassVar[int] = 1
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        mini_batch: int = 16
+        base_lr: float = 1.0
+        gate: bool = False  # gelu(x Wg) on the output
+
+        def __post_init__(self):
+            positive(self, type(self).__qualname__, "mini_batch")
+            if not self.base_lr > 0:
+                raise UserError(f"{type(self).__qualname__}.base_lr must be above 0, not {self.base_lr}")
+
+    tiny = (Config(mini_batch=4),)
+
+    def __init__(self, config: Config, dims: Dims, key: Array):
+        qkv, rate, out, gate, first = jax.random.split(key, 5)
+        heads, head_dim, inner = dims.num_heads, dims.head_dim, dims.num_heads * dims.head_dim
+        if head_dim % 2:
+            raise UserError(f"{type(self).__name__} rotates pairs of dimensions: model.head_dim must be even, not {head_dim}")
+        self.config, self.dims = config, dims
+        self.qkv, self.out = Linear(qkv, dims.width, 3 * inner), Linear(out, inner, dims.width)
+        self.gate = Linear(gate, dims.width, inner) if config.gate else None
+        self.rate = Linear(rate, dims.width, heads, bias=True, scale=0.02)
+        self.tau = nnx.Param(jnp.zeros(config.mini_batch), optim="no_decay")
+        for i, (d_in, d_out) in enumerate(self.sizes):
+            setattr(self, f"w{i}", normal(jax.random.fold_in(first, i), (heads, d_in, d_out), 0.02))
+            setattr(self, f"b{i}", nnx.Param(jnp.zeros((heads, 1, d_out)), optim="no_decay"))
+        self.scale = nnx.Param(jnp.ones((heads, 1, head_dim)), optim="no_decay")
+        self.bias = nnx.Param(jnp.zeros((heads, 1, head_dim)), optim="no_decay")
+        self.norm = Norm("layer", inner)
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(in, out) of each layer of the fast network."""
+        head_dim = self.dims.head_dim
+        return [(head_dim, head_dim)] if self.depth == 1 else [(head_dim, 4 * head_dim), (4 * head_dim, head_dim)]
+
+    def init_state(self, batch_size: int) -> FastWeights:
+        def zeros() -> Layers:
+            shape = (batch_size, self.dims.num_heads)
+            return tuple((jnp.zeros((*shape, i, o)), jnp.zeros((*shape, 1, o))) for i, o in self.sizes)
+
+        return FastWeights(zeros(), zeros(), jnp.zeros(batch_size, jnp.int32))
+
+    def __call__(self, x_BTD, state: FastWeights, seg: Segment, *, key: Array | None = None):
+        size = self.config.mini_batch
+        grid = Grid(seg.mask_BT, state.offset_B, size)
+        first = tuple((getattr(self, f"w{i}")[...], getattr(self, f"b{i}")[...]) for i in range(self.depth))
+        row_n = jnp.maximum(1 / jnp.arange(1, size + 1) + self.tau[...], 0)
+        norm = partial(layer_norm, self.scale[...], self.bias[...])
+
+        def work(state: FastWeights, block):
+            q, k, v, rate, valid_BQ, slot_BQ, complete_B = block
+            start = jax.tree.map(jnp.add, first, state.moved)
+            rate = jnp.where(valid_BQ[:, None, :, None], rate, 0)
+            o, gradient = train_and_read(start, state.gradient, q, k, v, rate, row_n[slot_BQ][:, None, :, None], norm)
+            moved = jax.tree.map(lambda m, g: m - row_n[-1] * g, state.moved, gradient)
+            done = FastWeights(moved, jax.tree.map(jnp.zeros_like, gradient), state.offset_B)
+            going = dataclasses.replace(state, gradient=gradient)
+            return where_rows(complete_B, done, going, jax.tree.map(lambda _: 0, done)), o
+
+        heads = (grid.pack(a).swapaxes(2, 3) for a in (*self.heads(x_BTD, state.offset_B), self.rates(x_BTD)))
+        blocks = (*heads, grid.valid_KBQ, grid.slot_KBQ, grid.complete_KB)
+        state, o_KBNQH = scan(lambda s, block: skip_if_empty(block[4], work, s, block), state, blocks)
+        y = self.norm(grid.unpack(o_KBNQH.swapaxes(2, 3)).reshape(*x_BTD.shape[:2], -1))
+        if self.gate is not None:
+            y = y * jax.nn.gelu(self.gate(x_BTD).astype(jnp.float32))
+        return self.out(y.astype(x_BTD.dtype)), dataclasses.replace(state, offset_B=grid.offset_B)
+
+    def heads(self, x_BTD: Array, offset_B: Array) -> list[Array]:
+        """q, k rotated by the place in the mini-batch, and v: float32 [B, T, N, H]."""
+        shape = (*x_BTD.shape[:2], self.dims.num_heads, self.dims.head_dim)
+        q, k, v = (a.astype(jnp.float32).reshape(shape) for a in jnp.split(self.qkv(x_BTD), 3, -1))
+        slot_BT = (offset_B[:, None] + jnp.arange(shape[1])) % self.config.mini_batch
+        return [rope(q, slot_BT, self.dims.rope_base), rope(k, slot_BT, self.dims.rope_base), v]
+
+    def rates(self, x_BTD: Array) -> Array:
+        """s of the file's docstring: [B, T, N, 1]."""
+        logit_BTN1 = self.rate(x_BTD).astype(jnp.float32)[..., None]
+        return self.config.base_lr * jax.nn.sigmoid(logit_BTN1) / self.dims.head_dim
+
+
+class TTTMLP(TTTLinear):
+    depth = 2
+
+    @dataclasses.dataclass(frozen=True)
+    class Config(TTTLinear.Config):
+        base_lr: float = 0.1
+
+    tiny = (Config(mini_batch=4, base_lr=1.0),)
+
+
+def layer_norm(scale: Array, bias: Array, z: Array) -> Array:
+    z = z - z.mean(-1, keepdims=True)
+    return z * jax.lax.rsqrt((z * z).mean(-1, keepdims=True) + 1e-6) * scale + bias
+
+
+def train_and_read(
+    start: Layers, gradient: Layers, q: Array, k: Array, v: Array, rate: Array, row: Array, norm: Callable[[Array], Array]
+) -> tuple[Array, Layers]:
+    """One block of a mini-batch: outputs [B, N, Q, H] at each token's own weights, and the gradient G after the block.
+
+    start: the weights at the start of the mini-batch; gradient: G of its tokens before this block; q, k, v: [B, N, Q, H];
+    rate, row: s and r, [B, N or 1, Q, 1].
+    """
+    inputs, pulls, z = [k], [], k
+    for i, (w, b) in enumerate(start):
+        if i:
+            z, pull = jax.vjp(jax.nn.gelu, z)
+            inputs, pulls = [*inputs, z], [*pulls, pull]
+        z = z @ w + b
+    z, pull = jax.vjp(norm, z)
+    (u,) = pull(z - (v - k))
+    outputs = [u]  # the gradient of each layer's output, last layer first
+    for (w, _), pull in zip(start[:0:-1], pulls[::-1], strict=True):
+        (u,) = pull(u @ w.swapaxes(-1, -2))
+        outputs.append(u)
+    y, new = q, []
+    for i, ((w, b), (gw, gb), x, u) in enumerate(zip(start, gradient, inputs, outputs[::-1], strict=True)):
+        y = jax.nn.gelu(y) if i else y
+        u = rate * u
+        step = y @ gw + gb + jnp.tril(y @ x.swapaxes(-1, -2) + 1) @ u
+        y = y @ w + b - row * step
+        new.append((gw + x.swapaxes(-1, -2) @ u, gb + u.sum(-2, keepdims=True)))
+    return q + norm(y), tuple(new)

@@ -1,0 +1,139 @@
+"""The delta rule with decay, chunk by chunk: the one engine under linear attention, RetNet, GLA and the DeltaNet family.
+
+A matrix memory per head decays, is written and is read, in this order:
+
+    S <- exp(g_t) S                     g_t <= 0: log decay, one number per head or one per key dimension
+    u_t = v_t                           without beta: plain outer products
+    u_t = beta_t (v_t - S^T k_t)        with beta: what the memory has wrong about k_t
+    S <- S + k_t u_t^T ;  o_t = S^T q_t
+
+For a chunk of C tokens, with c_i = g_1 + ... + g_i, P(a)_ij = sum_d a_id k_jd exp(c_id - c_jd) for i >= j, else 0, and
+(.) the elementwise product, all u of the chunk solve one triangular system (Yang et al. 2024, arXiv 2406.06484, 2412.06464):
+
+    (1 + tril(beta P(k), -1)) u = beta (v - (exp(c) (.) k) S)
+    o = (exp(c) (.) q) S + P(q) u ;  S <- exp(c_C) (.) S + (exp(c_C - c) (.) k)^T u
+
+Only the part with S is sequential, over chunks. No exp is ever taken of a positive number: decays are masked before the exp,
+and a decay per key dimension is split, between two blocks of tokens, at the end of the earlier one. What is computed for
+token i depends on tokens up to i alone, to the last bit. Everything is float32 (TPUs and GPUs may
+round inside dots: `jax_default_matmul_precision`).
+
+B stream, T time, N heads, K key dim, V value dim, M chunks, C tokens of a chunk, G = 1 or K.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.scipy.linalg import solve_triangular
+
+
+def delta_rule(
+    q_BTNK: Array,
+    k_BTNK: Array,
+    v_BTNV: Array,
+    s_BNKV: Array,
+    decay_BTNG: Array | None = None,
+    beta_BTN1: Array | None = None,
+    *,
+    chunk: int = 64,
+) -> tuple[Array, Array]:
+    """-> o_BTNV, and the memory after T tokens. decay: g of the file's docstring; None: 0. beta None: no delta term.
+
+    `chunk` is a power of two; it changes the cost, not the result. A token whose k and decay are 0 leaves no trace.
+    """
+    time = q_BTNK.shape[1]
+    size = min(chunk, 1 << (time - 1).bit_length())
+    q, k, v = (chunks(x, size) for x in (q_BTNK, k_BTNK, v_BTNV))
+    c = None if decay_BTNG is None else jnp.cumsum(chunks(decay_BTNG, size), -2)
+    reads, pull = products(q, k, c), None
+    if beta_BTN1 is not None:
+        beta = chunks(beta_BTN1, size)
+        system = jnp.tril(beta * products(k, k, c), -1)
+        inverse = transposed(beta) * solve_triangular(
+            system, jnp.broadcast_to(jnp.eye(size), system.shape), lower=True, unit_diagonal=True
+        )
+        v, pull = inverse @ v, inverse @ decayed(k, c)
+    rest = k if c is None else k * jnp.exp(c[..., -1:, :] - c)
+    total = None if c is None else jnp.exp(c[..., -1, :])
+
+    def step(s_BNKV, chunk):
+        q, rest, reads, u, pull, total = chunk
+        if pull is not None:
+            u = u - pull @ s_BNKV
+        o = q @ s_BNKV + reads @ u
+        if total is not None:
+            s_BNKV = s_BNKV * total[..., None]
+        return s_BNKV + transposed(rest) @ u, o
+
+    s_BNKV, o_MBNCV = lax.scan(step, s_BNKV, (decayed(q, c), rest, reads, v, pull, total))
+    o_BMCNV = o_MBNCV.transpose(1, 0, 3, 2, 4)
+    return o_BMCNV.reshape(o_BMCNV.shape[0], -1, *o_BMCNV.shape[3:])[:, :time], s_BNKV
+
+
+def chunks(x_BTN: Array, size: int) -> Array:
+    """[B, T, N, ...] -> [M, B, N, C, ...], padded with zeros."""
+    x = jnp.pad(x_BTN, [(0, 0), (0, -x_BTN.shape[1] % size), (0, 0), (0, 0)])
+    return x.reshape(x.shape[0], -1, size, *x.shape[2:]).transpose(1, 0, 3, 2, 4)
+
+
+def decayed(x_CK: Array, c_CG: Array | None) -> Array:
+    """What is left of x, seen from before the chunk."""
+    return x_CK if c_CG is None else x_CK * jnp.exp(c_CG)
+
+
+def products(a_MBNCK: Array, k_MBNCK: Array, c_MBNCG: Array | None) -> Array:
+    """P_ij = sum_d a_id k_jd exp(c_id - c_jd) for i >= j, else 0: [M, B, N, C, C]."""
+    size = a_MBNCK.shape[3]
+    lower = jnp.tril(jnp.ones((size, size), bool))
+    if c_MBNCG is None:
+        return jnp.where(lower, a_MBNCK @ transposed(k_MBNCK), 0)
+    if c_MBNCG.shape[-1] == 1:
+        return a_MBNCK @ transposed(k_MBNCK) * jnp.exp(jnp.where(lower, c_MBNCG - transposed(c_MBNCG), -jnp.inf))
+    return blocks(a_MBNCK, k_MBNCK, c_MBNCG)
+
+
+def blocks(a_MBNCK: Array, k_MBNCK: Array, c_MBNCK: Array) -> Array:
+    """`products` with a decay per key dimension: within each half of the tokens, and of the later half with the earlier one.
+
+    Three times as fast on a CPU as decays pair by pair in blocks of 8. Halves of halves stand beside the heads, because XLA's
+    CPU backend breaks off at dots of rank 8.
+    """
+    size = a_MBNCK.shape[3]
+    if size == 1:
+        return (a_MBNCK * k_MBNCK).sum(-1, keepdims=True)
+    halves = [x.reshape(*x.shape[:2], -1, size // 2, x.shape[-1]) for x in (a_MBNCK, k_MBNCK, c_MBNCK)]
+    within = blocks(*halves)
+    (_, a), (k, _), (before, after) = (jnp.split(x, 2, 3) for x in (a_MBNCK, k_MBNCK, c_MBNCK))
+    middle = before[..., -1:, :]
+    across = (a * jnp.exp(after - middle)) @ transposed(k * jnp.exp(middle - before))
+    first, second = (within[:, :, i::2] for i in (0, 1))
+    upper = jnp.concatenate([first, jnp.zeros_like(across)], -1)
+    return jnp.concatenate([upper, jnp.concatenate([across, second], -1)], 3)
+
+
+def transposed(x: Array) -> Array:
+    return x.swapaxes(-1, -2)
+
+
+def delta_rule_by_token(
+    q_BTNK: Array,
+    k_BTNK: Array,
+    v_BTNV: Array,
+    s_BNKV: Array,
+    decay_BTNG: Array | None = None,
+    beta_BTN1: Array | None = None,
+) -> tuple[Array, Array]:
+    """The definition, one token after the other: what `delta_rule` must equal."""
+
+    def step(s_BNKV, token):
+        q, k, v, decay, beta = token
+        if decay is not None:
+            s_BNKV = s_BNKV * jnp.exp(decay)[..., None]
+        if beta is not None:
+            v = beta * (v - jnp.einsum("BNKV,BNK->BNV", s_BNKV, k))
+        s_BNKV = s_BNKV + k[..., None] * v[..., None, :]
+        return s_BNKV, jnp.einsum("BNKV,BNK->BNV", s_BNKV, q)
+
+    tokens = jax.tree.map(lambda x: x.swapaxes(0, 1), (q_BTNK, k_BTNK, v_BTNV, decay_BTNG, beta_BTN1))
+    s_BNKV, o_TBNV = lax.scan(step, s_BNKV, tokens)
+    return o_TBNV.swapaxes(0, 1), s_BNKV

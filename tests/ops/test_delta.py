@@ -1,0 +1,75 @@
+"""The chunked delta rule against its definition, one token after the other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memtx.ops.delta import delta_rule, delta_rule_by_token
+
+BATCH, HEADS, K, V = 2, 2, 4, 6
+GATES = {"none": 0, "scalar": 1, "per dimension": K}
+
+
+def inputs(time: int, decay: int, delta: bool, strength: float = 1.0):
+    """q, k, v, S, log decay (`decay` numbers per head and token; 0: None), beta in (0, 2)."""
+    rng = np.random.default_rng(time)
+    q, k = (rng.normal(size=(BATCH, time, HEADS, K)) for _ in range(2))
+    k /= np.linalg.norm(k, axis=-1, keepdims=True)
+    v = rng.normal(size=(BATCH, time, HEADS, V))
+    s = rng.normal(size=(BATCH, HEADS, K, V))
+    g = -strength * rng.exponential(size=(BATCH, time, HEADS, decay)) if decay else None
+    beta = rng.uniform(0, 2, (BATCH, time, HEADS, 1)) if delta else None
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (q, k, v, s, g, beta))
+
+
+def with_gradients(rule, args):
+    def loss(args):
+        o, s = rule(*args)
+        return jnp.sin(o).sum() + jnp.sin(s).sum(), (o, s)
+
+    (_, out), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(args)
+    return out, grads
+
+
+def gap(a, b) -> float:
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return max(float(jnp.abs(x - y).max() / (1 + jnp.abs(y).max())) for x, y in pairs)
+
+
+@pytest.mark.parametrize("delta", [False, True], ids=["plain", "delta"])
+@pytest.mark.parametrize("decay", GATES.values(), ids=GATES)
+def test_chunks_equal_single_tokens(decay, delta):
+    args = inputs(37, decay, delta)
+    expected = with_gradients(delta_rule_by_token, args)
+    for chunk in (4, 16, 64):
+        assert gap(with_gradients(lambda *a, c=chunk: delta_rule(*a, chunk=c), args), expected) < 1e-5
+    for i in [i for i, a in enumerate(args) if a is not None]:  # control: every input matters
+        changed = [a if j != i else a * 1.1 for j, a in enumerate(args)]
+        assert gap(jax.jit(delta_rule)(*changed), expected[0]) > 1e-3
+
+
+@pytest.mark.parametrize("decay", [1, K])
+def test_strong_decay_gives_no_nan(decay):
+    """exp(60) a token overflows float32 within two tokens wherever a difference has the wrong sign."""
+    args = inputs(70, decay, True, strength=60.0)
+    got, expected = with_gradients(delta_rule, args), with_gradients(delta_rule_by_token, args)
+    assert gap(got, expected) < 1e-4  # inf and NaN fail this too
+    assert gap(jax.jit(delta_rule)(*inputs(70, decay, True)), expected[0]) > 1e-2  # control
+
+
+def test_keys_that_repeat_are_overwritten_even_in_long_chunks():
+    """One key again and again: powers of the system grow as binomials, an inverse by doubling would lose every digit."""
+    time, chunk = 128, 64
+    q, k, v, s, _, _ = inputs(time, 0, True)
+    k = jnp.broadcast_to(k[:, :1], k.shape)
+    o, _ = jax.jit(lambda *a: delta_rule(*a, chunk=chunk))(k, k, v, s, None, jnp.ones((BATCH, time, HEADS, 1)))
+    np.testing.assert_allclose(o, v, atol=1e-5)
+    assert float(jnp.abs(jax.jit(delta_rule)(q, k, v, s)[0] - v).max()) > 1  # control: without the delta term values pile up
+
+
+def test_a_long_sequence_stays_exact_and_bounded():
+    args = inputs(5000, K, True, strength=0.01)
+    got, expected = jax.jit(delta_rule)(*args), jax.jit(delta_rule_by_token)(*args)
+    assert gap(got, expected) < 1e-4
+    assert float(jnp.abs(expected[1]).max()) < 100
