@@ -1,6 +1,8 @@
 """Memory mechanisms. MEMORIES is the whole registry: a mechanism is one file, one line here, one card, and passes the
 contract tests."""
 
+from memtx.memory.block_recurrent import BlockRecurrent
+from memtx.memory.compressive import Compressive
 from memtx.memory.full import Full
 from memtx.memory.recurrent import GRU, LSTM
 from memtx.memory.sink import Sink
@@ -12,6 +14,8 @@ MEMORIES = {
     "window": Window,
     "sink": Sink,
     "xl": TransformerXL,
+    "compressive": Compressive,
+    "block_recurrent": BlockRecurrent,
     "lstm": LSTM,
     "gru": GRU,
 }
