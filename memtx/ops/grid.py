@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from memtx.memory.base import collect, emit_all
 from memtx.ops.rows import put, take
 
 
@@ -55,10 +56,21 @@ class Grid:
 
 
 def skip_if_empty(valid: Array, work, carry, inputs):
-    """`work(carry, inputs) -> (carry, outputs)`, but nothing at run time (zero outputs) when no slot of any row is valid."""
-    outputs = jax.eval_shape(work, carry, inputs)[1]
+    """`work(carry, inputs) -> (carry, outputs)`, but nothing at run time (zero outputs) when no slot of any row is valid.
+
+    What `work` emits is passed on, zero where it was skipped.
+    """
+    tapped = collect(work)
+
+    def run(carry, inputs):
+        (carry, outputs), aux = tapped(carry, inputs)
+        return carry, (outputs, aux)
+
+    shapes = jax.eval_shape(run, carry, inputs)[1]
 
     def skip(carry, _):
-        return carry, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), outputs)
+        return carry, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
 
-    return lax.cond(valid.any(), work, skip, carry, inputs)
+    carry, (outputs, aux) = lax.cond(valid.any(), run, skip, carry, inputs)
+    emit_all(aux)
+    return carry, outputs
