@@ -1,4 +1,4 @@
-"""Oracles of the memories that keep hidden states, state vectors or memory tokens: compressive, block_recurrent."""
+"""Oracles of the memories that keep compressed states, state vectors or memory tokens: compressive, block_recurrent, rmt, armt."""
 
 from __future__ import annotations
 
@@ -76,6 +76,88 @@ def block_recurrent(a, position: str, block: int, window: int, states: int, gate
     return np.concatenate(outs)
 
 
+def block_of(a, path: str, x, capacity: int):
+    """A pre-norm block of attention to the last `capacity` tokens, and a SwiGLU network; x is all that it ever sees."""
+    p = {key.removeprefix(path): value[0] for key, value in a.items() if key.startswith(path)}  # a stack of one group
+
+    def norm(x, scale):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale
+
+    h = norm(x, p["memory_norm.scale"])
+    q = (h @ p["memory.attention.q.w"]).reshape(-1, N, H)
+    k, v = (np.repeat((h @ w).reshape(-1, K, H), N // K, 1) for w in np.split(p["memory.attention.kv.w"], 2, 1))
+    distance = np.arange(len(x))[:, None] - np.arange(len(x))
+    y = pairwise(q, k, v, (distance >= 0) & (distance < capacity), distance, "rope")
+    x = x + y.reshape(len(x), -1) @ p["memory.attention.out.w"]
+    gate, up = np.split(norm(x, p["mlp_norm.scale"]) @ p["mlp.up.w"], 2, 1)
+    return x + (gate * sigmoid(gate) * up) @ p["mlp.down.w"]
+
+
+CAPACITY = 7  # of `full` in the contract tests
+LAYER = "param.body.bodies.0.layers.0."
+
+
+def rmt(a, position: str, segment: int, memory: int):
+    m, outs = a["param.initial"], []
+    for start in range(0, TIME, segment):
+        y = block_of(a, LAYER, np.concatenate([m, a["x.x"][start : start + segment], m]), CAPACITY)
+        outs.append(y[memory:-memory])
+        last = y[-memory:]
+        m = last / np.sqrt((last**2).mean(-1, keepdims=True) + 1e-6) * a["param.norm.scale"]
+    return np.concatenate(outs)
+
+
+def phi(u, nu: int):
+    """DPFP: products of rectified features with those j places before them, for j = 1..nu."""
+    r = np.concatenate([u * (u.real > 0), -u * (u.real < 0)])
+    return np.array([r[i] * r[i - j] for j in range(1, nu + 1) for i in range(len(r))])
+
+
+def armt(a, position: str, segment: int, memory: int, features: int, nu: int, **_):
+    size, e, outs = 2 * nu * features, 1e-5, []
+    matrix, z = np.zeros((size, D)), np.zeros(size)
+    q, k, v, beta_w, beta_b = (a[LAYER + name][0] for name in ("q.w", "k.w", "v.w", "beta.w", "beta.b"))
+    for start in range(0, TIME, segment):
+        h = np.concatenate([a["x.x"][start : start + segment], a["param.initial"]])
+        if start:
+            keys = [phi(row @ q, nu) for row in h]
+            h = h + np.stack([key @ matrix / (key @ z + e) for key in keys])
+        y = block_of(a, LAYER + "layer.", h, CAPACITY)
+        outs.append(y[:segment])
+        add, more = 0, 0
+        for m in y[segment:]:
+            key, beta = phi(m @ k, nu), sigmoid(m @ beta_w + beta_b)
+            known = key @ matrix / (key @ z + e) if start else 0
+            gamma = np.clip(1 - (key @ z + e).real / ((key @ key).real + e), 0, 1) if start else 1
+            add, more = add + np.outer(key, beta * (m @ v - known)), more + gamma * key
+        matrix, z = matrix + add, z + more
+    return np.concatenate(outs)
+
+
+_BLOCK = {
+    "memory_norm.scale": (1, D),
+    "memory.attention.q.w": (1, D, N * H),
+    "memory.attention.kv.w": (1, D, 2 * K * H),
+    "memory.attention.out.w": (1, N * H, D),
+    "mlp_norm.scale": (1, D),
+    "mlp.up.w": (1, D, 32),
+    "mlp.down.w": (1, 16, D),
+}
+
+
+def _rmt() -> Golden:
+    shapes = {LAYER + key: shape for key, shape in _BLOCK.items()}
+    shapes |= {"x.x": (TIME, D), "param.initial": (2, D), "param.norm.scale": (D,)}
+    return Golden("rmt", rmt, shapes, {"segment": 4, "memory": 2})
+
+
+def _armt() -> Golden:
+    shapes = {f"{LAYER}layer.{key}": shape for key, shape in _BLOCK.items()}
+    maps = {"q.w": (1, D, 3), "k.w": (1, D, 3), "v.w": (1, D, D), "beta.w": (1, D, 1), "beta.b": (1, 1)}
+    shapes |= {LAYER + key: shape for key, shape in maps.items()} | {"x.x": (TIME, D), "param.initial": (2, D)}
+    return Golden("armt", armt, shapes, {"segment": 4, "memory": 2, "features": 3, "nu": 2, "value_scale": 1.0})
+
+
 def _compressive(compression: str, position: str = "relative") -> Golden:
     shapes = XL | (RELATIVE if position == "relative" else {})
     if compression == "conv":
@@ -111,4 +193,6 @@ GOLDENS = {
     **{f"compressive-{name}": _compressive(name) for name in ("conv", "mean", "max", "most_used")},
     "compressive-rope": _compressive("conv", "rope"),
     **{f"block_recurrent-{gate}": _block_recurrent(gate) for gate in ("fixed", "lstm")},
+    "rmt": _rmt(),
+    "armt": _armt(),
 }
