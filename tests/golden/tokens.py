@@ -1,4 +1,4 @@
-"""Oracles of the memories that keep compressed states, state vectors or memory tokens: compressive, block_recurrent, rmt, armt."""
+"""Oracles of memories in compressed states, state vectors and memory tokens: compressive, block_recurrent, rmt, armt."""
 
 from __future__ import annotations
 
