@@ -5,7 +5,7 @@
     write   k = phi(m Wk), v = m Wv, beta = sig(m Wb + b)            m: the layer's outputs for the memory tokens
             gamma = SG clip(1 - (z . k + e) / (|k|^2 + e), 0, 1)     how much of k is new; 1 at the first write
             A <- A + sum_m beta k (v - A^T k / (z . k + e))^T ;  z <- z + sum_m gamma k
-    phi     DPFP: r = [relu u ; relu -u] ;  phi(u) = [r * roll(r, 1) ; ... ; r * roll(r, nu)]             e = 1e-5
+    phi     DPFP: r = [relu u ; relu -u] ;  phi(u) = [r * roll(r, 1) ; ... ; r * roll(r, nu)] / its length       e = 1e-5
 
 All M tokens of a segment write against the A from before it. Wv starts at 0, so that memory does nothing at first. As in RMT
 (rmt.py), whose body this is, the layers' own memory is wiped at each segment; A and z stay.
@@ -13,6 +13,9 @@ write=False: read only, without memory tokens, as the paper generates text.
 
 What is differentiable: everything but gamma, through A and z as far back as the caller's `detach` lets it; each segment is
 recomputed in the backward pass.
+
+phi has length 1, as in the authors' later code: with keys of any length, as in their first, writes do not always overwrite,
+and values can explode over many segments.
 
 Deviations: only whole segments are written, wherever calls are cut; layers are causal; A is cleared at the start of a document.
 
@@ -34,7 +37,7 @@ from memtx.memory.rmt import Part, Segmented
 from memtx.nn.linear import Linear
 from memtx.ops.rows import take
 
-EPSILON = 1e-5
+EPSILON, TINY = 1e-5, 1e-12
 START, END = "armt/start_B", "armt/end_B"  # how the body tells its layers where rows start and end a segment
 
 
@@ -86,10 +89,11 @@ class Associative(nnx.Module):
 
 
 def dpfp(u_BTE: Array, nu: int) -> Array:
-    """Deterministic parameter-free projection: non-negative features [B, T, 2 nu E], in float32."""
+    """Deterministic parameter-free projection: non-negative features [B, T, 2 nu E] of length 1 (or 0), in float32."""
     u = u_BTE.astype(jnp.float32)
     r = jax.nn.relu(jnp.concatenate([u, -u], -1))
-    return jnp.concatenate([r * jnp.roll(r, j, -1) for j in range(1, nu + 1)], -1)
+    phi = jnp.concatenate([r * jnp.roll(r, j, -1) for j in range(1, nu + 1)], -1)
+    return phi * lax.rsqrt((phi**2).sum(-1, keepdims=True) + TINY)
 
 
 def recall(state: Matrix, key_BTF: Array) -> tuple[Array, Array]:
@@ -115,7 +119,7 @@ class ARMT(Segmented):
             super().__post_init__()
             positive(self, self.path, "features", "nu")
 
-    tiny = (Config(segment=4, memory=2, features=3, nu=2, value_scale=1.0),)
+    tiny = (Config(segment=4, memory=2, features=3, nu=2, value_scale=0.3),)
 
     wrap_layer = staticmethod(Associative)
 

@@ -65,6 +65,7 @@ class Compressive(TransformerXL):
             if self.memory % self.segment:
                 raise UserError(f"memory.compressive.segment={self.segment} does not divide memory={self.memory}")
 
+    config: Config
     tiny = (Config(segment=4, memory=4, compressed=3, rate=2),)
 
     def __init__(self, config: Config, dims: Dims, key: Array):

@@ -26,7 +26,7 @@ from flax import nnx
 from jax import Array, lax
 
 from memtx.errors import UserError, positive
-from memtx.memory.base import Dims, Segment, pytree, scan, segment, where_rows
+from memtx.memory.base import Dims, Segment, State, pytree, scan, segment, where_rows
 from memtx.nn.attention import MASKED, Source, attend, sums, tile_shape
 from memtx.nn.linear import Linear, normal
 from memtx.ops.grid import Grid, skip_if_empty
@@ -84,7 +84,7 @@ class TransformerXL(nnx.Module):
             jnp.zeros(batch_size, jnp.int32),
         )
 
-    def __call__(self, x_BTD, state: Hidden, seg: Segment, *, key: Array | None = None):
+    def __call__(self, x_BTD, state: Hidden, seg: Segment, *, key: Array | None = None) -> tuple[Array, State]:
         if x_BTD.shape[1] % self.config.segment:
             return self.any_cut(x_BTD, state, seg)
         # Training at T = segment meets whole segments only. The other branch is recomputed in its backward pass: one that is

@@ -7,6 +7,8 @@ block 0 goes on with each row's unfinished chunk, every later block starts a chu
 B stream, T time, K blocks, Q slots in a block.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -55,7 +57,7 @@ class Grid:
         return jnp.where(self.mask_BT.reshape(self.mask_BT.shape + (1,) * (y_BT.ndim - 2)), y_BT, 0)
 
 
-def skip_if_empty(valid: Array, work, carry, inputs):
+def skip_if_empty(valid: Array, work, carry, inputs) -> tuple[Any, Any]:
     """`work(carry, inputs) -> (carry, outputs)`, but nothing at run time (zero outputs) when no slot of any row is valid.
 
     What `work` emits is passed on, zero where it was skipped.

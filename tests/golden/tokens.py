@@ -47,10 +47,10 @@ def block_recurrent(a, position: str, block: int, window: int, states: int, gate
     """One block of tokens after the other; S changes at the end of each."""
     x, state, outs = a["x.x"], a["param.initial"], []
     heads, kv_heads, each = (-1, N, H), (-1, K, H), N // K
-    kv_x = [np.repeat((x @ w).reshape(kv_heads), each, 1) for w in np.split(a["param.kv.w"], 2, 1)]
+    k_x, v_x = (np.repeat((x @ w).reshape(kv_heads), each, 1) for w in np.split(a["param.kv.w"], 2, 1))
     t = np.arange(TIME)
     distance = t[:, None] - t
-    own = pairwise((x @ a["param.q.w"]).reshape(heads), *kv_x, (distance >= 0) & (distance < window), distance, position)
+    own = pairwise((x @ a["param.q.w"]).reshape(heads), k_x, v_x, (distance >= 0) & (distance < window), distance, position)
 
     def plain(queries, keys, values):
         shape = (len(queries), len(keys))
@@ -65,7 +65,7 @@ def block_recurrent(a, position: str, block: int, window: int, states: int, gate
         k_s, v_s = (np.repeat((s @ w).reshape(kv_heads), each, 1) for w in np.split(a["param.kv_state.w"], 2, 1))
         cross = plain(x[now] @ a["param.q_cross.w"], k_s, v_s)
         outs.append(np.concatenate([own[now].reshape(block, -1), cross], 1) @ a["param.out.w"])
-        read = [plain(s @ a["param.q_state.w"], k_s, v_s), plain(s @ a["param.q_state_cross.w"], *(kv[now] for kv in kv_x))]
+        read = [plain(s @ a["param.q_state.w"], k_s, v_s), plain(s @ a["param.q_state_cross.w"], k_x[now], v_x[now])]
         z = np.concatenate(read, 1) @ a["param.update.w"] + a["param.update.b"]
         if gate == "fixed":
             keep = sigmoid(a["param.keep"])
@@ -108,9 +108,10 @@ def rmt(a, position: str, segment: int, memory: int):
 
 
 def phi(u, nu: int):
-    """DPFP: products of rectified features with those j places before them, for j = 1..nu."""
+    """DPFP: products of rectified features with those j places before them, for j = 1..nu; of length 1."""
     r = np.concatenate([u * (u.real > 0), -u * (u.real < 0)])
-    return np.array([r[i] * r[i - j] for j in range(1, nu + 1) for i in range(len(r))])
+    products = np.array([r[i] * r[i - j] for j in range(1, nu + 1) for i in range(len(r))])
+    return products / np.sqrt((products**2).sum() + 1e-12)
 
 
 def armt(a, position: str, segment: int, memory: int, features: int, nu: int, **_):
@@ -128,7 +129,7 @@ def armt(a, position: str, segment: int, memory: int, features: int, nu: int, **
         for m in y[segment:]:
             key, beta = phi(m @ k, nu), sigmoid(m @ beta_w + beta_b)
             known = key @ matrix / (key @ z + e) if start else 0
-            gamma = np.clip(1 - (key @ z + e).real / ((key @ key).real + e), 0, 1) if start else 1
+            gamma = np.clip(1 - np.real(key @ z + e) / (np.real(key @ key) + e), 0, 1) if start else 1
             add, more = add + np.outer(key, beta * (m @ v - known)), more + gamma * key
         matrix, z = matrix + add, z + more
     return np.concatenate(outs)
@@ -155,7 +156,7 @@ def _armt() -> Golden:
     shapes = {f"{LAYER}layer.{key}": shape for key, shape in _BLOCK.items()}
     maps = {"q.w": (1, D, 3), "k.w": (1, D, 3), "v.w": (1, D, D), "beta.w": (1, D, 1), "beta.b": (1, 1)}
     shapes |= {LAYER + key: shape for key, shape in maps.items()} | {"x.x": (TIME, D), "param.initial": (2, D)}
-    return Golden("armt", armt, shapes, {"segment": 4, "memory": 2, "features": 3, "nu": 2, "value_scale": 1.0})
+    return Golden("armt", armt, shapes, {"segment": 4, "memory": 2, "features": 3, "nu": 2, "value_scale": 0.3})
 
 
 def _compressive(compression: str, position: str = "relative") -> Golden:

@@ -151,6 +151,7 @@ def test_armt_overwrites_what_it_wrote_under_the_same_key():
     """The delta rule: with beta = 1, a second value under a key takes the place of the first."""
     config, key = dataclasses.replace(ARMT.tiny[0], memory=1), jax.random.key(0)
     associative = ARMT.wrap_layer(config, DIMS, key, Residual(key))
+    assert associative.beta.b is not None
     associative.beta.b[...] = jnp.full(1, 50.0)
     associative.beta.w[...] = jnp.zeros((8, 1))
     associative.k.w[...] = jnp.zeros((8, 3)).at[0].set(jnp.array([1.0, -2.0, 3.0]))  # keys depend on the first feature alone
