@@ -120,9 +120,9 @@ class Segmented(nnx.Module):
 
         def step(state: Recurrence, part: Part):
             """One inner call: with memory tokens if a segment of any row starts or ends here, else of the text alone."""
-            boundary = (part.start_B | part.complete_B).any()
-            state, y = skip_if_empty(boundary, call(True), state, part)
-            state, z = skip_if_empty(part.valid_BQ.any() & ~boundary, call(False), state, part)
+            need = jnp.where(part.start_B | part.complete_B, 2, part.valid_BQ[:, 0]).max()
+            state, y = skip_if_empty(need == 2, call(True), state, part)
+            state, z = skip_if_empty(need == 1, call(False), state, part)
             return state, y + z
 
         token_BT = jnp.zeros_like(seg.position_BT) if seg.token_BT is None else seg.token_BT
