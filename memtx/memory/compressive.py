@@ -84,7 +84,7 @@ class Compressive(TransformerXL):
             return super().__call__(x_BTD, state, seg, key=key)
         state = dataclasses.replace(state, loss_B=jnp.zeros(x_BTD.shape[0]))
         y_BTD, state = super().__call__(x_BTD, state, seg, key=key)
-        emit("loss/compression", state.loss_B.mean())
+        emit("loss/compression", jnp.asarray(state.loss_B).mean())
         return y_BTD, dataclasses.replace(state, loss_B=())
 
     def remembered(self, state: Compressed) -> tuple[Array, Array]:
