@@ -334,5 +334,6 @@ def _check(config: Config) -> None:
         raise UserError(f"train.accumulate={config.train.accumulate} does not divide train.batch={config.train.batch}")
     if not 0 <= config.model.dropout < 1:
         raise UserError(f"model.dropout must be in [0, 1), not {config.model.dropout}")
-    if config.model.position == "t5" and "xl" in config.model.memory:
-        raise UserError("xl brings its own positions; use model.position=none or rope with it")
+    for name in {"xl", "compressive"} & set(config.model.memory):
+        if config.model.position == "t5":
+            raise UserError(f"{name} brings its own positions; use model.position=none or rope with it")

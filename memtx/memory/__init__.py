@@ -3,6 +3,9 @@ contract tests."""
 
 from memtx.memory.delta import KDA, DeltaNet, GatedDeltaNet
 from memtx.memory.engram import Engram
+from memtx.memory.armt import ARMT
+from memtx.memory.block_recurrent import BlockRecurrent
+from memtx.memory.compressive import Compressive
 from memtx.memory.full import Full
 from memtx.memory.knn_lm import KNNLM
 from memtx.memory.landmark import Landmark
@@ -10,6 +13,7 @@ from memtx.memory.linear import GLA, LinearAttention, RetNet
 from memtx.memory.memorizing import Memorizing
 from memtx.memory.product_keys import PEER, MemoryPlus, ProductKey
 from memtx.memory.recurrent import GRU, LSTM
+from memtx.memory.rmt import RMT
 from memtx.memory.sink import Sink
 from memtx.memory.ttt import TTTMLP, TTTLinear
 from memtx.memory.window import Window
@@ -20,6 +24,10 @@ MEMORIES = {
     "window": Window,
     "sink": Sink,
     "xl": TransformerXL,
+    "compressive": Compressive,
+    "block_recurrent": BlockRecurrent,
+    "rmt": RMT,
+    "armt": ARMT,
     "lstm": LSTM,
     "gru": GRU,
     "linear_attention": LinearAttention,

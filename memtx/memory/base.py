@@ -213,7 +213,7 @@ def collect(f: Callable, *kinds: str) -> Callable:
     return g
 
 
-def scan(f: Callable, carry, xs, *, length: int | None = None, unroll: int = 1):
+def scan(f: Callable, carry, xs, *, length: int | None = None, unroll: int = 1) -> tuple[Any, Any]:
     """`lax.scan` whose body may emit: values come out stacked along a new first axis.
 
     Fully unrolled (`unroll >= length`) there is no scan at all: what gets no gradient then costs no backward pass.

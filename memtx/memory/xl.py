@@ -17,6 +17,7 @@ B stream, T time, K blocks, Q slots in a block, M memory slots, C segment, S = M
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from flax import nnx
 from jax import Array, lax
 
 from memtx.errors import UserError, positive
-from memtx.memory.base import Dims, Segment, pytree, scan, segment, where_rows
+from memtx.memory.base import Dims, Segment, State, pytree, scan, segment, where_rows
 from memtx.nn.attention import MASKED, Source, attend, sums, tile_shape
 from memtx.nn.linear import Linear, normal
 from memtx.ops.grid import Grid, skip_if_empty
@@ -53,15 +54,16 @@ class TransformerXL(nnx.Module):
         segment: int = 128  # tokens between two writes
         memory: int = 128  # hidden states kept
         position: str = "relative"  # relative (the paper's) | rope
+        path: ClassVar[str] = "memory.xl"
 
         def __post_init__(self):
-            positive(self, "memory.xl", "segment", "memory")
+            positive(self, self.path, "segment", "memory")
+            if self.position not in ("relative", "rope"):
+                raise UserError(f"{self.path}.position must be relative or rope, not {self.position!r}")
 
     tiny = (Config(segment=4, memory=6), Config(segment=4, memory=6, position="rope"))
 
     def __init__(self, config: Config, dims: Dims, key: Array):
-        if config.position not in ("relative", "rope"):
-            raise UserError(f"memory.xl.position must be relative or rope, not {config.position!r}")
         q, kv, r, out, u, w = jax.random.split(key, 6)
         self.config = config
         self.dims = dataclasses.replace(dims, num_kv_heads=dims.num_heads, position="rope")
@@ -82,7 +84,7 @@ class TransformerXL(nnx.Module):
             jnp.zeros(batch_size, jnp.int32),
         )
 
-    def __call__(self, x_BTD, state: Hidden, seg: Segment, *, key: Array | None = None):
+    def __call__(self, x_BTD, state: Hidden, seg: Segment, *, key: Array | None = None) -> tuple[Array, State]:
         if x_BTD.shape[1] % self.config.segment:
             return self.any_cut(x_BTD, state, seg)
         # Training at T = segment meets whole segments only. The other branch is recomputed in its backward pass: one that is
@@ -92,12 +94,11 @@ class TransformerXL(nnx.Module):
 
     def whole_segments(self, x_BTD, state: Hidden, seg: Segment):
         """What `any_cut` gives when every row begins a segment, is full and ends one: places are static."""
-        memory, segments, ys = state.memory_BMD, state.segments_B, []
+        ys = []
         for x_BCD in jnp.split(x_BTD, x_BTD.shape[1] // self.config.segment, 1):
-            ys.append(self.read(x_BCD, memory, x_BCD, 0, segments))
-            memory = write(memory, x_BCD)
-            segments = segments + 1
-        return jnp.concatenate(ys, 1), Hidden(memory, jnp.zeros_like(state.current_BCD), state.offset_B, segments)
+            ys.append(self.read(x_BCD, self.remembered(state), x_BCD, 0))
+            state = self.finish(state, x_BCD)
+        return jnp.concatenate(ys, 1), state
 
     def any_cut(self, x_BTD, state: Hidden, seg: Segment):
         grid = Grid(seg.mask_BT, state.offset_B, self.config.segment)
@@ -106,21 +107,37 @@ class TransformerXL(nnx.Module):
             x_BQD, valid_BQ, slot_BQ, complete_B = block
             size = self.config.segment
             current = put(state.current_BCD, jnp.where(valid_BQ, slot_BQ, size), x_BQD)
-            y_BQD = self.read(x_BQD, state.memory_BMD, current, slot_BQ[:, 0], state.segments_B)
-            memory = write(state.memory_BMD, current)
-            done = Hidden(memory, jnp.zeros_like(current), state.offset_B, state.segments_B + 1)
+            y_BQD = self.read(x_BQD, self.remembered(state), current, slot_BQ[:, 0])
             going = dataclasses.replace(state, current_BCD=current)
-            return where_rows(complete_B, done, going, jax.tree.map(lambda _: 0, done)), y_BQD
+            rows = jax.tree.map(lambda _: 0, going)
+            finish = lambda going: where_rows(complete_B, self.finish(going, current), going, rows)  # noqa: E731
+            return lax.cond(complete_B.any(), finish, lambda going: going, going), y_BQD
 
         blocks = (grid.pack(x_BTD), grid.valid_KBQ, grid.slot_KBQ, grid.complete_KB)
         state, y_KBQD = scan(lambda s, block: skip_if_empty(block[1], work, s, block), state, blocks)
         return grid.unpack(y_KBQD), dataclasses.replace(state, offset_B=grid.offset_B)
 
-    def read(self, x_BQD, memory_BMD, current_BCD, slot: Array | int, segments_B) -> Array:
-        """Queries at slots slot + 0..Q-1 of the segment attend to memory and to the segment up to themselves.
+    def remembered(self, state) -> tuple[Array, Array]:
+        """What segments before this one left, oldest first, and which of it was ever written: [B, M, D], [B, M]."""
+        size = self.config.memory
+        return state.memory_BMD, jnp.arange(size) >= size - state.segments_B[:, None] * self.config.segment
+
+    def finish(self, state, current_BCD: Array):
+        """The state after a segment: the newest M hidden states, without gradient."""
+        joined = jnp.concatenate([state.memory_BMD, current_BCD.astype(state.memory_BMD.dtype)], 1)
+        return dataclasses.replace(
+            state,
+            memory_BMD=lax.stop_gradient(joined[:, self.config.segment :]),
+            current_BCD=jnp.zeros_like(state.current_BCD),
+            segments_B=state.segments_B + 1,
+        )
+
+    def read(self, x_BQD, remembered: tuple[Array, Array], current_BCD, slot: Array | int) -> Array:
+        """Queries at slots slot + 0..Q-1 of the segment attend to what is remembered and to the segment up to themselves.
 
         slot: of each row, or 0 for all.
         """
+        memory_BMD, valid_BM = remembered
         batch, queries, _ = x_BQD.shape
         size, slots = memory_BMD.shape[1], memory_BMD.shape[1] + current_BCD.shape[1]
         heads = (self.dims.num_heads, self.dims.head_dim)
@@ -129,7 +146,7 @@ class TransformerXL(nnx.Module):
         kv = jnp.concatenate([self.kv(old), self.kv(new)], 1)  # apart: the memory gets no gradient
         k, v = jnp.split(kv.reshape(batch, slots, 2 * heads[0], heads[1]), 2, 2)
         place_BQ = size + jnp.broadcast_to(slot, batch)[:, None] + jnp.arange(queries)
-        written_BS = jnp.arange(slots) >= size - segments_B[:, None] * current_BCD.shape[1]
+        written_BS = jnp.pad(valid_BM, ((0, 0), (0, slots - size)), constant_values=True)
         aligned = isinstance(slot, int)
         if self.config.position == "rope":
             index_BS = jnp.broadcast_to(jnp.arange(slots), (batch, slots))
@@ -184,12 +201,6 @@ class TransformerXL(nnx.Module):
             y, total, _ = sums([score[:, :, None] for score in scores], values, q[:, :, None])
             outs.append((y / total)[:, :, 0].astype(dtype))
         return jnp.concatenate(outs, 2).swapaxes(1, 2)
-
-
-def write(memory_BMD: Array, current_BCD: Array) -> Array:
-    """The memory after a segment: the newest M hidden states, without gradient."""
-    joined = jnp.concatenate([memory_BMD, current_BCD.astype(memory_BMD.dtype)], 1)
-    return lax.stop_gradient(joined[:, current_BCD.shape[1] :])
 
 
 def shear(e_BNQL: Array, slots: int) -> Array:

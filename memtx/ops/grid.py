@@ -7,10 +7,13 @@ block 0 goes on with each row's unfinished chunk, every later block starts a chu
 B stream, T time, K blocks, Q slots in a block.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from memtx.memory.base import collect, emit_all
 from memtx.ops.rows import put, take
 
 
@@ -54,11 +57,22 @@ class Grid:
         return jnp.where(self.mask_BT.reshape(self.mask_BT.shape + (1,) * (y_BT.ndim - 2)), y_BT, 0)
 
 
-def skip_if_empty(valid: Array, work, carry, inputs):
-    """`work(carry, inputs) -> (carry, outputs)`, but nothing at run time (zero outputs) when no slot of any row is valid."""
-    outputs = jax.eval_shape(work, carry, inputs)[1]
+def skip_if_empty(valid: Array, work, carry, inputs) -> tuple[Any, Any]:
+    """`work(carry, inputs) -> (carry, outputs)`, but nothing at run time (zero outputs) when no slot of any row is valid.
+
+    What `work` emits is passed on, zero where it was skipped.
+    """
+    tapped = collect(work)
+
+    def run(carry, inputs):
+        (carry, outputs), aux = tapped(carry, inputs)
+        return carry, (outputs, aux)
+
+    shapes = jax.eval_shape(run, carry, inputs)[1]
 
     def skip(carry, _):
-        return carry, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), outputs)
+        return carry, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
 
-    return lax.cond(valid.any(), work, skip, carry, inputs)
+    carry, (outputs, aux) = lax.cond(valid.any(), run, skip, carry, inputs)
+    emit_all(aux)
+    return carry, outputs

@@ -33,27 +33,31 @@ def streaming(t: int, window: int, sinks: int) -> list[tuple[int, int]]:
     return [(j, len(kept) - 1 - place) for place, j in enumerate(kept)]
 
 
-def transformer_xl(a, segment: int, memory: int, **config):
-    """h~ = [SG(mem), h]; A_ij = ((q_i + u) k_j + (q_i + w) Wr R_{i-j}) / sqrt(H); mem <- last M of [mem, h]."""
+def relative_attention(a, past, h, position: str):
+    """h~ = [past, h]; A_ij = ((q_i + u) k_j + (q_i + w) Wr R_{i-j}) / sqrt(H), or rotary positions."""
+    both, heads = np.concatenate([past, h]), (-1, N, H)
+    q = (h @ a["param.q.w"]).reshape(heads)
+    k, v = ((both @ w).reshape(heads) for w in np.split(a["param.kv.w"], 2, 1))
+    distance = len(past) + np.arange(len(h))[:, None] - np.arange(len(both))
+    seen = distance >= 0
+    if position == "rope":
+        y = pairwise(q, k, v, seen, distance, "rope")
+    else:
+        angle = distance[..., None] * 10_000.0 ** (-2 * np.arange(D // 2) / D)
+        r = (np.concatenate([np.sin(angle), np.cos(angle)], -1) @ a["param.r.w"]).reshape(*distance.shape, N, H)
+        content = np.einsum("tnh,snh->nts", q + a["param.u"], k)
+        location = np.einsum("tnh,tsnh->nts", q + a["param.w"], r)
+        y = np.einsum("nts,snh->tnh", softmax((content + location) / np.sqrt(H), seen), v)
+    return y.reshape(len(h), -1) @ a["param.out.w"]
+
+
+def transformer_xl(a, segment: int, memory: int, position: str):
+    """mem <- last M of [mem, h]."""
     mem, outs = np.zeros((0, D)), []
     for start in range(0, TIME, segment):
         h = a["x.x"][start : start + segment]
-        both = np.concatenate([mem.real, h])
-        heads = (-1, N, H)
-        q = (h @ a["param.q.w"]).reshape(heads)
-        k, v = ((both @ w).reshape(heads) for w in np.split(a["param.kv.w"], 2, 1))
-        distance = len(mem) + np.arange(len(h))[:, None] - np.arange(len(both))
-        seen = distance >= 0
-        if config["position"] == "rope":
-            y = pairwise(q, k, v, seen, distance, "rope")
-        else:
-            angle = distance[..., None] * 10_000.0 ** (-2 * np.arange(D // 2) / D)
-            r = (np.concatenate([np.sin(angle), np.cos(angle)], -1) @ a["param.r.w"]).reshape(*distance.shape, N, H)
-            content = np.einsum("tnh,snh->nts", q + a["param.u"], k)
-            location = np.einsum("tnh,tsnh->nts", q + a["param.w"], r)
-            y = np.einsum("nts,snh->tnh", softmax((content + location) / np.sqrt(H), seen), v)
-        outs.append(y.reshape(len(h), -1) @ a["param.out.w"])
-        mem = both[-memory:]
+        outs.append(relative_attention(a, mem.real, h, position))
+        mem = np.concatenate([mem.real, h])[-memory:]
     return np.concatenate(outs)
 
 
@@ -66,14 +70,14 @@ def _attention(memory: str, oracle, config: dict) -> dict[str, Golden]:
     }
 
 
-_XL = {"x.x": (TIME, D), "param.q.w": (D, N * H), "param.kv.w": (D, 2 * N * H), "param.out.w": (N * H, D)}
-_RELATIVE = {"param.r.w": (D, N * H), "param.u": (N, H), "param.w": (N, H)}
+XL = {"x.x": (TIME, D), "param.q.w": (D, N * H), "param.kv.w": (D, 2 * N * H), "param.out.w": (N * H, D)}
+RELATIVE = {"param.r.w": (D, N * H), "param.u": (N, H), "param.w": (N, H)}
 _SIZES = {"segment": 4, "memory": 6}
 
 GOLDENS = {
     **_attention("full", cached(lambda t, capacity: recent(t, capacity)), {"capacity": 7}),
     **_attention("window", cached(lambda t, window: recent(t, window)), {"window": 5}),
     **_attention("sink", cached(streaming), {"window": 4, "sinks": 2}),
-    "xl-relative": Golden("xl", transformer_xl, _XL | _RELATIVE, _SIZES | {"position": "relative"}),
-    "xl-rope": Golden("xl", transformer_xl, _XL, _SIZES | {"position": "rope"}),
+    "xl-relative": Golden("xl", transformer_xl, XL | RELATIVE, _SIZES | {"position": "relative"}),
+    "xl-rope": Golden("xl", transformer_xl, XL, _SIZES | {"position": "rope"}),
 }

@@ -1,0 +1,136 @@
+"""Compressive Transformer: Transformer-XL whose oldest hidden states are compressed, c to 1, into a second memory.
+
+    h~ = [SG(compressed) ; SG(memory) ; h]          attention as in Transformer-XL (xl.py), positions counted over all of h~
+    at the end of each segment of n tokens:
+    old = SG(the n oldest of memory) ;  memory <- last M of [memory ; h]
+    compressed <- SG(last Mc of [compressed ; f_c(old)])             f_c: n hidden states -> n / c
+    f_c   conv       c neighbours @ W: a convolution of width and stride c (the paper's best)
+          mean, max  over c neighbours
+          most_used  the n / c of old that this segment's queries attend to most, in order of time
+    loss/compression = mean (attn(SG h, old) - attn(SG h, f_c(old)))^2        the attention reconstruction loss; attn: softmax
+                       of contents alone, with the layer's own Wq, Wk, Wv as constants
+
+What is differentiable: the language model's gradient is Transformer-XL's, and none reaches f_c; the auxiliary loss reaches
+nothing but f_c. The gradient stops at the mechanism's own boundary. The loss is emitted once per finished segment that had a
+full memory, as a mean over rows, tokens and features; training adds it.
+
+Deviations: usage (most_used) is the content attention of the segment that pushes the entries out, not a sum over their stay;
+the rest as for Transformer-XL.
+
+Source: Rae et al. 2019 (arXiv 1911.05507).
+B stream, T time, M memory slots, C segment, c rate, S compressed slots, U = C / c, N heads, H head dim, D model.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from memtx.errors import UserError, check_known
+from memtx.memory.base import Dims, Segment, emit, pytree, wants
+from memtx.memory.xl import Hidden, TransformerXL
+from memtx.nn.linear import Linear, dense
+from memtx.ops.rows import take
+
+
+@pytree
+class Compressed(Hidden):
+    """Hidden states and what became of older ones, newest last; () where nothing is compressed."""
+
+    compressed_BSD: Array | tuple = ()
+    loss_B: Array | tuple = ()  # only within a call
+
+
+class Compressive(TransformerXL):
+    """Residual site: x_BTD -> x_BTD."""
+
+    kind = "ring of hidden states, ring of compressed ones"
+
+    @dataclasses.dataclass(frozen=True)
+    class Config(TransformerXL.Config):
+        compressed: int = 128  # compressed states kept; 0: Transformer-XL
+        rate: int = 4  # hidden states that become one
+        compression: str = "conv"  # conv | mean | max | most_used
+        path: ClassVar[str] = "memory.compressive"
+
+        def __post_init__(self):
+            super().__post_init__()
+            check_known(self.compression, ("conv", "mean", "max", "most_used"), "memory.compressive.compression")
+            if self.compressed < 0 or self.rate < 1:
+                raise UserError("memory.compressive.compressed must be at least 0 and rate at least 1")
+            if self.segment % self.rate:
+                raise UserError(f"memory.compressive.rate={self.rate} does not divide segment={self.segment}")
+            if self.memory % self.segment:
+                raise UserError(f"memory.compressive.segment={self.segment} does not divide memory={self.memory}")
+
+    config: Config
+    tiny = (Config(segment=4, memory=4, compressed=3, rate=2),)
+
+    def __init__(self, config: Config, dims: Dims, key: Array):
+        own, conv = jax.random.split(key)
+        super().__init__(config, dims, own)
+        if config.compressed and config.compression == "conv":
+            self.conv = Linear(conv, config.rate * dims.width, dims.width)
+
+    def init_state(self, batch_size: int) -> Compressed:
+        hidden, c = super().init_state(batch_size), self.config
+        compressed = jnp.zeros((batch_size, c.compressed, self.dims.width)) if c.compressed else ()
+        return Compressed(hidden.memory_BMD, hidden.current_BCD, hidden.offset_B, hidden.segments_B, compressed)
+
+    def __call__(self, x_BTD, state: Compressed, seg: Segment, *, key: Array | None = None):
+        if not (self.config.compressed and wants("loss")):
+            return super().__call__(x_BTD, state, seg, key=key)
+        state = dataclasses.replace(state, loss_B=jnp.zeros(x_BTD.shape[0]))
+        y_BTD, state = super().__call__(x_BTD, state, seg, key=key)
+        emit("loss/compression", jnp.asarray(state.loss_B).mean())
+        return y_BTD, dataclasses.replace(state, loss_B=())
+
+    def remembered(self, state: Compressed) -> tuple[Array, Array]:
+        memory_BMD, valid_BM = super().remembered(state)
+        if isinstance(state.compressed_BSD, tuple):
+            return memory_BMD, valid_BM
+        c = self.config
+        pushed_out_B = jnp.maximum(state.segments_B * c.segment - c.memory, 0)
+        valid_BS = jnp.arange(c.compressed) >= c.compressed - pushed_out_B[:, None] // c.rate
+        return jnp.concatenate([state.compressed_BSD, memory_BMD], 1), jnp.concatenate([valid_BS, valid_BM], 1)
+
+    def finish(self, state: Compressed, current_BCD: Array) -> Compressed:
+        new = super().finish(state, current_BCD)
+        if isinstance(state.compressed_BSD, tuple):
+            return new
+        h_BCD = lax.stop_gradient(current_BCD).astype(jnp.float32)
+        old_BCD = lax.stop_gradient(state.memory_BMD[:, : self.config.segment])
+        squeezed_BUD = self.compress(old_BCD, h_BCD)
+        loss_B = state.loss_B
+        if not isinstance(loss_B, tuple):
+            error_BCE = self.content(h_BCD, old_BCD)[0] - self.content(h_BCD, squeezed_BUD)[0]
+            full_B = state.segments_B * self.config.segment >= self.config.memory
+            loss_B = loss_B + jnp.where(full_B, (error_BCE**2).mean((1, 2)), 0.0)
+        joined = jnp.concatenate([state.compressed_BSD, lax.stop_gradient(squeezed_BUD)], 1)
+        return dataclasses.replace(new, compressed_BSD=joined[:, squeezed_BUD.shape[1] :], loss_B=loss_B)
+
+    def compress(self, old_BCD: Array, h_BCD: Array) -> Array:
+        """f_c: [B, C, D] -> [B, C / c, D]."""
+        batch, size, width = old_BCD.shape
+        c = self.config
+        groups = old_BCD.reshape(batch, size // c.rate, c.rate, width)
+        if c.compression == "conv":
+            return self.conv(groups.reshape(batch, size // c.rate, -1))
+        if c.compression == "mean":
+            return groups.mean(2)
+        if c.compression == "max":
+            return groups.max(2)
+        usage_BC = self.content(h_BCD, old_BCD)[1].mean((1, 2))
+        most_BU = jnp.argsort(-usage_BC, -1)[:, : size // c.rate]
+        return take(old_BCD, jnp.sort(most_BU, -1))
+
+    def content(self, h_BCD: Array, entries_BSD: Array) -> tuple[Array, Array]:
+        """Attention of h to entries by content alone, weights as constants: what is read [B, C, N H], and how [B, N, C, S]."""
+        q, kv = (dense(a, lax.stop_gradient(w.w[...])) for a, w in ((h_BCD, self.q), (entries_BSD, self.kv)))
+        split = lambda a: a.reshape(*a.shape[:2], self.dims.num_heads, self.dims.head_dim)  # noqa: E731
+        k_BSNH, v_BSNH = map(split, jnp.split(kv, 2, -1))
+        score_BNCS = jnp.einsum("BCNH,BSNH->BNCS", split(q), k_BSNH) * self.dims.head_dim**-0.5
+        weight_BNCS = jax.nn.softmax(score_BNCS, -1)
+        return jnp.einsum("BNCS,BSNH->BCNH", weight_BNCS, v_BSNH).reshape(q.shape), weight_BNCS

@@ -1,0 +1,199 @@
+"""Oracles of memories in compressed states, state vectors and memory tokens: compressive, block_recurrent, rmt, armt."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tests.golden.base import TIME, D, Golden, H, K, N, pairwise, sigmoid, softmax
+from tests.golden.cached import RELATIVE, XL, relative_attention
+
+
+def content_attention(a, h, entries):
+    """softmax((h Wq) (m Wk)) of contents alone -> weights [N, T, S], what is read [T, N, H]."""
+    q = (h @ a["param.q.w"]).reshape(-1, N, H)
+    k, v = ((entries @ w).reshape(-1, N, H) for w in np.split(a["param.kv.w"], 2, 1))
+    weight = softmax(np.einsum("tnh,snh->nts", q, k) / np.sqrt(H), np.ones((len(h), len(entries)), bool))
+    return weight, np.einsum("nts,snh->tnh", weight, v)
+
+
+def squeeze(a, old, h, rate: int, compression: str):
+    """f_c(old)."""
+    groups = old.reshape(len(old) // rate, rate, D)
+    if compression == "conv":
+        return groups.reshape(len(groups), -1) @ a["param.conv.w"]
+    if compression == "most_used":
+        usage = content_attention(a, h, old)[0].mean((0, 1))
+        return old[sorted(np.argsort(-usage.real)[: len(groups)])]
+    return {"mean": np.mean, "max": np.max}[compression](groups, 1)
+
+
+def compressive(a, position: str, segment: int, memory: int, compressed: int, rate: int, compression: str, losses=None):
+    """Appends the attention reconstruction loss of each segment that pushes something out to `losses`, if given."""
+    mem, squeezed, outs = np.zeros((0, D)), np.zeros((0, D)), []
+    for start in range(0, TIME, segment):
+        h = a["x.x"][start : start + segment]
+        outs.append(relative_attention(a, np.concatenate([squeezed, mem]).real, h, position))
+        if len(mem) == memory:
+            old = mem[:segment].real
+            new = squeeze(a, old, h.real, rate, compression)
+            squeezed = np.concatenate([squeezed, new.real])[-compressed:]
+            if losses is not None:
+                losses.append(((content_attention(a, h, old)[1] - content_attention(a, h, new)[1]) ** 2).mean())
+        mem = np.concatenate([mem, h])[-memory:]
+    return np.concatenate(outs)
+
+
+def block_recurrent(a, position: str, block: int, window: int, states: int, gate: str):
+    """One block of tokens after the other; S changes at the end of each."""
+    x, state, outs = a["x.x"], a["param.initial"], []
+    heads, kv_heads, each = (-1, N, H), (-1, K, H), N // K
+    k_x, v_x = (np.repeat((x @ w).reshape(kv_heads), each, 1) for w in np.split(a["param.kv.w"], 2, 1))
+    t = np.arange(TIME)
+    distance = t[:, None] - t
+    own = pairwise((x @ a["param.q.w"]).reshape(heads), k_x, v_x, (distance >= 0) & (distance < window), distance, position)
+
+    def plain(queries, keys, values):
+        shape = (len(queries), len(keys))
+        return pairwise(queries.reshape(heads), keys, values, np.ones(shape, bool), np.zeros(shape), "none").reshape(
+            shape[0], -1
+        )
+
+    for start in range(0, TIME, block):
+        now = slice(start, start + block)
+        scale = a["param.norm.scale"] / np.sqrt((state**2).mean(-1, keepdims=True) + 1e-6)
+        s = state * scale + a["param.ids"]
+        k_s, v_s = (np.repeat((s @ w).reshape(kv_heads), each, 1) for w in np.split(a["param.kv_state.w"], 2, 1))
+        cross = plain(x[now] @ a["param.q_cross.w"], k_s, v_s)
+        outs.append(np.concatenate([own[now].reshape(block, -1), cross], 1) @ a["param.out.w"])
+        read = [plain(s @ a["param.q_state.w"], k_s, v_s), plain(s @ a["param.q_state_cross.w"], k_x[now], v_x[now])]
+        z = np.concatenate(read, 1) @ a["param.update.w"] + a["param.update.b"]
+        if gate == "fixed":
+            keep = sigmoid(a["param.keep"])
+            state = keep * state + (1 - keep) * z
+        else:
+            z, i, f = np.split(z, 3, 1)
+            state = sigmoid(f + 1) * state + sigmoid(i - 1) * np.tanh(z)
+    return np.concatenate(outs)
+
+
+def block_of(a, path: str, x, capacity: int):
+    """A pre-norm block of attention to the last `capacity` tokens, and a SwiGLU network; x is all that it ever sees."""
+    p = {key.removeprefix(path): value[0] for key, value in a.items() if key.startswith(path)}  # a stack of one group
+
+    def norm(x, scale):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale
+
+    h = norm(x, p["memory_norm.scale"])
+    q = (h @ p["memory.attention.q.w"]).reshape(-1, N, H)
+    k, v = (np.repeat((h @ w).reshape(-1, K, H), N // K, 1) for w in np.split(p["memory.attention.kv.w"], 2, 1))
+    distance = np.arange(len(x))[:, None] - np.arange(len(x))
+    y = pairwise(q, k, v, (distance >= 0) & (distance < capacity), distance, "rope")
+    x = x + y.reshape(len(x), -1) @ p["memory.attention.out.w"]
+    gate, up = np.split(norm(x, p["mlp_norm.scale"]) @ p["mlp.up.w"], 2, 1)
+    return x + (gate * sigmoid(gate) * up) @ p["mlp.down.w"]
+
+
+CAPACITY = 7  # of `full` in the contract tests
+LAYER = "param.body.bodies.0.layers.0."
+
+
+def rmt(a, position: str, segment: int, memory: int):
+    m, outs = a["param.initial"], []
+    for start in range(0, TIME, segment):
+        y = block_of(a, LAYER, np.concatenate([m, a["x.x"][start : start + segment], m]), CAPACITY)
+        outs.append(y[memory:-memory])
+        last = y[-memory:]
+        m = last / np.sqrt((last**2).mean(-1, keepdims=True) + 1e-6) * a["param.norm.scale"]
+    return np.concatenate(outs)
+
+
+def phi(u, nu: int):
+    """DPFP: products of rectified features with those j places before them, for j = 1..nu; of length 1."""
+    r = np.concatenate([u * (u.real > 0), -u * (u.real < 0)])
+    products = np.array([r[i] * r[i - j] for j in range(1, nu + 1) for i in range(len(r))])
+    return products / np.sqrt((products**2).sum() + 1e-12)
+
+
+def armt(a, position: str, segment: int, memory: int, features: int, nu: int, **_):
+    size, e, outs = 2 * nu * features, 1e-5, []
+    matrix, z = np.zeros((size, D)), np.zeros(size)
+    q, k, v, beta_w, beta_b = (a[LAYER + name][0] for name in ("q.w", "k.w", "v.w", "beta.w", "beta.b"))
+    for start in range(0, TIME, segment):
+        h = np.concatenate([a["x.x"][start : start + segment], a["param.initial"]])
+        if start:
+            keys = [phi(row @ q, nu) for row in h]
+            h = h + np.stack([key @ matrix / (key @ z + e) for key in keys])
+        y = block_of(a, LAYER + "layer.", h, CAPACITY)
+        outs.append(y[:segment])
+        add, more = 0, 0
+        for m in y[segment:]:
+            key, beta = phi(m @ k, nu), sigmoid(m @ beta_w + beta_b)
+            known = key @ matrix / (key @ z + e) if start else 0
+            gamma = np.clip(1 - np.real(key @ z + e) / (np.real(key @ key) + e), 0, 1) if start else 1
+            add, more = add + np.outer(key, beta * (m @ v - known)), more + gamma * key
+        matrix, z = matrix + add, z + more
+    return np.concatenate(outs)
+
+
+_BLOCK = {
+    "memory_norm.scale": (1, D),
+    "memory.attention.q.w": (1, D, N * H),
+    "memory.attention.kv.w": (1, D, 2 * K * H),
+    "memory.attention.out.w": (1, N * H, D),
+    "mlp_norm.scale": (1, D),
+    "mlp.up.w": (1, D, 32),
+    "mlp.down.w": (1, 16, D),
+}
+
+
+def _rmt() -> Golden:
+    shapes = {LAYER + key: shape for key, shape in _BLOCK.items()}
+    shapes |= {"x.x": (TIME, D), "param.initial": (2, D), "param.norm.scale": (D,)}
+    return Golden("rmt", rmt, shapes, {"segment": 4, "memory": 2})
+
+
+def _armt() -> Golden:
+    shapes = {f"{LAYER}layer.{key}": shape for key, shape in _BLOCK.items()}
+    maps = {"q.w": (1, D, 3), "k.w": (1, D, 3), "v.w": (1, D, D), "beta.w": (1, D, 1), "beta.b": (1, 1)}
+    shapes |= {LAYER + key: shape for key, shape in maps.items()} | {"x.x": (TIME, D), "param.initial": (2, D)}
+    return Golden("armt", armt, shapes, {"segment": 4, "memory": 2, "features": 3, "nu": 2, "value_scale": 0.3})
+
+
+def _compressive(compression: str, position: str = "relative") -> Golden:
+    shapes = XL | (RELATIVE if position == "relative" else {})
+    if compression == "conv":
+        shapes = shapes | {"param.conv.w": (2 * D, D)}
+    sizes = {"segment": 4, "memory": 4, "compressed": 3, "rate": 2}
+    return Golden("compressive", compressive, shapes, sizes | {"compression": compression, "position": position})
+
+
+def _block_recurrent(gate: str) -> Golden:
+    sizes, gates = {"block": 4, "window": 5, "states": 3}, {"fixed": 1, "lstm": 3}[gate]
+    inner = N * H
+    shapes = {
+        "x.x": (TIME, D),
+        "param.q.w": (D, inner),
+        "param.q_cross.w": (D, inner),
+        "param.kv.w": (D, 2 * K * H),
+        "param.out.w": (2 * inner, D),
+        "param.q_state.w": (D, inner),
+        "param.q_state_cross.w": (D, inner),
+        "param.kv_state.w": (D, 2 * K * H),
+        "param.update.w": (2 * inner, gates * D),
+        "param.update.b": (gates * D,),
+        "param.initial": (3, D),
+        "param.ids": (3, D),
+        "param.norm.scale": (D,),
+    }
+    if gate == "fixed":
+        shapes["param.keep"] = (D,)
+    return Golden("block_recurrent", block_recurrent, shapes, sizes | {"gate": gate})
+
+
+GOLDENS = {
+    **{f"compressive-{name}": _compressive(name) for name in ("conv", "mean", "max", "most_used")},
+    "compressive-rope": _compressive("conv", "rope"),
+    **{f"block_recurrent-{gate}": _block_recurrent(gate) for gate in ("fixed", "lstm")},
+    "rmt": _rmt(),
+    "armt": _armt(),
+}
