@@ -2,8 +2,10 @@
 contract tests."""
 
 from memtx.memory.full import Full
+from memtx.memory.infini import Infini
 from memtx.memory.recurrent import GRU, LSTM
 from memtx.memory.sink import Sink
+from memtx.memory.titans_blocks import MAC, MAG, MAL
 from memtx.memory.window import Window
 from memtx.memory.xl import TransformerXL
 
@@ -14,4 +16,8 @@ MEMORIES = {
     "xl": TransformerXL,
     "lstm": LSTM,
     "gru": GRU,
+    "infini": Infini,
+    "titans_mac": MAC,
+    "titans_mag": MAG,
+    "titans_mal": MAL,
 }

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.golden import cached, recurrent
+from tests.golden import cached, fast_weights, recurrent
 from tests.golden.base import ROWS, Golden
 
 FOLDER = Path(__file__).parent
 STEP = 1e-30
 
-GOLDENS: dict[str, Golden] = {**cached.GOLDENS, **recurrent.GOLDENS}
+GOLDENS: dict[str, Golden] = {**cached.GOLDENS, **fast_weights.GOLDENS, **recurrent.GOLDENS}
 
 
 def inputs(name: str) -> dict[str, np.ndarray]:
