@@ -135,7 +135,7 @@ class Infini(nnx.Module):
             return closed, y_BQNH
 
         carry = state.memory, state.pending
-        y_BTNH, carry = in_chunks(self.config.segment, step, (q_BTNH, k_BTKH, v_BTKH), carry, state.offset_B, seg)
+        y_BTNH, (memory, pending) = in_chunks(self.config.segment, step, (q_BTNH, k_BTKH, v_BTKH), carry, state.offset_B, seg)
 
         def shift(old, new):
             joined = jnp.concatenate([old, new.astype(old.dtype)], 1)
@@ -143,7 +143,7 @@ class Infini(nnx.Module):
 
         k_BCKH, v_BCKH = shift(state.k_BCKH, k_BTKH), shift(state.v_BCKH, v_BTKH)
         offset_B = (state.offset_B + seg.length_B) % self.config.segment
-        return y_BTNH, Compressed(*carry, k_BCKH, v_BCKH, offset_B)
+        return y_BTNH, Compressed(memory, pending, k_BCKH, v_BCKH, offset_B)
 
     def grouped_read(self, q_BQNH: Array, memory: Sums) -> Array:
         """A_mem, each query head reading its key head's memory."""

@@ -111,9 +111,7 @@ def decay(log_BNQ: Array) -> Array:
     return jnp.exp(jnp.where(lower, difference, -jnp.inf))  # masked before exp: what lies above would overflow
 
 
-def learn(
-    now: Weights, start: Weights, momentum: Weights, q, k, v, gates: Gates, clip: float
-) -> tuple[Weights, Weights, Array]:
+def learn(now: Weights, start: Weights, momentum: Weights, q, k, v, gates: Gates, clip: float = 0.0):
     """A chunk, or a part of one: the weights and momentum after it, and y_BNQH."""
     inputs, errors = gradient(start, k, v)
     theta = gates.theta_BNQ

@@ -190,7 +190,7 @@ def _titans(name: str, oracle, depth: int, shapes: dict, **config) -> dict[str, 
     shapes = {"x.x": (TIME, D)} | shapes
     shapes |= {f"param.memory.{key}": shape for key, shape in memory.items()}
     shapes |= {f"param.near.{key}": shape for key, shape in near.items()}
-    config |= {"chunk": 4, "depth": depth, "persistent": 2, "expansion": 2, "lr": 0.1}
+    config |= {"chunk": 4, "depth": depth, "persistent": 2, "expansion": 2}
     return {name: Golden(name, oracle, shapes, config)}
 
 
@@ -201,7 +201,7 @@ GOLDENS = {
     **_infini("delta"),
     **_infini("linear", "alibi"),
     **_infini("linear", "t5"),
-    **_titans("titans_mac", titans_mac, 2, _GATE | _QUERY),
-    **_titans("titans_mag", titans_mag, 1, _GATE, window=5),
-    **_titans("titans_mal", titans_mal, 3, {}, window=5),
+    **_titans("titans_mac", titans_mac, 2, _GATE | _QUERY, lr=0.001),
+    **_titans("titans_mag", titans_mag, 1, _GATE, window=5, lr=0.1),
+    **_titans("titans_mal", titans_mal, 3, {}, window=5, lr=0.01),
 }
