@@ -17,14 +17,17 @@ from typing import Any
 
 import ml_collections
 
+from memtx import patterns
 from memtx.errors import UserError, check_known, positive
 
 
 @dataclass(frozen=True)
 class Model:
-    """A decoder: stacks of (pattern of mechanism names, number of groups) between an embedding and a head."""
+    """A decoder: stacks of (pattern of blocks, number of groups) between an embedding and a head; see memtx.patterns."""
 
     stacks: tuple[tuple[tuple[str, ...], int], ...] = ((("window",), 4),)
+    body: str = ""  # a mechanism around the stacks, such as rmt
+    head: str = ""  # a mechanism over the logits, such as knn_lm
     memory: Mapping[str, Any] = field(default_factory=dict)  # settings by mechanism name: the config group `memory`
     vocab_size: int = 0  # 0: the tokenizer's
     width: int = 128
@@ -120,7 +123,7 @@ class Config:
 def get_config(**groups) -> ml_collections.ConfigDict:
     """Every key with its default, for a config file to change: `get_config(train={"steps": 100})`.
 
-    The group `memory` holds the settings of each mechanism that `model.stacks` names.
+    The group `memory` holds the settings of each mechanism that `model` names.
     """
     from memtx.memory import MEMORIES  # here, since mechanisms import this package's contract
 
@@ -136,7 +139,8 @@ def get_config(**groups) -> ml_collections.ConfigDict:
         else:
             values[group] = changes
     values["memory"] = {}
-    for name in dict.fromkeys(name for pattern, _ in values["model"]["stacks"] for name in pattern):
+    model = values["model"]
+    for name in patterns.names(model["stacks"], model["body"], model["head"]):
         check_known(name, MEMORIES, "memory")
         values["memory"][name] = _plain(MEMORIES[name].Config(**settings.get(name, {})))
     config = ml_collections.ConfigDict(values, convert_dict=True)
@@ -203,9 +207,11 @@ def complete_model(model: Model) -> Model:
 
     stacks = tuple((tuple(pattern), groups) for pattern, groups in model.stacks)
     memory = {}
-    for name in [*model.memory, *(name for pattern, _ in stacks for name in pattern)]:
+    named = patterns.names(stacks, model.body, model.head)
+    for name in [*model.memory, *named]:
         check_known(name, MEMORIES, "memory")
-    for name in dict.fromkeys(name for pattern, _ in stacks for name in pattern):
+    _check_sites(model, stacks, {name: MEMORIES[name].site for name in named})
+    for name in named:
         settings = model.memory.get(name, {})
         cls = MEMORIES[name].Config
         memory[name] = settings if isinstance(settings, cls) else to_dataclass(cls, settings, f"memory.{name}")
@@ -226,6 +232,21 @@ def complete_model(model: Model) -> Model:
     gated = model.activation == "swiglu"
     ff_dim = model.ff_dim or (-(-8 * model.width // 24) * 8 if gated else 4 * model.width)
     return dataclasses.replace(model, stacks=stacks, memory=memory, num_kv_heads=kv_heads, head_dim=head_dim, ff_dim=ff_dim)
+
+
+def _check_sites(model: Model, stacks, site: Mapping[str, str]) -> None:
+    """Each mechanism stands where it can be called."""
+    for name, at in ((model.body, "body"), (model.head, "head")):
+        if name and site[name] != at:
+            raise UserError(f"model.{at}={name} cannot be: {name} has its place in model.stacks")
+    for entry in (entry for pattern, _ in stacks for entry in pattern):
+        memory, feed_forward = patterns.parse(entry)
+        for name in memory.names:
+            if site[name] in ("body", "head"):
+                raise UserError(f"{name} cannot stand in model.stacks; set model.{site[name]}={name}")
+        for name in feed_forward.names if feed_forward else ():
+            if site[name] != "residual":
+                raise UserError(f"{name} cannot stand in place of the MLP in {entry!r}: its site is {site[name]}")
 
 
 def to_json(config: Config) -> dict:

@@ -11,6 +11,7 @@ import importlib.util
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,14 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from memtx import patterns
+from memtx.config import Model
 from memtx.memory import MEMORIES
 from memtx.memory.base import Dims, Segment, batch_axes, reset, segment
+from memtx.models.body import body, hand_out, shared
 
 BATCH = 4
-DIMS = Dims(width=8, num_heads=4, num_kv_heads=2, head_dim=4, position="rope")
+DIMS = Dims(width=8, num_heads=4, num_kv_heads=2, head_dim=4, position="rope", vocab_size=16)
 
 
 # --- placement on the devices that --devices asks for -----------------------------------------------------------------------
@@ -66,11 +70,18 @@ class Case:
         return self.name + self.label
 
     @cached_property
+    def model(self) -> Model:
+        """The smallest model that holds the mechanism: one block, or one block inside it."""
+        entry = getattr(self.cls, "block", "window") if self.cls.site in ("body", "head") else self.name
+        around = {self.cls.site: self.name} if self.cls.site in ("body", "head") else {}
+        inner = {name: MEMORIES[name].tiny[0] for name in patterns.names([((entry,), 1)]) if name != self.name}
+        sizes = {field.name: getattr(self.dims, field.name) for field in dataclasses.fields(Dims)}
+        return Model(stacks=(((entry,), 1),), memory={self.name: self.config, **inner}, ff_dim=16, **around, **sizes)
+
+    @cached_property
     def layer(self):
-        with (
-            jax.ensure_compile_time_eval()
-        ):  # a test may ask for it first from within a trace, and it is kept for the next test
-            return self.cls(self.config, self.dims, jax.random.key(0))
+        with jax.ensure_compile_time_eval():  # the test that asks first may be tracing, and others use it later
+            return Alone(self, jax.random.key(0))
 
     @cached_property
     def params(self):
@@ -81,6 +92,11 @@ class Case:
     def axes(self):
         return batch_axes(self.layer.init_state)
 
+    @cached_property
+    def remembers(self) -> bool:
+        """False for a table of parameters, which keeps nothing from what it reads."""
+        return bool(jax.tree.leaves(self.axes))
+
     def init_state(self):
         return place(self.layer.init_state(BATCH), self.axes)
 
@@ -89,7 +105,7 @@ class Case:
         graph, abstract = nnx.split(self.layer)
         nnx.replace_by_pure_dict(abstract, params)
         layer = nnx.merge(graph, abstract)
-        return layer(x, reset(layer, state, seg.reset_B), seg)
+        return layer(x, reset(layer, state, seg.reset_B), seg.replace(token_BT=token(x)))
 
     @cached_property
     def jitted(self):
@@ -101,10 +117,12 @@ class Case:
     def x(self, seed: int, time: int = 16, dtype=jnp.float32):
         """Random input of the mechanism's site, a pytree of [B, T, ...]."""
         rng = np.random.default_rng(seed)
+        dims = self.dims
         if self.cls.site == "attention":
-            heads = (self.dims.num_heads, self.dims.num_kv_heads, self.dims.num_kv_heads)
-            return tuple(jnp.asarray(rng.normal(size=(BATCH, time, n, self.dims.head_dim)), dtype) for n in heads)
-        return jnp.asarray(rng.normal(size=(BATCH, time, self.dims.width)), dtype)
+            heads = (dims.num_heads, dims.num_kv_heads, dims.num_kv_heads)
+            return tuple(jnp.asarray(rng.normal(size=(BATCH, time, n, dims.head_dim)), dtype) for n in heads)
+        x = jnp.asarray(rng.normal(size=(BATCH, time, dims.width)), dtype)
+        return (x, jnp.asarray(rng.normal(size=(BATCH, time, dims.vocab_size)), dtype)) if self.cls.site == "head" else x
 
     def run(self, x, cuts, state=None, start: int = 0, between=lambda state: state):
         """Feed x[:, start:] in calls of `cuts` tokens -> (y of all calls, final state). `between` tampers with the state."""
@@ -118,6 +136,31 @@ class Case:
     def warm(self, time: int = 7):
         """A state in use, rows out of step with each other."""
         return self.call(self.x(99, time), self.init_state(), at(0, time, [7, 4, 6, 5]))[1]
+
+
+class Alone(nnx.Module):
+    """The mechanism as a model holds it: around a body if that is its site, with what its layers share. A layer itself."""
+
+    def __init__(self, case: Case, key):
+        for_memory, for_shared = jax.random.split(key)
+        with mock.patch.dict(MEMORIES, {case.name: case.cls}):
+            if case.cls.site == "body":
+                self.memory = body(case.model, case.dims, for_memory)
+            else:
+                self.memory = case.cls(case.config, case.dims, for_memory)
+            self.shared = shared(case.model, case.dims, for_shared)
+
+    def init_state(self, batch_size: int):
+        return self.memory.init_state(batch_size)
+
+    def __call__(self, x, state, seg: Segment):
+        return self.memory(x, state, seg.replace(shared={**hand_out(self.shared), **seg.shared}))
+
+
+def token(x):
+    """Ids from the first numbers of x, so that what moves x moves them; tests/golden/base.py does the same in numpy."""
+    first_BT = jax.tree.leaves(x)[0].astype(jnp.float32).reshape(*jax.tree.leaves(x)[0].shape[:2], -1)[..., 0]
+    return jnp.floor(first_BT * 8).astype(jnp.int32) % DIMS.vocab_size
 
 
 @functools.cache

@@ -76,10 +76,11 @@ class Layer(Stateful, Protocol):
     """What every memory, block, stack and body is.
 
     At the *attention* site x is (q_BTNH, k_BTKH, v_BTKH), un-rotated, and y is BTNH; k = v = None means nothing to write.
-    At the *residual* and *body* sites x and y are BTD. y has x's dtype.
+    At the *residual* and *body* sites x and y are BTD. At the *head* site x is (h_BTD, logits_BTV) and y the new logits.
+    y has x's dtype (the logits').
     """
 
-    def __call__(self, x, state: State, seg: Segment, *, key: Array | None = None) -> tuple[Any, State]: ...
+    def __call__(self, x, state: State, seg: Segment, /, *, key: Array | None = None) -> tuple[Any, State]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Dims:
     """The static sizes that a layer is built for, and how it tells positions apart.
 
     position: "rope", "alibi", "t5", or "none" (also for learned positions, which the embedding adds).
+    vocab_size: for what stores or hashes tokens.
     """
 
     width: int
@@ -95,15 +97,24 @@ class Dims:
     head_dim: int
     position: str = "rope"
     rope_base: float = 10_000.0
+    vocab_size: int = 0
 
 
 class Memory(Protocol):
     """A mechanism: a Layer class that MEMORIES lists, built as `cls(config, dims, key)`.
 
-    site    what x is: "attention" or "residual"
-    kind    what it remembers in: "ring of ...", "bank of ..." (entries with validity), or "fixed ..." (a value, always valid)
+    site    what x is: "attention", "residual", "body" (built as `cls(config, dims, key, body)`: it wraps a body) or "head"
+    kind    what it remembers in: "ring of ...", "bank of ..." (entries with validity), "fixed ..." (a value, always valid) or
+            "table of ..." (parameters only: the state is `()`)
     Config  its settings, a frozen dataclass
     tiny    settings for the contract tests: so small that 16 tokens fill every ring and cross every boundary of its own
+
+    Optional, with their defaults:
+    block = NAME                   the pattern entry that stands for it in a preset (around a body or under a head: "window")
+    place = all layers             layers -> which of them hold it in a preset; the others have windows
+    gradient = True                whether a gradient passes through the state, until it is detached
+    shared(config, dims, key)      parameters that its layers share, by name, found in `seg.shared["NAME/name"]`
+    wrap_layer(config, dims, key, layer)      at the body site: what stands for each layer of the body
     """
 
     site: ClassVar[str]

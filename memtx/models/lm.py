@@ -20,9 +20,8 @@ from jax import Array
 from memtx.config import Config, Model, complete_model, configure
 from memtx.errors import UserError
 from memtx.memory import MEMORIES
-from memtx.memory.base import Dims, Segment, State, pytree, reset, segment
-from memtx.models.block import Block
-from memtx.models.stack import Sequence, Stack
+from memtx.memory.base import Dims, Segment, State, emit, pytree, reset, segment
+from memtx.models.body import body, hand_out, shared
 from memtx.nn.linear import Linear, Norm, dense, dropout, normal
 from memtx.nn.positions import T5_BUCKETS
 
@@ -31,53 +30,57 @@ Params = Mapping[str, Any]
 
 @pytree
 class LMState:
-    """What B streams remember: the place each has come to in its document, and the body's memories."""
+    """What B streams remember: the place each has come to in its document, the body's memories and the head's."""
 
     position_B: Array
     body: State
+    head: State
 
 
 class Decoder(nnx.Module):
     def __init__(self, model: Model, dims: Dims, key: Array):
-        embed, body, head, place, bias = jax.random.split(key, 5)
+        keys = iter(jax.random.split(key, 7))
         self.model = model
-        self.embed = normal(embed, (model.vocab_size, model.width), 1.0 if not model.tied else model.width**-0.5)
+        self.embed = normal(next(keys), (model.vocab_size, model.width), 1.0 if not model.tied else model.width**-0.5)
+        self.body = body(model, dims, next(keys))
+        self.shared = shared(model, dims, next(keys))
+        self.norm = Norm(model.norm, model.width)
+        to_logits, place, bias, head = keys
+        self.to_logits = None if model.tied else Linear(to_logits, model.width, model.vocab_size)
         learned = model.position == "learned"
         self.place = normal(place, (model.max_position, model.width), 0.02, optim="no_decay") if learned else None
         t5 = model.position == "t5"
         self.relative_bias = normal(bias, (T5_BUCKETS, model.num_heads), 0.02, optim="no_decay") if t5 else None
-        makes = {name: partial(MEMORIES[name], settings) for name, settings in model.memory.items()}
-        stacks = []
-        for i, (pattern, groups) in enumerate(model.stacks):
-            blocks = [partial(Block, model, dims, makes[name]) for name in pattern]
-            stacks.append(Stack(blocks, groups, jax.random.fold_in(body, i), scan=model.scan, remat=model.remat))
-        self.body = Sequence(stacks)
-        self.norm = Norm(model.norm, model.width)
-        self.head = None if model.tied else Linear(head, model.width, model.vocab_size)
+        self.head = MEMORIES[model.head](model.memory[model.head], dims, head) if model.head else None
 
     def init_state(self, batch_size: int) -> LMState:
-        return LMState(jnp.zeros(batch_size, jnp.int32), self.body.init_state(batch_size))
+        head = self.head.init_state(batch_size) if self.head else ()
+        return LMState(jnp.zeros(batch_size, jnp.int32), self.body.init_state(batch_size), head)
 
     def __call__(self, token_BT: Array, state: LMState, seg: Segment | None = None, *, key: Array | None = None):
         if seg is None:
             seg = segment(state.position_B[:, None] + jnp.arange(token_BT.shape[1]))
         state = reset(self, state, seg.reset_B)
-        shared = dict(seg.shared)
+        handed = dict(seg.shared) | hand_out(self.shared)
         if self.relative_bias is not None:
-            shared["relative_bias"] = self.relative_bias[...]
-        seg = seg.replace(token_BT=token_BT, shared=shared)
+            handed["relative_bias"] = self.relative_bias[...]
+        seg = seg.replace(token_BT=token_BT, shared=handed)
         h = self.embed[...].astype(self.model.dtype)[token_BT]
         if self.model.tied:
             h = h * self.model.width**0.5
         if self.place is not None:
             h = h + self.place[...].astype(h.dtype)[jnp.minimum(seg.position_BT, self.model.max_position - 1)]
-        keys = (None, None) if key is None else jax.random.split(key)
-        h, body = self.body(dropout(h, self.model.dropout, keys[0]), state.body, seg, key=keys[1])
+        for_embed, for_body, for_head = (None, None, None) if key is None else jax.random.split(key, 3)
+        h, body_state = self.body(dropout(h, self.model.dropout, for_embed), state.body, seg, key=for_body)
         h = self.norm(h)
-        logits = (dense(h, self.embed[...].T) if self.head is None else self.head(h)).astype(jnp.float32)
+        emit("hidden", h)
+        logits = dense(h, self.embed[...].T) if self.to_logits is None else self.to_logits(h)
+        logits, head_state = logits.astype(jnp.float32), state.head
+        if self.head:
+            logits, head_state = self.head((h, logits), head_state, seg, key=for_head)
         last_B = jnp.take_along_axis(seg.position_BT, jnp.maximum(seg.length_B - 1, 0)[:, None], 1)[:, 0]
         position_B = jnp.where(seg.length_B > 0, last_B + 1, state.position_B)
-        return logits, LMState(position_B, body)
+        return logits, LMState(position_B, body_state, head_state)
 
 
 class LM:
@@ -93,7 +96,7 @@ class LM:
 
     def __init__(self, model: Model):
         self.model = model
-        self.dims = Dims(model.width, model.num_heads, model.num_kv_heads, model.head_dim, model.position, model.rope_base)
+        self.dims = Dims(**{f.name: getattr(model, f.name) for f in dataclasses.fields(Dims)})
         self._make = partial(Decoder, model, self.dims)
         self._graph, self._abstract = nnx.split(nnx.eval_shape(partial(self._make, jax.random.key(0))))
         self._static = nnx.merge(self._graph, self._abstract)

@@ -1,5 +1,7 @@
 """Sizes by name, and where a mechanism stands in a model of that size."""
 
+from itertools import groupby
+
 from memtx.errors import check_known
 from memtx.memory import MEMORIES
 
@@ -12,8 +14,13 @@ SIZES = {
 
 
 def preset(memory: str, size: str) -> dict:
-    """The `model` group for a mechanism at a size."""
+    """The `model` group for a mechanism at a size: it stands where its paper has it, windows elsewhere."""
     check_known(size, SIZES, "size")
     check_known(memory, MEMORIES, "memory")
     model = dict(SIZES[size])
-    return {"stacks": (((memory,), model.pop("layers")),), **model}
+    layers, cls = model.pop("layers"), MEMORIES[memory]
+    if cls.site in ("body", "head"):
+        return {cls.site: memory, "stacks": (((getattr(cls, "block", "window"),), layers),), **model}
+    held = cls.place(layers) if hasattr(cls, "place") else range(layers)
+    entries = [getattr(cls, "block", memory) if i in held else "window" for i in range(layers)]
+    return {"stacks": tuple(((entry,), len(list(run))) for entry, run in groupby(entries)), **model}

@@ -56,7 +56,7 @@ ACTIVATIONS = {"gelu": jax.nn.gelu, "relu": jax.nn.relu, "swiglu": jax.nn.silu}
 
 
 class MLP(nnx.Module):
-    """down(act(up x)); "swiglu" gates: down(silu(gate x) * up x), with gate and up in one dot."""
+    """down(act(up x)); "swiglu": down(silu(gate x) * up x), gate and up in one dot. A layer that remembers nothing."""
 
     def __init__(self, key: Array, width: int, ff_dim: int, activation: str, *, bias: bool = False):
         up, down = jax.random.split(key)
@@ -65,12 +65,15 @@ class MLP(nnx.Module):
         self.up = Linear(up, width, gates * ff_dim, bias=bias)
         self.down = Linear(down, ff_dim, width, bias=bias)
 
-    def __call__(self, x_BTD: Array) -> Array:
+    def init_state(self, batch_size: int) -> tuple:
+        return ()
+
+    def __call__(self, x_BTD: Array, state, seg, *, key: Array | None = None) -> tuple[Array, tuple]:
         h = self.up(x_BTD)
         if self.activation == "swiglu":
             gate, h = jnp.split(h, 2, -1)
-            return self.down(jax.nn.silu(gate) * h)
-        return self.down(ACTIVATIONS[self.activation](h))
+            return self.down(jax.nn.silu(gate) * h), state
+        return self.down(ACTIVATIONS[self.activation](h)), state
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:

@@ -22,7 +22,7 @@ RULES = (
     (r"(^|/)(q|kv|r|up|x|gates)/w$", (None, "model")),
     (r"(^|/)(out|down)/w$", ("model", None)),
     (r"^embed$", ("model", None)),
-    (r"^head/w$", (None, "model")),
+    (r"^to_logits/w$", (None, "model")),
 )
 FSDP_SMALLEST = 4096  # parameters smaller than this are not worth gathering
 

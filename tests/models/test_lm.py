@@ -62,7 +62,7 @@ def test_a_ragged_call_leaves_each_row_where_its_tokens_end():
 
 def test_tied_models_share_the_embedding():
     tied, untied = build()[1], build(tied=False)[1]
-    assert set(untied) - set(tied) == {"head"}
+    assert set(untied) - set(tied) == {"to_logits"}
     lm, params = build()
     other = params | {"embed": params["embed"].at[3].add(1.0)}
     a, b = (lm(p, TOKENS[:, :1] * 0, lm.init_state(2))[0] for p in (params, other))
@@ -137,7 +137,7 @@ def test_groups_have_parameters_of_their_own_and_patterns_follow_one_another():
     lm, params = build(stacks=((("window", "lstm"), 2), (("lstm",), 1)), memory={"window": WINDOW, "lstm": lstm})
     first, second = params["body"]["bodies"][0]["layers"], params["body"]["bodies"][1]["layers"]
     assert (len(first), len(second)) == (2, 1)
-    w = first[1]["memory"]["h"]
+    w = first[1]["memory"]["memories"][0]["h"]
     assert w.shape == (2, lstm.hidden, 4 * lstm.hidden)
     assert (w[0] != w[1]).all()
     assert lm(params, TOKENS, lm.init_state(2))[0].shape == (2, 8, 11)

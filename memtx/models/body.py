@@ -1,0 +1,56 @@
+"""From a config's model group to modules: the blocks of each stack, a mechanism around them, and what they share."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+from flax import nnx
+from jax import Array
+
+from memtx import patterns
+from memtx.config import Model
+from memtx.memory import MEMORIES
+from memtx.memory.base import Dims, Layer
+from memtx.models.block import Block, Branch
+from memtx.models.stack import Sequence, Stack
+
+
+def body(model: Model, dims: Dims, key: Array) -> Layer:
+    """Every layer between embedding and head: stacks of blocks, inside the mechanism that `model.body` names, if any."""
+    around = MEMORIES[model.body] if model.body else None
+    outer, *keys = jax.random.split(key, 1 + len(model.stacks))
+    stacks = []
+    for (pattern, groups), stack_key in zip(model.stacks, keys, strict=True):
+        makes = [partial(Block, model, dims, *map(partial(_side, model, dims), patterns.parse(entry))) for entry in pattern]
+        if wrap := getattr(around, "wrap_layer", None):
+            makes = [partial(_wrapped, partial(wrap, model.memory[model.body], dims), make) for make in makes]
+        stacks.append(Stack(makes, groups, stack_key, scan=model.scan, remat=model.remat))
+    layers = Sequence(stacks)
+    return layers if around is None else around(model.memory[model.body], dims, outer, layers)
+
+
+def _side(model: Model, dims: Dims, side: patterns.Side | None):
+    if side is None:
+        return None
+    makes = [partial(MEMORIES[name], model.memory[name]) for name in side.names]
+    return partial(Branch, model, dims, makes, side.gated)
+
+
+def _wrapped(wrap, make, key: Array):
+    for_wrap, for_layer = jax.random.split(key)
+    return wrap(for_wrap, make(for_layer))
+
+
+def shared(model: Model, dims: Dims, key: Array) -> nnx.Dict:
+    """Parameters that several layers of a mechanism share, by mechanism: what its `shared(config, dims, key)` makes."""
+    found = {}
+    for i, (name, settings) in enumerate(model.memory.items()):
+        if make := getattr(MEMORIES[name], "shared", None):
+            found[name] = nnx.Dict(make(settings, dims, jax.random.fold_in(key, i)))
+    return nnx.Dict(found)
+
+
+def hand_out(parameters: nnx.Dict) -> dict[str, Array]:
+    """As layers find them in `seg.shared`: "mechanism/name"."""
+    return {f"{name}/{key}": value[...] for name, group in parameters.items() for key, value in group.items()}
