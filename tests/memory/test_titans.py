@@ -84,9 +84,9 @@ def test_a_chunk_may_come_in_parts_and_with_empty_slots():
     whole = learn(now, start, momentum, *given)
     *first, y_first = learn(now, start, momentum, *part(given, 0, 2))
     q, k, v, gates = part(given, 2, 6)
-    junk = [jnp.concatenate([a, jnp.full_like(a, 9.0)], 2) for a in (q, k, v)]
+    q, k, v = (jnp.concatenate([a, jnp.full_like(a, 9.0)], 2) for a in (q, k, v))  # junk where there is no token
     empty = jax.tree.map(lambda gate: jnp.concatenate([gate, jnp.zeros_like(gate)], 2), gates)
-    *second, y_second = learn(first[0], start, first[1], *junk, empty)
+    *second, y_second = learn(first[0], start, first[1], q, k, v, empty)
     assert_close((*second, jnp.concatenate([y_first, y_second[:, :, :4]], 2)), whole)
 
 
