@@ -154,7 +154,7 @@ class ShortConv(nnx.Module):
 
     def __init__(self, key: Array, features: int, taps: int):
         self.taps = taps
-        self.w = normal(key, (taps, features)) if taps > 1 else None
+        self.w = normal(key, (taps, features), optim="no_decay") if taps > 1 else None
 
     def init_state(self, batch_size: int, features: int):
         return jnp.zeros((batch_size, self.taps - 1, features)) if self.taps > 1 else ()

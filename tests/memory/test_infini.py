@@ -19,7 +19,8 @@ def test_an_open_gate_reads_memory_alone_and_a_closed_one_the_segment_alone(upda
     x = case.x(0)
 
     def y(gate, x):
-        return np.asarray(case.jitted({"gate": jnp.full(DIMS.num_heads, gate)}, x, case.init_state(), at(0, 16))[0])
+        params = jax.tree.map(lambda p: jnp.full_like(p, gate), case.params)  # it has no other
+        return np.asarray(case.jitted(params, x, case.init_state(), at(0, 16))[0])
 
     other = jax.tree.map(lambda a: a.at[:, :4].add(1.0), x)  # the first segment
     np.testing.assert_array_equal(y(-1e9, x)[:, 4:], y(-1e9, other)[:, 4:])
