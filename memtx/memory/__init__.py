@@ -1,12 +1,13 @@
 """Memory mechanisms. MEMORIES is the whole registry: a mechanism is one file, one line here, one card, and passes the
 contract tests."""
 
-from memtx.memory.delta import KDA, DeltaNet, GatedDeltaNet
-from memtx.memory.engram import Engram
 from memtx.memory.armt import ARMT
 from memtx.memory.block_recurrent import BlockRecurrent
 from memtx.memory.compressive import Compressive
+from memtx.memory.delta import KDA, DeltaNet, GatedDeltaNet
+from memtx.memory.engram import Engram
 from memtx.memory.full import Full
+from memtx.memory.infini import Infini
 from memtx.memory.knn_lm import KNNLM
 from memtx.memory.landmark import Landmark
 from memtx.memory.linear import GLA, LinearAttention, RetNet
@@ -15,6 +16,7 @@ from memtx.memory.product_keys import PEER, MemoryPlus, ProductKey
 from memtx.memory.recurrent import GRU, LSTM
 from memtx.memory.rmt import RMT
 from memtx.memory.sink import Sink
+from memtx.memory.titans_blocks import MAC, MAG, MAL
 from memtx.memory.ttt import TTTMLP, TTTLinear
 from memtx.memory.window import Window
 from memtx.memory.xl import TransformerXL
@@ -24,12 +26,15 @@ MEMORIES = {
     "window": Window,
     "sink": Sink,
     "xl": TransformerXL,
-    "compressive": Compressive,
-    "block_recurrent": BlockRecurrent,
-    "rmt": RMT,
-    "armt": ARMT,
     "lstm": LSTM,
     "gru": GRU,
+    "memorizing": Memorizing,
+    "compressive": Compressive,
+    "infini": Infini,
+    "landmark": Landmark,
+    "rmt": RMT,
+    "armt": ARMT,
+    "block_recurrent": BlockRecurrent,
     "linear_attention": LinearAttention,
     "retnet": RetNet,
     "gla": GLA,
@@ -38,11 +43,12 @@ MEMORIES = {
     "kda": KDA,
     "ttt_linear": TTTLinear,
     "ttt_mlp": TTTMLP,
+    "titans_mac": MAC,
+    "titans_mag": MAG,
+    "titans_mal": MAL,
     "product_key": ProductKey,
     "memory_plus": MemoryPlus,
     "peer": PEER,
     "engram": Engram,
-    "memorizing": Memorizing,
-    "landmark": Landmark,
     "knn_lm": KNNLM,
 }

@@ -1,0 +1,163 @@
+"""Infini-attention: attention within a segment, and a matrix of all the segments before it, mixed by a gate per head.
+
+    s(x) = elu(x) + 1
+    A_mem = s(Q) M / (s(Q) z)                                              read before write; 0 while nothing was written
+    at the end of a segment, with the M and z from before it:
+        linear   M <- M + s(K)^T V                          z <- z + sum_t s(K_t)
+        delta    M <- M + s(K)^T (V - s(K) M / (s(K) z))    z <- z + sum_t s(K_t)
+    O = sig(b) A_mem + (1 - sig(b)) A_local                                b: one scalar per query head
+
+What is differentiable: everything, through all segments, as far back as the caller's `detach` lets it.
+
+Position policy: M sees un-rotated queries and keys, local attention tells positions apart by their distance. A segment has
+`segment` tokens of a document, wherever calls are cut; what the segment under way will add to M is summed up in the state.
+
+Deviations: query heads that share a key head share its M and z; the state is cleared at the start of a document. The gate
+gets no weight decay and learns `gate_lr` times as fast, without which published attempts saw it stuck near its first value.
+
+Source: Munkhdalai et al. 2024 (arXiv 2404.07143); the gate's needs: Hugging Face's account of an attempt to reproduce it.
+B stream, T time, Q slots in a block, C segment, N query heads, K kv heads, G = N / K, H head dim.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from memtx.errors import UserError, positive
+from memtx.memory.base import Dims, Segment, emit, pytree, wants, where_rows
+from memtx.nn.attention import Source, attend
+from memtx.ops.chunks import Place, in_chunks
+from memtx.ops.rows import slice_rows
+
+EPSILON = 1e-6
+
+
+@pytree
+class Sums:
+    """s(K)^T V and sum s(K), in float32."""
+
+    matrix_BKHH: Array
+    norm_BKH: Array
+
+
+@pytree
+class Compressed:
+    """What finished segments left, what the one under way will add, and its keys and values (newest last)."""
+
+    memory: Sums
+    pending: Sums
+    k_BCKH: Array
+    v_BCKH: Array
+    offset_B: Array  # tokens in the segment under way
+
+
+class Infini(nnx.Module):
+    """Attention site."""
+
+    site = "attention"
+    kind = "fixed matrix"
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        segment: int = 512  # tokens between two writes; local attention stays within them
+        update: str = "delta"  # delta | linear
+        gate_lr: float = 10.0  # learning rate of the gates, as a multiple
+
+        def __post_init__(self):
+            positive(self, "memory.infini", "segment")
+            if self.update not in ("delta", "linear"):
+                raise UserError(f"memory.infini.update must be delta or linear, not {self.update!r}")
+
+    tiny = (Config(segment=4),)
+
+    def __init__(self, config: Config, dims: Dims, key: Array):
+        self.config, self.dims = config, dims
+        self.gate = nnx.Param(jnp.zeros(dims.num_heads), optim="no_decay", lr=config.gate_lr)
+
+    def init_state(self, batch_size: int) -> Compressed:
+        heads, size = self.dims.num_kv_heads, self.dims.head_dim
+
+        def sums():
+            return Sums(jnp.zeros((batch_size, heads, size, size)), jnp.zeros((batch_size, heads, size)))
+
+        recent = (batch_size, self.config.segment, heads, size)
+        return Compressed(sums(), sums(), jnp.zeros(recent), jnp.zeros(recent), jnp.zeros(batch_size, jnp.int32))
+
+    def __call__(self, x, state: Compressed, seg: Segment, *, key: Array | None = None):
+        q, k, v = x
+        local_BTNH = self.local(q, k, v, state, seg)
+        if k is None:
+            remote_BTNH = self.grouped_read(q, state.memory)
+        else:
+            remote_BTNH, state = self.remote(q, k, v, state, seg)
+        gate_N = jax.nn.sigmoid(self.gate[...])
+        if wants("metric"):
+            emit("metric/gate", gate_N)
+        y = gate_N[:, None] * remote_BTNH + (1 - gate_N[:, None]) * local_BTNH.astype(jnp.float32)
+        return y.astype(q.dtype), state
+
+    def local(self, q_BTNH, k_BTKH, v_BTKH, state: Compressed, seg: Segment) -> Array:
+        """Attention to the own segment up to oneself.
+
+        Segments stand so far apart in the positions made here that a window of one segment never reaches into another.
+        """
+        size = self.config.segment
+        place_BT = state.offset_B[:, None] + jnp.arange(q_BTNH.shape[1])
+        place_BT = place_BT + place_BT // size * size
+        before_BC = state.offset_B[:, None] - size + jnp.arange(size)  # of the entries of k_BCKH; negative: an older segment's
+        seg = seg.replace(position_BT=place_BT)
+        sources = [Source(state.k_BCKH, state.v_BCKH, before_BC, before_BC >= 0, window=size, lead=size, often_empty=True)]
+        if k_BTKH is not None:
+            sources.append(Source(k_BTKH, v_BTKH, place_BT, seg.mask_BT, window=size, lead=0))
+        return attend(q_BTNH, sources, seg, self.dims)
+
+    def remote(self, q_BTNH, k_BTKH, v_BTKH, state: Compressed, seg: Segment) -> tuple[Array, Compressed]:
+        """A_mem of every token, in float32, and the state after the call."""
+
+        def step(carry, block, place: Place | None):
+            memory, pending = carry
+            q, k, v = block
+            y_BQNH = self.grouped_read(q, memory)
+            k, v = k.astype(jnp.float32), v.astype(jnp.float32)
+            if self.config.update == "delta":
+                v = v - read(k[:, :, :, None], memory)[:, :, :, 0]
+            s_BQKH = feature(k)
+            if place is not None:
+                s_BQKH = jnp.where(place.valid_BQ[:, :, None, None], s_BQKH, 0)
+            matrix_BKHH = pending.matrix_BKHH + jnp.einsum("BQKH,BQKI->BKHI", s_BQKH, v)
+            pending = Sums(matrix_BKHH, pending.norm_BKH + s_BQKH.sum(1))
+            closed = jax.tree.map(jnp.add, memory, pending), jax.tree.map(jnp.zeros_like, pending)
+            if place is not None:
+                closed = where_rows(place.complete_B, closed, (memory, pending), jax.tree.map(lambda _: 0, closed))
+            return closed, y_BQNH
+
+        carry = state.memory, state.pending
+        y_BTNH, (memory, pending) = in_chunks(self.config.segment, step, (q_BTNH, k_BTKH, v_BTKH), carry, state.offset_B, seg)
+
+        def shift(old, new):
+            joined = jnp.concatenate([old, new.astype(old.dtype)], 1)
+            return slice_rows(joined, seg.length_B, old.shape[1])
+
+        k_BCKH, v_BCKH = shift(state.k_BCKH, k_BTKH), shift(state.v_BCKH, v_BTKH)
+        offset_B = (state.offset_B + seg.length_B) % self.config.segment
+        return y_BTNH, Compressed(memory, pending, k_BCKH, v_BCKH, offset_B)
+
+    def grouped_read(self, q_BQNH: Array, memory: Sums) -> Array:
+        """A_mem, each query head reading its key head's memory."""
+        grouped = q_BQNH.reshape(*q_BQNH.shape[:2], self.dims.num_kv_heads, -1, self.dims.head_dim)
+        return read(grouped.astype(jnp.float32), memory).reshape(q_BQNH.shape)
+
+
+def feature(x: Array) -> Array:
+    """elu(x) + 1 > 0"""
+    return jax.nn.elu(x) + 1
+
+
+def read(x_BQKGH: Array, memory: Sums) -> Array:
+    """s(x) M / (s(x) z); 0 from an empty memory."""
+    s = feature(x_BQKGH)
+    total = jnp.einsum("BQKGH,BKH->BQKG", s, memory.norm_BKH)[..., None]
+    return jnp.einsum("BQKGH,BKHI->BQKGI", s, memory.matrix_BKHH) / jnp.maximum(total, EPSILON)

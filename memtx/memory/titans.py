@@ -1,0 +1,260 @@
+"""Titans' neural long-term memory: an MLP per stream and head that learns by gradient descent while it reads.
+
+    q, k, v = SiLU(conv(x W))            q, k l2-normalised
+    theta = lr sig(.) / chunk,  eta = sig(.),  alpha = sig(.)              per token and head: step, momentum, forgetting
+    G_i = grad |M(k_i) - v_i|^2          at the weights of the chunk's START, for all tokens i of a chunk
+    S_t = eta_t S_{t-1} - theta_t G_t ;  W_t = (1 - alpha_t) W_{t-1} + S_t
+    y_t = M_{W_t}(q_t)                   forward only: the token's own write is read
+    M(x) = silu(.. silu(x W^1) ..) W^L   L = depth; no biases; the first weights are learned
+
+Unlike in the paper, G_i is scaled down where its norm exceeds `clip`: without, depth 2 was NaN within 600 tokens of noise.
+
+No token's weights are ever made. G_i is of rank one in each layer, a_i d_i^T (the layer's input, the error at its output), so
+within a chunk, with W and S from before it,
+
+    W_t = keep_t W + push_t S - sum_{i <= t} mix_ti a_i d_i^T
+    x W_t = keep_t x W + push_t x S - ((x a^T) * mix) d                    mix = lower(1 - alpha) lower(eta) diag(theta)
+
+which are dots of chunk x chunk, as in attention. What is differentiable: all of it (through the inner gradient too), as far
+back as the caller's `detach` lets it. A chunk under way carries its start's weights, so text may be cut anywhere.
+
+Used by titans_blocks.py. Source: Behrouz et al. 2025 (arXiv 2501.00663).
+B stream, T time, K chunks, Q slots in a chunk, N heads, H head dim, I features in, O features out, E features, F = 3 H + 3.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array, lax
+
+from memtx.errors import UserError, positive
+from memtx.memory.base import Dims, Segment, emit, pytree, wants, where_rows
+from memtx.nn.linear import Linear, dense, normal
+from memtx.ops.chunks import Place, in_chunks
+from memtx.ops.rows import slice_rows
+
+Weights = tuple[Array, ...]  # a layer each: [B, N, I, O]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the memory of every Titans is set by. The defaults are the paper's where it says, but for `clip`."""
+
+    chunk: int = 32  # tokens whose gradients are taken at the same weights
+    depth: int = 2  # layers of the memory's MLP
+    expansion: int = 2  # its hidden features, as a multiple of head_dim
+    lr: float = 1.0  # the largest inner step that a chunk's tokens take together, before momentum
+    momentum: bool = True
+    forget: bool = True
+    conv: int = 4  # taps of the convolution over q, k and v; 1: none
+    clip: float = 1.0  # largest norm of a token's gradient; 0: not clipped, as in the paper
+
+    def __post_init__(self):
+        positive(self, "memory.titans", "chunk", "depth", "expansion", "conv")
+        if not 1 <= self.depth <= 4:
+            raise UserError(f"memory.titans.depth must be from 1 to 4, not {self.depth}")
+        if self.lr <= 0 or self.clip < 0:
+            raise UserError("memory.titans.lr must be above 0, memory.titans.clip at least 0")
+
+
+@pytree
+class Fast:
+    """The memories of B streams and N heads."""
+
+    now: Weights
+    start: Weights  # as they were when the chunk under way began
+    momentum: Weights  # () without momentum
+    offset_B: Array  # tokens in the chunk under way
+    fresh_B: Array  # nothing read yet: the learned first weights are to be put in
+
+
+@pytree
+class Gates:
+    """Of the tokens of a chunk; all are 0 in slots without a token."""
+
+    theta_BNQ: Array
+    log_keep_BNQ: Array  # log (1 - alpha)
+    log_eta_BNQ: Array
+    valid_BNQ: Array  # 1 where there is a token
+
+
+# --- a chunk ----------------------------------------------------------------------------------------------------------------
+
+
+def apply(weights: Weights, x_BNQI: Array) -> Array:
+    """M(x), without memory of having been asked."""
+    for w in weights[:-1]:
+        x_BNQI = jax.nn.silu(x_BNQI @ w)
+    return x_BNQI @ weights[-1]
+
+
+def gradient(weights: Weights, k_BNQH: Array, v_BNQH: Array) -> tuple[list[Array], list[Array]]:
+    """Per layer a and d: the gradient of |M(k_i) - v_i|^2 is a_i d_i^T."""
+    inputs, slopes = [k_BNQH], []
+    for w in weights[:-1]:
+        z = inputs[-1] @ w
+        s = jax.nn.sigmoid(z)
+        inputs.append(z * s)
+        slopes.append(s + z * s * (1 - s))
+    errors = [2 * (inputs[-1] @ weights[-1] - v_BNQH)]
+    for w, slope in zip(weights[:0:-1], slopes[::-1], strict=True):
+        errors.append(slope * jnp.einsum("BNQO,BNIO->BNQI", errors[-1], w))
+    return inputs, errors[::-1]
+
+
+def decay(log_BNQ: Array) -> Array:
+    """[t, j] = product of the factors after j up to t, for j <= t, else 0."""
+    total = jnp.cumsum(log_BNQ, -1)
+    difference = total[..., :, None] - total[..., None, :]
+    lower = np.tri(log_BNQ.shape[-1], dtype=bool)
+    return jnp.exp(jnp.where(lower, difference, -jnp.inf))  # masked before exp: what lies above would overflow
+
+
+def learn(now: Weights, start: Weights, momentum: Weights, q, k, v, gates: Gates, clip: float = 0.0):
+    """A chunk, or a part of one: the weights and momentum after it, and y_BNQH."""
+    inputs, errors = gradient(start, k, v)
+    theta = gates.theta_BNQ
+    if clip:
+        square = sum((a * a).sum(-1) * (d * d).sum(-1) for a, d in zip(inputs, errors, strict=True))
+        theta = theta * lax.rsqrt(jnp.maximum(square / clip**2, 1.0))
+    keep_BNQ = jnp.exp(jnp.cumsum(gates.log_keep_BNQ, -1))
+    mix_BNQQ = decay(gates.log_keep_BNQ) * gates.valid_BNQ[:, :, None]
+    if momentum:
+        eta_BNQ, eta_BNQQ = jnp.exp(jnp.cumsum(gates.log_eta_BNQ, -1)), decay(gates.log_eta_BNQ)
+        push_BNQ = jnp.einsum("BNTQ,BNQ->BNT", mix_BNQQ, eta_BNQ)
+        last_BNQ = eta_BNQQ[:, :, -1] * theta
+        mix_BNQQ = mix_BNQQ @ eta_BNQQ
+    mix_BNQQ = mix_BNQQ * theta[:, :, None]
+
+    x, after, momentum_after = q, [], []
+    for i, (w, a, d) in enumerate(zip(now, inputs, errors, strict=True)):
+        z = keep_BNQ[..., None] * (x @ w) - (jnp.einsum("BNTI,BNQI->BNTQ", x, a) * mix_BNQQ) @ d
+        new = keep_BNQ[:, :, -1, None, None] * w - outer(a, mix_BNQQ[:, :, -1], d)
+        if momentum:
+            s = momentum[i]
+            z = z + push_BNQ[..., None] * (x @ s)
+            new = new + push_BNQ[:, :, -1, None, None] * s
+            momentum_after.append(eta_BNQ[:, :, -1, None, None] * s - outer(a, last_BNQ, d))
+        after.append(new)
+        x = jax.nn.silu(z) if i + 1 < len(now) else z
+    return tuple(after), tuple(momentum_after), x
+
+
+def outer(a_BNQI: Array, scale_BNQ: Array, d_BNQO: Array) -> Array:
+    """sum_i scale_i a_i d_i^T"""
+    return jnp.einsum("BNQI,BNQO->BNIO", a_BNQI * scale_BNQ[..., None], d_BNQO)
+
+
+# --- the module -------------------------------------------------------------------------------------------------------------
+
+
+class ShortConv(nnx.Module):
+    """SiLU of a causal convolution over each feature's last `taps` inputs; the tail of a call is what the next begins with."""
+
+    def __init__(self, key: Array, features: int, taps: int):
+        self.taps = taps
+        self.w = normal(key, (taps, features), optim="no_decay") if taps > 1 else None
+
+    def init_state(self, batch_size: int, features: int):
+        return jnp.zeros((batch_size, self.taps - 1, features)) if self.taps > 1 else ()
+
+    def __call__(self, x_BTE: Array, tail, length_B: Array):
+        if self.w is None:
+            return jax.nn.silu(x_BTE), tail
+        joined = jnp.concatenate([tail.astype(x_BTE.dtype), x_BTE], 1)
+        time, w = x_BTE.shape[1], self.w[...].astype(x_BTE.dtype)
+        y_BTE = sum(joined[:, i : i + time] * w[i] for i in range(self.taps))
+        return jax.nn.silu(y_BTE), slice_rows(joined, length_B, self.taps - 1).astype(tail.dtype)
+
+
+def unit(x: Array) -> Array:
+    return x * lax.rsqrt((x * x).sum(-1, keepdims=True) + 1e-6)
+
+
+class NeuralMemory(nnx.Module):
+    """The long-term memory as a layer: x_BTD -> y_BTD; its state is (Fast, the convolution's tail)."""
+
+    def __init__(self, config: Settings, dims: Dims, key: Array):
+        qkv, conv, gates, first, out = jax.random.split(key, 5)
+        self.config, self.dims = config, dims
+        heads, size = dims.num_heads, dims.head_dim
+        self.qkv, self.conv = Linear(qkv, dims.width, 3 * heads * size), ShortConv(conv, 3 * heads * size, config.conv)
+        self.gates = normal(gates, (dims.width, 3 * heads), 0.1 * dims.width**-0.5, optim="no_decay")
+        alpha = np.geomspace(1e-3, 1e-1, heads)  # heads begin with memories of 10 to 1000 tokens
+        bias = np.stack([np.zeros(heads), np.zeros(heads), np.log(alpha / (1 - alpha))], -1)
+        self.gates_bias = nnx.Param(jnp.asarray(bias.reshape(-1), jnp.float32), optim="no_decay")
+        hidden = config.expansion * size
+        self.sizes = list(zip([size, *[hidden] * (config.depth - 1)], [*[hidden] * (config.depth - 1), size], strict=True))
+        keys = jax.random.split(first, config.depth)
+        self.first = nnx.List(
+            [normal(k, (heads, *shape), shape[0] ** -0.5, optim="no_decay") for k, shape in zip(keys, self.sizes, strict=True)]
+        )
+        self.norm = nnx.Param(jnp.ones((heads, size)), optim="no_decay")
+        self.out = Linear(out, heads * size, dims.width)
+
+    def init_state(self, batch_size: int) -> tuple[Fast, Array | tuple[()]]:
+        def zeros():
+            return tuple(jnp.zeros((batch_size, self.dims.num_heads, *shape)) for shape in self.sizes)
+
+        momentum = zeros() if self.config.momentum else ()
+        fast = Fast(zeros(), zeros(), momentum, jnp.zeros(batch_size, jnp.int32), jnp.ones(batch_size, bool))
+        return fast, self.conv.init_state(batch_size, 3 * self.dims.num_heads * self.dims.head_dim)
+
+    def __call__(self, x_BTD: Array, state, seg: Segment) -> tuple[Array, tuple]:
+        old, tail = state
+        tokens_BTNF, tail = self.project(x_BTD, tail, seg.length_B)
+        if wants("metric"):
+            emit("metric/forget", jax.nn.sigmoid(tokens_BTNF[..., -1]).mean((0, 1)))
+        y_BTNH, fast = in_chunks(self.config.chunk, self.step, tokens_BTNF, self.warm(old), old.offset_B, seg)
+        return self.merge(y_BTNH, x_BTD.dtype), (settle(old, fast, seg, self.config.chunk), tail)
+
+    def project(self, x_BTD: Array, tail, length_B: Array):
+        """q, k, v and the gates' logits of every token and head, side by side in float32, and the convolution's tail."""
+        qkv, tail = self.conv(self.qkv(x_BTD), tail, length_B)
+        shape = (*x_BTD.shape[:2], self.dims.num_heads, -1)
+        q, k, v = jnp.split(qkv.reshape(shape).astype(jnp.float32), 3, -1)
+        logits = dense(x_BTD.astype(jnp.float32), self.gates[...]) + self.gates_bias[...]
+        return jnp.concatenate([unit(q), unit(k), v, logits.reshape(shape)], -1), tail
+
+    def step(self, fast: Fast, tokens_BQNF: Array, place: Place | None) -> tuple[Fast, Array]:
+        """A chunk, or a part of one: y_BQNH and what is remembered."""
+        size, start = self.dims.head_dim, starts(fast, place)
+        q, k, v, logits = jnp.split(tokens_BQNF.swapaxes(1, 2), [size, 2 * size, 3 * size], -1)
+        theta, eta, alpha = jnp.moveaxis(logits, -1, 0)
+        theta = self.config.lr / self.config.chunk * jax.nn.sigmoid(theta)
+        log_keep = jax.nn.log_sigmoid(-alpha) if self.config.forget else jnp.zeros_like(alpha)
+        gates = Gates(theta, log_keep, jax.nn.log_sigmoid(eta), jnp.ones_like(theta))
+        if place is not None:
+            gates = jax.tree.map(lambda gate: jnp.where(place.valid_BQ[:, None], gate, 0), gates)
+        now, momentum, y_BNQH = learn(fast.now, start, fast.momentum, q, k, v, gates, self.config.clip)
+        return dataclasses.replace(fast, now=now, start=start, momentum=momentum), y_BNQH.swapaxes(1, 2)
+
+    def warm(self, fast: Fast) -> Fast:
+        """The learned first weights where a row has read nothing yet."""
+
+        def put(old):
+            return tuple(jnp.where(fast.fresh_B[:, None, None, None], p[...], w) for p, w in zip(self.first, old, strict=True))
+
+        return dataclasses.replace(fast, now=put(fast.now), start=put(fast.start))
+
+    def merge(self, y_BTNH: Array, dtype) -> Array:
+        y = y_BTNH * lax.rsqrt((y_BTNH * y_BTNH).mean(-1, keepdims=True) + 1e-6) * self.norm[...]
+        return self.out(y.reshape(*y.shape[:2], -1).astype(dtype))
+
+
+def starts(fast: Fast, place: Place | None) -> Weights:
+    """The weights that gradients are taken at: those of now in rows where a chunk begins."""
+    if place is None:
+        return fast.now
+    return where_rows(place.begins_B, fast.now, fast.start, jax.tree.map(lambda _: 0, fast.now))
+
+
+def settle(old: Fast, new: Fast, seg: Segment, chunk: int) -> Fast:
+    """What to carry after a call: `old`, to the bit, in rows that got no token."""
+    offset_B = (old.offset_B + seg.length_B) % chunk
+    some_B = seg.length_B > 0
+    new = dataclasses.replace(new, offset_B=offset_B, fresh_B=jnp.zeros_like(old.fresh_B))
+    return where_rows(some_B, new, old, jax.tree.map(lambda _: 0, old))
