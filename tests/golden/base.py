@@ -30,6 +30,7 @@ class Golden:
     shapes: dict[str, tuple[int, ...]]
     config: dict = field(default_factory=dict)
     position: str = "rope"
+    scale: float = 1.0  # standard deviation of the parameters, where those of N(0, 1) make float32 alone too coarse
 
 
 def token(x_TD: np.ndarray) -> np.ndarray:

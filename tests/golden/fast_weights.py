@@ -191,7 +191,7 @@ def _titans(name: str, oracle, depth: int, shapes: dict, **config) -> dict[str, 
     shapes |= {f"param.memory.{key}": shape for key, shape in memory.items()}
     shapes |= {f"param.near.{key}": shape for key, shape in near.items()}
     config |= {"chunk": 4, "depth": depth, "persistent": 2, "expansion": 2, "clip": 0.0}
-    return {name: Golden(name, oracle, shapes, config)}
+    return {name: Golden(name, oracle, shapes, config, scale=0.4)}
 
 
 _GATE = {"param.gate.y_norm.scale": (D,), "param.gate.m_norm.scale": (D,)}

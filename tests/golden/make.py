@@ -30,11 +30,11 @@ GOLDENS: dict[str, Golden] = {name: golden for family in FAMILIES for name, gold
 def inputs(name: str) -> dict[str, np.ndarray]:
     """Random inputs of a golden, rounded to float32 so that both sides see the same numbers."""
     rng = np.random.default_rng(list(name.encode()))
-    shapes = GOLDENS[name].shapes
-    return {
-        key: rng.normal(size=(ROWS, *shape) if key.startswith("x.") else shape).astype(np.float32)
-        for key, shape in shapes.items()
-    }
+    golden, found = GOLDENS[name], {}
+    for key, shape in golden.shapes.items():
+        value = rng.normal(size=(ROWS, *shape) if key.startswith("x.") else shape)
+        found[key] = (value * golden.scale if key.startswith("param.") else value).astype(np.float32)
+    return found
 
 
 def outputs(name: str, a: dict[str, np.ndarray]) -> np.ndarray:
