@@ -31,10 +31,10 @@ from jax import Array
 
 from memtx.errors import UserError, positive
 from memtx.memory.base import Dims, Segment, State, pytree
-from memtx.nn.linear import Linear, Norm, normal
+from memtx.nn.conv import ShortConv
+from memtx.nn.linear import Linear, Norm
 from memtx.nn.positions import rope
 from memtx.ops.delta import delta_rule
-from memtx.ops.rows import slice_rows
 
 
 @pytree
@@ -54,7 +54,7 @@ class MatrixMemory(nnx.Module):
     class Config:
         key_dim: int = 0  # of a head; 0: the model's head_dim
         value_dim: int = 0  # of a head; 0: the model's head_dim
-        conv: int = 0  # taps of the causal convolution over q, k and v; 0: none
+        conv: int = 0  # taps of the causal convolution over q, k and v, then SiLU; 0: neither
         gate: bool = True  # an output gate
         chunk: int = 32  # tokens worked on at once, a power of two
 
@@ -73,7 +73,7 @@ class MatrixMemory(nnx.Module):
         inner = self.num_heads * self.value_dim
         self.channels = self.num_heads * (2 * self.key_dim + self.value_dim)
         self.qkv, self.out = Linear(qkv, dims.width, self.channels), Linear(out, inner, dims.width)
-        self.conv = normal(conv, (config.conv, self.channels)) if config.conv else None
+        self.conv = ShortConv(conv, self.channels, config.conv) if config.conv else None
         self.gate = self.make_gate(gate, inner) if config.gate else None
         self.make_rates(rates)
         self.make_norm()
@@ -89,11 +89,12 @@ class MatrixMemory(nnx.Module):
 
     def init_state(self, batch_size: int) -> Matrix:
         s_BNKV = jnp.zeros((batch_size, self.num_heads, self.key_dim, self.value_dim))
-        carried = self.config.conv - 1
-        return Matrix(s_BNKV, jnp.zeros((batch_size, carried, self.channels)) if carried > 0 else ())
+        return Matrix(s_BNKV, self.conv.init_state(batch_size) if self.conv else ())
 
     def __call__(self, x_BTD, state: Matrix, seg: Segment, *, key: Array | None = None):
-        qkv_BTE, inputs_BCE = self.convolve(self.qkv(x_BTD), state.inputs_BCE, seg)
+        qkv_BTE, inputs_BCE = self.qkv(x_BTD), state.inputs_BCE
+        if self.conv is not None:
+            qkv_BTE, inputs_BCE = self.conv(qkv_BTE, inputs_BCE, seg.length_B)
         heads = qkv_BTE.astype(jnp.float32).reshape(*x_BTD.shape[:2], self.num_heads, -1)
         q, k, v = self.features(*jnp.split(heads, [self.key_dim, 2 * self.key_dim], -1))
         live_BT11 = seg.mask_BT[..., None, None]
@@ -102,17 +103,6 @@ class MatrixMemory(nnx.Module):
         k = jnp.where(live_BT11, k, 0)
         o_BTNV, s_BNKV = delta_rule(q, k, v, state.s_BNKV, decay, beta, chunk=self.config.chunk)
         return self.read_out(o_BTNV, x_BTD), Matrix(self.turn(s_BNKV, seg.length_B), inputs_BCE)
-
-    def convolve(self, x_BTE: Array, before_BCE: State, seg: Segment) -> tuple[Array, State]:
-        """SiLU of the causal depthwise convolution over all inputs so far, and the last of them."""
-        if self.conv is None:
-            return x_BTE, before_BCE
-        taps, time = self.config.conv, x_BTE.shape[1]
-        joined = x_BTE if taps == 1 else jnp.concatenate([before_BCE.astype(x_BTE.dtype), x_BTE], 1)
-        weight = self.conv[...].astype(x_BTE.dtype)
-        y = sum(joined[:, i : i + time] * weight[i] for i in range(taps))
-        last = () if taps == 1 else slice_rows(joined, seg.length_B, taps - 1).astype(jnp.float32)
-        return jax.nn.silu(y), last
 
     def features(self, q_BTNK: Array, k_BTNK: Array, v_BTNV: Array) -> tuple[Array, Array, Array]:
         return q_BTNK * self.key_dim**-0.5, k_BTNK, v_BTNV

@@ -32,9 +32,9 @@ from jax import Array, lax
 
 from memtx.errors import UserError, positive
 from memtx.memory.base import Dims, Segment, emit, pytree, wants, where_rows
+from memtx.nn.conv import ShortConv
 from memtx.nn.linear import Linear, dense, normal
 from memtx.ops.chunks import Place, in_chunks
-from memtx.ops.rows import slice_rows
 
 Weights = tuple[Array, ...]  # a layer each: [B, N, I, O]
 
@@ -151,25 +151,6 @@ def outer(a_BNQI: Array, scale_BNQ: Array, d_BNQO: Array) -> Array:
 # --- the module -------------------------------------------------------------------------------------------------------------
 
 
-class ShortConv(nnx.Module):
-    """SiLU of a causal convolution over each feature's last `taps` inputs; the tail of a call is what the next begins with."""
-
-    def __init__(self, key: Array, features: int, taps: int):
-        self.taps = taps
-        self.w = normal(key, (taps, features), optim="no_decay") if taps > 1 else None
-
-    def init_state(self, batch_size: int, features: int):
-        return jnp.zeros((batch_size, self.taps - 1, features)) if self.taps > 1 else ()
-
-    def __call__(self, x_BTE: Array, tail, length_B: Array):
-        if self.w is None:
-            return jax.nn.silu(x_BTE), tail
-        joined = jnp.concatenate([tail.astype(x_BTE.dtype), x_BTE], 1)
-        time, w = x_BTE.shape[1], self.w[...].astype(x_BTE.dtype)
-        y_BTE = sum(joined[:, i : i + time] * w[i] for i in range(self.taps))
-        return jax.nn.silu(y_BTE), slice_rows(joined, length_B, self.taps - 1).astype(tail.dtype)
-
-
 def unit(x: Array) -> Array:
     return x * lax.rsqrt((x * x).sum(-1, keepdims=True) + 1e-6)
 
@@ -201,7 +182,7 @@ class NeuralMemory(nnx.Module):
 
         momentum = zeros() if self.config.momentum else ()
         fast = Fast(zeros(), zeros(), momentum, jnp.zeros(batch_size, jnp.int32), jnp.ones(batch_size, bool))
-        return fast, self.conv.init_state(batch_size, 3 * self.dims.num_heads * self.dims.head_dim)
+        return fast, self.conv.init_state(batch_size)
 
     def __call__(self, x_BTD: Array, state, seg: Segment) -> tuple[Array, tuple]:
         old, tail = state

@@ -29,9 +29,10 @@ from jax import Array
 
 from memtx.errors import positive
 from memtx.memory.base import Dims, Segment, pytree
-from memtx.memory.titans import Fast, NeuralMemory, Settings, ShortConv, apply, settle, starts, unit
+from memtx.memory.titans import Fast, NeuralMemory, Settings, apply, settle, starts, unit
 from memtx.memory.window import Recent, own
 from memtx.nn.attention import Projections, Source, attend
+from memtx.nn.conv import ShortConv
 from memtx.nn.linear import Linear, Norm, normal
 from memtx.ops.chunks import Place, in_chunks
 from memtx.ops.rows import put
@@ -169,7 +170,7 @@ class MAC(nnx.Module):
 
     def init_state(self, batch_size: int) -> Context:
         fast, tail = self.memory.init_state(batch_size)
-        query_tail = self.conv.init_state(batch_size, self.dims.num_heads * self.dims.head_dim)
+        query_tail = self.conv.init_state(batch_size)
         shape = (batch_size, 2 * self.config.chunk, self.dims.num_kv_heads, self.dims.head_dim)
         return Context(fast, tail, query_tail, jnp.zeros(shape), jnp.zeros(shape))
 

@@ -31,9 +31,9 @@ def unit(x):
 def heads(a) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """q, k, v of all tokens: each head's three stand side by side."""
     z = a["x.x"] @ a["param.qkv.w"]
-    if "param.conv" in a:
+    if "param.conv.w" in a:
         padded = np.concatenate([np.zeros((TAPS - 1, z.shape[1])), z])
-        z = silu(np.stack([(padded[t : t + TAPS] * a["param.conv"]).sum(0) for t in range(TIME)]))
+        z = silu(np.stack([(padded[t : t + TAPS] * a["param.conv.w"]).sum(0) for t in range(TIME)]))
     return tuple(np.moveaxis(z.reshape(TIME, N, 3, H), 2, 0))
 
 
@@ -112,7 +112,7 @@ def kda(a, **_):
 
 _BASE = {"x.x": (TIME, D), "param.qkv.w": (D, 3 * N * H), "param.out.w": (N * H, D)}
 _NORM, _GATE = {"param.norm.scale": (H,)}, {"param.gate.w": (D, N * H)}
-_DELTA = _BASE | _NORM | {"param.conv": (TAPS, 3 * N * H), "param.beta.w": (D, N)}
+_DELTA = _BASE | _NORM | {"param.conv.w": (TAPS, 3 * N * H), "param.beta.w": (D, N)}
 _GATED = _DELTA | {"param.a_log": (N,)}
 
 

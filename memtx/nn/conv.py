@@ -1,0 +1,35 @@
+"""A short causal convolution over time, whose last inputs are carried from call to call.
+
+B stream, T time, E features, C = taps - 1 inputs carried.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from memtx.memory.base import State
+from memtx.nn.linear import normal
+from memtx.ops.rows import slice_rows
+
+
+class ShortConv(nnx.Module):
+    """SiLU of a convolution over each feature's last `taps` inputs, zeros before the first; one tap: SiLU alone.
+
+    The state is the last inputs, [B, C, E] in float32, or () with one tap.
+    """
+
+    def __init__(self, key: Array, features: int, taps: int):
+        self.taps, self.features = taps, features
+        self.w = normal(key, (taps, features), optim="no_decay") if taps > 1 else None
+
+    def init_state(self, batch_size: int) -> State:
+        return jnp.zeros((batch_size, self.taps - 1, self.features)) if self.taps > 1 else ()
+
+    def __call__(self, x_BTE: Array, before_BCE: State, length_B: Array) -> tuple[Array, State]:
+        if self.w is None:
+            return jax.nn.silu(x_BTE), before_BCE
+        joined = jnp.concatenate([before_BCE.astype(x_BTE.dtype), x_BTE], 1)
+        time, w = x_BTE.shape[1], self.w[...].astype(x_BTE.dtype)
+        y_BTE = sum(joined[:, i : i + time] * w[i] for i in range(self.taps))
+        return jax.nn.silu(y_BTE), slice_rows(joined, length_B, self.taps - 1).astype(jnp.float32)
