@@ -20,14 +20,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array, lax
+from jax import Array
 
 from memtx.memory.linear import LowRank, MatrixMemory
-from memtx.nn.linear import Linear
-
-
-def l2(x: Array) -> Array:
-    return x * lax.rsqrt((x * x).sum(-1, keepdims=True) + 1e-6)
+from memtx.nn.linear import Linear, unit
 
 
 class DeltaNet(MatrixMemory):
@@ -44,7 +40,7 @@ class DeltaNet(MatrixMemory):
         self.beta = Linear(key, self.width, self.num_heads)
 
     def features(self, q_BTNK, k_BTNK, v_BTNV):
-        return l2(q_BTNK) * self.key_dim**-0.5, l2(k_BTNK), v_BTNV
+        return unit(q_BTNK) * self.key_dim**-0.5, unit(k_BTNK), v_BTNV
 
     def rates(self, x_BTD):
         beta = jax.nn.sigmoid(self.beta(x_BTD).astype(jnp.float32))[..., None]

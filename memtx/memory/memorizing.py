@@ -28,6 +28,7 @@ from memtx.memory.bank import Bank
 from memtx.memory.base import Dims, Segment, emit, pytree, wants
 from memtx.memory.window import Recent, own
 from memtx.nn.attention import MASKED, attend
+from memtx.nn.linear import unit
 
 
 @pytree
@@ -134,9 +135,3 @@ class Memorizing(nnx.Module):
 def write(full: Bank, k_TKH, v_TKH, mask_T, source, position_T) -> Bank:
     k_TKH, v_TKH = lax.stop_gradient((k_TKH, v_TKH))
     return bank.write(full, k_TKH, v_TKH, mask_T=mask_T, source=source, position=position_T)
-
-
-def unit(x: Array) -> Array:
-    """x / |x| over the last axis, computed in float32."""
-    wide = x.astype(jnp.float32)
-    return (wide * lax.rsqrt(jnp.square(wide).sum(-1, keepdims=True) + 1e-6)).astype(x.dtype)

@@ -33,7 +33,7 @@ from jax import Array, lax
 from memtx.errors import UserError, positive
 from memtx.memory.base import Dims, Segment, emit, pytree, wants, where_rows
 from memtx.nn.conv import ShortConv
-from memtx.nn.linear import Linear, dense, normal
+from memtx.nn.linear import Linear, dense, normal, unit
 from memtx.ops.chunks import Place, in_chunks
 
 Weights = tuple[Array, ...]  # a layer each: [B, N, I, O]
@@ -149,10 +149,6 @@ def outer(a_BNQI: Array, scale_BNQ: Array, d_BNQO: Array) -> Array:
 
 
 # --- the module -------------------------------------------------------------------------------------------------------------
-
-
-def unit(x: Array) -> Array:
-    return x * lax.rsqrt((x * x).sum(-1, keepdims=True) + 1e-6)
 
 
 class NeuralMemory(nnx.Module):

@@ -29,11 +29,11 @@ from jax import Array
 
 from memtx.errors import positive
 from memtx.memory.base import Dims, Segment, pytree
-from memtx.memory.titans import Fast, NeuralMemory, Settings, apply, settle, starts, unit
+from memtx.memory.titans import Fast, NeuralMemory, Settings, apply, settle, starts
 from memtx.memory.window import Recent, own
 from memtx.nn.attention import Projections, Source, attend
 from memtx.nn.conv import ShortConv
-from memtx.nn.linear import Linear, Norm, normal
+from memtx.nn.linear import Linear, Norm, normal, unit
 from memtx.ops.chunks import Place, in_chunks
 from memtx.ops.rows import put
 

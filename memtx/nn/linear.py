@@ -52,6 +52,12 @@ class Norm(nnx.Module):
         return x.astype(x_BTD.dtype)
 
 
+def unit(x: Array) -> Array:
+    """x / |x| over the last axis, computed in float32; 0 stays 0."""
+    wide = x.astype(jnp.float32)
+    return (wide * jax.lax.rsqrt((wide * wide).sum(-1, keepdims=True) + 1e-6)).astype(x.dtype)
+
+
 ACTIVATIONS = {"gelu": jax.nn.gelu, "relu": jax.nn.relu, "swiglu": jax.nn.silu}
 
 
