@@ -119,7 +119,7 @@ class ARMT(Segmented):
             super().__post_init__()
             positive(self, self.path, "features", "nu")
 
-    tiny = (Config(segment=4, memory=2, features=3, nu=2, value_scale=0.3),)
+    tiny = (Config(segment=4, memory=2, remat=False, features=3, nu=2, value_scale=0.3),)
 
     wrap_layer = staticmethod(Associative)
 

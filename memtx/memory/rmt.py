@@ -178,7 +178,7 @@ class RMT(Segmented):
             super().__post_init__()
             check_known(self.inner, ("wipe", "keep"), f"{self.path}.inner")
 
-    tiny = (Config(segment=4, memory=2),)
+    tiny = (Config(segment=4, memory=2, remat=False),)
 
     def __init__(self, config: Config, dims: Dims, key: Array, body: Layer):
         super().__init__(config, dims, key, body)

@@ -42,13 +42,13 @@ def table(rows: list[dict]) -> Table:
         caption="the tiny model (4 layers, width 128) at default settings: one stream's state, a token's forward pass. "
         "memtx list --memory=NAME shows a mechanism's settings and card"
     )
-    for column in ("name", "kind of state", "site"):
-        shown.add_column(column)
-    for column in ("state bytes", "MFLOP a token", "parameters"):
-        shown.add_column(column, justify="right")
+    shown.add_column("name", no_wrap=True)
+    shown.add_column("kind of state")
+    for column in ("state bytes", "MFLOP a token"):
+        shown.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        numbers = f"{row['state_bytes_per_stream']:,}", f"{row['flops_per_token'] / 1e6:.2f}", f"{row['parameters']:,}"
-        shown.add_row(row["name"], row["kind"], row["site"], *numbers)
+        numbers = f"{row['state_bytes_per_stream']:,}", f"{row['flops_per_token'] / 1e6:.2f}"
+        shown.add_row(row["name"], row["kind"], *numbers)
     return shown
 
 

@@ -123,7 +123,7 @@ class LM:
     @property
     def abstract_params(self) -> Params:
         """Shapes and dtypes of the parameters."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        return nnx.to_pure_dict(self._abstract)
 
     def num_params(self) -> int:
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_params))
