@@ -285,6 +285,7 @@ def test_c6_truncation_is_exact_in_depth(case):
     assert (whole[q == p - 1] > 1e-6).all()  # control: without detach the gradient does cross
 
 
+@pytest.mark.thorough
 def test_c6_gradients_do_not_depend_on_cuts(case):
     """One call of 15 tokens, or five of three, out of step with boundaries of the mechanism's own."""
 
@@ -345,6 +346,7 @@ def test_c8_types_never_change(case, time, dtype):
     assert all(leaf.size for leaf in jax.tree.leaves(state)), "a leaf of size zero cannot be saved; use ()"
 
 
+@pytest.mark.thorough
 def test_c8_two_hundred_calls_in_bfloat16(case):
     @jax.jit
     def many(state, x_P):
@@ -461,6 +463,7 @@ def test_language_model_goes_on_and_begins_anew(case, monkeypatch):
         assert gathers(call.lower(params, place(token[:, :4]), fresh).compile().as_text()) == []
 
 
+@pytest.mark.thorough
 def test_language_model_unrolled_is_the_one_scanned_and_rematerialised(case, monkeypatch):
     """Values and gradients, with dropout: the same key gives the same numbers however the stack is run."""
     token = place(np.random.default_rng(0).integers(0, DIMS.vocab_size, (BATCH, 4)))
