@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests import contract
+from tests.runs import write_texts
 
 AVERAGE = '''
 import dataclasses
@@ -77,6 +78,37 @@ def test_an_own_memory_passes(file):
     )
     assert done.returncode == 0, done.stdout
     assert "failed" not in done.stdout
+
+
+CONFIG = """
+import sys
+
+sys.path.insert(0, {folder!r})
+
+import memtx
+from average import Average
+
+memtx.MEMORIES["average"] = Average
+
+
+def get_config(arg=""):
+    return memtx.get_config(
+        model={{"stacks": ((("window+average",), 1),), "width": 16, "num_heads": 2, "ff_dim": 32}},
+        data={{"corpus": "textdir:{texts}", "segment": 8, "cache": {folder!r}}},
+        train={{"steps": 2, "batch": 2, "segments": 2}},
+        eval={{"segments": 2, "sample_tokens": 4}},
+    )
+"""
+
+
+def test_an_own_memory_trains_from_a_config_file(file, tmp_path):
+    texts = write_texts(tmp_path / "texts")
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG.format(folder=str(tmp_path), texts=texts))
+    command = [sys.executable, "-m", "memtx.cli", "train", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "bits per byte" in done.stdout
 
 
 def test_one_that_sees_the_future_or_depends_on_calls_is_caught(file):
