@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from memtx.errors import UserError, check_known
-from memtx.training.pages import keep_pages
+from memtx.training.cpu import keep_pages
 
 HELP = """\
 memtx: Transformers with long-term memory

@@ -17,7 +17,7 @@ from pathlib import Path
 import memtx
 from memtx.config import configure
 from memtx.models.lm import build
-from memtx.training.pages import keep_pages
+from memtx.training.cpu import keep_pages
 from memtx.training.sharding import Layout
 from memtx.training.source import source
 

@@ -19,7 +19,7 @@ import memtx
 from memtx.config import configure, to_json
 from memtx.models.cost import flops_per_token
 from memtx.models.lm import build
-from memtx.training.pages import keep_pages
+from memtx.training.cpu import keep_pages
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -4,7 +4,7 @@
 
 Every round runs each worker once, one after the other, in a process of its own, so that slow hours of the machine fall on all
 alike. Samples during which other processes took more than a tenth of a core do not count. Ratios are of a round's median to
-the median of torch in the same round. Both sides keep freed memory (memtx.training.pages; torch by environment variables).
+the median of torch in the same round. Both sides keep freed memory (memtx.training.cpu; torch by environment variables).
 Writes results/train_step.json and prints the table.
 
 FLOPs are counted from shapes, 2 per multiply-add: for a weight 6 per token (forward, dx, dW), for attention only the

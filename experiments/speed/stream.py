@@ -32,7 +32,7 @@ def read(memory: str, tokens: int, segment: int, rows: int) -> list[dict]:
 
     import memtx
     from memtx.models.presets import preset
-    from memtx.training.pages import keep_pages
+    from memtx.training.cpu import keep_pages
 
     keep_pages()
     config = memtx.get_config(model=preset(memory, "tiny") | {"scan": False}, memory={memory: SETTINGS[memory]})

@@ -18,8 +18,8 @@ from memtx.config import configure
 from memtx.data.streams import Batch
 from memtx.models.lm import build
 from memtx.models.presets import preset
+from memtx.training.cpu import compiler_options, keep_pages
 from memtx.training.optim import optimizer
-from memtx.training.pages import keep_pages
 from memtx.training.step import make_step
 
 MEMORY = {"full": {"capacity": 512}, "window": {"window": 512}, "xl": {"segment": 512, "memory": 512}}
@@ -47,7 +47,8 @@ class Trainer:
         self.onward = 0 if name == "full" else time
         self.number = 0
         step = make_step(self.lm, tx, config)
-        self.compiled = jax.jit(step, donate_argnums=(0, 1, 2)).lower(*self.state, *self.inputs()).compile()
+        jitted = jax.jit(step, donate_argnums=(0, 1, 2), compiler_options=compiler_options())
+        self.compiled = jitted.lower(*self.state, *self.inputs()).compile()
 
     def inputs(self):
         batch = dataclasses.replace(self.batch, position_BPT=self.batch.position_BPT + self.number * self.onward)

@@ -24,6 +24,7 @@ from memtx.config import Config, configure, to_json
 from memtx.errors import UserError
 from memtx.models.lm import LM, build
 from memtx.training.checkpoint import Checkpointer
+from memtx.training.cpu import compiler_options
 from memtx.training.metrics import Metrics
 from memtx.training.optim import optimizer, schedule
 from memtx.training.sharding import Layout
@@ -78,7 +79,12 @@ class Run:
         self.config, self.lm, self.tx, self.layout = config, lm, tx, layout
         params = lm.abstract_params
         self.shardings = (layout.params(params), layout.opt_state(tx, params), layout.state(lm.init_state))
-        self.step = jax.jit(make_step(lm, tx, config), donate_argnums=(0, 1, 2), out_shardings=(*self.shardings, layout.whole))
+        self.step = jax.jit(
+            make_step(lm, tx, config),
+            donate_argnums=(0, 1, 2),
+            out_shardings=(*self.shardings, layout.whole),
+            compiler_options=compiler_options(),
+        )
         self.key = jax.random.key(config.seed)
 
     def _init(self):
