@@ -137,7 +137,7 @@ def test_c2_control_every_part_of_the_state_is_carried(case):
         assert distance(case.run(x, ODD, between=partial(wipe, i)), whole) > MOVED, f"leaf {i} carries nothing"
 
 
-@pytest.mark.parametrize("time", [4, 7])
+@pytest.mark.parametrize("time", [4, pytest.param(7, marks=pytest.mark.thorough)])
 def test_c2_rows_out_of_step(case, time):
     """Ragged calls, padded with large junk; each row begins a second document in the middle of everything."""
     x, second = case.x(0), np.array([5, 3, 9, 14])
@@ -251,6 +251,7 @@ def test_c5_rows_without_a_token_stay_as_they_are(case):
 # --- C6 -------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_c6_truncation_is_exact_in_depth(case):
     """Jacobian of the loss of call p to the input of call q, detached every second call, calls of two tokens.
 
@@ -436,6 +437,7 @@ def language_model(case, monkeypatch, **changes) -> LM:
     return LM(dataclasses.replace(case.model, stacks=((pattern, 2),), **changes))
 
 
+@pytest.mark.thorough
 def test_language_model_goes_on_and_begins_anew(case, monkeypatch):
     lm = language_model(case, monkeypatch)
     call = jax.jit(lm.__call__)
