@@ -1,13 +1,17 @@
 """What stands in a block, by config: mechanisms side by side, in the MLP's place, around the body and over the logits."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
 
 from memtx import patterns
-from memtx.config import get_config
+from memtx.config import configure, get_config
 from memtx.errors import UserError
 from memtx.memory import MEMORIES
+from memtx.memory.base import Dims, segment
+from memtx.models.block import Branch
 from memtx.models.lm import build
 from memtx.patterns import Side
 
@@ -47,7 +51,18 @@ def test_memories_side_by_side_are_added():
     assert all(np.abs(both - other).max() > 1e-3 for other in (without_window, without_lstm))
 
 
-def test_a_gate_begins_as_the_mean_and_then_chooses():
+def test_a_gate_begins_as_the_mean():
+    model = configure(get_config(model={"stacks": ((("window*lstm",), 1),), **SIZES})).model
+    dims = Dims(width=16, num_heads=2, num_kv_heads=2, head_dim=8)
+    makes = [partial(MEMORIES[name], model.memory[name]) for name in ("window", "lstm")]
+    gated, added = (Branch(model, dims, makes, gate, jax.random.key(0)) for gate in (True, False))
+    x, seg = jax.random.normal(jax.random.key(1), (2, 8, 16)), segment(np.broadcast_to(np.arange(8), (2, 8)))
+    mean, total = (branch(x, branch.init_state(2), seg)[0] for branch in (gated, added))
+    np.testing.assert_allclose(mean, total / 2, atol=1e-6)
+    assert np.abs(total).max() > 1e-2  # control
+
+
+def test_a_gate_chooses():
     def gate(to: float):
         def change(params):
             branch = params["body"]["bodies"][0]["layers"][0]["memory"]

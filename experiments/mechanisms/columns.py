@@ -1,7 +1,7 @@
 """What the table of mechanisms measures: for each column, the runs' config and where its numbers stand.
 
 Every task's column trains a model of the same size (`micro`: width 64, 2 layers) from random weights; windows see 16 tokens, so
-that what is asked lies beyond them, and mechanisms with a segment, chunk or window of their own have one of that size too.
+that what is asked lies beyond them, and mechanisms with a segment, block or window of their own have one of that size too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from memtx.models.presets import preset
 from memtx.patterns import names
 
 WINDOW = 16
-LOCAL = {"window": WINDOW, "segment": WINDOW, "sinks": 4, "capacity": 2048}  # settings by their names, wherever they occur
+LOCAL = {
+    "window": WINDOW,
+    "segment": WINDOW,
+    "block": WINDOW,
+    "sinks": 4,
+    "capacity": 2048,
+}  # settings by their names, wherever they occur
 VOCABULARY = 128
 
 

@@ -127,15 +127,6 @@ class ARMT(Segmented):
         super().__init__(config, dims, key, body)
         self.before, self.after = 0, config.memory if config.write else 0
 
-    def init_memory(self, batch_size: int) -> State:
-        return ()
-
-    def memory_tokens(self, memory: State) -> Array:
-        return self.initial[...]
-
     def begin(self, inner: Segment, body: State, part: Part) -> tuple[Segment, State]:
         """The layers themselves forget the segment before, since their matrices stay."""
         return inner.replace(shared={**inner.shared, START: part.start_B, END: part.complete_B}), body
-
-    def finish(self, memory: State, written_BMD: Array, complete_B: Array) -> State:
-        return memory

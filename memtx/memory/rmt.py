@@ -63,7 +63,10 @@ class Part:
 
 
 class Segmented(nnx.Module):
-    """Memory tokens around each segment, and a body called on both: what RMT and ARMT have in common."""
+    """Memory tokens around each segment, and a body called on both: what RMT and ARMT have in common.
+
+    Of itself it carries nothing: the tokens are the learned ones in every segment. A subclass says what is remembered.
+    """
 
     site = "body"
     block = "full"
@@ -91,11 +94,11 @@ class Segmented(nnx.Module):
 
     def init_memory(self, batch_size: int) -> State:
         """What is carried from segment to segment outside the body."""
-        raise NotImplementedError
+        return ()
 
     def memory_tokens(self, memory: State) -> Array:
         """What the memory tokens of the segment under way are: [B, M, D], or the same for all rows [M, D]."""
-        raise NotImplementedError
+        return self.initial[...]
 
     def first_position(self, memory: State) -> Array | int:
         """Where the segment under way begins, as the layers inside see it."""
@@ -103,11 +106,11 @@ class Segmented(nnx.Module):
 
     def begin(self, inner: Segment, body: State, part: Part) -> tuple[Segment, State]:
         """Before a call in which some rows start or complete a segment."""
-        raise NotImplementedError
+        return inner, body
 
     def finish(self, memory: State, written_BMD: Array, complete_B: Array) -> State:
         """After it: `written` are the body's outputs for the last memory tokens, where rows complete a segment."""
-        raise NotImplementedError
+        return memory
 
     def __call__(self, x_BTD, state: Recurrence, seg: Segment, *, key: Array | None = None):
         grid = Grid(seg.mask_BT, state.offset_B, self.config.segment)

@@ -9,6 +9,7 @@ Legend: L tokens of an example, A places where something is asked, N tokens of a
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from memtx.data.cache import digest
-from memtx.data.tokenizers import Tokenizer, byte_tokenizer
+from memtx.data.tokenizers import Tokenizer, byte_tokenizer, numbers
 from memtx.errors import UserError
 
 NOTHING = -1  # the label of a place where nothing is asked
@@ -39,7 +40,7 @@ class Example:
     scored_A: np.ndarray | None = None
 
 
-class Task:
+class Task(abc.ABC):
     """A generator of examples, built from its settings.
 
     tokenizer  what the tokens mean
@@ -55,9 +56,9 @@ class Task:
     def __init__(self, config):
         self.config = config
 
+    @abc.abstractmethod
     def example(self, rng: np.random.Generator) -> Example:
         """Draws one example."""
-        raise NotImplementedError
 
     def draw(self, seed: int, split: str, index: int, stage: int = 0) -> Example:
         """Example `index` of a split: always the same one."""
@@ -71,6 +72,15 @@ class Task:
         """Of what it draws: the settings, and one example, so that another NumPy's random numbers would be noticed."""
         first = self.draw(0, "train", 0)
         return digest(type(self).__name__, dataclasses.asdict(self.config), first.token_L.tolist(), first.label_L.tolist())
+
+
+class Numbered(Task):
+    """A task whose tokens are the numbers below `config.vocabulary`, and whose examples are `config.length` long."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.length = config.length
+        self.tokenizer = numbers(config.vocabulary)
 
 
 class TextTask(Task):

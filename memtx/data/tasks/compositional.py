@@ -13,13 +13,12 @@ import math
 
 import numpy as np
 
-from memtx.data.tasks.base import Example, Task, check
+from memtx.data.tasks.base import Example, Numbered, check
 from memtx.data.tasks.mqar import FILLERS, ask, fill
-from memtx.data.tokenizers import numbers
 from memtx.errors import check_known
 
 
-class Compositional(Task):
+class Compositional(Numbered):
     @dataclasses.dataclass(frozen=True)
     class Config:
         vocabulary: int = 8192
@@ -33,11 +32,6 @@ class Compositional(Task):
             check(self.pairs >= 1 and math.isqrt(self.pairs) ** 2 == self.pairs, f"pairs={self.pairs} is not a square number")
             check(6 * self.pairs <= self.length, "length must be at least 6 pairs")
             check(self.vocabulary // 3 > self.pairs, "vocabulary is too small for so many pairs")
-
-    def __init__(self, config: Config):
-        super().__init__(config)
-        self.length = config.length
-        self.tokenizer = numbers(config.vocabulary)
 
     def example(self, rng):
         c = self.config

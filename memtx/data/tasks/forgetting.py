@@ -12,13 +12,12 @@ import dataclasses
 
 import numpy as np
 
-from memtx.data.tasks.base import Example, Task, check
+from memtx.data.tasks.base import Example, Numbered, check
 from memtx.data.tasks.mqar import FILLERS, ask, fill
-from memtx.data.tokenizers import numbers
 from memtx.errors import check_known
 
 
-class Forgetting(Task):
+class Forgetting(Numbered):
     @dataclasses.dataclass(frozen=True)
     class Config:
         vocabulary: int = 8192
@@ -35,11 +34,6 @@ class Forgetting(Task):
                 2 * (self.pairs + self.updates) + 2 * self.pairs <= self.length, "length must be 2 (pairs + updates) + 2 pairs"
             )
             check(self.vocabulary > 2 * self.pairs + 1, "vocabulary is too small for so many pairs")
-
-    def __init__(self, config: Config):
-        super().__init__(config)
-        self.length = config.length
-        self.tokenizer = numbers(config.vocabulary)
 
     def example(self, rng):
         c = self.config
