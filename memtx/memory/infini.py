@@ -30,7 +30,7 @@ from memtx.errors import UserError, positive
 from memtx.memory.base import Dims, Segment, emit, pytree, wants, where_rows
 from memtx.nn.attention import Source, attend
 from memtx.ops.chunks import Place, in_chunks
-from memtx.ops.rows import slice_rows
+from memtx.ops.rows import shift
 
 EPSILON = 1e-6
 
@@ -136,12 +136,7 @@ class Infini(nnx.Module):
 
         carry = state.memory, state.pending
         y_BTNH, (memory, pending) = in_chunks(self.config.segment, step, (q_BTNH, k_BTKH, v_BTKH), carry, state.offset_B, seg)
-
-        def shift(old, new):
-            joined = jnp.concatenate([old, new.astype(old.dtype)], 1)
-            return slice_rows(joined, seg.length_B, old.shape[1])
-
-        k_BCKH, v_BCKH = shift(state.k_BCKH, k_BTKH), shift(state.v_BCKH, v_BTKH)
+        k_BCKH, v_BCKH = (shift(*both, seg.length_B) for both in ((state.k_BCKH, k_BTKH), (state.v_BCKH, v_BTKH)))
         offset_B = (state.offset_B + seg.length_B) % self.config.segment
         return y_BTNH, Compressed(memory, pending, k_BCKH, v_BCKH, offset_B)
 

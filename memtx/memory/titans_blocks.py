@@ -47,16 +47,8 @@ class Persistent(nnx.Module):
         self.attention = Projections(attention, dims)
         self.tokens = normal(persistent, (tokens, dims.width), 1.0, optim="no_decay")
 
-    def heads(self, x_BTD: Array) -> tuple[Array, Array, Array]:
-        return self.attention.heads(x_BTD)
-
-    def keys_values(self, x_BTD: Array) -> tuple[Array, Array]:
-        kv = self.attention.kv(x_BTD).reshape(*x_BTD.shape[:2], 2 * self.dims.num_kv_heads, self.dims.head_dim)
-        k, v = jnp.split(kv, 2, 2)
-        return k, v
-
     def attend(self, q_BTNH: Array, sources: list[Source], seg: Segment) -> Array:
-        k, v = self.keys_values(self.tokens[...].astype(q_BTNH.dtype)[None])
+        k, v = self.attention.keys_values(self.tokens[...].astype(q_BTNH.dtype)[None])
         shape = (q_BTNH.shape[0], *k.shape[1:])
         nowhere, here = jnp.zeros(shape[:2], jnp.int32), jnp.zeros(q_BTNH.shape[:2], jnp.int32)
         always = Source(jnp.broadcast_to(k, shape), jnp.broadcast_to(v, shape), nowhere, nowhere == 0, query_position_BT=here)
@@ -101,7 +93,7 @@ class MemoryAndWindow(nnx.Module):
         return self.memory.init_state(batch_size), Recent.empty(batch_size, self.config.window, self.dims)
 
     def window(self, x_BTD: Array, recent: Recent, seg: Segment) -> tuple[Array, Recent]:
-        q, k, v = self.near.heads(x_BTD)
+        q, k, v = self.near.attention.heads(x_BTD)
         size = self.config.window
         y_BTD = self.near.attend(q, [recent.source(size), own(k, v, seg, size)], seg)
         return y_BTD, recent.write(k, v, seg)
@@ -177,7 +169,7 @@ class MAC(nnx.Module):
     def __call__(self, x_BTD: Array, state: Context, seg: Segment, *, key: Array | None = None):
         query, query_tail = self.conv(self.query(x_BTD), state.query_tail, seg.length_B)
         query_BTNH = unit(query.astype(jnp.float32).reshape(*x_BTD.shape[:2], self.dims.num_heads, -1))
-        tokens = *self.near.heads(x_BTD), query_BTNH
+        tokens = *self.near.attention.heads(x_BTD), query_BTNH
         warm = dataclasses.replace(state, fast=self.memory.warm(state.fast), query_tail=query_tail)
 
         def step(context, tokens_BQ, place):
@@ -192,7 +184,7 @@ class MAC(nnx.Module):
         q, k, v, query_BQNH = tokens
         batch, slots = q.shape[:2]
         read_BNQH = apply(starts(context.fast, place), query_BQNH.swapaxes(1, 2))
-        h_k, h_v = self.near.keys_values(self.memory.merge(read_BNQH.swapaxes(1, 2), q.dtype))
+        h_k, h_v = self.near.attention.keys_values(self.memory.merge(read_BNQH.swapaxes(1, 2), q.dtype))
         if place is None:
             slot_BQ = jnp.broadcast_to(jnp.arange(slots), (batch, slots))
             length_B, all_BQ = jnp.full(batch, slots), slot_BQ >= 0

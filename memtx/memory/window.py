@@ -19,7 +19,7 @@ from jax import Array
 from memtx.errors import positive
 from memtx.memory.base import Dims, Segment, pytree
 from memtx.nn.attention import Source, attend
-from memtx.ops.rows import slice_rows
+from memtx.ops.rows import shift
 
 
 @pytree
@@ -45,14 +45,10 @@ class Recent:
     def write(self, k_BTKH: Array, v_BTKH: Array, seg: Segment) -> "Recent":
         """Shift in this call's real tokens."""
 
-        def shift(old, new):
-            joined = jnp.concatenate([old, new.astype(old.dtype)], 1)
-            return slice_rows(joined, seg.length_B, old.shape[1])
-
         return Recent(
-            shift(self.k_BMKH, k_BTKH),
-            shift(self.v_BMKH, v_BTKH),
-            shift(self.position_BM, seg.position_BT),
+            shift(self.k_BMKH, k_BTKH, seg.length_B),
+            shift(self.v_BMKH, v_BTKH, seg.length_B),
+            shift(self.position_BM, seg.position_BT, seg.length_B),
             self.count_B + seg.length_B,
         )
 

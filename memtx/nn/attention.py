@@ -176,10 +176,12 @@ class Projections(nnx.Module):
 
     def heads(self, x_BTD: Array) -> tuple[Array, Array, Array]:
         """-> q_BTNH, k_BTKH, v_BTKH"""
-        batch, time, _ = x_BTD.shape
-        q = self.q(x_BTD).reshape(batch, time, self.dims.num_heads, self.dims.head_dim)
-        k, v = jnp.split(self.kv(x_BTD).reshape(batch, time, 2 * self.dims.num_kv_heads, self.dims.head_dim), 2, 2)
-        return q, k, v
+        return self.q(x_BTD).reshape(*x_BTD.shape[:2], self.dims.num_heads, self.dims.head_dim), *self.keys_values(x_BTD)
+
+    def keys_values(self, x_BTD: Array) -> tuple[Array, Array]:
+        """-> k_BTKH, v_BTKH"""
+        k, v = jnp.split(self.kv(x_BTD).reshape(*x_BTD.shape[:2], 2 * self.dims.num_kv_heads, self.dims.head_dim), 2, 2)
+        return k, v
 
     def merge(self, y_BTNH: Array) -> Array:
         return self.out(y_BTNH.reshape(*y_BTNH.shape[:2], -1))

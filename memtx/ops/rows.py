@@ -5,6 +5,7 @@ B stream, M slots, T entries.
 """
 
 import jax
+import jax.numpy as jnp
 from jax import Array, lax
 
 
@@ -21,3 +22,9 @@ def put(a_BM: Array, index_BT: Array, new_BT: Array) -> Array:
 def slice_rows(a_BM: Array, start_B: Array, size: int) -> Array:
     """`size` consecutive entries of each row, from its own start: [B, M, ...] -> [B, size, ...]."""
     return jax.vmap(lambda a, i: lax.dynamic_slice_in_dim(a, i, size))(a_BM, start_B)
+
+
+def shift(old_BM: Array, new_BT: Array, length_B: Array) -> Array:
+    """The last M of each row's old entries and the first length_B of its new ones, in old's dtype: oldest out, newest last."""
+    joined = jnp.concatenate([old_BM, new_BT.astype(old_BM.dtype)], 1)
+    return slice_rows(joined, length_B, old_BM.shape[1])

@@ -1,5 +1,4 @@
 import dataclasses
-import json
 import time
 
 import jax
@@ -11,6 +10,7 @@ from memtx.data.streams import Batch, Stream
 from memtx.data.tokenizers import tokenizer
 from memtx.data.tokens import tokenize
 from memtx.errors import UserError
+from tests.cursors import goes_on, same
 
 LENGTHS = [5, 1, 17, 8, 30, 3, 16, 12, 2, 9]
 
@@ -45,10 +45,6 @@ def read(batches):
             inputs.extend(call["token"][:n].tolist())
             targets.extend(call["target"][:n].tolist())
     return done, list(open_.values())
-
-
-def same(a: Batch, b: Batch) -> bool:
-    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 @pytest.mark.parametrize(("batch", "segments", "time"), [(1, 1, 1), (3, 2, 4), (4, 3, 7), (2, 1, 100), (16, 2, 4)])
@@ -126,26 +122,13 @@ def test_processes_hold_the_rows_of_one_process_in_order(numbered, processes):
 
 
 def test_a_cursor_goes_on_exactly_on_another_number_of_processes(numbered):
-    def make(index=0, count=1):
+    def make(index, count):
         return Stream(numbered(LENGTHS), batch=4, segments=2, time=4, seed=5, process_index=index, process_count=count)
 
-    reference = make()
-    batches = [next(reference) for _ in range(30)]
-    state, at = None, 0
-    for processes, steps in [(1, 3), (2, 4), (4, 9), (1, 14)]:
-        parts = [make(i, processes) for i in range(processes)]
-        if state:
-            assert any(offset > 0 for offset in state["offset"])  # the control: a restart in mid-document
-            assert not same(next(make()), batches[at])  # and one that would show
-            for part in parts:
-                part.set_state(state)
-        for batch in batches[at : at + steps]:
-            assert same(jax.tree.map(lambda *rows: np.concatenate(rows), *[next(part) for part in parts]), batch)
-        at += steps
-        states = [json.loads(json.dumps(part.get_state())) for part in parts]
-        assert all(s == states[0] for s in states)
-        state = states[0]
-    assert at == 30
+    def see(state):
+        assert any(offset > 0 for offset in state["offset"])  # the control: a restart in mid-document
+
+    reference = goes_on(make, [(1, 3), (2, 4), (4, 9), (1, 14)], see)
     assert reference.epoch > 1  # epochs were crossed
 
 

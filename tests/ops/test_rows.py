@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memtx.ops.rows import put, slice_rows, take
+from memtx.ops.rows import put, shift, slice_rows, take
 
 RNG = np.random.default_rng(0)
 A, INDEX = RNG.normal(size=(3, 5, 2)).astype(np.float32), np.array([[0, 4], [1, 0], [3, 2]])
@@ -28,6 +28,14 @@ def test_put_writes_each_row_drops_what_is_out_of_range_and_keeps_the_dtype():
 def test_slice_rows_starts_where_each_row_says():
     out = slice_rows(jnp.asarray(A), jnp.array([0, 2, 1]), 3)
     np.testing.assert_array_equal(out, np.stack([A[0, 0:3], A[1, 2:5], A[2, 1:4]]))
+
+
+def test_shift_keeps_the_last_entries_of_each_row():
+    new = RNG.normal(size=(3, 4, 2)).astype(np.float32)
+    for length, row, old, out in zip(
+        [0, 3, 4], new, A, shift(jnp.asarray(A), jnp.asarray(new), jnp.array([0, 3, 4])), strict=True
+    ):
+        np.testing.assert_array_equal(out, np.concatenate([old, row[:n]])[-5:])
 
 
 def test_gradients_go_back_to_where_things_came_from():
