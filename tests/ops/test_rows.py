@@ -31,10 +31,9 @@ def test_slice_rows_starts_where_each_row_says():
 
 
 def test_shift_keeps_the_last_entries_of_each_row():
-    new = RNG.normal(size=(3, 4, 2)).astype(np.float32)
-    for length, row, old, out in zip(
-        [0, 3, 4], new, A, shift(jnp.asarray(A), jnp.asarray(new), jnp.array([0, 3, 4])), strict=True
-    ):
+    new, length = RNG.normal(size=(3, 4, 2)).astype(np.float32), np.array([0, 3, 4])
+    shifted = shift(jnp.asarray(A), jnp.asarray(new), jnp.asarray(length))
+    for n, row, old, out in zip(length, new, A, shifted, strict=True):
         np.testing.assert_array_equal(out, np.concatenate([old, row[:n]])[-5:])
 
 
