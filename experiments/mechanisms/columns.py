@@ -31,7 +31,6 @@ class Column:
 
     config: Callable
     numbers: dict[str, str]
-    chance: float = 0.0
 
 
 def settings(model: dict) -> dict[str, dict]:
@@ -90,8 +89,8 @@ def books(memory: str):
 
 
 COLUMNS = {
-    "mqar": Column(mqar, {"MQAR": "eval/accuracy"}, 2 / VOCABULARY),
-    "forgetting": Column(forgetting, {"forgetting": "eval/accuracy/updated=yes"}, 2 / VOCABULARY),
-    "needle": Column(needle, {f"needle {n} W": f"eval/accuracy/distance={n * WINDOW}" for n in (4, 16, 64)}, 1 / 16),
+    "mqar": Column(mqar, {"MQAR": "eval/accuracy"}),
+    "forgetting": Column(forgetting, {"forgetting": "eval/accuracy/updated=yes"}),
+    "needle": Column(needle, {f"needle {n} W": f"eval/accuracy/distance={n * WINDOW}" for n in (4, 16, 64)}),
     "books": Column(books, {"books, bits per byte": "eval/bits_per_byte"}),
 }

@@ -27,7 +27,7 @@ def spread(values: list[float], digits: int) -> str:
 
 def row(memory: str) -> list[str]:
     cells = [memory]
-    sizes = results(memory, "books") or results(memory, "mqar")
+    sizes = results(memory, "books")  # of one model size for all
     for key in ("parameters", "state_bytes", "flops_per_token"):
         cells.append(f"{sizes[0][key]:,}" if sizes else "")
     cells.append(spread([result["train_tokens_per_s"] for result in results(memory, "books")], 0))
