@@ -7,7 +7,8 @@ from setuptools import find_packages, setup
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
-    "test": ["pytest>=8", "pytest-xdist"],
+    "report": ["jinja2>=3.1"],
+    "test": ["pytest>=8", "pytest-xdist", "jinja2>=3.1"],
     "dev": ["ruff", "pyright", "pre-commit"],
 }
 
@@ -20,7 +21,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["memtx", "memtx.*"]),
-    package_data={"memtx": ["memory/cards/*.yaml", "py.typed"]},
+    package_data={"memtx": ["memory/cards/*.yaml", "reports/page.html", "py.typed"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12.8",

@@ -1,0 +1,68 @@
+"""All that a report says, whatever its form: table, claims judged, pictures, and the facts of the runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from memtx.reports.figures import Picture, pictures
+from memtx.reports.runs import Run
+from memtx.reports.study import Study
+from memtx.reports.table import Table, complete, judge, tabulate
+
+
+@dataclass(frozen=True)
+class Findings:
+    """judged: each claim with whether it holds; undecided: why other claims cannot be told yet, or nothing."""
+
+    study: Study
+    runs: list[Run]
+    table: Table
+    judged: list[tuple[str, bool]]
+    undecided: str
+    pictures: list[Picture]
+
+
+def conclude(study: Study, runs: list[Run]) -> Findings:
+    """UserError for a metric that no run has, and for runs that the declared rows do not tell apart."""
+    table = tabulate(study, runs)
+    return Findings(study, complete(runs, study.planned), table, *judge(study, table), pictures(study, runs))
+
+
+def commands(found: Findings) -> list[str]:
+    """That make the runs again, and this report of them."""
+    sweep = found.study.path.as_posix()
+    workdir = f"runs/{found.study.path.parent.name}"
+    return [f"memtx sweep --sweep={sweep} --workdir={workdir}", f"memtx report --sweep={sweep} --workdir={workdir}"]
+
+
+def facts(found: Findings) -> dict[str, str]:
+    """What a reader needs to know of how the numbers came about."""
+    runs = [run for run in found.runs if run.finished]
+    seconds = [run.seconds for run in runs]
+    each = f", {duration(min(seconds))} to {duration(max(seconds))} each" if len(runs) > 1 else ""
+    said = {
+        "runs": f"{len(runs)} of {len(found.runs)}",
+        "seeds": ", ".join(map(str, sorted({run.seed for run in runs}))),
+        "time": f"{duration(sum(seconds))} in all{each}" if runs else "",
+        "machine": _all(_words(run.machine) for run in runs),
+        "versions": _all(_words(run.versions) for run in runs),
+        "code": _all(run.code for run in runs),
+    }
+    return {name: text for name, text in said.items() if text}
+
+
+def duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _words(values: Mapping) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _all(texts: Iterable[str]) -> str:
+    """What runs have of this, once each."""
+    return "; ".join(dict.fromkeys(text for text in texts if text))
