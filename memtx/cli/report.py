@@ -69,7 +69,9 @@ def act(values):
 def _wide_enough(table: Table) -> Console:
     """A console that breaks no cell: a terminal can scroll or be widened."""
     out = Console(highlight=False)
-    return Console(highlight=False, width=max(out.width, out.measure(table, options=out.options.update(max_width=1000)).maximum))
+    return Console(
+        highlight=False, width=max(out.width, out.measure(table, options=out.options.update(max_width=1000)).maximum)
+    )
 
 
 def _check(stored: Findings, again: Findings, out: Console) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+from statistics import fmean
 
 from memtx.reports.figures import Line, Picture
 
@@ -38,7 +39,7 @@ LINE_HEIGHT = 1.25  # of labels, in heights of their letters
 
 
 def png(picture: Picture) -> bytes:
-    return _save(picture, "png", dpi=150, metadata={"Software": None})
+    return _save(picture, "png", dpi=120, metadata={"Software": None})
 
 
 def svg(picture: Picture) -> str:
@@ -49,7 +50,7 @@ def svg(picture: Picture) -> str:
 def inline_svg(picture: Picture) -> str:
     """For an HTML page: in the colours of its text, on its background, with no ids that another picture could have."""
     text = _save(picture, "svg", transparent=True, metadata={"Date": None, "Creator": None}).decode()
-    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    text = text[text.index("<svg") :].replace(INK, "currentColor").replace(FAINT, "var(--line)")
     text = re.sub(r' id="\w+_\d+"', "", text)
     return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', f'role="img" aria-label="{_plain(picture.name)}"', text, count=1)
 
@@ -79,7 +80,7 @@ def _save(picture: Picture, form: str, **settings) -> bytes:
 
 
 def _scale(axes, picture: Picture) -> None:
-    from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
+    from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, NullLocator
 
     axes.margins(x=0.06)
     if "y" in picture.log:
@@ -87,10 +88,11 @@ def _scale(axes, picture: Picture) -> None:
     values = sorted({point.x for line in picture.lines for point in line.points})
     if "x" in picture.log:
         axes.set_xscale("log")
+        close = values[-1] < 1000 * values[0]
+        each = len(values) <= FEW / 2 and not picture.points
+        axes.xaxis.set_major_locator(FixedLocator(values) if each else LogLocator(subs=(1, 2, 5) if close else (1,)))
         axes.xaxis.set_minor_locator(NullLocator())
-        if len(values) <= FEW / 2:
-            axes.xaxis.set_major_locator(FixedLocator(values))
-    if max(values, default=0) >= 10:
+    if "x" in picture.log or max(values, default=0) >= 10_000:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
@@ -120,20 +122,27 @@ def _label(canvas, axes, picture: Picture) -> None:
     heights = apart([y for _, y in ends], LINE_HEIGHT * axes.xaxis.label.get_size() * figure.dpi / 72 / box.height)
     for i, (line, (x, y), height) in enumerate(zip(picture.lines, ends, heights, strict=True)):
         colour = COLOURS[i % len(COLOURS)]
-        leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 3}
+        leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.8, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 3}
         place = {"xycoords": axes.transAxes, "textcoords": axes.transAxes, "va": "center", "color": colour}
         axes.annotate(line.label, (x, y), (1.04, height), arrowprops=leader, annotation_clip=False, **place)
 
 
 def apart(heights: list[float], gap: float) -> list[float]:
-    """Heights in the same order, each at least a gap from the next; moved up as little as need be, and down from above 1."""
+    """Heights in the same order, a gap or more from each other, in [0, 1] if they have room, moved by least squares.
+
+    Less a gap for each one below, they need only be in order: isotonic regression, by pooling neighbours that are not.
+    """
     order = sorted(range(len(heights)), key=heights.__getitem__)
-    placed, floor, ceiling = list(heights), float("-inf"), max(1.0, gap * (len(heights) - 1))
-    for i in order:
-        placed[i] = floor = max(heights[i], floor + gap)
-    for i in reversed(order):
-        placed[i] = min(placed[i], ceiling)
-        ceiling = placed[i] - gap
+    pools: list[list[float]] = []
+    for rank, i in enumerate(order):
+        pools.append([heights[i] - gap * rank])
+        while len(pools) > 1 and fmean(pools[-2]) > fmean(pools[-1]):
+            pools[-2:] = [pools[-2] + pools[-1]]
+    room = max(0.0, 1 - gap * (len(heights) - 1))
+    levels = [min(max(fmean(pool), 0.0), room) for pool in pools for _ in pool]
+    placed = list(heights)
+    for rank, i in enumerate(order):
+        placed[i] = levels[rank] + gap * rank
     return placed
 
 
@@ -143,11 +152,18 @@ PLACES = ((8, 0, "left"), (-8, 0, "right"), (0, 11, "center"), (0, -11, "center"
 def _beside_points(renderer, axes, lines: list[Line]) -> None:
     """Each label at the first of PLACES where it covers no other label and no point; at the first of all if none is free."""
     inside = axes.get_window_extent()
-    at = [(line.points[0].x, line.points[0].mean) for line in lines]
-    marks = [axes.transData.transform(point) for point in at]
+    only = [line.points[0] for line in lines]
+    marks = axes.transData.transform([(p.x, p.mean + sign * (p.std or 0.0)) for p in only for sign in (-1, 0, 1)])
     taken = []
     for i, line in enumerate(lines):
-        text = axes.annotate(line.label, at[i], textcoords="offset points", va="center", color=COLOURS[i % len(COLOURS)])
+        text = axes.annotate(
+            line.label,
+            (only[i].x, only[i].mean),
+            (0, 0),
+            textcoords="offset points",
+            va="center",
+            color=COLOURS[i % len(COLOURS)],
+        )
         for *offset, side in (*PLACES, PLACES[0]):
             text.set(position=offset, ha=side)
             box = text.get_window_extent(renderer)

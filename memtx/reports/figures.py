@@ -72,9 +72,8 @@ def _picture(name: str, figure: Figure, study: Study, runs: list[Run]) -> Pictur
 
 
 def _wide(xs: list[float]) -> bool:
-    """Two orders of magnitude, zero aside."""
-    xs = [x for x in xs if x]
-    return bool(xs) and min(xs) > 0 and max(xs) >= 100 * min(xs)
+    """An order of magnitude, and zero not among them."""
+    return bool(xs) and min(xs) > 0 and max(xs) >= 10 * min(xs)
 
 
 def _numbers(figure: Figure, runs: Iterable[Run]) -> dict[float, list[float]]:
@@ -100,7 +99,7 @@ def _points(numbers: dict[float, list[float]]) -> list[Point]:
     """In the order of x; where seeds have points of their own, only what most of them have."""
     most = max(map(len, numbers.values()), default=0)
     return [
-        Point(x, statistics.mean(ys), statistics.stdev(ys) if len(ys) > 1 else None)
+        Point(x, statistics.fmean(ys), statistics.stdev(ys) if len(ys) > 1 else None)
         for x, ys in sorted(numbers.items())
         if 2 * len(ys) > most
     ]

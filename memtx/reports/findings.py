@@ -40,14 +40,15 @@ def facts(found: Findings) -> dict[str, str]:
     """What a reader needs to know of how the numbers came about."""
     runs = [run for run in found.runs if run.finished]
     seconds = [run.seconds for run in runs]
-    each = f", {duration(min(seconds))} to {duration(max(seconds))} each" if len(runs) > 1 else ""
+    ends = dict.fromkeys((duration(min(seconds, default=0)), duration(max(seconds, default=0))))
+    each = f", {' to '.join(ends)} each" if len(runs) > 1 else ""
     said = {
         "runs": f"{len(runs)} of {len(found.runs)}",
         "seeds": ", ".join(map(str, sorted({run.seed for run in runs}))),
         "time": f"{duration(sum(seconds))} in all{each}" if runs else "",
-        "machine": _all(_words(run.machine) for run in runs),
-        "versions": _all(_words(run.versions) for run in runs),
-        "code": _all(run.code for run in runs),
+        "machine": _all(_machine(run.machine) for run in runs),
+        "versions": _all(", ".join(f"{name} {version}" for name, version in run.versions.items()) for run in runs),
+        "code": _all(_code(run.code) for run in runs),
     }
     return {name: text for name, text in said.items() if text}
 
@@ -59,8 +60,15 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _words(values: Mapping) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())
+def _machine(machine: Mapping) -> str:
+    units = {"cores": " cores", "memory_gb": " GB", "devices": " devices"}
+    said = {name: f"{machine[name]}{unit}" for name, unit in units.items() if name in machine}
+    return ", ".join(filter(None, [machine.get("cpu"), *said.values(), machine.get("platform")]))
+
+
+def _code(code: Mapping) -> str:
+    commit = f", commit {code['commit'][:8]}" if code.get("commit") else ""
+    return f"memtx {code['version']}{commit}{', with changes' if code.get('dirty') else ''}" if code else ""
 
 
 def _all(texts: Iterable[str]) -> str:

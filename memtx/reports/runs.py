@@ -39,7 +39,7 @@ class Run:
     curves: Mapping[str, Curve] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
-    code: str = ""
+    code: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:

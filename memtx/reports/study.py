@@ -46,7 +46,7 @@ class Figure:
     x: str = "step"
     where: Mapping[str, Any] = field(default_factory=dict)
     start: float = -math.inf  # the least x shown
-    log: str = ""  # axes that are logarithmic: x, y or xy; x is anyway where its values span two orders of magnitude
+    log: str = ""  # axes that are logarithmic: x, y or xy; x is anyway where its values span an order of magnitude
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class Cell:
 
     @property
     def mean(self) -> float:
-        return statistics.mean(self.by_seed.values())
+        return statistics.fmean(self.by_seed.values())
 
     @property
     def std(self) -> float | None:
@@ -171,7 +171,9 @@ def _cell(column: Column, runs: list[Run]) -> Cell:
         if run.seed in measured:
             other = measured[run.seed][1]
             differ = ", ".join(varying([run, other])) or "only their names"
-            raise UserError(f"runs {other.name} and {run.name} fall in one cell and differ in {differ}: name it in report['rows']")
+            raise UserError(
+                f"runs {other.name} and {run.name} fall in one cell and differ in {differ}: name it in report['rows']"
+            )
         measured[run.seed] = number, run
     by_seed = {seed: measured[seed][0] for seed in sorted(measured)}
     statuses = [run.status for run in runs if not run.finished]
