@@ -1,7 +1,7 @@
 """A study's figures: what is drawn. `memtx.reports.draw` draws it.
 
 A figure has lines of points, a point a mean over seeds: a metric over the steps of training, over slices of the evaluation
-(`eval/accuracy/distance=…`, `eval/loss/position=…`), over an override, or over a budget.
+(`eval/accuracy/distance=…`, `eval/loss/position=…`), over a setting, or over a budget.
 """
 
 from __future__ import annotations

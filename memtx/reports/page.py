@@ -32,6 +32,5 @@ def page(found: Findings) -> str:
         commands=commands(found),
         keys=keys,
         runs=[(run, [label(run.value(key)) for key in keys], duration(run.seconds)) for run in found.runs],
-        configs=dict.fromkeys(run.config for run in found.runs if run.config),
         overrides=[(run.name, json.dumps(run.overrides)) for run in found.runs],
     )

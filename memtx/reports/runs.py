@@ -26,12 +26,16 @@ Curve = list[list[float]]  # [step, value] of each point
 
 @dataclass(frozen=True)
 class Run:
-    """One training run. `result`: metric -> its last value; `curves`: metric -> its course over training."""
+    """One training run. settings: what tables are arranged by, dotted overrides and the arguments of its config file.
+
+    result: metric -> its last value; curves: metric -> its course over training.
+    """
 
     name: str
     status: str = FINISHED
-    config: str = ""
+    error: str = ""
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     seconds: float = 0.0
     budget: Mapping[str, float] = field(default_factory=dict)
@@ -46,8 +50,8 @@ class Run:
         return self.status == FINISHED
 
     def value(self, key: str):
-        """Of a dotted override; None if the run has it at its default."""
-        return self.seed if key == "seed" else _plain(self.overrides.get(key))
+        """Of a setting; None if the run has it at its default."""
+        return self.seed if key == "seed" else _plain(self.settings.get(key))
 
     def matches(self, where: Mapping[str, Any]) -> bool:
         return all(self.value(key) == _plain(value) for key, value in where.items())

@@ -4,7 +4,7 @@
     ...\"\"\"
     config, sweep = ...                                       as `memtx sweep` has them
     report = {
-        "rows": "memory",                                     overrides that label the rows; by default all that vary
+        "rows": "memory",                                     settings that label the rows; by default all that vary
         "columns": {"updates": "eval/accuracy/updated=yes"},  heading -> metric
         "figures": {"distance": {"y": "eval/accuracy", "x": "distance"}},
         "varies": "state_bytes",                              the budget that is the thing compared, if one is
@@ -14,8 +14,9 @@
     def claims(table):                                        what the study was made to find out
         yield "deltanet beats gla by 0.2", table["deltanet", "updates"].mean > table["gla", "updates"].mean + 0.2
 
-A column may be a mapping with `metric`, `where` (overrides that its runs have), `better` ("higher" or "lower") and `digits`.
-A figure's x is "step", a budget, an override, or the name of slices: x = "distance" takes `eval/accuracy/distance=1`, `=2`, ...
+Settings are the dotted overrides of a run and the arguments of its config file. A column may be a mapping with `metric`,
+`where` (settings that its runs have), `better` ("higher" or "lower") and `digits`. A figure's x is "step", a budget, a setting,
+or the name of slices: x = "distance" takes `eval/accuracy/distance=1`, `eval/accuracy/distance=2`, and so on.
 """
 
 from __future__ import annotations
@@ -60,11 +61,12 @@ class Report:
 
 @dataclass(frozen=True)
 class Study:
-    """path: of the sweep file, as the user gave it. planned: the runs that the sweep is to have, none finished."""
+    """path: of the sweep file, as the user gave it. config: of all its runs, before their overrides. planned: the runs that the sweep is to have, none finished."""
 
     path: Path
     title: str
     question: str
+    config: str
     report: Report
     planned: list[Run]
     claims: Callable[..., Iterable[tuple[str, bool]]] | None
@@ -74,7 +76,7 @@ def load_study(path: Path) -> Study:
     """UserError for a file that is not there, and for what it declares wrongly."""
     module = _module(path)
     title, _, question = (module.__doc__ or path.parent.name).strip().partition("\n")
-    return Study(path, title, question.strip(), report(getattr(module, "report", {})), [], getattr(module, "claims", None))
+    return Study(path, title, question.strip(), "", report(getattr(module, "report", {})), [], getattr(module, "claims", None))
 
 
 def report(declared: Mapping) -> Report:

@@ -1,6 +1,6 @@
 """From runs to a table: groups that differ only in seed, mean and spread, matched budgets, claims.
 
-A row is a combination of overrides, a column a metric; a cell has a value for each seed. What was to be run and did not finish
+A row is a combination of settings, a column a metric; a cell has a value for each seed. What was to be run and did not finish
 is counted in its cell.
 """
 
@@ -68,7 +68,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    keys: tuple[str, ...]  # the overrides that label the rows
+    keys: tuple[str, ...]  # the settings that label the rows
     columns: Mapping[str, Column]
     rows: list[Row]
     unmatched: Mapping[str, list[str]] = field(default_factory=dict)  # budget -> between whom it differs, by columns
@@ -76,7 +76,7 @@ class Table:
 
     def __getitem__(self, place) -> Cell:
         """`table["deltanet", "updates"]`: the labels of a row, then a column. UserError for a cell with no finished run."""
-        *labels, heading = (label(part) for part in place)
+        *labels, heading = map(label, place if isinstance(place, tuple) else (place,))
         row = next((row for row in self.rows if row.labels == tuple(labels)), None)
         if row is None or heading not in self.columns:
             known = [f"{row.name}, {name}" for row in self.rows for name in self.columns]
@@ -117,14 +117,14 @@ def complete(runs: list[Run], planned: Iterable[Run]) -> list[Run]:
 
 
 def varying(runs: Iterable[Run]) -> list[str]:
-    """The overrides, but for the seed, in which runs differ."""
+    """The settings, but for the seed, in which runs differ."""
     runs = list(runs)
-    keys = dict.fromkeys(key for run in runs for key in run.overrides if key != "seed")
+    keys = dict.fromkeys(key for run in runs for key in run.settings if key != "seed")
     return [key for key in keys if len({label(run.value(key)) for run in runs}) > 1]
 
 
 def label(value) -> str:
-    """An override's value in a table."""
+    """A setting's value in a table."""
     if value is None:
         return "default"
     if isinstance(value, float):
