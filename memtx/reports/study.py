@@ -61,7 +61,10 @@ class Report:
 
 @dataclass(frozen=True)
 class Study:
-    """path: of the sweep file, as the user gave it. config: of all its runs, before their overrides. planned: the runs that the sweep is to have, none finished."""
+    """path: of the sweep file, as the user gave it. config: of all runs, before their overrides.
+
+    planned: the runs that the sweep is to have, none finished.
+    """
 
     path: Path
     title: str
