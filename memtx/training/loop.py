@@ -98,7 +98,9 @@ class Run:
     def abstract(self) -> dict:
         """The same as shapes on their shardings, for restoring."""
         trees = jax.tree.map(
-            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), jax.eval_shape(self._init, self.key), self.shardings
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+            jax.eval_shape(self._init, self.key),
+            self.shardings,
         )
         return dict(zip(("params", "opt_state", "memory"), trees, strict=True))
 
