@@ -1,6 +1,7 @@
 """A sweep file: `config`, and `sweep()` that yields the overrides of each run. Everything is checked before anything runs.
 
 config = "configs/lm.py:size=tiny"          the base of all runs
+common = {"train.steps": 600}               optional: overrides of all runs
 def sweep(): ...                            yields dicts: dotted keys of the config, and
                                                 config     another file or argument than the base: "configs/lm.py:memory=xl"
                                                 match      a budget to meet: {"params": 1e6}, see memtx.plan
@@ -29,6 +30,7 @@ from memtx.plan import check_target
 from memtx.training.workdir import differences
 
 RESERVED = ("config", "match", "solve")
+UNREAD = ("train.log_every", "checkpoint", "mesh", "data.cache")  # in the config, but not in the result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +51,7 @@ class Run:
     def is_of(self, config: Mapping, solved: Mapping[str, int]) -> bool:
         """Whether that is this run's config, with the keys that were solved for it."""
         planned = override(ml_collections.ConfigDict(self.values), solved)
-        return not differences(
-            config, to_json(configure(planned)), free=("train.log_every", "checkpoint", "mesh", "data.cache")
-        )
+        return not differences(config, to_json(configure(planned)), free=UNREAD)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -78,8 +78,9 @@ def load_sweep(path: str | Path) -> Sweep:
     if not isinstance(config, str) or not callable(sweep):
         raise UserError(f"{path} is no sweep file: it needs config = 'configs/lm.py:...' and def sweep()")
     runs: dict[str, Run] = {}
+    common = getattr(module, "common", {})
     for overrides in sweep():  # type: ignore[union-attr]
-        run = _run(config, overrides)
+        run = _run(config, common, overrides)
         if run.name in runs:
             raise UserError(f"{path} has the run {run.name} twice")
         runs[run.name] = run
@@ -91,15 +92,16 @@ def load_sweep(path: str | Path) -> Sweep:
     return Sweep(Path(path), config, runs, measure, trains)
 
 
-def _run(base: str, overrides: Any) -> Run:
+def _run(base: str, common: Mapping[str, Any], overrides: Any) -> Run:
     if not isinstance(overrides, Mapping) or not all(isinstance(key, str) for key in overrides):
         raise UserError(f"sweep() yields dicts of dotted overrides, not {overrides!r}")
     overrides = dict(overrides)
     try:
-        spec = overrides.get("config", base)
+        spec = str(overrides.get("config", base))
         name = _name(base, spec, overrides)
-        config = override(load_config(spec), {key: value for key, value in overrides.items() if key not in RESERVED})
-        match, solve = dict(overrides.get("match", {})), overrides.get("solve", "")
+        given = {**common, **overrides}
+        config = override(load_config(spec), {key: value for key, value in given.items() if key not in RESERVED})
+        match, solve = dict(given.get("match", {})), given.get("solve", "")
         values = config.to_dict()
         configure(values)
         check_target(values, match, solve)

@@ -97,11 +97,8 @@ class Run:
 
     def abstract(self) -> dict:
         """The same as shapes on their shardings, for restoring."""
-        trees = jax.tree.map(
-            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
-            jax.eval_shape(self._init, self.key),
-            self.shardings,
-        )
+        shapes = jax.eval_shape(self._init, self.key)
+        trees = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, self.shardings)
         return dict(zip(("params", "opt_state", "memory"), trees, strict=True))
 
     def loop(self, state, done: int, stream: Batches, evaluate, checkpoints: Checkpointer, metrics: Metrics) -> Trained:
