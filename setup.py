@@ -34,7 +34,7 @@ setup(
         "array-record>=0.8",
         "importlib_resources",  # tensorflow-datasets needs it and does not say so
         "tokenizers>=0.22",
-        "filelock>=3.10",
+        "filelock>=3.13",
         "rich>=13",
         "tensorboardX>=2.6",
         "matplotlib>=3.9",

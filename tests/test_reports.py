@@ -263,7 +263,7 @@ def test_a_rerun_agrees_within_two_stored_deviations_or_the_floor():
     assert [cell.verdict for cell in compare(stored, near, 0.0)] == ["agrees", "agrees"]
     far = table(runs({"gla": (0.83,), "deltanet": (0.69,)}))
     assert [cell.verdict for cell in compare(stored, far, 0.0)] == ["differs", "differs"]
-    assert [cell.verdict for cell in compare(stored, far, 0.3)] == ["agrees", "agrees"]
+    assert [cell.verdict for cell in compare(stored, far, 0.6)] == ["agrees", "agrees"]
     one = table(runs({"gla": (0.5,), "deltanet": (0.5,)}))
     assert [cell.verdict for cell in compare(one, one, 0.0)] == ["agrees", "agrees"]
     part = compare(stored, table(runs({"gla": (0.3,)}), rows="memory"), 0.0)
@@ -315,7 +315,9 @@ def write_run(folder: Path, run, bits: float, status: str = "finished") -> None:
     """As `memtx sweep` leaves it."""
     folder.mkdir(parents=True)
     result = {"eval/bits_per_byte": bits} | {f"eval/loss/position={n}": bits / n for n in (1, 10, 100)}
-    lines = [{"step": step, "train/loss": bits + 1 / step, "train/lr": None} for step in range(1, 251)] + [{"step": 250, **result}]
+    lines = [{"step": step, "train/loss": bits + 1 / step, "train/lr": None} for step in range(1, 251)] + [
+        {"step": 250, **result}
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     record = {
         "name": run.name,
@@ -367,13 +369,13 @@ def test_the_page_needs_no_other_file_and_escapes_what_it_shows(swept):
 
 def test_stored_runs_give_the_same_report_and_fill_the_readme_between_its_marks(swept):
     results, readme, work = swept / "results", swept / "README.md", swept.parent / "work"
-    readme.write_text("# Mine\n\n<!-- table -->\nold\n<!-- end -->\n\nThe verdict, by hand.\n")
+    readme.write_text("# Mine\n\n<!-- table -->\noutdated\n<!-- end -->\n\nThe verdict, by hand.\n")
     report_on(swept, f"--workdir={work}", f"--store={results}")
     text = readme.read_text()
     assert text.startswith("# Mine\n\n<!-- table -->\n| memory | bits & bytes |")
     assert text.endswith("<!-- end -->\n\nThe verdict, by hand.\n")
-    assert "old" not in text
-    assert "- **holds**: xl <beats> window" in text
+    assert "outdated" not in text
+    assert "- **holds**: xl \\<beats> window" in text
     assert "![loss](results/loss.png)" in text
     assert all(path.stat().st_size < 10_000 for path in results.glob("*.json"))
     before = contents(swept) | contents(results)

@@ -51,7 +51,7 @@ def inline_svg(picture: Picture) -> str:
     """For an HTML page: in the colours of its text, on its background, with no ids that another picture could have."""
     text = _save(picture, "svg", transparent=True, metadata={"Date": None, "Creator": None}).decode()
     text = text[text.index("<svg") :].replace(INK, "currentColor").replace(FAINT, "var(--line)")
-    text = re.sub(r' id="\w+_\d+"', "", text)
+    text = re.sub(r' id="[\w.]+_\d+"', "", text)
     return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', f'role="img" aria-label="{_plain(picture.name)}"', text, count=1)
 
 

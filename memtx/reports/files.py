@@ -9,7 +9,7 @@ from pathlib import Path
 from memtx.errors import UserError
 from memtx.reports.draw import png, svg
 from memtx.reports.findings import Findings, commands, facts
-from memtx.reports.formats import as_csv, latex, markdown
+from memtx.reports.formats import as_csv, escaped, latex, markdown
 from memtx.reports.page import page
 from memtx.training.workdir import write_atomic
 
@@ -53,9 +53,9 @@ def publish(found: Findings, results: Path) -> Path:
 
 def section(found: Findings, folder: str) -> str:
     """Table, verdicts, figures and how to make them again, in Markdown. folder: of the figures, as a link has it."""
-    verdicts = [f"- {'**holds**' if holds else '**does not hold**'}: {sentence}" for sentence, holds in found.judged]
+    verdicts = [f"- {'**holds**' if holds else '**does not hold**'}: {escaped(sentence)}" for sentence, holds in found.judged]
     if found.undecided:
-        verdicts.append(f"- {found.undecided}")
+        verdicts.append(f"- {escaped(found.undecided)}")
     figures = [f"![{picture.name}]({folder}/{_stem(picture.name)}.png)" for picture in found.pictures]
     said = "; ".join(f"{name}: {text}" for name, text in facts(found).items())
     again = "\n".join(["```", *commands(found), "```"])

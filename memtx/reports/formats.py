@@ -88,12 +88,16 @@ def markdown(table: Table) -> str:
         return "| " + " | ".join(cells) + " |"
 
     def cell(entry: Entry) -> str:
-        words = re.sub(r"([\\|*`<\[])", r"\\\1", entry.text)
-        return f"**{words}**" if entry.bold else words
+        return f"**{escaped(entry.text)}**" if entry.bold else escaped(entry.text)
 
     rule = line(["---"] * shown.labels + ["---:"] * (len(shown.head) - shown.labels))
     rows = [line(map(cell, row)) for row in shown.rows]
-    return "\n".join([line(cell(Entry(name)) for name in shown.head), rule, *rows, "", " ".join(shown.notes), ""])
+    return "\n".join([line(cell(Entry(name)) for name in shown.head), rule, *rows, "", escaped(" ".join(shown.notes)), ""])
+
+
+def escaped(text: str) -> str:
+    """As Markdown shows it; underscores within words need nothing."""
+    return re.sub(r"([\\|*`<\[])", r"\\\1", text)
 
 
 def latex(table: Table) -> str:

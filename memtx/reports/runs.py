@@ -9,17 +9,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from memtx.errors import UserError
+from memtx.sweep.record import metrics
 from memtx.training.workdir import write_atomic
 
 POINTS = 100  # at most, of a curve
 BUDGETS = ("params", "flops_per_token", "state_bytes")
-FINISHED = "finished"
+FINISHED, MISSING = "finished", "missing"
 
 Curve = list[list[float]]  # [step, value] of each point
 
@@ -62,15 +63,13 @@ class Run:
 
 
 def from_workdir(workdir: Path) -> list[Run]:
-    """The runs of a sweep, WORKDIR/runs/NAME/run.json. UserError if there are none."""
-    return _some(
-        [_read(path, _metrics(path.with_name("metrics.jsonl"))) for path in sorted(workdir.glob("runs/*/run.json"))], workdir
-    )
+    """The runs of a sweep, WORKDIR/runs/NAME. UserError if there are none."""
+    return _some(_trained, workdir.glob("runs/*/run.json"), workdir)
 
 
 def from_results(folder: Path) -> list[Run]:
     """What `store` wrote. UserError if there is nothing."""
-    return _some([_read(path, None) for path in sorted(folder.glob("*.json"))], folder)
+    return _some(_stored, folder.glob("*.json"), folder)
 
 
 def store(runs: list[Run], folder: Path) -> None:
@@ -82,35 +81,46 @@ def store(runs: list[Run], folder: Path) -> None:
             write_atomic(folder / f"{run.name}.json", "{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def _some(runs: list[Run], folder: Path) -> list[Run]:
-    if not runs:
-        raise UserError(f"no runs in {folder}; `memtx sweep --sweep=FILE --workdir={folder}` makes them")
+def _some(read: Callable[[Path], Run], paths: Iterable[Path], folder: Path) -> list[Run]:
+    if not (runs := [read(path) for path in sorted(paths)]):
+        raise UserError(f"no runs in {folder}; `memtx sweep --sweep=FILE --workdir=DIR` makes them, --store=DIR keeps them")
     return runs
 
 
-def _read(path: Path, metrics: Mapping[str, Curve] | None) -> Run:
+def _stored(path: Path) -> Run:
+    return _run(path, _json(path))
+
+
+def _trained(path: Path) -> Run:
+    """Of run.json, with what metrics.jsonl beside it has."""
+    record, curves = _json(path), _curves(metrics(path.parent))
+    last = {name: curve[-1][1] for name, curve in curves.items()} | {"train/tokens_per_s": record.get("train_tokens_per_s")}
+    result = {name: number for name, number in (last | record.get("result", {})).items() if _finite(number)}
+    thinned = {name: thin(curve) for name, curve in curves.items() if name == "train/loss" or _overall(name)}
+    return _run(path, record | {"result": result, "curves": thinned})
+
+
+def _run(path: Path, record: Mapping) -> Run:
+    known = {f.name for f in dataclasses.fields(Run)}
     try:
-        values = json.loads(path.read_text())
-        known = {f.name for f in dataclasses.fields(Run)}
-        values = {name: value for name, value in values.items() if name in known and value is not None}
-        if metrics is not None:
-            last = {name: curve[-1][1] for name, curve in metrics.items()}
-            result = {name: number for name, number in (last | values.get("result", {})).items() if _finite(number)}
-            curves = {name: thin(curve) for name, curve in metrics.items() if name == "train/loss" or _overall(name)}
-            values |= {"result": result, "curves": curves}
-        return Run(**values)
-    except (ValueError, TypeError, AttributeError) as error:
+        return Run(**{name: value for name, value in record.items() if name in known})
+    except TypeError as error:
         raise UserError(f"{path} is damaged: {error}") from None
 
 
-def _metrics(path: Path) -> dict[str, Curve]:
+def _json(path: Path) -> dict:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError):
+        raise UserError(f"{path} is damaged: it is no JSON object; delete it, and run that again") from None
+
+
+def _curves(lines: Iterable[dict]) -> dict[str, Curve]:
     curves: dict[str, Curve] = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        values = json.loads(line)
-        step = values.pop("step")
-        for name, number in values.items():
-            if _finite(number):
-                curves.setdefault(name, []).append([step, number])
+    for line in lines:
+        for name, number in line.items():
+            if name != "step" and _finite(number):
+                curves.setdefault(name, []).append([line["step"], number])
     return curves
 
 

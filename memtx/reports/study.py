@@ -21,7 +21,6 @@ or the name of slices: x = "distance" takes `eval/accuracy/distance=1`, `eval/ac
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -30,7 +29,8 @@ from typing import Any
 
 from memtx.config import to_dataclass
 from memtx.errors import UserError, check_known
-from memtx.reports.runs import BUDGETS, Run
+from memtx.reports.runs import BUDGETS, MISSING, Run
+from memtx.sweep.spec import load_sweep
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,14 @@ class Study:
 
 def load_study(path: Path) -> Study:
     """UserError for a file that is not there, and for what it declares wrongly."""
-    module = _module(path)
-    title, _, question = (module.__doc__ or path.parent.name).strip().partition("\n")
-    return Study(path, title, question.strip(), "", report(getattr(module, "report", {})), [], getattr(module, "claims", None))
+    sweep = load_sweep(path)
+    title, _, question = (sweep.module.__doc__ or path.parent.name).strip().partition("\n")
+    planned = [
+        Run(name, MISSING, overrides=run.overrides, settings=run.settings, seed=run.config.seed)
+        for name, run in sweep.runs.items()
+    ]
+    declared, claims = getattr(sweep.module, "report", {}), getattr(sweep.module, "claims", None)
+    return Study(path, title, question.strip(), sweep.config, report(declared), planned, claims)
 
 
 def report(declared: Mapping) -> Report:
@@ -102,14 +107,3 @@ def report(declared: Mapping) -> Report:
     for column in found.columns.values():
         check_known(column.better, ["higher", "lower", ""], "better of a column")
     return found
-
-
-def _module(path: Path):
-    if not path.is_file():
-        raise UserError(f"no sweep file {str(path)!r}")
-    spec = importlib.util.spec_from_file_location("memtx_study", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -87,19 +87,18 @@ class Run:
         )
         self.key = jax.random.key(config.seed)
 
-    def _init(self):
-        params = self.lm.init(jax.random.fold_in(self.key, 0))
+    def _init(self, key):
+        params = self.lm.init(jax.random.fold_in(key, 0))
         return params, self.tx.init(params), self.lm.init_state(self.config.train.batch)
 
     def init(self):
         """Fresh parameters, optimiser state and memory."""
-        return jax.jit(self._init, out_shardings=self.shardings)()
+        return jax.jit(self._init, out_shardings=self.shardings)(self.key)  # an argument: one program for all seeds
 
     def abstract(self) -> dict:
         """The same as shapes on their shardings, for restoring."""
-        trees = jax.tree.map(
-            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), jax.eval_shape(self._init), self.shardings
-        )
+        shapes = jax.eval_shape(self._init, self.key)
+        trees = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, self.shardings)
         return dict(zip(("params", "opt_state", "memory"), trees, strict=True))
 
     def loop(self, state, done: int, stream: Batches, evaluate, checkpoints: Checkpointer, metrics: Metrics) -> Trained:
