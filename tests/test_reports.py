@@ -104,7 +104,8 @@ def test_missing_and_failed_runs_are_shown_and_counted():
     assert found.rows[1].cells["accuracy"].text(1) == "failed"
     notes = grid(found).notes
     assert "1 run missing: memory=gla_seed=0." in notes
-    assert any(note.startswith("3 runs failed: memory=deltanet_seed=0") for note in notes)
+    assert any(note.startswith("3 runs failed: memory=deltanet_seed=0, memory") for note in notes)
+    assert [row[0].text for row in grid(tabulate(study(planned=planned), finished)).rows] == ["gla"]
     assert not any("runs" in note for note in grid(table(runs())).notes)
 
 

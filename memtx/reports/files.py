@@ -46,20 +46,20 @@ def publish(found: Findings, results: Path) -> Path:
         )
     for picture in found.pictures:
         (results / f"{_stem(picture.name)}.png").write_bytes(png(picture))
-    folder = os.path.relpath(results, readme.parent)
-    write_atomic(readme, MARKED.sub(lambda m: m[1] + section(found, folder) + m[2], text))
+    write_atomic(readme, MARKED.sub(lambda m: m[1] + section(found, results) + m[2], text))
     return readme
 
 
-def section(found: Findings, folder: str) -> str:
-    """Table, verdicts, figures and how to make them again, in Markdown. folder: of the figures, as a link has it."""
+def section(found: Findings, results: Path) -> str:
+    """Table, verdicts, figures and how to make them again, in Markdown. results: where the figures are."""
+    folder = os.path.relpath(results, found.study.path.parent)
     verdicts = [f"- {'**holds**' if holds else '**does not hold**'}: {escaped(sentence)}" for sentence, holds in found.judged]
     if found.undecided:
         verdicts.append(f"- {escaped(found.undecided)}")
     figures = [f"![{picture.name}]({folder}/{_stem(picture.name)}.png)" for picture in found.pictures]
     said = "; ".join(f"{name}: {text}" for name, text in facts(found).items())
-    again = "\n".join(["```", *commands(found), "```"])
-    parts = [markdown(found.table).strip(), "\n".join(verdicts), *figures, f"{said}.", again]
+    again = "\n".join(["```", *commands(found, results), "```"])
+    parts = [markdown(found.table).strip(), "\n".join(verdicts), *figures, f"{said[0].upper()}{said[1:]}.", again]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from memtx.reports.figures import Picture, pictures
 from memtx.reports.runs import Run
@@ -29,11 +30,13 @@ def conclude(study: Study, runs: list[Run]) -> Findings:
     return Findings(study, complete(runs, study.planned), table, *judge(study, table), pictures(study, runs))
 
 
-def commands(found: Findings) -> list[str]:
-    """That make the runs again, and this report of them."""
-    sweep = found.study.path.as_posix()
-    workdir = f"runs/{found.study.path.parent.name}"
-    return [f"memtx sweep --sweep={sweep} --workdir={workdir}", f"memtx report --sweep={sweep} --workdir={workdir}"]
+def commands(found: Findings, results: Path | None = None) -> list[str]:
+    """That make the runs again, and this report of them; with results: that tell whether they agree with those."""
+    given = f"--sweep={found.study.path.as_posix()} --workdir=runs/{found.study.path.parent.name}"
+    return [
+        f"memtx sweep {given} --parallel=2",
+        f"memtx report {given}" + (f" --check={results.as_posix()}" if results else ""),
+    ]
 
 
 def facts(found: Findings) -> dict[str, str]:
@@ -45,7 +48,7 @@ def facts(found: Findings) -> dict[str, str]:
     said = {
         "runs": f"{len(runs)} of {len(found.runs)}",
         "seeds": ", ".join(map(str, sorted({run.seed for run in runs}))),
-        "time": f"{duration(sum(seconds))} in all{each}" if runs else "",
+        "time": f"{duration(sum(seconds))} in all{each}" if any(seconds) else "",
         "machine": _all(_machine(run.machine) for run in runs),
         "versions": _all(", ".join(f"{name} {version}" for name, version in run.versions.items()) for run in runs),
         "code": _all(_code(run.code) for run in runs),
@@ -67,8 +70,9 @@ def _machine(machine: Mapping) -> str:
 
 
 def _code(code: Mapping) -> str:
-    commit = f", commit {code['commit'][:8]}" if code.get("commit") else ""
-    return f"memtx {code['version']}{commit}{', with changes' if code.get('dirty') else ''}" if code else ""
+    version, commit = code.get("version"), code.get("commit")
+    said = [version and f"memtx {version}", commit and f"commit {commit[:8]}", code.get("dirty") and "with changes"]
+    return ", ".join(filter(None, said))
 
 
 def _all(texts: Iterable[str]) -> str:

@@ -16,6 +16,7 @@ from memtx.reports.table import Table
 
 TITLES = {"params": "parameters", "flops_per_token": "FLOPs per token", "state_bytes": "state bytes"}
 UNMATCHED = "†"
+NAMED = 4  # so many runs that did not finish are named, more are only counted
 LATEX = {
     "\\": r"\textbackslash{}",
     **{c: f"\\{c}" for c in "&%$#_{}"},
@@ -47,6 +48,7 @@ class Grid:
 
 
 def grid(table: Table) -> Grid:
+    table = table.begun()
     budgets = [name for name in BUDGETS if any(row.budget(name) for row in table.rows)]
     head = [*titles(table.keys), *table.columns, *(TITLES[b] + (UNMATCHED if b in table.unmatched else "") for b in budgets)]
     rows = []
@@ -65,12 +67,12 @@ def titles(keys: tuple[str, ...]) -> list[str]:
 
 def notes(table: Table) -> list[str]:
     found = ["Mean ± sample standard deviation (number of seeds)."]
-    for budget, texts in table.unmatched.items():
-        found.append(f"{UNMATCHED} Not matched: {TITLES[budget]} differ by more than 5 %, {'; '.join(texts)}.")
+    if unmatched := [f"{TITLES[budget]} {text}" for budget, texts in table.unmatched.items() for text in texts]:
+        found.append(f"{UNMATCHED} Not matched, more than 5 % apart: {'; '.join(unmatched)}.")
     for status in dict.fromkeys(run.status for run in table.unfinished):
         names = [run.name for run in table.unfinished if run.status == status]
-        shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
-        found.append(f"{len(names)} {'run' if len(names) == 1 else 'runs'} {status}: {shown}.")
+        said = f"{len(names)} {'run' if len(names) == 1 else 'runs'} {status}"
+        found.append(f"{said}: {', '.join(names)}." if len(names) <= NAMED else f"{said}.")
     return found
 
 
@@ -129,7 +131,7 @@ def latex(table: Table) -> str:
 
 def as_csv(table: Table) -> str:
     """Numbers in full: a mean, a standard deviation and a number of seeds for each column."""
-    out = io.StringIO()
+    table, out = table.begun(), io.StringIO()
     write = csv.writer(out, lineterminator="\n").writerow
     measured = [f"{heading} {what}" for heading in table.columns for what in ("mean", "std", "seeds")]
     bounds = [f"{budget} {bound}" for budget in BUDGETS for bound in ("least", "most")]

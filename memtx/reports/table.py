@@ -13,9 +13,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from memtx.errors import UserError, nearest
-from memtx.reports.runs import BUDGETS, Run
+from memtx.reports.runs import BUDGETS, MISSING, Run
 from memtx.reports.study import Column, Study
 
+NOT_BEGUN = "–"
 MATCHED = 1.05  # budgets whose ratio is larger make a comparison unfair
 HIGHER = ("accuracy", "exact", "tokens_per_s")  # metrics of these names are better when higher; losses when lower
 LOWER = ("loss", "perplexity", "bits_per_byte", "seconds")
@@ -33,6 +34,10 @@ class Cell:
     status: str = ""
     budget: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     best: bool = False
+
+    @property
+    def begun(self) -> bool:
+        return bool(self.by_seed) or self.status not in (NOT_BEGUN, "")
 
     @property
     def mean(self) -> float:
@@ -73,6 +78,12 @@ class Table:
     rows: list[Row]
     unmatched: Mapping[str, list[str]] = field(default_factory=dict)  # budget -> between whom it differs, by columns
     unfinished: list[Run] = field(default_factory=list)
+
+    def begun(self) -> Table:
+        """Its rows and columns in which some run has begun."""
+        columns = {name: column for name, column in self.columns.items() if any(row.cells[name].begun for row in self.rows)}
+        rows = [row for row in self.rows if any(cell.begun for cell in row.cells.values())]
+        return dataclasses.replace(self, columns=columns, rows=rows)
 
     def __getitem__(self, place) -> Cell:
         """`table["deltanet", "updates"]`: the labels of a row, then a column. UserError for a cell with no finished run."""
@@ -177,7 +188,8 @@ def _cell(column: Column, runs: list[Run]) -> Cell:
         measured[run.seed] = number, run
     by_seed = {seed: measured[seed][0] for seed in sorted(measured)}
     statuses = [run.status for run in runs if not run.finished]
-    status = "failed" if "failed" in statuses else statuses[0] if statuses else "no value" if runs else ""
+    begun = [status for status in statuses if status != MISSING]
+    status = "failed" if "failed" in begun else begun[0] if begun else NOT_BEGUN if statuses else "no value" if runs else ""
     return Cell(by_seed, len(runs), status, _ranges([run for _, run in measured.values()]))
 
 
