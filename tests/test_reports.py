@@ -45,7 +45,7 @@ def runs(accuracies=ACCURACIES, **changes) -> list[Run]:
 
 
 def study(claims=None, planned=(), path=Path("experiments/delta/sweep.py"), **declared) -> Study:
-    return Study(path, "Does it?", "Why.", "configs/lm.py", report(declared), list(planned), claims)
+    return Study(path, "Does it?", "Why.", "configs/lm.py", {}, report(declared), list(planned), claims)
 
 
 def table(found: list[Run], **declared):
@@ -77,7 +77,7 @@ def test_the_best_is_in_bold_whichever_way_is_better(better, best):
 
 def test_a_loss_is_better_when_lower_and_what_prints_alike_shares_the_bold():
     found = table(runs({"a": (1.0,), "b": (1.0004,), "c": (2.0,)}, result={}), columns={"time": "seconds"})
-    assert [row.cells["time"].best for row in found.rows] == [True, True, True]
+    assert [row.cells["time"].best for row in found.rows] == [False, False, False]
     by_name = {"a": 1.0, "b": 1.0004, "c": 2.0}
     losses = [Run(name, settings={"memory": name}, result={"eval/loss": value}) for name, value in by_name.items()]
     assert [row.cells["loss"].best for row in table(losses, columns={"loss": "eval/loss"}).rows] == [True, True, False]
@@ -99,14 +99,20 @@ def test_missing_and_failed_runs_are_shown_and_counted():
     planned = runs(status="missing")
     finished = [run for run in runs() if run.settings["memory"] == "gla" and run.seed]
     failed = [run for run in runs(status="failed") if run.settings["memory"] == "deltanet"]
-    found = tabulate(study(planned=planned), finished + failed)
+    found = reports.conclude(study(planned=planned), finished + failed).table
     assert found.rows[0].cells["accuracy"].text(1) == "0.4 ± 0.3 (2 of 3)"
     assert found.rows[1].cells["accuracy"].text(1) == "failed"
     notes = grid(found).notes
     assert "1 run missing: memory=gla_seed=0." in notes
     assert any(note.startswith("3 runs failed: memory=deltanet_seed=0, memory") for note in notes)
-    assert [row[0].text for row in grid(tabulate(study(planned=planned), finished)).rows] == ["gla"]
+    assert [row[0].text for row in grid(reports.conclude(study(planned=planned), finished).table).rows] == ["gla"]
     assert not any("runs" in note for note in grid(table(runs())).notes)
+
+
+def test_a_run_that_is_not_of_the_sweep_file_is_left_out_and_said():
+    found = reports.conclude(study(planned=runs({"gla": ACCURACIES["gla"]}, status="missing")), runs())
+    assert [row.name for row in found.table.rows] == [""]  # one row: nothing varies but the seed
+    assert "3 runs not of the sweep file, left out: memory=deltanet_seed=0, memory=" in " ".join(grid(found.table).notes)
 
 
 def test_runs_of_one_cell_that_differ_in_more_than_their_seed_are_refused():

@@ -30,7 +30,7 @@ def sweep():
 def run(config, workdir):
     """Bits per byte of the held-out text at every λ, with the weights that were trained."""
     trained = memtx.load(workdir)
-    return {f"eval/bits_per_byte/lam={lam:g}": bits_per_byte(trained, lam) for lam in LAMBDAS}
+    return {f"eval/bits_per_byte/λ={lam:g}": bits_per_byte(trained, lam) for lam in LAMBDAS}
 
 
 def bits_per_byte(trained: memtx.Loaded, lam: float) -> float:
@@ -45,8 +45,8 @@ def bits_per_byte(trained: memtx.Loaded, lam: float) -> float:
 
 
 report = {
-    "columns": {f"λ = {lam:g}": f"eval/bits_per_byte/lam={lam:g}" for lam in LAMBDAS},
-    "figures": {"Bits per byte by the weight of the cache": {"y": "eval/bits_per_byte", "x": "lam"}},
+    "columns": {f"λ = {lam:g}": f"eval/bits_per_byte/λ={lam:g}" for lam in LAMBDAS},
+    "figures": {"Bits per byte by the weight of the cache": {"y": "eval/bits_per_byte", "x": "λ"}},
     "floor": 0.01,
 }
 

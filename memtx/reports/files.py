@@ -36,7 +36,7 @@ def publish(found: Findings, results: Path) -> Path:
     """
     readme = found.study.path.with_name("README.md")
     text = (
-        readme.read_text()
+        readme.read_text(encoding="utf-8")
         if readme.exists()
         else f"# {found.study.title}\n\n{found.study.question}\n\n<!-- table -->\n<!-- end -->\n"
     )

@@ -9,7 +9,9 @@ from pathlib import Path
 from memtx.reports.figures import Picture, pictures
 from memtx.reports.runs import Run
 from memtx.reports.study import Study
-from memtx.reports.table import Table, complete, judge, tabulate
+from memtx.reports.table import STRAY, Table, complete, judge, tabulate
+
+NOT_INSTALLED = "not installed"  # as memtx.provenance says it
 
 
 @dataclass(frozen=True)
@@ -26,15 +28,16 @@ class Findings:
 
 def conclude(study: Study, runs: list[Run]) -> Findings:
     """UserError for a metric that no run has, and for runs that the declared rows do not tell apart."""
+    runs = complete(runs, study.planned)
     table = tabulate(study, runs)
-    return Findings(study, complete(runs, study.planned), table, *judge(study, table), pictures(study, runs))
+    return Findings(study, runs, table, *judge(study, table), pictures(study, runs))
 
 
 def commands(found: Findings, results: Path | None = None) -> list[str]:
     """That make the runs again, and this report of them; with results: that tell whether they agree with those."""
     given = f"--sweep={found.study.path.as_posix()} --workdir=runs/{found.study.path.parent.name}"
     return [
-        f"memtx sweep {given} --parallel=2",
+        f"memtx sweep {given} --parallel=2 &&",
         f"memtx report {given}" + (f" --check={results.as_posix()}" if results else ""),
     ]
 
@@ -46,11 +49,13 @@ def facts(found: Findings) -> dict[str, str]:
     ends = dict.fromkeys((duration(min(seconds, default=0)), duration(max(seconds, default=0))))
     each = f", {' to '.join(ends)} each" if len(runs) > 1 else ""
     said = {
-        "runs": f"{len(runs)} of {len(found.runs)}",
+        "runs": f"{len(runs)} of {sum(run.status != STRAY for run in found.runs)}",
         "seeds": ", ".join(map(str, sorted({run.seed for run in runs}))),
         "time": f"{duration(sum(seconds))} in all{each}" if any(seconds) else "",
         "machine": _all(_machine(run.machine) for run in runs),
-        "versions": _all(", ".join(f"{name} {version}" for name, version in run.versions.items()) for run in runs),
+        "versions": _all(
+            ", ".join(f"{name} {version}" for name, version in run.versions.items() if version != NOT_INSTALLED) for run in runs
+        ),
         "code": _all(_code(run.code) for run in runs),
     }
     return {name: text for name, text in said.items() if text}
@@ -64,14 +69,20 @@ def duration(seconds: float) -> str:
 
 
 def _machine(machine: Mapping) -> str:
-    units = {"cores": " cores", "memory_gb": " GB", "devices": " devices"}
-    said = {name: f"{machine[name]}{unit}" for name, unit in units.items() if name in machine}
-    return ", ".join(filter(None, [machine.get("cpu"), *said.values(), machine.get("platform")]))
+    said = [machine.get("cpu")]
+    for name, one, many in (("cores", "core", "cores"), ("memory_gb", "GB", "GB"), ("devices", "device", "devices")):
+        if number := machine.get(name):
+            said.append(f"{number} {one if number == 1 else many}")
+    return ", ".join(filter(None, [*said, machine.get("platform")]))
 
 
 def _code(code: Mapping) -> str:
     version, commit = code.get("version"), code.get("commit")
-    said = [version and f"memtx {version}", commit and f"commit {commit[:8]}", code.get("dirty") and "with changes"]
+    said = [
+        version != NOT_INSTALLED and version and f"memtx {version}",
+        commit and f"commit {commit[:8]}",
+        code.get("dirty") and "with changes",
+    ]
     return ", ".join(filter(None, said))
 
 

@@ -32,5 +32,5 @@ def page(found: Findings) -> str:
         commands=commands(found),
         keys=keys,
         runs=[(run, [label(run.value(key)) for key in keys], duration(run.seconds)) for run in found.runs],
-        overrides=[(run.name, json.dumps(run.overrides)) for run in found.runs],
+        overrides=[("all", json.dumps(found.study.common)), *((run.name, json.dumps(run.overrides)) for run in found.runs)],
     )

@@ -77,7 +77,10 @@ def store(runs: list[Run], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for run in runs:
         if run.finished:
-            lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in dataclasses.asdict(run).items()]
+            lines = [
+                f" {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}"
+                for name, value in dataclasses.asdict(run).items()
+            ]
             write_atomic(folder / f"{run.name}.json", "{\n" + ",\n".join(lines) + "\n}\n")
 
 
@@ -110,7 +113,7 @@ def _run(path: Path, record: Mapping) -> Run:
 
 def _json(path: Path) -> dict:
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError):
         raise UserError(f"{path} is damaged: it is no JSON object; delete it, and run that again") from None
 

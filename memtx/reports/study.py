@@ -61,7 +61,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Study:
-    """path: of the sweep file, as the user gave it. config: of all runs, before their overrides.
+    """path: of the sweep file, as the user gave it. config, common: what all runs have, before their overrides.
 
     planned: the runs that the sweep is to have, none finished.
     """
@@ -70,6 +70,7 @@ class Study:
     title: str
     question: str
     config: str
+    common: Mapping[str, Any]
     report: Report
     planned: list[Run]
     claims: Callable[..., Iterable[tuple[str, bool]]] | None
@@ -83,8 +84,9 @@ def load_study(path: Path) -> Study:
         Run(name, MISSING, overrides=run.overrides, settings=run.settings, seed=run.config.seed)
         for name, run in sweep.runs.items()
     ]
-    declared, claims = getattr(sweep.module, "report", {}), getattr(sweep.module, "claims", None)
-    return Study(path, title, question.strip(), sweep.config, report(declared), planned, claims)
+    declared, common = getattr(sweep.module, "report", {}), getattr(sweep.module, "common", {})
+    claims = getattr(sweep.module, "claims", None)
+    return Study(path, title, question.strip(), sweep.config, common, report(declared), planned, claims)
 
 
 def report(declared: Mapping) -> Report:

@@ -17,6 +17,7 @@ from memtx.reports.runs import BUDGETS, MISSING, Run
 from memtx.reports.study import Column, Study
 
 NOT_BEGUN = "–"
+STRAY = "not of the sweep file, left out"
 MATCHED = 1.05  # budgets whose ratio is larger make a comparison unfair
 HIGHER = ("accuracy", "exact", "tokens_per_s")  # metrics of these names are better when higher; losses when lower
 LOWER = ("loss", "perplexity", "bits_per_byte", "seconds")
@@ -51,9 +52,9 @@ class Cell:
     def text(self, digits: int) -> str:
         if not self.by_seed:
             return self.status
-        spread = "" if self.std is None else f" ± {self.std:.{digits}f}"
+        spread = "" if self.std is None else f" ± {self.std:,.{digits}f}"
         seeds = len(self.by_seed)
-        return f"{self.mean:.{digits}f}{spread} ({seeds if seeds == self.planned else f'{seeds} of {self.planned}'})"
+        return f"{self.mean:,.{digits}f}{spread} ({seeds if seeds == self.planned else f'{seeds} of {self.planned}'})"
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,11 @@ class Table:
 
 
 def tabulate(study: Study, runs: list[Run]) -> Table:
-    """UserError for a metric that no run has, and for runs of one cell that differ in more than their seed."""
-    runs = complete(runs, study.planned)
+    """Of all the study's runs, in the order of the rows.
+
+    UserError for a metric that no run has, and for runs of one cell that differ in more than their seed.
+    """
+    unfinished, runs = [run for run in runs if not run.finished], [run for run in runs if run.status != STRAY]
     columns = {heading: _settled(column) for heading, column in (study.report.columns or _usual(runs)).items()}
     taken = {key for column in columns.values() for key in column.where}
     keys = study.report.rows or tuple(key for key in varying(runs) if key not in taken)
@@ -118,13 +122,15 @@ def tabulate(study: Study, runs: list[Run]) -> Table:
     unmatched = {
         name: found for name in BUDGETS if name not in study.report.varies and (found := _unmatched(rows, columns, name))
     }
-    return Table(keys, columns, rows, unmatched, [run for run in runs if not run.finished])
+    return Table(keys, columns, rows, unmatched, unfinished)
 
 
-def complete(runs: list[Run], planned: Iterable[Run]) -> list[Run]:
-    """In the plan's order, with those of the plan that were never begun; then what is not of the plan."""
-    found = {run.name: run for run in runs}
-    return list(({run.name: found.get(run.name, run) for run in planned} | found).values())
+def complete(runs: list[Run], planned: list[Run]) -> list[Run]:
+    """In the plan's order, with those of the plan that were never begun; then, as strays, what is not of the plan."""
+    found, names = {run.name: run for run in runs}, {run.name for run in planned}
+    others = [run for run in runs if run.name not in names]
+    strays = [dataclasses.replace(run, status=STRAY) for run in others]
+    return [*(found.get(run.name, run) for run in planned), *(strays if planned else others)]
 
 
 def varying(runs: Iterable[Run]) -> list[str]:
@@ -200,9 +206,9 @@ def _check_metric(metric: str, runs: list[Run]) -> None:
 
 
 def _mark_best(rows: list[Row], heading: str, column: Column) -> None:
-    """The cells whose mean, as printed, is the best of two or more."""
+    """The cells whose mean, as printed, is the best; none if all are alike."""
     means = {i: round(row.cells[heading].mean, column.digits) for i, row in enumerate(rows) if row.cells[heading].by_seed}
-    if len(means) < 2:
+    if len(set(means.values())) < 2:
         return
     best = max(means.values()) if column.better == "higher" else min(means.values())
     for i in (i for i, mean in means.items() if mean == best):
