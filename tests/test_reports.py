@@ -4,7 +4,10 @@ import csv
 import io
 import itertools
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -199,7 +202,9 @@ def test_a_figure_has_a_line_for_each_row_with_seeds_as_spread():
 
 def test_an_override_may_be_the_axis():
     swept = [
-        Run(f"{s}{w}", settings={"width": w, "seed": s}, seed=s, result={"eval/loss": w + s}) for w in (2, 4) for s in (0, 1)
+        Run(f"{s}{w}", settings={"width": str(w), "seed": s}, seed=s, result={"eval/loss": w + s})
+        for w in (2, 4)
+        for s in (0, 1)
     ]
     (found,) = pictures(study(figures={"width": {"y": "eval/loss", "x": "width"}}), swept)
     assert [(p.x, p.mean) for p in found.lines[0].points] == [(2, 2.5), (4, 4.5)]
@@ -359,6 +364,17 @@ def test_the_command_writes_tables_figures_and_a_page_the_same_each_time(swept, 
     report_on(swept, f"--workdir={work}", f"--out={work / 'again'}")
     assert contents(work / "again") == first
     assert r"\textbf{1.600 $\pm$ 0.141 (2)}" in first["table.tex"].decode()
+
+
+@pytest.mark.thorough
+def test_another_process_writes_the_same_bytes(swept):
+    work = swept.parent / "work"
+    report_on(swept, f"--workdir={work}")
+    command = [sys.executable, "-m", "memtx.cli", "report", f"--sweep={swept / 'sweep.py'}", f"--workdir={work}"]
+    subprocess.run(
+        [*command, f"--out={work / 'again'}"], check=True, capture_output=True, env=os.environ | {"PYTHONHASHSEED": "7"}
+    )
+    assert contents(work / "again") == contents(work / "report")
 
 
 def test_the_page_needs_no_other_file_and_escapes_what_it_shows(swept):

@@ -85,14 +85,22 @@ def _numbers(figure: Figure, runs: Iterable[Run]) -> dict[float, list[float]]:
             pairs = run.curves.get(figure.y, [])
         elif figure.x in BUDGETS:
             pairs = [(run.budget.get(figure.x), run.number(figure.y))]
-        elif isinstance(run.value(figure.x), (int, float)):
-            pairs = [(run.value(figure.x), run.number(figure.y))]
+        elif (x := _as_number(run.value(figure.x))) is not None:
+            pairs = [(x, run.number(figure.y))]
         else:
             pairs = [(float(m[1]), number) for name, number in run.result.items() if (m := slices.fullmatch(name))]
         for x, y in pairs:
             if x is not None and y is not None and x >= figure.start:
                 found.setdefault(x, []).append(y)
     return found
+
+
+def _as_number(value) -> float | None:
+    """Of a setting; arguments of a config file are words."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def _points(numbers: dict[float, list[float]]) -> list[Point]:

@@ -20,7 +20,7 @@ from memtx.training.workdir import write_atomic
 
 POINTS = 100  # at most, of a curve
 BUDGETS = ("params", "flops_per_token", "state_bytes")
-FINISHED, MISSING = "finished", "missing"
+FINISHED, FAILED, MISSING = "finished", "failed", "missing"
 
 Curve = list[list[float]]  # [step, value] of each point
 
@@ -73,10 +73,10 @@ def from_results(folder: Path) -> list[Run]:
 
 
 def store(runs: list[Run], folder: Path) -> None:
-    """One JSON file for each finished run; what else is there stays."""
+    """One JSON file for each run that finished or failed; what else is there stays."""
     folder.mkdir(parents=True, exist_ok=True)
     for run in runs:
-        if run.finished:
+        if run.status in (FINISHED, FAILED):
             lines = [
                 f" {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}"
                 for name, value in dataclasses.asdict(run).items()

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from memtx.errors import UserError, nearest
-from memtx.reports.runs import BUDGETS, MISSING, Run
+from memtx.reports.runs import BUDGETS, FAILED, MISSING, Run
 from memtx.reports.study import Column, Study
 
 NOT_BEGUN = "–"
@@ -91,10 +91,8 @@ class Table:
         *labels, heading = map(label, place if isinstance(place, tuple) else (place,))
         row = next((row for row in self.rows if row.labels == tuple(labels)), None)
         if row is None or heading not in self.columns:
-            known = [f"{row.name}, {name}" for row in self.rows for name in self.columns]
-            raise UserError(
-                f"the table has no {', '.join((*labels, heading))!r}{nearest(', '.join((*labels, heading)), known)}"
-            )
+            name, known = ", ".join((*labels, heading)), [f"{row.name}, {name}" for row in self.rows for name in self.columns]
+            raise UserError(f"the table has no {name!r}{nearest(name, known)}")
         if not row.cells[heading].by_seed:
             raise UserError(f"no finished run of {', '.join(labels)} for {heading}")
         return row.cells[heading]
@@ -195,7 +193,7 @@ def _cell(column: Column, runs: list[Run]) -> Cell:
     by_seed = {seed: measured[seed][0] for seed in sorted(measured)}
     statuses = [run.status for run in runs if not run.finished]
     begun = [status for status in statuses if status != MISSING]
-    status = "failed" if "failed" in begun else begun[0] if begun else NOT_BEGUN if statuses else "no value" if runs else ""
+    status = FAILED if FAILED in begun else begun[0] if begun else NOT_BEGUN if statuses else "no value" if runs else ""
     return Cell(by_seed, len(runs), status, _ranges([run for _, run in measured.values()]))
 
 
