@@ -10,12 +10,20 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from memtx.cli import data, evaluate, generate, memories, sweep, train
+from memtx.cli import data, evaluate, generate, memories, plan, sweep, train
 from memtx.cli.options import parse
 from memtx.errors import UserError, check_known
 from memtx.training.cpu import keep_pages
 
-COMMANDS = {"train": train, "eval": evaluate, "generate": generate, "data": data, "list": memories, "sweep": sweep}
+COMMANDS = {
+    "train": train,
+    "eval": evaluate,
+    "generate": generate,
+    "data": data,
+    "list": memories,
+    "plan": plan,
+    "sweep": sweep,
+}
 
 HELP = "memtx: Transformers with long-term memory\n\n" + "\n".join(command.HELP for command in COMMANDS.values())
 HELP += "\nA run that was killed goes on when the same command is given again. Mistakes end with one line and exit status 2.\n"
