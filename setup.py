@@ -7,7 +7,8 @@ from setuptools import find_packages, setup
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
-    "test": ["pytest>=8", "pytest-xdist"],
+    "sweep": ["submitit>=1.5"],
+    "test": ["pytest>=8", "pytest-xdist", "submitit>=1.5"],
     "dev": ["ruff", "pyright", "pre-commit"],
 }
 

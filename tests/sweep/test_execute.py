@@ -15,7 +15,9 @@ def quiet(line):
 
 
 def test_a_run_is_recorded_with_all_it_takes_to_do_it_again(sweep_file, tmp_path):
-    sweep = load_sweep(sweep_file("[{'seed': 5}]", "def run(config, workdir):\n    return {'twice': 2 * config.seed}"))
+    sweep = load_sweep(
+        sweep_file("[{'seed': 5}]", "def run(config, workdir):\n    return {'twice': 2 * config.seed, 'none': float('nan')}")
+    )
     (name,) = sweep.runs
     assert execute(sweep, name, tmp_path / "w", say=quiet) == "finished"
     record = records.read(folder_of(tmp_path / "w", name))
@@ -24,6 +26,7 @@ def test_a_run_is_recorded_with_all_it_takes_to_do_it_again(sweep_file, tmp_path
     assert record["budget"].keys() == {"params", "flops_per_token", "state_bytes"}
     assert 0 <= record["result"]["eval/accuracy"] <= 1
     assert record["result"]["twice"] == 10
+    assert record["result"]["none"] is None
     assert record["evaluation"]["carried"]["accuracy"] == record["result"]["eval/accuracy"]
     assert record["train_tokens_per_s"] > 0
     assert record["seconds"] > 0

@@ -1,5 +1,7 @@
-"""The scheduler does every run once, N at a time, whatever becomes of its jobs. Jobs here are made up; tests/sweep/test_processes.py
-has real ones."""
+"""The scheduler does every run once, N at a time, whatever becomes of its jobs.
+
+Jobs here are made up; tests/sweep/test_processes.py has real ones.
+"""
 
 import json
 
