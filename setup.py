@@ -7,8 +7,9 @@ from setuptools import find_packages, setup
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
+    "sweep": ["submitit>=1.5"],
     "report": ["jinja2>=3.1"],
-    "test": ["pytest>=8", "pytest-xdist", "jinja2>=3.1"],
+    "test": ["pytest>=8", "pytest-xdist", "submitit>=1.5", "jinja2>=3.1"],
     "dev": ["ruff", "pyright", "pre-commit"],
 }
 

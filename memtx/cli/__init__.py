@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from memtx.cli import data, evaluate, generate, memories, report, sweep, train
+from memtx.cli import data, evaluate, generate, memories, plan, report, sweep, train
 from memtx.cli.options import parse
 from memtx.errors import UserError, check_known
 from memtx.training.cpu import keep_pages
@@ -21,6 +21,7 @@ COMMANDS = {
     "generate": generate,
     "sweep": sweep,
     "report": report,
+    "plan": plan,
     "data": data,
     "list": memories,
 }

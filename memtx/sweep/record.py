@@ -13,6 +13,7 @@ code, versions, machine, started, seconds (of all attempts that came to an end),
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def read(folder: Path) -> Record | None:
 
 
 def write(folder: Path, record: Record) -> None:
-    write_atomic(folder / RECORD, json.dumps(record, indent=1) + "\n")
+    write_atomic(folder / RECORD, json.dumps(_finite(record), indent=1, allow_nan=False) + "\n")
 
 
 def in_use(folder: Path) -> bool:
@@ -67,3 +68,12 @@ def tokens_per_s(folder: Path) -> float | None:
     """The median; the first line, which includes compiling, does not count where there are others."""
     speeds = [line["train/tokens_per_s"] for line in metrics(folder) if "train/tokens_per_s" in line]
     return statistics.median(speeds[1:] or speeds) if speeds else None
+
+
+def _finite(value: Any) -> Any:
+    """With None for what is not finite, as in metrics.jsonl, since JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
