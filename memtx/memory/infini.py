@@ -110,9 +110,8 @@ class Infini(nnx.Module):
         place_BT = place_BT + place_BT // size * size
         before_BC = state.offset_B[:, None] - size + jnp.arange(size)  # of the entries of k_BCKH; negative: an older segment's
         seg = seg.replace(position_BT=place_BT)
-        sources = [
-            Source(state.k_BCKH, state.v_BCKH, before_BC, before_BC >= 0, window=size, lead=size, gaps=True, often_empty=True)
-        ]
+        near = partial(Source, window=size, gaps=True)
+        sources = [near(state.k_BCKH, state.v_BCKH, before_BC, before_BC >= 0, lead=size, often_empty=True)]
         if k_BTKH is not None:
             sources.append(near(k_BTKH, v_BTKH, place_BT, seg.mask_BT, lead=0))
         return attend(q_BTNH, sources, seg, self.dims)

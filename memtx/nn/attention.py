@@ -46,7 +46,7 @@ class Source:
     window             how far back a query sees; None: without end
     lead               a promise that saves work: keys are in order of time, and key `lead + t` stands where query t does
     gaps               positions may jump between neighbours: with `lead`, ages are not known before the program runs
-    often_empty        skip it, at run time, in a call in which no row has a valid key
+    often_empty        skip it, at run time, in a call in which no row has a valid key (of valid_BS)
     """
 
     k_BSKH: Array
@@ -173,7 +173,9 @@ def read_unless_empty(q_BTNH: Array, source: Source, seg: Segment, dims: Dims) -
         y, total, m = jax.eval_shape(work, q_BTNH, source.k_BSKH, source.v_BSKH)
         return jnp.zeros(y.shape, y.dtype), jnp.zeros(total.shape, total.dtype), jnp.full(m.shape, MASKED, m.dtype)
 
-    choose = jax.checkpoint(lambda *arrays: lax.cond(source.valid_BS.any(), work, skip, *arrays))
+    assert source.valid_BS is not None
+    some = source.valid_BS.any()
+    choose = jax.checkpoint(lambda *arrays: lax.cond(some, work, skip, *arrays))
     return choose(q_BTNH, source.k_BSKH, source.v_BSKH)
 
 
