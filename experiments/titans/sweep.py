@@ -1,0 +1,41 @@
+"""Titans beside Gated DeltaNet
+
+The same recall (MQAR, 8 pairs in 64 tokens, a vocabulary of 128), two layers of width 64. Titans' memory is an MLP that learns by
+gradient descent while it reads; with a single linear layer, without momentum, it is Gated DeltaNet's rule.
+
+The question: what do depth and momentum add at this size?
+"""
+
+from memtx.sweep import product
+
+TASK = "configs/task.py:task=mqar,size=micro,memory={}"
+
+config = TASK.format("gated_deltanet")
+common = {
+    "data.task.vocabulary": 128,
+    "data.task.pairs": 8,
+    "data.task.length": 64,
+    "train.steps": 600,
+    "train.batch": 64,
+    "optim.lr": 3e-3,
+    "optim.warmup": 50,
+    "eval.every": 0,
+}
+
+
+def sweep():
+    titans = {"config": TASK.format("titans_mag"), "memory.titans_mag.window": 16, "memory.titans_mag.chunk": 16}
+    runs = [
+        {},
+        *(titans | {"memory.titans_mag.depth": depth, "memory.titans_mag.momentum": momentum}
+          for depth, momentum in ((1, False), (1, True), (2, True))),
+    ]
+    return product({"seed": [0, 1, 2]}, runs)
+
+
+report = {
+    "rows": ("memory", "memory.titans_mag.depth", "memory.titans_mag.momentum"),
+    "columns": {"recall": "eval/accuracy"},
+    "varies": ("state_bytes", "params", "flops_per_token"),
+    "floor": 0.05,
+}
