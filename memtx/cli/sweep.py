@@ -44,9 +44,9 @@ def act(values):
     if values["list"].value:
         _list(names, workdir, console)
         return
-    claim(sweep, workdir)
     parallel = values["parallel"].value
     jobs = executor(values["executor"].value, parallel, workdir, settings(values["slurm"].value, "slurm") or {})
+    claim(sweep, workdir)
     sys.exit(_all(sweep, names, workdir, jobs, parallel, values["retry"].value, console))
 
 
