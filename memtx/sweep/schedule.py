@@ -78,9 +78,10 @@ class Scheduler:
         self.elsewhere: dict[str, float] = {}  # runs that another process has, and when to look again
         self.settled: dict[str, str] = {}
         self.waiting: deque[str] = deque()
+        self.stopping = False
 
-    def run(self, names: list[str], *, retry: bool = False, tick: Callable[[], Any] = lambda: None) -> bool:
-        """Until all are settled; False if it was stopped (SIGINT, SIGTERM) before. retry: failed ones too."""
+    def run(self, names: list[str], *, retry: bool = False, tick: Callable[[], Any] = lambda: None) -> None:
+        """Until all are settled, or it is told to stop (SIGINT, SIGTERM): then its jobs are too. retry: failed ones too."""
         for name, state in states(names, self.workdir).items():
             if state == "finished" or (state == "failed" and not retry):
                 self._settle(name, state)
@@ -92,13 +93,13 @@ class Scheduler:
                 tick()
                 time.sleep(POLL)
                 self._collect()
+            self.stopping = stopped.is_set()
             for _, job in self.jobs.values():
                 job.stop()
             while self.jobs:
                 tick()
                 time.sleep(POLL)
                 self._collect()
-        return not (self.waiting or self.elsewhere)
 
     def _start(self) -> None:
         now = time.monotonic()
@@ -137,7 +138,7 @@ class Scheduler:
                 continue
             if state == "stopped":
                 self.waiting.append(name)
-                self.changed(name, "waiting", "stopped and saved")
+                self.changed(name, "waiting", "stopped")
             else:
                 self._settle(name, state)
 
@@ -148,6 +149,8 @@ class Scheduler:
         try:
             record = records.read(folder)
             if record is None or record["status"] == "running":
+                if self.stopping or status == -signal.SIGTERM:  # it had nothing to save yet, or nothing more
+                    return "stopped"
                 how = f"killed by {signal.Signals(-status).name}" if status < 0 else _last_line(folder / LOG, status)
                 record = (record or {"name": name, "overrides": self.sweep.runs[name].overrides}) | {
                     "status": "failed",

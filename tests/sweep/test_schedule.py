@@ -77,19 +77,19 @@ def made(sweep_file, tmp_path):
 
 def test_every_run_is_done_once_and_never_more_than_n_at_a_time(made):
     scheduler, jobs = made()
-    assert scheduler.run(made.names)
+    scheduler.run(made.names)
     assert sorted(jobs.started) == sorted(made.names)
     assert jobs.most == 2
     assert scheduler.settled == dict.fromkeys(made.names, "finished")
     scheduler, jobs = made()
-    assert scheduler.run(made.names)
+    scheduler.run(made.names)
     assert jobs.started == []
 
 
 def test_failed_runs_are_reported_with_their_error_and_retried_only_if_asked(made):
     broken = made.names[1]
     scheduler, _ = made({broken: [(1, "failed")]})
-    assert scheduler.run(made.names)
+    scheduler.run(made.names)
     assert scheduler.settled[broken] == "failed"
     assert (broken, "failed", "it broke") in made.told
     scheduler, jobs = made()
@@ -130,6 +130,14 @@ def test_a_run_that_was_stopped_goes_on(made):
     assert scheduler.settled[name] == "finished"
 
 
+def test_a_job_that_was_told_to_end_before_it_could_save_is_no_failure(made):
+    name = made.names[0]
+    scheduler, jobs = made({name: [(-15, None)]})
+    scheduler.run(made.names)
+    assert jobs.started.count(name) == 2
+    assert scheduler.settled[name] == "finished"
+
+
 def test_a_run_that_another_process_has_is_waited_for_and_not_started(made):
     name, looked = made.names[0], []
     in_use = records.in_use
@@ -146,7 +154,7 @@ def test_a_run_that_another_process_has_is_waited_for_and_not_started(made):
     with pytest.MonkeyPatch.context() as patch:
         scheduler, jobs = made()
         patch.setattr(records, "in_use", elsewhere)
-        assert scheduler.run(made.names)
+        scheduler.run(made.names)
     assert name not in jobs.started
     assert scheduler.settled[name] == "finished"
     assert (name, "running", "in another process") in made.told
