@@ -160,6 +160,20 @@ def test_a_run_that_another_process_has_is_waited_for_and_not_started(made):
     assert (name, "running", "in another process") in made.told
 
 
+@pytest.mark.parametrize("state", ["finished", "failed"])
+def test_what_another_process_did_since_the_start_is_not_done_again(made, state):
+    last = made.names[-1]
+    scheduler, jobs = made(parallel=1)
+
+    def elsewhere():
+        folder_of(made.workdir, last).mkdir(parents=True, exist_ok=True)
+        records.write(folder_of(made.workdir, last), {"status": state})
+
+    scheduler.run(made.names, tick=elsewhere)
+    assert sorted(jobs.started) == sorted(made.names[:-1])
+    assert scheduler.settled[last] == state
+
+
 def test_a_run_that_another_process_took_first_is_left_to_it(made):
     name = made.names[0]
     scheduler, jobs = made({name: [(BUSY, None)]})
