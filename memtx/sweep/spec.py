@@ -133,7 +133,9 @@ def _name(base: str, spec: str, overrides: Mapping[str, Any]) -> str:
     given = _argument(base) if spec.partition(":")[0] == base.partition(":")[0] else {}
     words = {key: value for key, value in _argument(spec).items() if given.get(key) != value}
     words |= overrides.get("match", {})
-    words |= {key.rpartition(".")[2]: value for key, value in overrides.items() if key not in RESERVED}
+    for key, value in overrides.items():
+        last = key.rpartition(".")[2]
+        words |= {} if key in RESERVED else {key if last in words else last: value}
     text = re.sub(r"[^\w.=+-]+", "-", "_".join(f"{key}={value}" for key, value in words.items())).strip("-")
     digest = hashlib.sha256(json.dumps(overrides, sort_keys=True).encode()).hexdigest()[:6]
     return f"{text[:80]}_{digest}".lstrip("_.")
