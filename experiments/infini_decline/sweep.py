@@ -9,16 +9,16 @@ compressions.
 
 from memtx.sweep import product
 
-DISTANCES = (4, 8, 16, 32, 64, 128)
+DISTANCES = (4, 8, 16, 32, 64)
 
 config = "configs/task.py:task=needle,size=micro,memory=infini"
 common = {
     "data.task.distances": DISTANCES,
     "data.task.before": 5,
     "data.segment": 8,
-    "train.segments": 17,
+    "train.segments": 9,
     "train.batch": 32,
-    "train.steps": 800,
+    "train.steps": 500,
     "optim.lr": 3e-3,
     "optim.warmup": 50,
     "eval.every": 0,
@@ -43,4 +43,4 @@ def claims(table):
     for update in ("linear", "delta"):
         mean = [table[update, str(d)].mean for d in DISTANCES]
         yield f"{update}: one segment back is answered (0.9)", mean[1] > 0.9
-        yield f"{update}: 16 segments back, accuracy is lower by 0.1 and more", mean[-1] < mean[1] - 0.1
+        yield f"{update}: 8 segments back, accuracy is lower by 0.1 and more", mean[-1] < mean[1] - 0.1

@@ -17,8 +17,8 @@ common = {
     "data.task.before": 5,
     "data.segment": 24,
     "train.segments": 3,
-    "train.batch": 64,
-    "train.steps": 500,
+    "train.batch": 32,
+    "train.steps": 400,
     "optim.lr": 3e-3,
     "optim.warmup": 50,
     "eval.every": 0,
@@ -26,8 +26,8 @@ common = {
     "eval.task": {"distances": FAR},
 }
 RUNS = {
-    "full, learned": {"config": TASK.format("full"), "model.position": "learned"},
-    "full, rope": {"config": TASK.format("full"), "model.position": "rope"},
+    "full, learned": {"config": TASK.format("full"), "model.position": "learned", "memory.full.capacity": 272},
+    "full, rope": {"config": TASK.format("full"), "model.position": "rope", "memory.full.capacity": 272},
     "gated_deltanet": {"config": TASK.format("gated_deltanet"), "model.position": "none"},
     "lstm": {"config": TASK.format("lstm"), "model.position": "none"},
 }

@@ -20,7 +20,7 @@ common = {
     "data.segment": 40,
     "train.segments": 13,
     "train.batch": 16,
-    "train.steps": 400,
+    "train.steps": 300,
     "optim.lr": 3e-3,
     "optim.warmup": 50,
     "eval.every": 0,

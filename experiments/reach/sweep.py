@@ -21,7 +21,7 @@ SETTINGS = {
         "memory.compressive.compressed": 6,
         "memory.compressive.rate": 4,
     },
-    "full": {},
+    "full": {"memory.full.capacity": 72},
 }
 
 config = TASK.format("window")
