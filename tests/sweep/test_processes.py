@@ -51,7 +51,8 @@ def start(tmp_path):
     yield start
     for process in started:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stdout.close()
     for pid in children(tmp_path).values():
         os.kill(pid, signal.SIGKILL)
 
