@@ -35,6 +35,7 @@ STYLE = {
     "lines.markersize": 5,
 }
 FEW = 16  # up to so many points a line has markers and error bars, above it a band
+LARGE = 10_000  # from here on numbers at the x axis are 10k, 20k
 LINE_HEIGHT = 1.25  # of labels, in heights of their letters
 
 
@@ -86,14 +87,14 @@ def _scale(axes, picture: Picture) -> None:
     if "y" in picture.log:
         axes.set_yscale("log")
     values = sorted({point.x for line in picture.lines for point in line.points})
+    large = max(values, default=0) >= LARGE
     if "x" in picture.log:
         axes.set_xscale("log")
+        each = len(values) <= FEW / 2 and not large
         close = values[-1] < 1000 * values[0]
-        each = len(values) <= FEW / 2 and not picture.points
         axes.xaxis.set_major_locator(FixedLocator(values) if each else LogLocator(subs=(1, 2, 5) if close else (1,)))
         axes.xaxis.set_minor_locator(NullLocator())
-    if "x" in picture.log or max(values, default=0) >= 10_000:
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(EngFormatter(sep="") if large else lambda x, _: f"{x:g}")
 
 
 def _draw(axes, line: Line, colour: str, marker: str, dashes: str) -> None:
@@ -166,7 +167,7 @@ def _beside_points(renderer, axes, lines: list[Line]) -> None:
         )
         for *offset, side in (*PLACES, PLACES[0]):
             text.set(position=offset, ha=side)
-            box = text.get_window_extent(renderer)
+            box = text.get_window_extent(renderer).padded(4)  # about a marker
             covers = any(box.overlaps(other) for other in taken) or any(box.contains(*mark) for mark in marks)
             if not covers and box.x0 > inside.x0 and box.y0 > inside.y0:
                 break
