@@ -65,10 +65,12 @@ def plan(values: Mapping[str, Any], match: Mapping[str, float], solve: str = "")
     vocab_size = config.model.vocab_size or source(config).tokenizer.vocab_size
     solved: dict[str, int] = {}
     for name, target in match.items():
-        width = {"model.width": 2 * config.model.num_heads, "model.ff_dim": FEED_FORWARD_UNIT}
-        for key, unit in ({solve: 1} if solve else width).items():
-            values, number = _solve(values, key, unit, name, target, vocab_size)
-            solved[key] = number
+        units = {"model.width": 2 * config.model.num_heads, "model.ff_dim": FEED_FORWARD_UNIT}
+        for key in [solve] if solve else units:
+            values = _solve(values, key, units.get(key, 1), name, target, vocab_size)
+            solved[key] = _get(_completed(values), key)
+        if solve == "model.width":
+            solved["model.ff_dim"] = _get(_completed(values), "model.ff_dim")
     config = configure(values)
     return Plan(config, solved, budget(config, vocab_size))
 
@@ -87,8 +89,8 @@ def check_target(values: Mapping[str, Any], match: Mapping[str, float], solve: s
         raise UserError(f"{solve} is no integer, so it cannot be solved for")
 
 
-def _solve(values: dict, key: str, unit: int, name: str, target: float, vocab_size: int) -> tuple[dict, int]:
-    """The values with `key` the multiple of `unit` whose cost is nearest to the target, and that number.
+def _solve(values: dict, key: str, unit: int, name: str, target: float, vocab_size: int) -> dict:
+    """The values with `key` the multiple of `unit` whose cost is nearest to the target.
 
     Costs grow with the key. A number that the config refuses costs nothing if it is below the one there, which stands for
     what is too small.
@@ -106,7 +108,7 @@ def _solve(values: dict, key: str, unit: int, name: str, target: float, vocab_si
             return 0
 
     if key == "model.ff_dim" and cost(start) == cost(start + 1):  # it has no part in this cost
-        return values, _get(_completed(values), key)
+        return values
     low, high = 0, start
     while cost(high) < target:
         low, high = high, 2 * high
@@ -118,7 +120,7 @@ def _solve(values: dict, key: str, unit: int, name: str, target: float, vocab_si
     count = low if low and cost(low) and target - cost(low) < cost(high) - target else high
     if low == 0 and cost(high) > 1.5 * target:
         raise UserError(f"no {key} has {name}={target:,.0f}: with {high * unit} it is {cost(high):,} already")
-    return _with(values, key, count * unit), count * unit
+    return _with(values, key, count * unit)
 
 
 def _with(values: dict, key: str, number: int) -> dict:

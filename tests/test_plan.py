@@ -44,6 +44,13 @@ def test_a_named_key_is_solved_for_alone():
     assert abs(found.budget.state_bytes / 20_000 - 1) < 0.02
 
 
+def test_a_width_solved_for_alone_takes_the_feed_forward_along():
+    found = plan(values(), {"params": 150_000}, "model.width")
+    model = found.config.model
+    assert found.solved == {"model.width": model.width, "model.ff_dim": model.ff_dim}
+    assert model.ff_dim / model.width == pytest.approx(2, abs=0.1)  # as in micro
+
+
 def test_without_a_target_nothing_is_changed():
     found = plan(values(), {})
     assert found.config == configure(values())

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 from absl import flags
-from rich.console import Console
 
 from memtx.cli.options import needed, settings
 
@@ -31,61 +30,51 @@ def define(values):
 
 
 def act(values):
-    from memtx.sweep.jobs import executor
-    from memtx.sweep.schedule import choose, claim
-    from memtx.sweep.spec import load_sweep
+    from memtx.sweep.run import run_sweep
 
-    sweep = load_sweep(needed(values, "sweep", "experiments/mechanisms/sweep.py"))
+    path = Path(needed(values, "sweep", "experiments/mechanisms/sweep.py"))
     workdir = Path(needed(values, "workdir", "runs/mechanisms"))
+    only = values["only"].value
     if values["run"].value:
-        sys.exit(_one(sweep, values["run"].value, workdir))
-    names = choose(sweep, values["only"].value)
-    console = Console(soft_wrap=True, highlight=False)
+        sys.exit(_one(path, values["run"].value, workdir))
     if values["list"].value:
-        _list(names, workdir, console)
+        _list(path, only, workdir)
         return
-    claim(sweep, workdir)
-    parallel = values["parallel"].value
-    jobs = executor(values["executor"].value, parallel, workdir, settings(values["slurm"].value, "slurm") or {})
-    sys.exit(_all(sweep, names, workdir, jobs, parallel, values["retry"].value, console))
+    states = run_sweep(
+        path,
+        workdir,
+        parallel=values["parallel"].value,
+        only=only,
+        retry=values["retry"].value,
+        executor_kind=values["executor"].value,
+        settings=settings(values["slurm"].value, "slurm"),
+    )
+    if "waiting" in states.values():
+        print("stopped; give the same command to go on")
+        sys.exit(130)
+    if "failed" in states.values():
+        print(f"what they printed is in {workdir}/runs/NAME/log.txt; --retry runs failed ones again")
+        sys.exit(1)
 
 
-def _one(sweep, name: str, workdir: Path) -> int:
+def _one(path: Path, name: str, workdir: Path) -> int:
+    """-> exit status"""
     from memtx.sweep.execute import execute
     from memtx.sweep.schedule import BUSY
+    from memtx.sweep.spec import load_sweep
     from memtx.training.workdir import InUse
 
     try:
-        status = execute(sweep, name, workdir, say=lambda line: print(line, flush=True))
+        status = execute(load_sweep(path), name, workdir, say=lambda line: print(line, flush=True))
     except InUse as error:
         print(error)
         return BUSY
     return 1 if status == "failed" else 0
 
 
-def _all(sweep, names: list[str], workdir: Path, jobs, parallel: int, retry: bool, console: Console) -> int:
-    """-> exit status: 1 if runs failed, 130 if it was stopped."""
-    from memtx.sweep.board import Board
-    from memtx.sweep.schedule import Scheduler
+def _list(path: Path, only: str, workdir: Path) -> None:
+    from memtx.sweep.schedule import choose, states
+    from memtx.sweep.spec import load_sweep
 
-    with Board(console, names, workdir) as board:
-        scheduler = Scheduler(sweep, workdir, jobs, parallel, board.changed)
-        done = scheduler.run(names, retry=retry, tick=board.refresh)
-    failed = [name for name, state in scheduler.settled.items() if state == "failed"]
-    if console.is_terminal:
-        console.print(board.table())
-    else:
-        console.print(board.summary())
-    if not done:
-        console.print("stopped; give the same command to go on")
-        return 130
-    if failed:
-        console.print(f"what they printed is in {workdir}/runs/NAME/log.txt; --retry runs failed ones again")
-    return 1 if failed else 0
-
-
-def _list(names: list[str], workdir: Path, console: Console) -> None:
-    from memtx.sweep.schedule import states
-
-    for name, state in states(names, workdir).items():
-        console.print(f"{state:8}  {name}", markup=False)
+    for name, state in states(choose(load_sweep(path), only), workdir).items():
+        print(f"{state:8}  {name}")

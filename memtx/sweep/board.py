@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from memtx.sweep import record as records
 from memtx.sweep.execute import folder_of
@@ -53,7 +54,7 @@ class Board:
         return f"{len(self._states)} runs: " + ", ".join(f"{counts[state]} {state}" for state in STYLES if counts[state])
 
     def table(self) -> Table:
-        table = Table(caption=self.summary(), expand=False)
+        table = Table(title=Text(self.summary()), min_width=60)  # above: a terminal cuts off what is too long for it
         table.add_column("run", overflow="fold")
         table.add_column("state")
         table.add_column("", overflow="ellipsis", no_wrap=True)
@@ -62,7 +63,8 @@ class Board:
         shown = {*busy, *others[:ROWS]}
         for name, state in self._states.items():
             if name in shown:
-                table.add_row(name, state, self._said.get(name) or self._about(name), style=STYLES[state])
+                said = self._said.get(name) or self._about(name)
+                table.add_row(Text(name), state, Text(said), style=STYLES[state])
         if len(shown) < len(self._states):
             table.add_row(f"... and {len(self._states) - len(shown)} more", "", "")
         return table

@@ -17,12 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from memtx.errors import UserError
 from memtx.sweep import record as records
 from memtx.sweep.execute import folder_of
 from memtx.sweep.jobs import Executor, Job
 from memtx.sweep.spec import Sweep
-from memtx.training.workdir import LOG, InUse, hold, write_atomic
+from memtx.training.workdir import LOCK, LOG, InUse, hold, write_atomic
 
 BUSY = 75  # exit status of a run that another process has (EX_TEMPFAIL)
 POLL = 0.3  # seconds
@@ -42,7 +44,8 @@ def choose(sweep: Sweep, only: str) -> list[str]:
 def claim(sweep: Sweep, workdir: Path) -> None:
     """Note in the workdir which sweep it is of. UserError if it holds something else, or a finished run of another config."""
     note = workdir / "sweep.json"
-    if workdir.exists() and not note.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    ours = {LOCK, f"{note.name}.part"}
+    if workdir.exists() and not note.exists() and (not workdir.is_dir() or any(p.name not in ours for p in workdir.iterdir())):
         raise UserError(f"{workdir} holds something that is not a sweep (no {note.name}); choose another workdir")
     for name, run in sweep.runs.items():
         found = records.read(folder_of(workdir, name))
@@ -51,7 +54,8 @@ def claim(sweep: Sweep, workdir: Path) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         about = {"file": str(sweep.path), "config": sweep.config, "runs": list(sweep.runs)}
-        write_atomic(note, json.dumps(about, indent=1) + "\n")
+        with FileLock(workdir / LOCK):  # two may start at once
+            write_atomic(note, json.dumps(about, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"cannot write in {workdir}: {error.strerror}") from None
 
@@ -62,10 +66,10 @@ def states(names: list[str], workdir: Path) -> dict[str, str]:
 
 
 def _state(folder: Path) -> str:
-    record = records.read(folder)
-    if record and record["status"] in ("finished", "failed"):
-        return record["status"]
-    return "running" if records.in_use(folder) else "waiting"
+    if records.in_use(folder):
+        return "running"
+    status = (records.read(folder) or {}).get("status")
+    return status if status in ("finished", "failed") else "waiting"
 
 
 class Scheduler:
@@ -78,27 +82,31 @@ class Scheduler:
         self.elsewhere: dict[str, float] = {}  # runs that another process has, and when to look again
         self.settled: dict[str, str] = {}
         self.waiting: deque[str] = deque()
+        self.failed_before: set[str] = set()
+        self.stopping = False
 
-    def run(self, names: list[str], *, retry: bool = False, tick: Callable[[], Any] = lambda: None) -> bool:
-        """Until all are settled; False if it was stopped (SIGINT, SIGTERM) before. retry: failed ones too."""
+    def run(self, names: list[str], *, retry: bool = False, tick: Callable[[], Any] = lambda: None) -> None:
+        """Until all are settled, or it is told to stop (SIGINT, SIGTERM): then its jobs are too. retry: failed ones too."""
         for name, state in states(names, self.workdir).items():
             if state == "finished" or (state == "failed" and not retry):
                 self._settle(name, state)
             else:
                 self.waiting.append(name)
+            if state == "failed":
+                self.failed_before.add(name)
         with _signals() as stopped:
             while not stopped.is_set() and (self.waiting or self.jobs or self.elsewhere):
                 self._start()
                 tick()
                 time.sleep(POLL)
                 self._collect()
+            self.stopping = stopped.is_set()
             for _, job in self.jobs.values():
                 job.stop()
             while self.jobs:
                 tick()
                 time.sleep(POLL)
                 self._collect()
-        return not (self.waiting or self.elsewhere)
 
     def _start(self) -> None:
         now = time.monotonic()
@@ -110,11 +118,13 @@ class Scheduler:
                 return
             name = self.waiting.popleft()
             folder = folder_of(self.workdir, name)
-            if records.in_use(folder):
+            state = _state(folder)
+            if state == "running":
                 self._leave(name)
-            elif (state := _state(folder)) == "finished":  # by another process, meanwhile
+            elif state == "finished" or (state == "failed" and name not in self.failed_before):  # by another process, meanwhile
                 self._settle(name, state)
             else:
+                self.failed_before.discard(name)
                 slot = self.free.popleft()
                 command = ["sweep", f"--sweep={self.sweep.path}", f"--workdir={self.workdir}", f"--run={name}"]
                 self.jobs[name] = slot, self.executor.start(command, folder / LOG, slot)
@@ -137,7 +147,7 @@ class Scheduler:
                 continue
             if state == "stopped":
                 self.waiting.append(name)
-                self.changed(name, "waiting", "stopped and saved")
+                self.changed(name, "waiting", "stopped")
             else:
                 self._settle(name, state)
 
@@ -148,6 +158,8 @@ class Scheduler:
         try:
             record = records.read(folder)
             if record is None or record["status"] == "running":
+                if self.stopping or status == -signal.SIGTERM:  # it had nothing to save yet, or nothing more
+                    return "stopped"
                 how = f"killed by {signal.Signals(-status).name}" if status < 0 else _last_line(folder / LOG, status)
                 record = (record or {"name": name, "overrides": self.sweep.runs[name].overrides}) | {
                     "status": "failed",

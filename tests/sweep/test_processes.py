@@ -97,7 +97,7 @@ def test_a_sweep_killed_with_one_child_ends_complete_and_no_run_is_done_twice(tm
     first.kill()
     killed, survivor = (alive := training(folder))
     os.kill(alive[killed], signal.SIGKILL)
-    first.wait()
+    first.communicate()
     done = finished(folder)
     assert killed not in done
 

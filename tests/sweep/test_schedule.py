@@ -77,19 +77,19 @@ def made(sweep_file, tmp_path):
 
 def test_every_run_is_done_once_and_never_more_than_n_at_a_time(made):
     scheduler, jobs = made()
-    assert scheduler.run(made.names)
+    scheduler.run(made.names)
     assert sorted(jobs.started) == sorted(made.names)
     assert jobs.most == 2
     assert scheduler.settled == dict.fromkeys(made.names, "finished")
     scheduler, jobs = made()
-    assert scheduler.run(made.names)
+    scheduler.run(made.names)
     assert jobs.started == []
 
 
 def test_failed_runs_are_reported_with_their_error_and_retried_only_if_asked(made):
     broken = made.names[1]
     scheduler, _ = made({broken: [(1, "failed")]})
-    assert scheduler.run(made.names)
+    scheduler.run(made.names)
     assert scheduler.settled[broken] == "failed"
     assert (broken, "failed", "it broke") in made.told
     scheduler, jobs = made()
@@ -130,6 +130,14 @@ def test_a_run_that_was_stopped_goes_on(made):
     assert scheduler.settled[name] == "finished"
 
 
+def test_a_job_that_was_told_to_end_before_it_could_save_is_no_failure(made):
+    name = made.names[0]
+    scheduler, jobs = made({name: [(-15, None)]})
+    scheduler.run(made.names)
+    assert jobs.started.count(name) == 2
+    assert scheduler.settled[name] == "finished"
+
+
 def test_a_run_that_another_process_has_is_waited_for_and_not_started(made):
     name, looked = made.names[0], []
     in_use = records.in_use
@@ -146,10 +154,24 @@ def test_a_run_that_another_process_has_is_waited_for_and_not_started(made):
     with pytest.MonkeyPatch.context() as patch:
         scheduler, jobs = made()
         patch.setattr(records, "in_use", elsewhere)
-        assert scheduler.run(made.names)
+        scheduler.run(made.names)
     assert name not in jobs.started
     assert scheduler.settled[name] == "finished"
     assert (name, "running", "in another process") in made.told
+
+
+@pytest.mark.parametrize("state", ["finished", "failed"])
+def test_what_another_process_did_since_the_start_is_not_done_again(made, state):
+    last = made.names[-1]
+    scheduler, jobs = made(parallel=1)
+
+    def elsewhere():
+        folder_of(made.workdir, last).mkdir(parents=True, exist_ok=True)
+        records.write(folder_of(made.workdir, last), {"status": state})
+
+    scheduler.run(made.names, tick=elsewhere)
+    assert sorted(jobs.started) == sorted(made.names[:-1])
+    assert scheduler.settled[last] == state
 
 
 def test_a_run_that_another_process_took_first_is_left_to_it(made):
