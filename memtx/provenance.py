@@ -11,12 +11,12 @@ from pathlib import Path
 
 import jax
 
-PACKAGES = ("memtx", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def versions() -> dict[str, str]:
     """Of Python and of the packages that decide what a run computes."""
-    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "memtx": _memtx()} | {name: _version(name) for name in PACKAGES}
 
 
 def machine() -> dict:
@@ -38,10 +38,17 @@ def code() -> dict:
     """Version of memtx; of a checkout also the commit, and whether files that git knows differ from it (None elsewhere)."""
     commit = _git("rev-parse", "HEAD")
     return {
-        "version": _version("memtx"),
+        "version": _memtx(),
         "commit": commit,
         "dirty": None if commit is None else bool(_git("status", "--porcelain", "--untracked-files=no")),
     }
+
+
+def _memtx() -> str:
+    """Of a checkout too, which need not be installed."""
+    from memtx import __version__  # here, since the package imports this module
+
+    return __version__
 
 
 def _version(package: str) -> str:

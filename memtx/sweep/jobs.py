@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from memtx.errors import UserError, check_known
 
 EXECUTORS = ("process", "local", "slurm")  # local: submitit's processes on this machine
+SUBMITIT = "submitit"  # its folder in the workdir
 SHARED = ("timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node")  # submitit prefixes all others
 
 
@@ -39,7 +40,7 @@ def executor(kind: str, parallel: int, workdir: Path, settings: dict[str, Any]) 
         if settings:
             raise UserError("--slurm is for --executor=slurm")
         return Processes(parallel)
-    return Submitit(kind, workdir / "submitit", settings)
+    return Submitit(kind, workdir / SUBMITIT, settings)
 
 
 class Processes:

@@ -22,7 +22,7 @@ from filelock import FileLock
 from memtx.errors import UserError
 from memtx.sweep import record as records
 from memtx.sweep.execute import folder_of
-from memtx.sweep.jobs import Executor, Job
+from memtx.sweep.jobs import SUBMITIT, Executor, Job
 from memtx.sweep.spec import Sweep
 from memtx.training.workdir import LOCK, LOG, InUse, hold, write_atomic
 
@@ -44,7 +44,7 @@ def choose(sweep: Sweep, only: str) -> list[str]:
 def claim(sweep: Sweep, workdir: Path) -> None:
     """Note in the workdir which sweep it is of. UserError if it holds something else, or a finished run of another config."""
     note = workdir / "sweep.json"
-    ours = {LOCK, f"{note.name}.part"}
+    ours = {LOCK, f"{note.name}.part", SUBMITIT}
     if workdir.exists() and not note.exists() and (not workdir.is_dir() or any(p.name not in ours for p in workdir.iterdir())):
         raise UserError(f"{workdir} holds something that is not a sweep (no {note.name}); choose another workdir")
     for name, run in sweep.runs.items():

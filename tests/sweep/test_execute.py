@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import memtx
 from memtx import cli, provenance
 from memtx.sweep import record as records
 from memtx.sweep.execute import execute, folder_of
@@ -93,4 +94,4 @@ def test_the_machine_and_the_code_are_named():
     assert machine["cpu"]
     assert machine["memory_gb"] > 0
     assert json.dumps(machine)
-    assert provenance.code()["version"]
+    assert provenance.code()["version"] == provenance.versions()["memtx"] == memtx.__version__

@@ -30,17 +30,31 @@ def sweep():
 """
 
 
-def start(folder: Path, *options: str) -> subprocess.Popen:
-    command = [
-        sys.executable,
-        "-m",
-        "memtx.cli",
-        "sweep",
-        f"--sweep={folder / 'sweep.py'}",
-        f"--workdir={folder / 'w'}",
-        *options,
-    ]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+@pytest.fixture
+def start(tmp_path):
+    """Starts `memtx sweep` on tmp_path/sweep.py; nothing that it started outlives the test."""
+    started = []
+
+    def start(*options: str) -> subprocess.Popen:
+        command = [
+            sys.executable,
+            "-m",
+            "memtx.cli",
+            "sweep",
+            f"--sweep={tmp_path / 'sweep.py'}",
+            f"--workdir={tmp_path / 'w'}",
+        ]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        started.append(subprocess.Popen([*command, *options], cwd=ROOT, text=True, **pipes))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    for pid in children(tmp_path).values():
+        os.kill(pid, signal.SIGKILL)
 
 
 def write(folder: Path, *, steps: int = 1000, runs: int = RUNS) -> Path:
@@ -90,9 +104,9 @@ def until(true: Callable[[], bool], seconds: float = 240) -> None:
 
 
 @pytest.mark.thorough
-def test_a_sweep_killed_with_one_child_ends_complete_and_no_run_is_done_twice(tmp_path):
+def test_a_sweep_killed_with_one_child_ends_complete_and_no_run_is_done_twice(tmp_path, start):
     folder = write(tmp_path)
-    first = start(folder, "--parallel=2")
+    first = start("--parallel=2")
     until(lambda: len(finished(folder)) >= 3 and len(training(folder)) == 2)
     first.kill()
     killed, survivor = (alive := training(folder))
@@ -101,7 +115,7 @@ def test_a_sweep_killed_with_one_child_ends_complete_and_no_run_is_done_twice(tm
     done = finished(folder)
     assert killed not in done
 
-    again = [start(folder, "--parallel=1"), start(folder, "--parallel=1")]  # and a second one on the same workdir
+    again = [start("--parallel=1"), start("--parallel=1")]  # and a second one on the same workdir
     shown = [process.communicate(timeout=500)[0] for process in again]
     assert [process.returncode for process in again] == [0, 0], shown
     assert all(f"{RUNS} runs: {RUNS} finished" in text for text in shown)
@@ -113,23 +127,23 @@ def test_a_sweep_killed_with_one_child_ends_complete_and_no_run_is_done_twice(tm
     assert after[killed]["attempts"] == 2
     print({name: record["attempts"] for name, record in after.items()})
 
-    third = start(folder)
+    third = start()
     assert third.communicate()[0].count("finished  ") == RUNS
     assert records(folder) == after
 
 
 @pytest.mark.thorough
-def test_a_sweep_told_to_stop_saves_its_runs_and_goes_on(tmp_path):
+def test_a_sweep_told_to_stop_saves_its_runs_and_goes_on(tmp_path, start):
     folder = write(tmp_path, steps=100_000, runs=2)
-    first = start(folder, "--parallel=2")
-    until(lambda: len(list((folder / "w" / "runs").glob("*/checkpoints/50"))) == 2)
+    first = start("--parallel=2")
+    until(lambda: len({path.parents[1] for path in (folder / "w" / "runs").glob("*/checkpoints/[0-9]*/seal.json")}) == 2)
     first.send_signal(signal.SIGTERM)
     shown = first.communicate(timeout=120)[0]
     assert first.returncode == 130
     assert "stopped; give the same command to go on" in shown
     assert not children(folder)
     assert {record["status"] for record in records(folder).values()} == {"stopped"}
-    second = start(folder, "--parallel=2")
+    second = start("--parallel=2")
     until(lambda: all("resumed at step" in path.read_text() for path in (folder / "w" / "runs").glob("*/log.txt")))
     second.send_signal(signal.SIGINT)
     second.communicate(timeout=120)
@@ -137,10 +151,10 @@ def test_a_sweep_told_to_stop_saves_its_runs_and_goes_on(tmp_path):
 
 
 @pytest.mark.thorough
-def test_submitit_runs_the_same_file(tmp_path):
+def test_submitit_runs_the_same_file(tmp_path, start):
     pytest.importorskip("submitit")
     folder = write(tmp_path, runs=2)
-    process = start(folder, "--parallel=2", "--executor=local")
+    process = start("--parallel=2", "--executor=local")
     shown = process.communicate(timeout=240)[0]
     assert process.returncode == 0, shown
     assert {name: trained(folder, name) for name in records(folder)} == dict.fromkeys(records(folder), 1)
