@@ -35,6 +35,7 @@ STYLE = {
     "lines.markersize": 5,
 }
 FEW = 16  # up to so many points a line has markers and error bars, above it a band
+LARGE = 10_000  # from here on numbers at the x axis are 10k, 20k
 LINE_HEIGHT = 1.25  # of labels, in heights of their letters
 
 
@@ -86,14 +87,14 @@ def _scale(axes, picture: Picture) -> None:
     if "y" in picture.log:
         axes.set_yscale("log")
     values = sorted({point.x for line in picture.lines for point in line.points})
+    large = max(values, default=0) >= LARGE
     if "x" in picture.log:
         axes.set_xscale("log")
+        each = len(values) <= FEW / 2 and not large
         close = values[-1] < 1000 * values[0]
-        each = len(values) <= FEW / 2 and not picture.points
         axes.xaxis.set_major_locator(FixedLocator(values) if each else LogLocator(subs=(1, 2, 5) if close else (1,)))
         axes.xaxis.set_minor_locator(NullLocator())
-    if "x" in picture.log or max(values, default=0) >= 10_000:
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(EngFormatter(sep="") if large else lambda x, _: f"{x:g}")
 
 
 def _draw(axes, line: Line, colour: str, marker: str, dashes: str) -> None:
@@ -146,28 +147,28 @@ def apart(heights: list[float], gap: float) -> list[float]:
     return placed
 
 
-PLACES = ((8, 0, "left"), (-8, 0, "right"), (0, 11, "center"), (0, -11, "center"), (8, 11, "left"), (8, -11, "left"))
+PLACES = tuple((dx, dy, side) for dx, side in ((8, "left"), (-8, "right"), (0, "center")) for dy in (0, 11, -11) if dx or dy)
 
 
 def _beside_points(renderer, axes, lines: list[Line]) -> None:
-    """Each label at the first of PLACES where it covers no other label and no point; at the first of all if none is free."""
+    """Each label at the first of PLACES about its point where it covers the least of other labels and points."""
     inside = axes.get_window_extent()
     only = [line.points[0] for line in lines]
     marks = axes.transData.transform([(p.x, p.mean + sign * (p.std or 0.0)) for p in only for sign in (-1, 0, 1)])
     taken = []
     for i, line in enumerate(lines):
-        text = axes.annotate(
-            line.label,
-            (only[i].x, only[i].mean),
-            (0, 0),
-            textcoords="offset points",
-            va="center",
-            color=COLOURS[i % len(COLOURS)],
-        )
-        for *offset, side in (*PLACES, PLACES[0]):
+        colour = COLOURS[i % len(COLOURS)]
+        at = (only[i].x, only[i].mean)
+        text = axes.annotate(line.label, at, (0, 0), textcoords="offset points", va="center", color=colour)
+
+        def box(place, text=text):
+            *offset, side = place
             text.set(position=offset, ha=side)
-            box = text.get_window_extent(renderer)
-            covers = any(box.overlaps(other) for other in taken) or any(box.contains(*mark) for mark in marks)
-            if not covers and box.x0 > inside.x0 and box.y0 > inside.y0:
-                break
-        taken.append(box)
+            return text.get_window_extent(renderer).padded(4)  # about a marker
+
+        def covers(place, box=box):
+            found = box(place)
+            outside = found.x0 < inside.x0 or found.y0 < inside.y0
+            return 3 * outside + sum(map(found.overlaps, taken)) + sum(found.contains(*mark) for mark in marks)
+
+        taken.append(box(min(PLACES, key=covers)))

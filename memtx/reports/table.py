@@ -172,7 +172,7 @@ def _usual(runs: list[Run]) -> dict[str, Column]:
     for heading, metric in (("accuracy", "eval/accuracy"), ("bits per byte", "eval/bits_per_byte")):
         if any(run.number(metric) is not None for run in runs):
             return {heading: Column(metric)}
-    raise UserError("no run has eval/accuracy or eval/bits_per_byte; name a metric in report['columns']")
+    raise UserError("no finished run has eval/accuracy or eval/bits_per_byte; name a metric in report['columns']")
 
 
 def _cell(column: Column, runs: list[Run]) -> Cell:
