@@ -102,7 +102,7 @@ def make(name: str) -> dict[str, np.ndarray]:
     weights = {}
     with torch.no_grad():
         for path, weight in model.named_parameters():
-            drawn = rng.normal(size=weight.shape) * (1 if "embed" in path or "shared" in path else weight.shape[-1] ** -0.5)
+            drawn = rng.normal(size=weight.shape) * (0.3 if "shared" in path else 1.5 * weight.shape[-1] ** -0.5)
             weights[path] = (drawn + ("norm" in path.lower() and path.endswith("weight"))).astype(np.float32)
             weight.copy_(torch.from_numpy(weights[path]))
     model.double()
