@@ -2,8 +2,10 @@
 contract tests."""
 
 from memtx.memory.armt import ARMT
+from memtx.memory.bidirectional import Bidirectional
 from memtx.memory.block_recurrent import BlockRecurrent
 from memtx.memory.compressive import Compressive
+from memtx.memory.cross import Cross
 from memtx.memory.delta import KDA, DeltaNet, GatedDeltaNet
 from memtx.memory.engram import Engram
 from memtx.memory.full import Full
@@ -50,5 +52,7 @@ MEMORIES = {
     "memory_plus": MemoryPlus,
     "peer": PEER,
     "engram": Engram,
+    "cross": Cross,
+    "bidirectional": Bidirectional,
     "knn_lm": KNNLM,
 }
