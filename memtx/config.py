@@ -36,12 +36,20 @@ class Model:
     head_dim: int = 0  # 0: width / num_heads
     ff_dim: int = 0  # 0: 4 width, or 8/3 width for swiglu
     norm: str = "rms"  # rms | layer
-    activation: str = "swiglu"  # swiglu | gelu | relu
+    norm_epsilon: float = 1e-6
+    post_norm: bool = False  # x = norm(x + branch(x)), as in BERT, with no norm at the end
+    activation: str = "swiglu"  # swiglu | geglu | gelu | gelu_exact | relu
     position: str = "rope"  # rope | alibi | t5 | learned | none
     rope_base: float = 10_000.0
+    rope_scaling: tuple[float, ...] = ()  # Llama 3's (factor, low, high, length); see memtx.nn.positions
+    score_scale: float = 0.0  # of attention scores; 0: head_dim^-1/2; T5 has 1
     max_position: int = 8192  # of the learned table
     bias: bool = False
+    qkv_bias: bool = False  # of the maps to q, k and v alone, as in Qwen2
     tied: bool = True
+    embed_scale: float = 0.0  # of embedded tokens; 0: sqrt(width) if tied, else 1
+    logit_scale: float = 1.0  # tied T5 has width^-1/2
+    closed: bool = False  # memories added to a pretrained backbone begin as nothing: gains and gates at 0
     dropout: float = 0.0
     dtype: str = "float32"  # of activations; parameters and states are float32
     remat: bool = False
@@ -237,6 +245,7 @@ def task_class(name: str):
 def complete_model(model: Model) -> Model:
     """Zeros replaced by what they stand for, and memory settings by each mechanism's own Config."""
     from memtx.memory import MEMORIES
+    from memtx.nn.mlp import ACTIVATIONS, GATED
 
     stacks = tuple((tuple(pattern), groups) for pattern, groups in model.stacks)
     memory = {}
@@ -248,7 +257,7 @@ def complete_model(model: Model) -> Model:
         settings = model.memory.get(name, {})
         cls = MEMORIES[name].Config
         memory[name] = settings if isinstance(settings, cls) else to_dataclass(cls, settings, f"memory.{name}")
-    check_known(model.activation, ["swiglu", "gelu", "relu"], "model.activation")
+    check_known(model.activation, ACTIVATIONS, "model.activation")
     check_known(model.norm, ["rms", "layer"], "model.norm")
     check_known(model.position, ["rope", "alibi", "t5", "learned", "none"], "model.position")
     check_known(model.dtype, ["float32", "bfloat16", "float16"], "model.dtype")
@@ -262,9 +271,13 @@ def complete_model(model: Model) -> Model:
         raise UserError(f"model.num_kv_heads={kv_heads} does not divide model.num_heads={model.num_heads}")
     if model.position == "rope" and head_dim % 2:
         raise UserError(f"rope needs an even head_dim, not {head_dim}; change model.width, model.num_heads or model.head_dim")
-    gated = model.activation == "swiglu"
+    if len(model.rope_scaling) not in (0, 4):
+        raise UserError(f"model.rope_scaling is (factor, low, high, length) or (), not {model.rope_scaling}")
+    gated = model.activation in GATED
     ff_dim = model.ff_dim or (-(-8 * model.width // 24) * 8 if gated else 4 * model.width)
-    return dataclasses.replace(model, stacks=stacks, memory=memory, num_kv_heads=kv_heads, head_dim=head_dim, ff_dim=ff_dim)
+    embed_scale = model.embed_scale or (model.width**0.5 if model.tied else 1.0)
+    sizes = {"num_kv_heads": kv_heads, "head_dim": head_dim, "ff_dim": ff_dim, "embed_scale": embed_scale}
+    return dataclasses.replace(model, stacks=stacks, memory=memory, **sizes)
 
 
 def _check_sites(model: Model, stacks, site: Mapping[str, str]) -> None:
@@ -273,13 +286,12 @@ def _check_sites(model: Model, stacks, site: Mapping[str, str]) -> None:
         if name and site[name] != at:
             raise UserError(f"model.{at}={name} cannot be: {name} has its place in model.stacks")
     for entry in (entry for pattern, _ in stacks for entry in pattern):
-        memory, feed_forward = patterns.parse(entry)
-        for name in memory.names:
-            if site[name] in ("body", "head"):
-                raise UserError(f"{name} cannot stand in model.stacks; set model.{site[name]}={name}")
-        for name in feed_forward.names if feed_forward else ():
-            if site[name] != "residual":
-                raise UserError(f"{name} cannot stand in place of the MLP in {entry!r}: its site is {site[name]}")
+        for branch in patterns.parse(entry):
+            for name in branch.names:
+                if site.get(name) in ("body", "head"):
+                    raise UserError(f"{name} cannot stand in model.stacks; set model.{site[name]}={name}")
+            if branch.gated and model.closed:
+                raise UserError(f"{entry!r}: a gate between memories begins half open; with model.closed write + for *")
 
 
 def to_json(config: Config) -> dict:

@@ -88,7 +88,9 @@ class Dims:
     """The static sizes that a layer is built for, and how it tells positions apart.
 
     position: "rope", "alibi", "t5", or "none" (also for learned positions, which the embedding adds).
+    score_scale: of attention scores; 0: head_dim^-1/2. Mechanisms read it as `scale`.
     vocab_size: for what stores or hashes tokens.
+    closed: what a memory adds to attention begins as exactly nothing, since it stands in a pretrained backbone.
     """
 
     width: int
@@ -97,7 +99,19 @@ class Dims:
     head_dim: int
     position: str = "rope"
     rope_base: float = 10_000.0
+    rope_scaling: tuple[float, ...] = ()
+    score_scale: float = 0.0
     vocab_size: int = 0
+    closed: bool = False
+
+    @property
+    def scale(self) -> float:
+        """What q k is multiplied by."""
+        return self.score_scale or self.head_dim**-0.5
+
+    def gate(self, b: Array) -> Array:
+        """How much a memory counts beside attention: sigmoid(b), or closed tanh(b), which is 0 at b = 0 and still learns."""
+        return jnp.tanh(b) if self.closed else jax.nn.sigmoid(b)
 
 
 class Memory(Protocol):

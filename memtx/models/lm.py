@@ -44,7 +44,7 @@ class Decoder(nnx.Module):
         self.embed = normal(next(keys), (model.vocab_size, model.width), 1.0 if not model.tied else model.width**-0.5)
         self.body = body(model, dims, next(keys))
         self.shared = shared(model, dims, next(keys))
-        self.norm = Norm(model.norm, model.width)
+        self.norm = None if model.post_norm else Norm(model.norm, model.width, model.norm_epsilon)
         to_logits, place, bias, head = keys
         self.to_logits = None if model.tied else Linear(to_logits, model.width, model.vocab_size)
         learned = model.position == "learned"
@@ -65,17 +65,15 @@ class Decoder(nnx.Module):
         if self.relative_bias is not None:
             handed["relative_bias"] = self.relative_bias[...]
         seg = seg.replace(token_BT=token_BT, shared=handed)
-        h = self.embed[...].astype(self.model.dtype)[token_BT]
-        if self.model.tied:
-            h = h * self.model.width**0.5
+        h = self.embed[...].astype(self.model.dtype)[token_BT] * self.model.embed_scale
         if self.place is not None:
             h = h + self.place[...].astype(h.dtype)[jnp.minimum(seg.position_BT, self.model.max_position - 1)]
         for_embed, for_body, for_head = (None, None, None) if key is None else jax.random.split(key, 3)
         h, body_state = self.body(dropout(h, self.model.dropout, for_embed), state.body, seg, key=for_body)
-        h = self.norm(h)
+        h = self.norm(h) if self.norm else h
         emit("hidden", h)
         logits = dense(h, self.embed[...].T) if self.to_logits is None else self.to_logits(h)
-        logits, head_state = logits.astype(jnp.float32), state.head
+        logits, head_state = logits.astype(jnp.float32) * self.model.logit_scale, state.head
         if self.head:
             logits, head_state = self.head((h, logits), head_state, seg, key=for_head)
         last_B = jnp.take_along_axis(seg.position_BT, jnp.maximum(seg.length_B - 1, 0)[:, None], 1)[:, 0]

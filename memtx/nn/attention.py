@@ -69,7 +69,7 @@ class Source:
 
 
 def attend(q_BTNH: Array, sources: list[Source], seg: Segment, dims: Dims) -> Array:
-    """softmax(q k^T / sqrt(H) + position bias) v over all sources together -> [B, T, N, H] in q's dtype.
+    """softmax(q k^T dims.scale + position bias) v over all sources together -> [B, T, N, H] in q's dtype.
 
     A query that sees no key at all (padding) gives finite values that mean nothing.
     """
@@ -89,8 +89,8 @@ def read(q_BTNH: Array, source: Source, seg: Segment, dims: Dims) -> tuple[Array
     q, k, v = q_BTNH, source.k_BSKH.astype(q_BTNH.dtype), source.v_BSKH.astype(q_BTNH.dtype)
     if dims.position == "rope":
         origin_B1 = at_BT[:, :1]  # near the queries of this source: a sink's stand at its end of the document
-        q, k = rope(q, at_BT - origin_B1, dims.rope_base), rope(k, source.position_BS - origin_B1, dims.rope_base)
-    q_BKGTH = (q * head_dim**-0.5).reshape(batch, time, dims.num_kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
+        q, k = (rope(x, at - origin_B1, dims.rope_base, dims.rope_scaling) for x, at in ((q, at_BT), (k, source.position_BS)))
+    q_BKGTH = (q * dims.scale).reshape(batch, time, dims.num_kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
     k_BKSH, v_BKSH = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     rows, columns = tile_shape(time, k.shape[1])
     cuts = list(range(columns, k.shape[1], columns))
@@ -174,11 +174,11 @@ def position_bias(age_BTS: Array, future: bool, seg: Segment, dims: Dims) -> Arr
 class Projections(nnx.Module):
     """The q, k, v and output maps around an attention-site memory."""
 
-    def __init__(self, key: Array, dims: Dims, *, bias: bool = False):
+    def __init__(self, key: Array, dims: Dims, *, bias: bool = False, qkv_bias: bool = False):
         q, kv, out = jax.random.split(key, 3)
         self.dims = dims
-        self.q = Linear(q, dims.width, dims.num_heads * dims.head_dim, bias=bias)
-        self.kv = Linear(kv, dims.width, 2 * dims.num_kv_heads * dims.head_dim, bias=bias)
+        self.q = Linear(q, dims.width, dims.num_heads * dims.head_dim, bias=bias or qkv_bias)
+        self.kv = Linear(kv, dims.width, 2 * dims.num_kv_heads * dims.head_dim, bias=bias or qkv_bias)
         self.out = Linear(out, dims.num_heads * dims.head_dim, dims.width, bias=bias)
 
     def heads(self, x_BTD: Array) -> tuple[Array, Array, Array]:

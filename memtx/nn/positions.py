@@ -12,16 +12,31 @@ import numpy as np
 from jax import Array, lax
 
 
-def rope(x_BTNH: Array, position_BT: Array, base: float) -> Array:
-    """Rotate the pairs (x_i, x_{i+H/2}) by position * base^(-2i/H) (Su et al. 2021, arXiv 2104.09864)."""
+def rope(x_BTNH: Array, position_BT: Array, base: float, scaling: tuple[float, ...] = ()) -> Array:
+    """Rotate the pairs (x_i, x_{i+H/2}) by position * base^(-2i/H) (Su et al. 2021, arXiv 2104.09864), scaled or not."""
     head_dim = x_BTNH.shape[-1]
-    frequency = jnp.asarray(base ** (-np.arange(0, head_dim, 2) / head_dim), jnp.float32)
+    frequency = jnp.asarray(rope_frequencies(head_dim, base, scaling), jnp.float32)
     cos, sin = cos_sin(position_BT[..., None].astype(jnp.float32), frequency)
     pair = x_BTNH.astype(jnp.float32).reshape(*x_BTNH.shape[:-1], 2, head_dim // 2)
     # (a cos - b sin, b cos + a sin); a reversal, because loops over a concatenation are not vectorised
     signed = sin[:, :, None, None] * np.array([[-1], [1]], np.float32)
     turned = pair * cos[:, :, None, None] + lax.rev(pair, (3,)) * signed
     return turned.reshape(x_BTNH.shape).astype(x_BTNH.dtype)
+
+
+def rope_frequencies(head_dim: int, base: float, scaling: tuple[float, ...] = ()) -> np.ndarray:
+    """[H/2] angles per position. scaling = (factor, low, high, length) is Llama 3's (Dubey et al. 2024, arXiv 2407.21783).
+
+    A pair that turns less than `low` times within `length` positions turns `factor` times slower, one that turns more than
+    `high` times as ever, those between by a share of both. length = 0 slows all of them (linear interpolation of positions).
+    """
+    frequency = base ** (-np.arange(0, head_dim, 2) / head_dim)
+    if not scaling:
+        return frequency
+    factor, low, high, length = scaling
+    turns = length * frequency / (2 * np.pi)
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    return frequency * (kept + (1 - kept) / factor)
 
 
 def cos_sin(position_BT1: Array, frequency_F: Array) -> tuple[Array, Array]:
