@@ -21,7 +21,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from memtx import patterns
-from memtx.config import Model
+from memtx.config import Model, complete_model
 from memtx.memory import MEMORIES
 from memtx.memory.base import Dims, Segment, batch_axes, reset, segment
 from memtx.models.body import body, hand_out, shared
@@ -76,7 +76,8 @@ class Case:
         around = {self.cls.site: self.name} if self.cls.site in ("body", "head") else {}
         inner = {name: MEMORIES[name].tiny[0] for name in patterns.names([((entry,), 1)]) if name != self.name}
         sizes = {field.name: getattr(self.dims, field.name) for field in dataclasses.fields(Dims)}
-        return Model(stacks=(((entry,), 1),), memory={self.name: self.config, **inner}, ff_dim=16, **around, **sizes)
+        memory = {self.name: self.config, **inner}
+        return complete_model(Model(stacks=(((entry,), 1),), memory=memory, ff_dim=16, **around, **sizes))
 
     @cached_property
     def layer(self):

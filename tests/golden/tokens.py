@@ -83,14 +83,14 @@ def block_of(a, path: str, x, capacity: int):
     def norm(x, scale):
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale
 
-    h = norm(x, p["memory_norm.scale"])
-    q = (h @ p["memory.attention.q.w"]).reshape(-1, N, H)
-    k, v = (np.repeat((h @ w).reshape(-1, K, H), N // K, 1) for w in np.split(p["memory.attention.kv.w"], 2, 1))
+    h = norm(x, p["norms.0.scale"])
+    q = (h @ p["branches.0.attention.q.w"]).reshape(-1, N, H)
+    k, v = (np.repeat((h @ w).reshape(-1, K, H), N // K, 1) for w in np.split(p["branches.0.attention.kv.w"], 2, 1))
     distance = np.arange(len(x))[:, None] - np.arange(len(x))
     y = pairwise(q, k, v, (distance >= 0) & (distance < capacity), distance, "rope")
-    x = x + y.reshape(len(x), -1) @ p["memory.attention.out.w"]
-    gate, up = np.split(norm(x, p["mlp_norm.scale"]) @ p["mlp.up.w"], 2, 1)
-    return x + (gate * sigmoid(gate) * up) @ p["mlp.down.w"]
+    x = x + y.reshape(len(x), -1) @ p["branches.0.attention.out.w"]
+    gate, up = np.split(norm(x, p["norms.1.scale"]) @ p["branches.1.memories.0.up.w"], 2, 1)
+    return x + (gate * sigmoid(gate) * up) @ p["branches.1.memories.0.down.w"]
 
 
 CAPACITY = 7  # of `full` in the contract tests
@@ -136,13 +136,13 @@ def armt(a, position: str, segment: int, memory: int, features: int, nu: int, **
 
 
 _BLOCK = {
-    "memory_norm.scale": (1, D),
-    "memory.attention.q.w": (1, D, N * H),
-    "memory.attention.kv.w": (1, D, 2 * K * H),
-    "memory.attention.out.w": (1, N * H, D),
-    "mlp_norm.scale": (1, D),
-    "mlp.up.w": (1, D, 32),
-    "mlp.down.w": (1, 16, D),
+    "norms.0.scale": (1, D),
+    "branches.0.attention.q.w": (1, D, N * H),
+    "branches.0.attention.kv.w": (1, D, 2 * K * H),
+    "branches.0.attention.out.w": (1, N * H, D),
+    "norms.1.scale": (1, D),
+    "branches.1.memories.0.up.w": (1, D, 32),
+    "branches.1.memories.0.down.w": (1, 16, D),
 }
 
 
