@@ -130,7 +130,7 @@ def test_c2_cuts_do_not_matter(case, cuts):
 
 def test_c2_control_every_part_of_the_state_is_carried(case):
     x, fresh = case.x(0), jax.tree.leaves(case.init_state())
-    whole = case.run(x, [16])
+    whole = case.run(x, ODD)
 
     def wipe(i, state):
         leaves, tree = jax.tree.flatten(state)

@@ -67,6 +67,8 @@ class Cross(nnx.Module):
     def write(self, state: Encoded, h_BSD: Array, length_B: Array) -> Encoded:
         room = self.config.capacity - h_BSD.shape[1]
         if room < 0:
-            raise UserError(f"the source has {h_BSD.shape[1]} tokens; memory.cross.capacity={self.config.capacity} is too small")
+            raise UserError(
+                f"memory.cross.capacity={self.config.capacity} is too small: the source has {h_BSD.shape[1]} tokens"
+            )
         k, v = (jnp.pad(a.astype(jnp.float32), ((0, 0), (0, room), (0, 0), (0, 0))) for a in self.attention.keys_values(h_BSD))
         return where_rows(length_B > 0, Encoded(k, v, length_B), state, Encoded(0, 0, 0))

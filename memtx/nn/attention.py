@@ -163,7 +163,8 @@ def position_bias(age_BTS: Array, future: bool, seg: Segment, dims: Dims) -> Arr
     """
     if dims.position == "alibi":
         slope_KG = alibi_slopes(dims.num_heads).reshape(dims.num_kv_heads, -1)
-        return -slope_KG[:, :, None, None] * (jnp.abs(age_BTS) if future else jnp.maximum(age_BTS, 0))[:, None, None].astype(jnp.float32)
+        far_BTS = jnp.abs(age_BTS) if future else jnp.maximum(age_BTS, 0)
+        return -slope_KG[:, :, None, None] * far_BTS[:, None, None].astype(jnp.float32)
     if dims.position == "t5":
         table = seg.shared["relative_bias"].astype(jnp.float32)  # [buckets, N], one leaf of the model
         bias = jnp.moveaxis(table[t5_bucket(age_BTS, future)], -1, 1)

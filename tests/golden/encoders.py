@@ -17,7 +17,8 @@ def bidirectional(a, position: str):
         now = slice(start, start + CALL)
         k, v = (np.repeat(a[name][now], N // K, 1) for name in ("x.k", "x.v"))
         distance = np.arange(CALL)[:, None] - np.arange(CALL)
-        outs.append(pairwise(a["x.q"][now], k, v, distance == distance, distance, position, a.get("shared.relative_bias"), True))
+        seen, table = np.ones((CALL, CALL), bool), a.get("shared.relative_bias")
+        outs.append(pairwise(a["x.q"][now], k, v, seen, distance, position, table, future=True))
     return np.concatenate(outs)
 
 
