@@ -4,10 +4,14 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+HF = ["gguf>=0.10", "sentencepiece>=0.2", "protobuf", "jinja2>=3.1"]
+EVAL = ["sacrebleu>=2.4", "rouge-score>=0.1.2"]
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
-    "test": ["pytest>=8", "pytest-xdist"],
+    "hf": HF,
+    "eval": EVAL,
+    "test": ["pytest>=8", "pytest-xdist", *HF, *EVAL],
     "dev": ["ruff", "pyright", "pre-commit"],
 }
 
