@@ -64,7 +64,9 @@ class GGUF:
 
     def _name(self, theirs: str) -> str:
         if theirs == "rope_freqs.weight":
-            raise UserError(f"{self.path} scales its positions by a table of its own (rope_freqs); load its safetensors instead")
+            raise UserError(
+                f"{self.path} scales its positions by a table of its own (rope_freqs); load its safetensors instead"
+            )
         for pattern, name in NAMES.items():
             if match := re.fullmatch(pattern, theirs):
                 return match.expand(name)

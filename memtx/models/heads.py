@@ -51,18 +51,18 @@ class Classes(nnx.Module):
         pool, to_logits = jax.random.split(key)
         self.dropout = model.dropout
         self.pool = Pooled(model, pool)
-        self.to_logits = Linear(to_logits, model.width, model.classes, bias=True, scale=0.02)
+        self.classes = Linear(to_logits, model.width, model.classes, bias=True, scale=0.02)
 
     def __call__(self, h_BTD: Array, embed_VD: Array, seg: Segment, *, key: Array | None = None) -> Array:
-        return self.to_logits(dropout(self.pool(h_BTD, embed_VD, seg), self.dropout, key))
+        return self.classes(dropout(self.pool(h_BTD, embed_VD, seg), self.dropout, key))
 
 
 class Span(nnx.Module):
     def __init__(self, model: Model, key: Array):
-        self.to_logits = Linear(key, model.width, 2, bias=True, scale=0.02)
+        self.span = Linear(key, model.width, 2, bias=True, scale=0.02)
 
     def __call__(self, h_BTD: Array, embed_VD: Array, seg: Segment, *, key: Array | None = None) -> Array:
-        return self.to_logits(h_BTD).astype(jnp.float32)
+        return self.span(h_BTD).astype(jnp.float32)
 
 
 OUTPUTS = {"masked_lm": MaskedLM, "pooled": Pooled, "classes": Classes, "span": Span}
