@@ -33,6 +33,7 @@ class Model:
     pool: str = "cls"  # cls | mean: the one vector of a call, for pooled and classes
     classes: int = 2
     memory: Mapping[str, Any] = field(default_factory=dict)  # settings by mechanism name: the config group `memory`
+    pretrained: str = ""  # begin with its weights: a folder, a .gguf file, smollm2, a name of the hub; see configs/pretrained.py
     vocab_size: int = 0  # 0: the tokenizer's
     width: int = 128
     num_heads: int = 4
@@ -65,7 +66,7 @@ class Model:
 @dataclass(frozen=True)
 class Data:
     corpus: str = "pycode"  # pycode | books | speeches | textdir:PATH | tfds:NAME | task:NAME
-    tokenizer: str = "bytes"  # bytes | bpe:SIZE
+    tokenizer: str = "bytes"  # bytes | bpe:SIZE | pretrained:NAME
     segment: int = 128  # T, tokens of one call
     task: Any = field(default_factory=dict)  # settings of a task: its Config, by name in files
     curriculum: tuple = ()  # of a task: stages (steps, settings) that come before those of `task`
@@ -86,6 +87,7 @@ class Optim:
     clip: float = 1.0  # global norm; 0: none
     z_loss: float = 0.0
     label_smoothing: float = 0.0
+    train: str = ""  # a regex of the paths of parameters to train, the others stay as they are; "": all
 
 
 @dataclass(frozen=True)

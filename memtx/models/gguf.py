@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from memtx.errors import UserError
-from memtx.models.weights import needed
+from memtx.errors import UserError, optional
 
 NAMES = {  # theirs -> Hugging Face's
     r"token_embd\.weight": "model.embed_tokens.weight",
@@ -29,7 +28,7 @@ BLOCK = 1 << 22  # numbers dequantised at a time
 
 class GGUF:
     def __init__(self, path: Path):
-        self.path, self._gguf = path, needed("gguf")
+        self.path, self._gguf = path, optional("gguf")
         try:
             reader = self._gguf.GGUFReader(path)
         except FileNotFoundError:

@@ -75,6 +75,11 @@ def model(hf: Mapping[str, Any], context: int) -> Model:
     )
 
 
+def holds(model: Model) -> bool:
+    kind = (model.position, model.norm, model.post_norm, model.bias)
+    return kind == ("learned", "layer", False, True) and model.activation in ACTIVATIONS.values()
+
+
 def config(model: Model) -> dict[str, Any]:
     """The config.json of a model of this family."""
     return {

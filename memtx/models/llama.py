@@ -77,6 +77,10 @@ def model(hf: Mapping[str, Any], context: int) -> Model:
     )
 
 
+def holds(model: Model) -> bool:
+    return (model.position, model.norm, model.activation) == ("rope", "rms", "swiglu") and not model.post_norm
+
+
 def config(model: Model) -> dict[str, Any]:
     """The config.json of a model of this family."""
     entries = [pattern[0] for pattern, groups in model.stacks for _ in range(groups)]

@@ -106,8 +106,8 @@ def places(names: Names, lm: LM) -> list[Place]:
 def _place(pair: Pair, prefix: str, slots: Mapping[str, str], group: int | None, shapes) -> Place | None:
     try:
         paths = [path.format(**slots) for path in pair.ours.split()]
-    except KeyError:  # the block has no such branch
-        return None
+    except KeyError as error:
+        raise UserError(f"the block of {prefix}* has no {error.args[0]} of its own, where pretrained weights could go") from None
     if not any(path in shapes for path in paths):
         return None
     cut = 0 if group is None else 1

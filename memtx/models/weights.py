@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from memtx.errors import UserError
+from memtx.errors import UserError, optional
 
 
 class Weights(Protocol):
@@ -41,7 +41,7 @@ class Safetensors:
 
     def __init__(self, folder: Path):
         self.path = folder
-        self._open: Callable = needed("safetensors", "safe_open")
+        self._open: Callable = optional("safetensors").safe_open
         self.config = read_json(folder / "config.json")
         self._file: dict[str, Path] = {}
         self.shapes = {}
@@ -91,14 +91,3 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"no {path.name} in {path.parent}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-
-
-def needed(module: str, *names: str):
-    """An optional dependency, or one name of it."""
-    import importlib
-
-    try:
-        found = importlib.import_module(module)
-    except ImportError:
-        raise UserError(f"this needs {module}: pip install 'memtx[hf]'") from None
-    return getattr(found, names[0]) if names else found
