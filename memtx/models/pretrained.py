@@ -20,24 +20,42 @@ from jax import Array
 
 from memtx.config import Model, complete_model
 from memtx.data.hub import find
-from memtx.errors import UserError, optional
-from memtx.models import gpt2, llama
+from memtx.errors import UserError, check_known, optional
+from memtx.models import bert, gpt2, llama, t5
 from memtx.models.lm import LM, Params
 from memtx.models.names import Place, check, flat, places
 from memtx.models.weights import Weights, open_weights
 
-FAMILIES: tuple[ModuleType, ...] = (llama, gpt2)
+FAMILIES: tuple[ModuleType, ...] = (llama, gpt2, bert, t5)
 CONTEXT = 2048  # tokens that full attention keeps, unless it is told otherwise
 CACHE = "~/.cache/memtx"
-FREE = ("stacks", "body", "head", "memory", "closed", "pretrained", "dropout", "dtype", "remat", "scan")  # of Model: the user's
+# what the user chooses of a Model
+FREE = (
+    "stacks",
+    "body",
+    "memory",
+    "closed",
+    "head",
+    "output",
+    "pool",
+    "classes",
+    "pretrained",
+    "dropout",
+    "dtype",
+    "remat",
+    "scan",
+)
 
 
-def settings(name: str, *, context: int = CONTEXT, cache: str | Path = CACHE) -> Model:
+def settings(name: str, *, context: int = CONTEXT, cache: str | Path = CACHE, **changes) -> Model:
     """The Model of a pretrained model: a folder, a .gguf file, "smollm2" and the like, or a name of the hub.
 
-    context: tokens that full attention keeps, at most those that the model was made for.
+    context: tokens that full attention keeps, at most those that the model was made for. changes: other values for those
+    fields of Model that are free (FREE), such as output="classes".
     """
-    return _settings(open_weights(find(name, cache)), name, context)
+    for key in changes:
+        check_known(key, FREE, "setting of a pretrained model that can be changed")
+    return complete_model(dataclasses.replace(_settings(open_weights(find(name, cache)), name, context), **changes))
 
 
 def _settings(weights: Weights, name: str, context: int) -> Model:
@@ -71,7 +89,7 @@ def load_params(lm: LM, key: Array, *, cache: str | Path = CACHE) -> Params:
     _check_same(lm.model, _settings(weights, name, CONTEXT), name)
     names = _family(weights).NAMES
     found = places(names, lm)
-    called = check(found, names, weights.shapes, str(weights.path))
+    found, called = check(found, names, weights.shapes, str(weights.path))
     return _with_new(lm, _read(lm, found, weights, called), key)
 
 
@@ -118,7 +136,9 @@ def _check_same(model: Model, theirs: Model, name: str) -> None:
     if ours != layers:
         different.append(f"model.stacks has {ours} layers, {layers} there")
     if different:
-        raise UserError(f"{name} is another model: {'; '.join(different)}; begin with memtx.models.pretrained.settings({name!r})")
+        raise UserError(
+            f"{name} is another model: {'; '.join(different)}; begin with memtx.models.pretrained.settings({name!r})"
+        )
 
 
 # --- from ours to theirs --------------------------------------------------------------------------------------------------------
@@ -134,7 +154,9 @@ def export(lm: LM, params: Params, folder: str | Path, *, dtype: str = "float32"
         raise UserError(f"{folder} is there already; choose another folder")
     family = next((family for family in FAMILIES if family.holds(lm.model)), None)
     if not family:
-        raise UserError(f"no family of Hugging Face's holds this model; memtx knows {', '.join(t for f in FAMILIES for t in f.TYPES)}")
+        raise UserError(
+            f"no family of Hugging Face's holds this model; memtx knows {', '.join(t for f in FAMILIES for t in f.TYPES)}"
+        )
     config = family.config(lm.model) | {"torch_dtype": dtype}
     found = places(family.NAMES, lm)
     _check_whole(lm, found, complete_model(family.model(config, CONTEXT)), config["model_type"])

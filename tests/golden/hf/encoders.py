@@ -64,10 +64,17 @@ def text(rng: np.random.Generator, lengths: list[int]) -> dict[str, np.ndarray]:
     }
 
 
-def sentences(rng: np.random.Generator, **labels) -> dict[str, np.ndarray]:
+def sentences(rng: np.random.Generator, lengths=(9, 6, 2), **labels) -> dict[str, np.ndarray]:
     """Two sentences of types 0 and 1 in each row."""
     types = (np.arange(9) >= np.array([4, 3, 9])[:, None]).astype(int)
-    return text(rng, [9, 6, 2]) | {"token_type_ids": types} | labels
+    return text(rng, list(lengths)) | {"token_type_ids": types} | labels
+
+
+def masked(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Half of the real tokens are asked for."""
+    given = sentences(rng)
+    asked = (rng.random((BATCH, 9)) < 0.5) & (given["attention_mask"] == 1)
+    return given | {"labels": np.where(asked, rng.integers(2, VOCAB, (BATCH, 9)), -100)}
 
 
 def answers(rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -78,17 +85,14 @@ def answers(rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 CASES = {
     "bert-model": (lambda: bert("BertModel"), sentences),
-    "bert-masked-lm": (
-        lambda: bert("BertForMaskedLM"),
-        lambda rng: sentences(rng, labels=np.where(rng.random((BATCH, 9)) < 0.5, rng.integers(2, VOCAB, (BATCH, 9)), -100)),
-    ),
+    "bert-masked-lm": (lambda: bert("BertForMaskedLM"), masked),
     "bert-classification": (
         lambda: bert("BertForSequenceClassification", num_labels=3),
         lambda rng: sentences(rng, labels=np.array([2, 0, 1])),
     ),
-    "bert-span": (
+    "bert-span": (  # nothing is padded, since their softmax is over the padding too
         lambda: bert("BertForQuestionAnswering"),
-        lambda rng: sentences(rng, start_positions=np.array([1, 0, 0]), end_positions=np.array([7, 4, 1])),
+        lambda rng: sentences(rng, (9, 9, 9), start_positions=np.array([1, 0, 3]), end_positions=np.array([7, 4, 5])),
     ),
     "t5-v1.0": (lambda: t5(feed_forward_proj="relu"), answers),
     "t5-v1.1": (lambda: t5(feed_forward_proj="gated-gelu", tie_word_embeddings=False), answers),
@@ -96,13 +100,14 @@ CASES = {
 
 
 def make(name: str) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(list(name.encode()))
+    rng = np.random.default_rng([*name.encode(), 5])  # 5: their greedy texts are of several tokens
     build, inputs_of = CASES[name]
     model, inputs = build().eval(), inputs_of(rng)
     weights = {}
     with torch.no_grad():
         for path, weight in model.named_parameters():
-            drawn = rng.normal(size=weight.shape) * (0.3 if "shared" in path else 1.5 * weight.shape[-1] ** -0.5)
+            size = 0.1 if "shared" in path else 0.5 if path.endswith((".q.weight", ".k.weight")) else 1.5
+            drawn = rng.normal(size=weight.shape) * size * (1 if "shared" in path else weight.shape[-1] ** -0.5)
             weights[path] = (drawn + ("norm" in path.lower() and path.endswith("weight"))).astype(np.float32)
             weight.copy_(torch.from_numpy(weights[path]))
     model.double()
