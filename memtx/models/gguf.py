@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from memtx.data.gguf import Tensor, damaged, read_head
 from memtx.errors import UserError, optional
 
 NAMES = {  # theirs -> Hugging Face's
@@ -29,37 +30,40 @@ BLOCK = 1 << 22  # numbers dequantised at a time
 class GGUF:
     def __init__(self, path: Path):
         self.path, self._gguf = path, optional("gguf")
-        try:
-            reader = self._gguf.GGUFReader(path)
-        except FileNotFoundError:
-            raise UserError(f"no file {path}") from None
-        except Exception as error:  # whatever a damaged file makes of the reader
-            raise _damaged(path, error) from error
-        fields = {name: field for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
-        self._metadata = {name: field.contents() for name, field in fields.items()}
-        self._kind = self._metadata["general.architecture"]
-        self._tensors = {self._name(tensor.name): tensor for tensor in reader.tensors}
-        self.shapes = {name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in self._tensors.items()}
+        head = read_head(path)
+        self._metadata = head.metadata
+        self._kind = head.metadata.get("general.architecture")
+        self._tensors = {self._name(name): tensor for name, tensor in head.tensors.items()}
+        self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
         self.config = self._config()
+        for tensor in self._tensors.values():
+            rows, width = self._layout(tensor)
+            if tensor.offset + rows * width > path.stat().st_size:
+                raise damaged(path, "a tensor lies beyond its end")
 
     def read(self, name: str) -> np.ndarray:
-        tensor, shape = self._tensors[name], self.shapes[name]
-        try:
-            found = self._dequantised(tensor, shape)
-        except Exception as error:
-            raise _damaged(self.path, error) from error
+        tensor = self._tensors[name]
+        rows, width = self._layout(tensor)
+        found = np.empty((rows, tensor.shape[-1]), np.float32)
+        step = max(BLOCK // tensor.shape[-1], 1)
+        kind = self._gguf.GGMLQuantizationType(tensor.kind)
+        with self.path.open("rb") as file:
+            file.seek(tensor.offset)
+            for start in range(0, rows, step):
+                block = np.frombuffer(file.read(min(step, rows - start) * width), np.uint8).reshape(-1, width)
+                found[start : start + step] = self._gguf.dequantize(block, kind)
         if self._kind == "llama" and (match := re.search(r"self_attn\.(q|k)_proj", name)):
             heads = self.config["num_attention_heads" if match[1] == "q" else "num_key_value_heads"]
-            found = found.reshape(heads, -1, 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
-        return found
+            found = found.reshape(heads, -1, 2, *tensor.shape[1:]).swapaxes(1, 2)
+        return found.reshape(tensor.shape)
 
-    def _dequantised(self, tensor, shape) -> np.ndarray:
-        rows = tensor.data.reshape(-1, tensor.data.shape[-1])
-        found = np.empty((len(rows), shape[-1]), np.float32)
-        step = max(BLOCK // shape[-1], 1)
-        for start in range(0, len(rows), step):
-            found[start : start + step] = self._gguf.dequantize(rows[start : start + step], tensor.tensor_type)
-        return found.reshape(shape)
+    def _layout(self, tensor: Tensor) -> tuple[int, int]:
+        """Rows, and bytes of one."""
+        try:
+            size, width = self._gguf.GGML_QUANT_SIZES[self._gguf.GGMLQuantizationType(tensor.kind)]
+        except (KeyError, ValueError):
+            raise UserError(f"{self.path} is quantised in a way (ggml type {tensor.kind}) that this gguf package does not read") from None
+        return int(np.prod(tensor.shape[:-1])), tensor.shape[-1] // size * width
 
     def _name(self, theirs: str) -> str:
         if theirs == "rope_freqs.weight":
@@ -94,6 +98,3 @@ class GGUF:
             "tie_word_embeddings": "lm_head.weight" not in self._tensors,
         }
 
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} cannot be read ({type(error).__name__}: {error}): damaged or cut short; download it again")

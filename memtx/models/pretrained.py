@@ -14,7 +14,6 @@ from pathlib import Path
 from types import ModuleType
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -107,7 +106,7 @@ def _read(lm: LM, found: list[Place], weights: Weights, called: Mapping[str, str
             if path not in values:
                 values[path] = _aligned(shapes[path].shape)
             values[path][... if group is None else group] = part
-    return {path: jnp.asarray(values.pop(path)) for path in list(values)}
+    return {path: jax.device_put(values.pop(path)) for path in list(values)}
 
 
 def _aligned(shape: tuple[int, ...]) -> np.ndarray:
