@@ -62,7 +62,9 @@ class GGUF:
         try:
             size, width = self._gguf.GGML_QUANT_SIZES[self._gguf.GGMLQuantizationType(tensor.kind)]
         except (KeyError, ValueError):
-            raise UserError(f"{self.path} is quantised in a way (ggml type {tensor.kind}) that this gguf package does not read") from None
+            raise UserError(
+                f"{self.path} is quantised in a way (ggml type {tensor.kind}) that this gguf package does not read"
+            ) from None
         return int(np.prod(tensor.shape[:-1])), tensor.shape[-1] // size * width
 
     def _name(self, theirs: str) -> str:
@@ -97,4 +99,3 @@ class GGUF:
             "sliding_window": get("attention.sliding_window"),
             "tie_word_embeddings": "lm_head.weight" not in self._tensors,
         }
-

@@ -13,7 +13,11 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 FILE = Path(__file__).with_suffix(".json")
-QUERIES = ["How do I bake bread at home?", "The king of Denmark was murdered by his brother.", "Stock markets fell sharply today."]
+QUERIES = [
+    "How do I bake bread at home?",
+    "The king of Denmark was murdered by his brother.",
+    "Stock markets fell sharply today.",
+]
 TEXTS = [
     "Mix flour, water, salt and yeast, let the dough rise, and put it into a hot oven.",
     "Claudius poured poison into the ear of old Hamlet and took his crown.",
