@@ -29,7 +29,7 @@ class Model:
     body: str = ""  # a mechanism around the stacks, such as rmt
     head: str = ""  # a mechanism over the logits, such as knn_lm
     memory: Mapping[str, Any] = field(default_factory=dict)  # settings by mechanism name: the config group `memory`
-    pretrained: str = ""  # begin with its weights: a folder, a .gguf file, smollm2, a name of the hub; see configs/pretrained.py
+    pretrained: str = ""  # begin with its weights: a folder, a .gguf file, smollm2, a name of the hub; see memtx.data.hub
     vocab_size: int = 0  # 0: the tokenizer's
     width: int = 128
     num_heads: int = 4

@@ -62,12 +62,16 @@ class GGUF:
         try:
             size, width = self._gguf.GGML_QUANT_SIZES[self._gguf.GGMLQuantizationType(tensor.kind)]
         except (KeyError, ValueError):
-            raise UserError(f"{self.path} is quantised in a way (ggml type {tensor.kind}) that this gguf package does not read") from None
+            raise UserError(
+                f"{self.path} is quantised in a way (ggml type {tensor.kind}) that this gguf package does not read"
+            ) from None
         return int(np.prod(tensor.shape[:-1])), tensor.shape[-1] // size * width
 
     def _name(self, theirs: str) -> str:
         if theirs == "rope_freqs.weight":
-            raise UserError(f"{self.path} scales its positions by a table of its own (rope_freqs); load its safetensors instead")
+            raise UserError(
+                f"{self.path} scales its positions by a table of its own (rope_freqs); load its safetensors instead"
+            )
         for pattern, name in NAMES.items():
             if match := re.fullmatch(pattern, theirs):
                 return match.expand(name)
@@ -95,4 +99,3 @@ class GGUF:
             "sliding_window": get("attention.sliding_window"),
             "tie_word_embeddings": "lm_head.weight" not in self._tensors,
         }
-

@@ -24,6 +24,7 @@ from memtx.models import gpt2, llama
 from memtx.models.lm import LM, Params
 from memtx.models.names import Place, check, flat, places
 from memtx.models.weights import Weights, open_weights
+from memtx.patterns import layers
 
 FAMILIES: tuple[ModuleType, ...] = (llama, gpt2)
 CONTEXT = 2048  # tokens that full attention keeps, unless it is told otherwise
@@ -113,11 +114,13 @@ def _check_same(model: Model, theirs: Model, name: str) -> None:
         for f in dataclasses.fields(Model)
         if f.name not in FREE and getattr(model, f.name) != getattr(theirs, f.name)
     ]
-    ours, layers = (sum(len(pattern) * groups for pattern, groups in m.stacks) for m in (model, theirs))
-    if ours != layers:
-        different.append(f"model.stacks has {ours} layers, {layers} there")
+    here, there = (len(layers(m.stacks)) for m in (model, theirs))
+    if here != there:
+        different.append(f"model.stacks has {here} layers, {there} there")
     if different:
-        raise UserError(f"{name} is another model: {'; '.join(different)}; begin with memtx.models.pretrained.settings({name!r})")
+        raise UserError(
+            f"{name} is another model: {'; '.join(different)}; begin with memtx.models.pretrained.settings({name!r})"
+        )
 
 
 # --- from ours to theirs --------------------------------------------------------------------------------------------------------
@@ -133,7 +136,9 @@ def export(lm: LM, params: Params, folder: str | Path, *, dtype: str = "float32"
         raise UserError(f"{folder} is there already; choose another folder")
     family = next((family for family in FAMILIES if family.holds(lm.model)), None)
     if not family:
-        raise UserError(f"no family of Hugging Face's holds this model; memtx knows {', '.join(t for f in FAMILIES for t in f.TYPES)}")
+        raise UserError(
+            f"no family of Hugging Face's holds this model; memtx knows {', '.join(t for f in FAMILIES for t in f.TYPES)}"
+        )
     config = family.config(lm.model) | {"torch_dtype": dtype}
     found = places(family.NAMES, lm)
     _check_whole(lm, found, complete_model(family.model(config, CONTEXT)), config["model_type"])
@@ -156,8 +161,8 @@ def export(lm: LM, params: Params, folder: str | Path, *, dtype: str = "float32"
 
 def _check_whole(lm: LM, found: list[Place], theirs: Model, kind: str) -> None:
     """UserError if what they would load is not this model."""
-    entries = [[entry for pattern, groups in m.stacks for _ in range(groups) for entry in pattern] for m in (lm.model, theirs)]
-    lost = [f"{ours} (layer {i})" for i, (ours, plain) in enumerate(zip(*entries, strict=True)) if ours != plain]
+    entries = zip(layers(lm.model.stacks), layers(theirs.stacks), strict=True)
+    lost = [f"{ours} (layer {i})" for i, (ours, plain) in enumerate(entries) if ours != plain]
     lost += [f"model.{key}={getattr(lm.model, key)}" for key in ("body", "head") if getattr(lm.model, key)]
     lost += [
         f"model.{f.name}={getattr(lm.model, f.name)!r}"

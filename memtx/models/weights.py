@@ -65,7 +65,9 @@ class Safetensors:
             raise UserError(f"{self.path} is not whole: {', '.join(absent)}, named by its index, is missing; download it again")
         if not files:
             pickles = [file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in sorted(self.path.glob(pattern))]
-            why = f"only pickles ({', '.join(pickles)}), which can run code when they are read. {CONVERT}" if pickles else "none"
+            why = (
+                f"only pickles ({', '.join(pickles)}), which can run code when they are read. {CONVERT}" if pickles else "none"
+            )
             raise UserError(f"{self.path} should have model.safetensors, but there is {why}")
         return files
 
