@@ -23,11 +23,15 @@ from memtx.errors import UserError, check_known, positive
 
 @dataclass(frozen=True)
 class Model:
-    """A decoder: stacks of (pattern of blocks, number of groups) between an embedding and a head; see memtx.patterns."""
+    """Stacks of (pattern of blocks, number of groups) between an embedding and a head; see memtx.patterns."""
 
     stacks: tuple[tuple[tuple[str, ...], int], ...] = ((("window",), 4),)
+    encoder: tuple[tuple[tuple[str, ...], int], ...] = ()  # stacks that read the source of an encoder-decoder
     body: str = ""  # a mechanism around the stacks, such as rmt
     head: str = ""  # a mechanism over the logits, such as knn_lm
+    output: str = ""  # in place of next tokens' logits: masked_lm | pooled | classes | span; see memtx.models.heads
+    pool: str = "cls"  # cls | mean: the one vector of a call, for pooled and classes
+    classes: int = 2
     memory: Mapping[str, Any] = field(default_factory=dict)  # settings by mechanism name: the config group `memory`
     pretrained: str = ""  # begin with its weights: a folder, a .gguf file, smollm2, a name of the hub; see memtx.data.hub
     vocab_size: int = 0  # 0: the tokenizer's
@@ -45,6 +49,8 @@ class Model:
     rope_scaling: tuple[float, ...] = ()  # Llama 3's (factor, low, high, length); see memtx.nn.positions
     score_scale: float = 0.0  # of attention scores; 0: head_dim^-1/2; T5 has 1
     max_position: int = 8192  # of the learned table
+    token_types: int = 0  # BERT's learned table of the sentence that a token belongs to
+    embed_norm: bool = False  # as in BERT
     bias: bool = False
     qkv_bias: bool = False  # of the maps to q, k and v alone, as in Qwen2
     tied: bool = True
@@ -157,7 +163,7 @@ def get_config(**groups) -> ml_collections.ConfigDict:
         values["data"]["task"] = _plain(complete_task(Data(**values["data"])).task)
     values["memory"] = {}
     model = values["model"]
-    for name in patterns.names(model["stacks"], model["body"], model["head"]):
+    for name in patterns.names([*model["stacks"], *model["encoder"]], model["body"], model["head"]):
         check_known(name, MEMORIES, "memory")
         values["memory"][name] = _plain(MEMORIES[name].Config(**settings.get(name, {})))
     config = ml_collections.ConfigDict(values, convert_dict=True)
@@ -247,14 +253,15 @@ def task_class(name: str):
 def complete_model(model: Model) -> Model:
     """Zeros replaced by what they stand for, and memory settings by each mechanism's own Config."""
     from memtx.memory import MEMORIES
+    from memtx.models.heads import OUTPUTS
     from memtx.nn.mlp import ACTIVATIONS, GATED
 
-    stacks = tuple((tuple(pattern), groups) for pattern, groups in model.stacks)
+    stacks, encoder = (tuple((tuple(pattern), groups) for pattern, groups in part) for part in (model.stacks, model.encoder))
     memory = {}
-    named = patterns.names(stacks, model.body, model.head)
+    named = patterns.names(stacks + encoder, model.body, model.head)
     for name in [*model.memory, *named]:
         check_known(name, MEMORIES, "memory")
-    _check_sites(model, stacks, {name: MEMORIES[name].site for name in named})
+    _check_sites(model, stacks + encoder, {name: MEMORIES[name].site for name in named})
     for name in named:
         settings = model.memory.get(name, {})
         cls = MEMORIES[name].Config
@@ -263,8 +270,10 @@ def complete_model(model: Model) -> Model:
     check_known(model.norm, ["rms", "layer"], "model.norm")
     check_known(model.position, ["rope", "alibi", "t5", "learned", "none"], "model.position")
     check_known(model.dtype, ["float32", "bfloat16", "float16"], "model.dtype")
-    positive(model, "model", "width", "num_heads", "max_position")
-    if not stacks or any(not pattern or groups < 1 for pattern, groups in stacks):
+    positive(model, "model", "width", "num_heads", "max_position", "classes")
+    check_known(model.output, ["", *OUTPUTS], "model.output")
+    check_known(model.pool, ["cls", "mean"], "model.pool")
+    if not stacks or any(not pattern or groups < 1 for pattern, groups in stacks + encoder):
         raise UserError("model.stacks needs at least one (pattern, groups), each with a name and groups >= 1")
     if not model.head_dim and model.width % model.num_heads:
         raise UserError(f"model.num_heads={model.num_heads} does not divide model.width={model.width}; or set model.head_dim")
@@ -279,7 +288,7 @@ def complete_model(model: Model) -> Model:
     ff_dim = model.ff_dim or (-(-8 * model.width // 24) * 8 if gated else 4 * model.width)
     embed_scale = model.embed_scale or (model.width**0.5 if model.tied else 1.0)
     sizes = {"num_kv_heads": kv_heads, "head_dim": head_dim, "ff_dim": ff_dim, "embed_scale": embed_scale}
-    return dataclasses.replace(model, stacks=stacks, memory=memory, **sizes)
+    return dataclasses.replace(model, stacks=stacks, encoder=encoder, memory=memory, **sizes)
 
 
 def _check_sites(model: Model, stacks, site: Mapping[str, str]) -> None:
@@ -287,6 +296,8 @@ def _check_sites(model: Model, stacks, site: Mapping[str, str]) -> None:
     for name, at in ((model.body, "body"), (model.head, "head")):
         if name and site[name] != at:
             raise UserError(f"model.{at}={name} cannot be: {name} has its place in model.stacks")
+    if model.body in ("rmt", "armt") and "bidirectional" in site:
+        raise UserError(f"model.body={model.body} is for causal layers; around bidirectional ones set model.body=rmt_encoder")
     for entry in (entry for pattern, _ in stacks for entry in pattern):
         for branch in patterns.parse(entry):
             for name in branch.names:

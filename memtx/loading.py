@@ -34,15 +34,18 @@ class Loaded:
     step: int
 
 
-def load(source: str | Path, *, context: int = pretrained.CONTEXT) -> Loaded:
+def load(source: str | Path, *, context: int = pretrained.CONTEXT, **changes) -> Loaded:
     """The newest sound checkpoint of a workdir, or a pretrained model, on the first device.
 
     source: a workdir; or a Hugging Face folder (safetensors), a .gguf file, "smollm2" or "minilm", which packages carry, or
-    a name of the hub. context: tokens that a pretrained model's full attention keeps, at most its own. Raises UserError.
+    a name of the hub. context: tokens that a pretrained model's full attention keeps, at most its own. changes: of its
+    settings, such as output="classes", classes=3; what is then new is drawn at random. Raises UserError.
     """
     name, path = str(source), Path(source)
     if name in PACKAGED or not path.is_dir() or "model_type" in _config(path):
-        return _pretrained(name, context)
+        return _pretrained(name, context, changes)
+    if changes:
+        raise UserError(f"{path} is the workdir of a run, whose settings cannot be changed: {', '.join(changes)}")
     return _run(path)
 
 
@@ -64,8 +67,8 @@ def _run(workdir: Path) -> Loaded:
     return Loaded(lm, restored.params, restored.memory, tokenizer, config, restored.step)
 
 
-def _pretrained(name: str, context: int) -> Loaded:
-    config = Config(model=pretrained.settings(name, context=context), data=Data(tokenizer=f"pretrained:{name}"))
+def _pretrained(name: str, context: int, changes: dict) -> Loaded:
+    config = Config(model=pretrained.settings(name, context=context, **changes), data=Data(tokenizer=f"pretrained:{name}"))
     tokenizer = tokenizers.pretrained(find(name, config.data.cache))
     check_fits(tokenizer, config.model.vocab_size)
     lm = build(config.model)

@@ -118,14 +118,16 @@ class Memory(Protocol):
     """A mechanism: a Layer class that MEMORIES lists, built as `cls(config, dims, key)`.
 
     site    what x is: "attention", "residual", "body" (built as `cls(config, dims, key, body)`: it wraps a body) or "head"
-    kind    what it remembers in: "ring of ...", "bank of ..." (entries with validity), "fixed ..." (a value, always valid) or
-            "table of ..." (parameters only: the state is `()`)
+    kind    what it remembers in: "ring of ...", "bank of ..." (entries with validity), "fixed ..." (a value, always valid),
+            "table of ..." (parameters only: the state is `()`) or "nothing"
     Config  its settings, a frozen dataclass
     tiny    settings for the contract tests: so small that 16 tokens fill every ring and cross every boundary of its own
 
     Optional, with their defaults:
     block = NAME                   the pattern entry that stands for it in a preset (around a body or under a head: "window")
     place = all layers             layers -> which of them hold it in a preset; the others have windows
+    causal = True                  whether a token sees nothing after it; if not, a text must come in one call
+    encoded = False                whether it is written by what an encoder gave, `seg.shared["encoded/..."]`, and not by x
     gradient = True                whether a gradient passes through the state, until it is detached
     shared(config, dims, key)      parameters that its layers share, by name, found in `seg.shared["NAME/name"]`
     wrap_layer(config, dims, key, layer)      at the body site: what stands for each layer of the body

@@ -19,6 +19,7 @@ from jax import Array
 
 from memtx.config import Model
 from memtx.memory.base import Dims, Segment
+from memtx.memory.cross import Cross
 from memtx.nn.attention import Projections
 from memtx.nn.linear import Linear, Norm, dropout
 from memtx.nn.mlp import MLP
@@ -69,7 +70,7 @@ class Branch(nnx.Module):
 def _added(memories) -> tuple[int, ...]:
     """Which of a branch's memories a plain Transformer would not have."""
     attention = [i for i, memory in enumerate(memories) if memory.site == "attention"]
-    own = {*attention[:1], *(i for i, memory in enumerate(memories) if isinstance(memory, MLP))}
+    own = {*attention[:1], *(i for i, memory in enumerate(memories) if isinstance(memory, (MLP, Cross)))}
     return tuple(i for i in range(len(memories)) if i not in own)
 
 

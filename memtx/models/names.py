@@ -14,7 +14,7 @@ network, {attention_norm}, ... for the norm of that branch; see `Slots`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,15 +26,22 @@ from memtx.config import Model
 from memtx.errors import UserError
 from memtx.memory import MEMORIES
 from memtx.models.lm import LM
+from memtx.nn.mlp import GATED
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Names with blanks between them."""
+    """Names with blanks between them.
+
+    gated     only where the MLP is, or is not
+    optional  a checkpoint may lack it: then it is new
+    """
 
     theirs: str
     ours: str
     transposed: bool = True
+    gated: bool | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,12 +55,18 @@ class Layers:
 
 @dataclass(frozen=True)
 class Names:
-    """A family's table. prefix: what the names of a checkpoint without its head lack; ignored: a regex of what is no weight."""
+    """A family's table.
+
+    prefix    what the names of a checkpoint without its head lack
+    ignored   a regex of what is no weight
+    formerly  parts of names, and how old checkpoints have them
+    """
 
     model: tuple[Pair, ...]
     layers: tuple[Layers, ...]
     prefix: str = ""
     ignored: str = "$^"
+    formerly: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,7 @@ class Place:
     theirs: tuple[str, ...]
     ours: tuple[tuple[str, int | None, tuple[int, ...]], ...]
     transposed: bool
+    optional: bool
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -95,11 +109,12 @@ def flat(tree) -> dict[str, Any]:
 def places(names: Names, lm: LM) -> list[Place]:
     """The table's lines as they stand in a model, the model's own first, then layer by layer."""
     shapes = {path: leaf.shape for path, leaf in flat(lm.abstract_params).items()}
+    gated = lm.model.activation in GATED
     found = [_place(pair, "", {}, None, shapes) for pair in names.model]
     for layers in names.layers:
         for number, (slots, group) in enumerate(_layers(lm.model, layers.root, shapes)):
             prefix = layers.prefix.format(i=number)
-            found += [_place(pair, prefix, slots, group, shapes) for pair in layers.pairs]
+            found += [_place(pair, prefix, slots, group, shapes) for pair in layers.pairs if pair.gated in (None, gated)]
     return [place for place in found if place]
 
 
@@ -107,14 +122,13 @@ def _place(pair: Pair, prefix: str, slots: Mapping[str, str], group: int | None,
     try:
         paths = [path.format(**slots) for path in pair.ours.split()]
     except KeyError as error:
-        raise UserError(
-            f"the block of {prefix}* has no {error.args[0].removesuffix('_norm')} of its own, where pretrained weights could go"
-        ) from None
+        part = error.args[0].removesuffix("_norm")
+        raise UserError(f"the block of {prefix}* has no {part} of its own, where pretrained weights could go") from None
     if not any(path in shapes for path in paths):
         return None
     cut = 0 if group is None else 1
     theirs = tuple(prefix + name for name in pair.theirs.split())
-    return Place(theirs, tuple((path, group, shapes[path][cut:]) for path in paths), pair.transposed)
+    return Place(theirs, tuple((path, group, shapes[path][cut:]) for path in paths), pair.transposed, pair.optional)
 
 
 def _layers(model: Model, root: str, paths) -> Iterator[tuple[dict[str, str], int]]:
@@ -136,16 +150,22 @@ def _slots(entry: str, root: str, layer: str, paths) -> dict[str, str]:
         for j, name in enumerate(branch.names):
             kind = name if name in (patterns.MLP, "cross") else MEMORIES[name].site
             if kind not in found:
-                where = f"memories/{j}" if name == patterns.MLP else "attention"
+                where = {patterns.MLP: f"memories/{j}", "cross": f"memories/{j}/attention"}.get(name, "attention")
                 found |= {kind: f"{block}branches/{b}/{where}", f"{kind}_norm": f"{block}norms/{b}"}
     return found
 
 
-def check(found: list[Place], names: Names, theirs: Mapping[str, tuple[int, ...]], about: str) -> dict[str, str]:
-    """What each tensor of the table is called in a checkpoint. UserError that lists all that is missing, unknown or misshapen."""
+def check(
+    found: list[Place], names: Names, theirs: Mapping[str, tuple[int, ...]], about: str
+) -> tuple[list[Place], dict[str, str]]:
+    """The places that a checkpoint fills, and what it calls their tensors.
+
+    UserError that lists all that is missing, unknown or misshapen.
+    """
+    called = _called(found, names, theirs)
+    found = [place for place in found if not place.optional or any(called[name] in theirs for name in place.theirs)]
     known = {name: shape for place in found for name, shape in place.shapes.items()}
-    bare = bool(names.prefix) and not any(name.startswith(names.prefix) for name in theirs)
-    called = {name: name.removeprefix(names.prefix) if bare else name for name in known}
+    called = {name: called[name] for name in known}
     spare = [name for name in theirs.keys() - called.values() if not re.search(names.ignored, name)]
     faults = [f"missing: {called[name]} {list(known[name])}" for name in known if called[name] not in theirs]
     faults += [f"not known to memtx: {name} {list(theirs[name])}" for name in sorted(spare)]
@@ -156,4 +176,13 @@ def check(found: list[Place], names: Names, theirs: Mapping[str, tuple[int, ...]
     ]
     if faults:
         raise UserError(f"{about} does not hold the model that its config describes: {'; '.join(faults)}")
+    return found, called
+
+
+def _called(found: list[Place], names: Names, theirs: Collection[str]) -> dict[str, str]:
+    """Each name of the table as a checkpoint has it: without the prefix where it has no head, or as it formerly was."""
+    bare = bool(names.prefix) and not any(name.startswith(names.prefix) for name in theirs)
+    called = {name: name.removeprefix(names.prefix) if bare else name for place in found for name in place.theirs}
+    for now, before in names.formerly:
+        called = {name: there if there in theirs else there.replace(now, before) for name, there in called.items()}
     return called

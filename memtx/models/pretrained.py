@@ -19,25 +19,43 @@ from jax import Array
 
 from memtx.config import Model, complete_model
 from memtx.data.hub import find
-from memtx.errors import UserError, optional
-from memtx.models import gpt2, llama
+from memtx.errors import UserError, check_known, optional
+from memtx.models import bert, gpt2, llama, t5
 from memtx.models.lm import LM, Params
 from memtx.models.names import Place, check, flat, places
 from memtx.models.weights import Weights, open_weights
 from memtx.patterns import layers
 
-FAMILIES: tuple[ModuleType, ...] = (llama, gpt2)
+FAMILIES: tuple[ModuleType, ...] = (llama, gpt2, bert, t5)
 CONTEXT = 2048  # tokens that full attention keeps, unless it is told otherwise
 CACHE = "~/.cache/memtx"
-FREE = ("stacks", "body", "head", "memory", "closed", "pretrained", "dropout", "dtype", "remat", "scan")  # of Model: the user's
+# what the user chooses of a Model
+FREE = (
+    "stacks",
+    "body",
+    "memory",
+    "closed",
+    "head",
+    "output",
+    "pool",
+    "classes",
+    "pretrained",
+    "dropout",
+    "dtype",
+    "remat",
+    "scan",
+)
 
 
-def settings(name: str, *, context: int = CONTEXT, cache: str | Path = CACHE) -> Model:
+def settings(name: str, *, context: int = CONTEXT, cache: str | Path = CACHE, **changes) -> Model:
     """The Model of a pretrained model: a folder, a .gguf file, "smollm2" and the like, or a name of the hub.
 
-    context: tokens that full attention keeps, at most those that the model was made for.
+    context: tokens that full attention keeps, at most those that the model was made for. changes: other values for those
+    fields of Model that are free (FREE), such as output="classes".
     """
-    return _settings(open_weights(find(name, cache)), name, context)
+    for key in changes:
+        check_known(key, FREE, "setting of a pretrained model that can be changed")
+    return complete_model(dataclasses.replace(_settings(open_weights(find(name, cache)), name, context), **changes))
 
 
 def _settings(weights: Weights, name: str, context: int) -> Model:
@@ -57,7 +75,7 @@ def _family(weights: Weights) -> ModuleType:
     return families[kind]
 
 
-# --- from theirs to ours --------------------------------------------------------------------------------------------------------
+# --- from theirs to ours -------------------------------------------------------------------------------------------------------
 
 
 def load_params(lm: LM, key: Array, *, cache: str | Path = CACHE) -> Params:
@@ -71,7 +89,7 @@ def load_params(lm: LM, key: Array, *, cache: str | Path = CACHE) -> Params:
     _check_same(lm.model, _settings(weights, name, CONTEXT), name)
     names = _family(weights).NAMES
     found = places(names, lm)
-    called = check(found, names, weights.shapes, str(weights.path))
+    found, called = check(found, names, weights.shapes, str(weights.path))
     return _with_new(lm, _read(lm, found, weights, called), key)
 
 
@@ -123,7 +141,7 @@ def _check_same(model: Model, theirs: Model, name: str) -> None:
         )
 
 
-# --- from ours to theirs --------------------------------------------------------------------------------------------------------
+# --- from ours to theirs -------------------------------------------------------------------------------------------------------
 
 
 def export(lm: LM, params: Params, folder: str | Path, *, dtype: str = "float32", shard: int = 4 << 30) -> None:

@@ -43,11 +43,13 @@ class Safetensors:
         self.path = folder
         self._open: Callable = optional("safetensors").safe_open
         self.config = read_json(folder / "config.json")
+        if (pooling := folder / "1_Pooling" / "config.json").is_file():  # of sentence-transformers
+            self.config["pooling"] = read_json(pooling)
         self._file: dict[str, Path] = {}
         self.shapes = {}
         for file in self._files():
             with self._reader(file) as reader:
-                for name in reader.keys():  # noqa: SIM118: not a mapping
+                for name in reader.keys():  # noqa: SIM118
                     self._file[name] = file
                     self.shapes[name] = tuple(reader.get_slice(name).get_shape())
 

@@ -67,9 +67,15 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
 T5_BUCKETS, T5_MAX_DISTANCE = 32, 128
 
 
-def t5_bucket(distance: Array) -> Array:
-    """Causal buckets of T5 (Raffel et al. 2019): one each for 0..15, then 16 logarithmic ones up to distance 128 and beyond."""
-    exact = T5_BUCKETS // 2
-    log = jnp.log(jnp.maximum(distance, 1) / exact) / np.log(T5_MAX_DISTANCE / exact) * (T5_BUCKETS - exact)
-    far = jnp.minimum(exact + log.astype(jnp.int32), T5_BUCKETS - 1)
-    return jnp.where(distance < exact, jnp.maximum(distance, 0), far)
+def t5_bucket(distance: Array, future: bool = False) -> Array:
+    """Buckets of T5 (Raffel et al. 2019): one each for 0..15, then 16 logarithmic ones up to distance 128 and beyond.
+
+    distance  how far the key stands before the query
+    future    as its encoder has them: half of the buckets for each direction, the second half for keys after the query
+    """
+    buckets = T5_BUCKETS // 2 if future else T5_BUCKETS
+    far = jnp.abs(distance) if future else jnp.maximum(distance, 0)
+    exact = buckets // 2
+    log = jnp.log(jnp.maximum(far, 1) / exact) / np.log(T5_MAX_DISTANCE / exact) * (buckets - exact)
+    bucket = jnp.where(far < exact, far, jnp.minimum(exact + log.astype(jnp.int32), buckets - 1))
+    return bucket + buckets * (distance < 0) if future else bucket

@@ -3,7 +3,7 @@
 A parameter with `optim="no_decay"` gets no weight decay; one with `lr=5.0` learns five times as fast. Muon treats the
 matrices inside blocks; embeddings, heads, vectors and what declares `optim="no_decay"` are left to Adam.
 
-`optim.train`, a regex of paths such as "memories/0" or "embed|to_logits", leaves all others as they are, without optimiser state.
+`optim.train`, a regex of paths ("memories/0", "embed|to_logits"), leaves all others as they are, without optimiser state.
 """
 
 import re
