@@ -75,7 +75,7 @@ def _family(weights: Weights) -> ModuleType:
     return families[kind]
 
 
-# --- from theirs to ours -------------------------------------------------------------------------------------------------------
+# --- from theirs to ours ------------------------------------------------------------------------------------------------------
 
 
 def load_params(lm: LM, key: Array, *, cache: str | Path = CACHE) -> Params:
@@ -141,7 +141,7 @@ def _check_same(model: Model, theirs: Model, name: str) -> None:
         )
 
 
-# --- from ours to theirs -------------------------------------------------------------------------------------------------------
+# --- from ours to theirs ------------------------------------------------------------------------------------------------------
 
 
 def export(lm: LM, params: Params, folder: str | Path, *, dtype: str = "float32", shard: int = 4 << 30) -> None:

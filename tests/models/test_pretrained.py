@@ -155,7 +155,7 @@ def test_a_damaged_file_an_unknown_model_and_pickles_are_one_line(folder, tmp_pa
         load(folder)
     file.write_bytes(content)
     config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "mamba"}))
-    with pytest.raises(UserError, match="holds a 'mamba', which memtx does not know; known: gpt2, llama"):
+    with pytest.raises(UserError, match="holds a 'mamba', which memtx does not know; known: bert, gpt2, llama"):
         load(folder)
     config.write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(UserError, match="has no 'num_attention_heads'"):
