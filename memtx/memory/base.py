@@ -163,6 +163,11 @@ def where_rows(row_B: Array, new: State, old: State, axes: State) -> State:
     return jax.tree.map(leaf, new, old, axes)
 
 
+def take_rows(state: State, index_B: Array, axes: State) -> State:
+    """The rows of a state at these indices, which may repeat; leaves that all streams share stay."""
+    return jax.tree.map(lambda leaf, axis: leaf if axis < 0 else jnp.take(leaf, index_B, axis), state, axes)
+
+
 def reset(layer: Stateful, state: State, reset_B: Array) -> State:
     """Fresh memory in the rows that are True. Costs nothing when no row is: a plain `where` would rewrite every ring."""
     fresh = partial(layer.init_state, reset_B.shape[0])
