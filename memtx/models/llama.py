@@ -13,6 +13,7 @@ from typing import Any
 from memtx.config import Model
 from memtx.errors import UserError
 from memtx.models.names import Layers, Names, Pair
+from memtx.patterns import layers
 
 TYPES = ("llama", "mistral", "qwen2")
 
@@ -52,9 +53,8 @@ def model(hf: Mapping[str, Any], context: int) -> Model:
         raise UserError(f"a {hf['model_type']} with hidden_act={hf['hidden_act']!r} is not known to memtx: only silu")
     if bool(hf.get("attention_bias")) != bool(hf.get("mlp_bias")):
         raise UserError("attention_bias without mlp_bias, or the reverse, is not known to memtx")
-    heads, layers = hf["num_attention_heads"], hf["num_hidden_layers"]
-    windows = _windows(hf)
-    entries = ["window" if i in windows else "full" for i in range(layers)]
+    heads, windows = hf["num_attention_heads"], _windows(hf)
+    entries = ["window" if i in windows else "full" for i in range(hf["num_hidden_layers"])]
     memory = {"full": {"capacity": min(context, hf["max_position_embeddings"])}, "window": {"window": hf.get("sliding_window")}}
     base, scaling = _rope(hf)
     return Model(
@@ -83,7 +83,7 @@ def holds(model: Model) -> bool:
 
 def config(model: Model) -> dict[str, Any]:
     """The config.json of a model of this family."""
-    entries = [pattern[0] for pattern, groups in model.stacks for _ in range(groups)]
+    entries = layers(model.stacks)
     kind = "qwen2" if model.qkv_bias else "mistral" if "window" in entries else "llama"
     scaling = dict(zip(SCALING, model.rope_scaling, strict=False))
     named = {"rope_type": "llama3" if model.rope_scaling[-1] else "linear", **scaling} if scaling else {"rope_type": "default"}
@@ -134,9 +134,9 @@ def _rope(hf: Mapping[str, Any]) -> tuple[float, tuple[float, ...]]:
 
 def _windows(hf: Mapping[str, Any]) -> Collection[int]:
     """The layers with a sliding window."""
-    qwen, layers = hf["model_type"] == "qwen2", hf["num_hidden_layers"]
+    qwen = hf["model_type"] == "qwen2"
     if not hf.get("sliding_window") or not hf.get("use_sliding_window", not qwen):
         return ()
     if kinds := hf.get("layer_types"):
         return [i for i, kind in enumerate(kinds) if kind == "sliding_attention"]
-    return range(hf.get("max_window_layers", 28) if qwen else 0, layers)
+    return range(hf.get("max_window_layers", 28) if qwen else 0, hf["num_hidden_layers"])

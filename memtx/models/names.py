@@ -122,9 +122,8 @@ def _place(pair: Pair, prefix: str, slots: Mapping[str, str], group: int | None,
     try:
         paths = [path.format(**slots) for path in pair.ours.split()]
     except KeyError as error:
-        raise UserError(
-            f"the block of {prefix}* has no {error.args[0]} of its own, where pretrained weights could go"
-        ) from None
+        part = error.args[0].removesuffix("_norm")
+        raise UserError(f"the block of {prefix}* has no {part} of its own, where pretrained weights could go") from None
     if not any(path in shapes for path in paths):
         return None
     cut = 0 if group is None else 1

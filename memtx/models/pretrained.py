@@ -24,6 +24,7 @@ from memtx.models import bert, gpt2, llama, t5
 from memtx.models.lm import LM, Params
 from memtx.models.names import Place, check, flat, places
 from memtx.models.weights import Weights, open_weights
+from memtx.patterns import layers
 
 FAMILIES: tuple[ModuleType, ...] = (llama, gpt2, bert, t5)
 CONTEXT = 2048  # tokens that full attention keeps, unless it is told otherwise
@@ -74,7 +75,7 @@ def _family(weights: Weights) -> ModuleType:
     return families[kind]
 
 
-# --- from theirs to ours --------------------------------------------------------------------------------------------------------
+# --- from theirs to ours ------------------------------------------------------------------------------------------------------
 
 
 def load_params(lm: LM, key: Array, *, cache: str | Path = CACHE) -> Params:
@@ -131,16 +132,16 @@ def _check_same(model: Model, theirs: Model, name: str) -> None:
         for f in dataclasses.fields(Model)
         if f.name not in FREE and getattr(model, f.name) != getattr(theirs, f.name)
     ]
-    ours, layers = (sum(len(pattern) * groups for pattern, groups in m.stacks) for m in (model, theirs))
-    if ours != layers:
-        different.append(f"model.stacks has {ours} layers, {layers} there")
+    here, there = (len(layers(m.stacks)) for m in (model, theirs))
+    if here != there:
+        different.append(f"model.stacks has {here} layers, {there} there")
     if different:
         raise UserError(
             f"{name} is another model: {'; '.join(different)}; begin with memtx.models.pretrained.settings({name!r})"
         )
 
 
-# --- from ours to theirs --------------------------------------------------------------------------------------------------------
+# --- from ours to theirs ------------------------------------------------------------------------------------------------------
 
 
 def export(lm: LM, params: Params, folder: str | Path, *, dtype: str = "float32", shard: int = 4 << 30) -> None:
@@ -178,8 +179,8 @@ def export(lm: LM, params: Params, folder: str | Path, *, dtype: str = "float32"
 
 def _check_whole(lm: LM, found: list[Place], theirs: Model, kind: str) -> None:
     """UserError if what they would load is not this model."""
-    entries = [[entry for pattern, groups in m.stacks for _ in range(groups) for entry in pattern] for m in (lm.model, theirs)]
-    lost = [f"{ours} (layer {i})" for i, (ours, plain) in enumerate(zip(*entries, strict=True)) if ours != plain]
+    entries = zip(layers(lm.model.stacks), layers(theirs.stacks), strict=True)
+    lost = [f"{ours} (layer {i})" for i, (ours, plain) in enumerate(entries) if ours != plain]
     lost += [f"model.{key}={getattr(lm.model, key)}" for key in ("body", "head") if getattr(lm.model, key)]
     lost += [
         f"model.{f.name}={getattr(lm.model, f.name)!r}"

@@ -49,7 +49,7 @@ class Safetensors:
         self.shapes = {}
         for file in self._files():
             with self._reader(file) as reader:
-                for name in reader.keys():  # noqa: SIM118: not a mapping
+                for name in reader.keys():  # noqa: SIM118
                     self._file[name] = file
                     self.shapes[name] = tuple(reader.get_slice(name).get_shape())
 

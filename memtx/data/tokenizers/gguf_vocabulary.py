@@ -13,7 +13,7 @@ from tokenizers import Regex, decoders, normalizers, pre_tokenizers, processors
 from memtx.data.gguf import read_head
 from memtx.data.tokenizers.base import Tokenizer
 from memtx.data.tokenizers.vocabularies import HuggingFace, SentencePiece
-from memtx.errors import UserError, check_known
+from memtx.errors import UserError, check_known, optional
 
 CONTROL, USER_DEFINED = 3, 4  # kinds of token, as in SentencePiece
 ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
