@@ -58,8 +58,7 @@ class Cross(nnx.Module):
         if "encoded/h" in seg.shared:
             state = self.write(state, seg.shared["encoded/h"], seg.shared["encoded/length"])
         valid_BS = jnp.arange(self.config.capacity) < state.count_B[:, None]
-        nowhere, here = jnp.zeros_like(valid_BS, jnp.int32), jnp.zeros_like(seg.position_BT)
-        source = Source(state.k_BSKH, state.v_BSKH, nowhere, valid_BS, query_position_BT=here)
+        source = Source(state.k_BSKH, state.v_BSKH, jnp.zeros_like(valid_BS, jnp.int32), valid_BS, future=True)
         q_BTNH = self.attention.queries(x_BTD)
         y_BTD = self.attention.merge(attend(q_BTNH, [source], seg, self.dims))
         return jnp.where((state.count_B > 0)[:, None, None], y_BTD, 0), state
