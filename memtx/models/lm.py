@@ -159,6 +159,13 @@ class LM:
         seg = nothing.replace(shared={"source/token": token_BS, "source/length": length_B})
         return self(params, jnp.zeros((batch, 1), jnp.int32), state, seg, key=key)[1]
 
+    def check_learns(self, classes: int) -> None:
+        """UserError unless it gives logits of so many classes; 0: of next tokens."""
+        if not classes:
+            self.check_next_token()
+        elif self.model.output != "classes" or self.model.classes < classes:
+            raise UserError(f"the labels are {classes} classes: set model.output=classes and model.classes={classes}")
+
     def check_next_token(self) -> None:
         """UserError unless it gives logits of next tokens without having seen them."""
         if self.model.output:
