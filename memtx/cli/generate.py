@@ -31,12 +31,13 @@ def define(values):
 
 def act(values):
     from memtx.generate import Sampling, generate
-    from memtx.loading import load
+    from memtx.loading import load, load_run
 
     sampling = Sampling(values["temperature"].value, values["top_k"].value, values["top_p"].value)
-    if values["model"].value and values["workdir"].value:
+    model = values["model"].value
+    if model and values["workdir"].value:
         raise UserError("give either --workdir or --model, not both")
-    loaded = load(values["model"].value or needed(values, "workdir", "runs/first"))
+    loaded = load(model) if model else load_run(Path(needed(values, "workdir", "runs/first")))
     prompt = _prompt(values)
     print(prompt, end="", flush=True)
     for text in generate(
