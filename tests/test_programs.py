@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -51,7 +52,7 @@ def test_a_t5_answers_a_question(t5_folder):
     done = memtx.complete(model.lm, model.params, model.tokenizer, [""], source=[question], sampling=memtx.GREEDY, max_tokens=8)
     ids = model.tokenizer.frame(question)[0]
     assert ids[-1] == 1  # </s>
-    state = model.lm.encode(model.params, ids[None], model.lm.init_state(1))
+    state = model.lm.encode(model.params, jnp.asarray(ids[None]), model.lm.init_state(1))
     call, token, written = jax.jit(model.lm.__call__), 0, []
     for _ in range(8):
         logits, state = call(model.params, np.array([[token]]), state)
@@ -72,7 +73,7 @@ def test_a_bert_classifies_a_sentence(bert_folder):
     seg = memtx.segment(np.arange(len(ids))[None]).replace(shared={"token_type": types[None]})
 
     def loss_and_logits(params, label):
-        logits, _ = model.lm(params, ids[None], model.state, seg)
+        logits, _ = model.lm(params, jnp.asarray(ids[None]), model.state, seg)
         return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean(), logits
 
     step = jax.jit(jax.value_and_grad(loss_and_logits, has_aux=True))

@@ -14,6 +14,7 @@ B stream, T time, S source time, K kv heads, H head dim, D model.
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -70,4 +71,4 @@ class Cross(nnx.Module):
                 f"memory.cross.capacity={self.config.capacity} is too small: the source has {h_BSD.shape[1]} tokens"
             )
         k, v = (jnp.pad(a.astype(jnp.float32), ((0, 0), (0, room), (0, 0), (0, 0))) for a in self.attention.keys_values(h_BSD))
-        return where_rows(length_B > 0, Encoded(k, v, length_B), state, Encoded(0, 0, 0))
+        return where_rows(length_B > 0, Encoded(k, v, length_B), state, jax.tree.map(lambda _: 0, state))

@@ -7,6 +7,7 @@ import pytest
 
 import memtx
 from memtx.data.tasks.labelled import Labelled
+from memtx.evaluation.recall import Recall
 from memtx.models.lm import build
 
 SIZES = {"width": 16, "num_heads": 2, "ff_dim": 32, "post_norm": True, "norm": "layer", "position": "learned", "tied": True}
@@ -40,6 +41,7 @@ def config(folder, **changes):
 @pytest.mark.thorough
 def test_memory_carries_the_class_to_the_end_of_a_document(folder, tmp_path):
     done = memtx.train(config(folder), tmp_path / "run", say=lambda *_: None)
+    assert isinstance(done.evaluation, Recall)
     assert done.evaluation.carried.accuracy == 1
     assert done.evaluation.wiped.accuracy < 0.9  # control: the last call alone does not know it
     loaded = memtx.load(tmp_path / "run")
