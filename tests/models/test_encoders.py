@@ -247,3 +247,12 @@ def test_memory_tokens_carry_a_document_through_bert(model):
     whole = np.asarray(aux["hidden"][0])[:, 12:].mean(1) @ params["output"]["classes"]["w"] + params["output"]["classes"]["b"]
     assert close(read(token), np.asarray(whole))
     assert not close(read(other), np.asarray(whole), 1e-4)
+
+
+def test_a_body_that_cannot_hold_its_layers_is_refused(model):
+    reader, writer = (dataclasses.replace(model(name)[1].model, body="rmt") for name in ("bert-model", "t5-v1.0"))
+    with pytest.raises(UserError, match=r"around bidirectional ones set model\.body=rmt_encoder"):
+        complete_model(reader)
+    with pytest.raises(UserError, match="clears what its layers remember"):
+        complete_model(writer)
+    complete_model(dataclasses.replace(reader, body="rmt_encoder"))
