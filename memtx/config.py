@@ -266,6 +266,11 @@ def complete_model(model: Model) -> Model:
         settings = model.memory.get(name, {})
         cls = MEMORIES[name].Config
         memory[name] = settings if isinstance(settings, cls) else to_dataclass(cls, settings, f"memory.{name}")
+    inside = [MEMORIES[name] for name in patterns.names(stacks)] if model.body else []
+    if not all(getattr(cls, "causal", True) for cls in inside) and getattr(MEMORIES[model.body], "causal", True):
+        raise UserError(f"model.body={model.body} is for causal layers; around bidirectional ones set model.body=rmt_encoder")
+    if any(getattr(cls, "encoded", False) for cls in inside):
+        raise UserError(f"model.body={model.body} clears what its layers remember, and so what cross-attention reads")
     check_known(model.activation, ACTIVATIONS, "model.activation")
     check_known(model.norm, ["rms", "layer"], "model.norm")
     check_known(model.position, ["rope", "alibi", "t5", "learned", "none"], "model.position")
@@ -296,8 +301,6 @@ def _check_sites(model: Model, stacks, site: Mapping[str, str]) -> None:
     for name, at in ((model.body, "body"), (model.head, "head")):
         if name and site[name] != at:
             raise UserError(f"model.{at}={name} cannot be: {name} has its place in model.stacks")
-    if model.body in ("rmt", "armt") and "bidirectional" in site:
-        raise UserError(f"model.body={model.body} is for causal layers; around bidirectional ones set model.body=rmt_encoder")
     for entry in (entry for pattern, _ in stacks for entry in pattern):
         for branch in patterns.parse(entry):
             for name in branch.names:

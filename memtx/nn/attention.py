@@ -41,7 +41,7 @@ Places = Array | np.ndarray  # positions; of numpy where they are known before t
 class Source:
     """Keys and values that queries may see: those that are valid and 0 <= age < window, age = query position - key position.
 
-    With `future` the valid ones of any age.
+    With `future` the valid ones of any age (and no window).
 
     k_BSKH, v_BSKH un-rotated; position_BS int32; valid_BS bool
     query_position_BT  where queries stand for this source, if not at their place in the document
@@ -77,7 +77,7 @@ class Source:
     def visible(self, start: int, stop: int) -> tuple[int, int]:
         """The keys (first, end) that queries start..stop-1 can possibly see."""
         size = self.k_BSKH.shape[1]
-        if self.lead is None:
+        if self.lead is None or self.future:
             return 0, size
         first = 0 if self.window is None else max(0, self.lead + start - self.window + 1)
         return first, min(size, self.lead + stop)
@@ -129,13 +129,11 @@ def hidden(age_BTS: Places, source: Source, keys: slice) -> ArrayLike:
     """What is added to the scores to hide keys, [B or 1, 1, 1, T or 1, S]: nothing where a static age shows them all."""
     bias, window = 0.0, source.window
     static = isinstance(age_BTS, np.ndarray)
-    shown = static and (source.future or age_BTS.min() >= 0) and (window is None or age_BTS.max() < window)
-    if not shown:
+    if not source.future and not (static and age_BTS.min() >= 0 and (window is None or age_BTS.max() < window)):
         if static:  # the same ages, made in the loop rather than read
             before, after = (lax.broadcasted_iota(jnp.int32, age_BTS.shape, axis) for axis in (1, 2))
             age_BTS = before - after + int(age_BTS[0, 0, 0])
-        seen_BTS = (age_BTS >= 0) | source.future
-        seen_BTS = seen_BTS if window is None else seen_BTS & (age_BTS < window)
+        seen_BTS = (age_BTS >= 0) if window is None else (age_BTS >= 0) & (age_BTS < window)
         bias = jnp.where(seen_BTS, 0.0, MASKED)[:, None, None]
     if source.valid_BS is not None:
         bias = bias + jnp.where(source.valid_BS[:, keys], 0.0, MASKED)[:, None, None, None]
