@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-HF = ["gguf>=0.10", "sentencepiece>=0.2", "protobuf", "jinja2>=3.1"]
+HF = ["safetensors>=0.5", "huggingface_hub>=0.30", "gguf>=0.10", "sentencepiece>=0.2", "protobuf", "jinja2>=3.1"]
 EVAL = ["sacrebleu>=2.4", "rouge-score>=0.1.2"]
 EXTRAS = {
     "tpu": ["jax[tpu]"],

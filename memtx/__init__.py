@@ -1,6 +1,7 @@
 """memtx: Transformers with long-term memory, in JAX and Flax.
 
-lm = memtx.build(config.model)                         a model; `memtx.load(workdir)` for a trained one
+lm = memtx.build(config.model)                         a model; `memtx.load(workdir)` for a trained one, and
+                                                       `memtx.load("smollm2")`, or a folder or file, for a pretrained one
 params = lm.init(key)
 state = lm.init_state(batch)                           the memory: a pytree that you own
 logits_BTV, state = lm(params, tokens_BT, state)
@@ -16,6 +17,7 @@ from memtx.loading import Loaded, load
 from memtx.memory import MEMORIES
 from memtx.memory.base import Dims, Segment, batch_axes, collect, detach, emit, reset, scan, segment, state_bytes
 from memtx.models.lm import LM, build
+from memtx.models.pretrained import export
 from memtx.training.loop import Trained, train
 
 __version__ = "0.1.0"
@@ -36,6 +38,7 @@ __all__ = [
     "configure",
     "detach",
     "emit",
+    "export",
     "generate",
     "get_config",
     "load",

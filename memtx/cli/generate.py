@@ -10,14 +10,16 @@ from memtx.cli.options import needed
 from memtx.errors import UserError
 
 HELP = """\
-  memtx generate  text from a trained run
-      --workdir=DIR  --prompt=TEXT    or --prompt_file=FILE, of any length
+  memtx generate  text from a trained run, or from a pretrained model
+      --workdir=DIR                   or --model=smollm2, a Hugging Face folder, a .gguf file, a name of the hub
+      --prompt=TEXT                   or --prompt_file=FILE, of any length
       --max_tokens=200  --temperature=0.8  --top_k=0  --top_p=0.95  --seed=0
 """
 
 
 def define(values):
     flags.DEFINE_string("workdir", None, "", flag_values=values)
+    flags.DEFINE_string("model", None, "", flag_values=values)
     flags.DEFINE_string("prompt", None, "", flag_values=values)
     flags.DEFINE_string("prompt_file", None, "", flag_values=values)
     flags.DEFINE_integer("max_tokens", 200, "", lower_bound=1, flag_values=values)
@@ -32,7 +34,9 @@ def act(values):
     from memtx.loading import load
 
     sampling = Sampling(values["temperature"].value, values["top_k"].value, values["top_p"].value)
-    loaded = load(needed(values, "workdir", "runs/first"))
+    if values["model"].value and values["workdir"].value:
+        raise UserError("give either --workdir or --model, not both")
+    loaded = load(values["model"].value or needed(values, "workdir", "runs/first"))
     prompt = _prompt(values)
     print(prompt, end="", flush=True)
     for text in generate(

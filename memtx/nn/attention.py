@@ -39,9 +39,12 @@ MASKED = -1e30
 class Source:
     """Keys and values that queries may see: those that are valid and 0 <= age < window, age = query position - key position.
 
+    With `future` the valid ones of any age.
+
     k_BSKH, v_BSKH un-rotated; position_BS int32; valid_BS bool
     query_position_BT  where queries stand for this source, if not at their place in the document
     window             how far back a query sees; None: without end
+    future             keys after the query are seen too
     lead               a promise that saves work: keys are in order of time, and key `lead + t` stands where query t does
     often_empty        skip it, at run time, in a call in which no row has a valid key
     """
@@ -52,6 +55,7 @@ class Source:
     valid_BS: Array
     query_position_BT: Array | None = None
     window: int | None = None
+    future: bool = False
     lead: int | None = None
     often_empty: bool = False
 
@@ -65,7 +69,7 @@ class Source:
 
 
 def attend(q_BTNH: Array, sources: list[Source], seg: Segment, dims: Dims) -> Array:
-    """softmax(q k^T / sqrt(H) + position bias) v over all sources together -> [B, T, N, H] in q's dtype.
+    """softmax(q k^T dims.scale + position bias) v over all sources together -> [B, T, N, H] in q's dtype.
 
     A query that sees no key at all (padding) gives finite values that mean nothing.
     """
@@ -85,8 +89,8 @@ def read(q_BTNH: Array, source: Source, seg: Segment, dims: Dims) -> tuple[Array
     q, k, v = q_BTNH, source.k_BSKH.astype(q_BTNH.dtype), source.v_BSKH.astype(q_BTNH.dtype)
     if dims.position == "rope":
         origin_B1 = at_BT[:, :1]  # near the queries of this source: a sink's stand at its end of the document
-        q, k = rope(q, at_BT - origin_B1, dims.rope_base), rope(k, source.position_BS - origin_B1, dims.rope_base)
-    q_BKGTH = (q * head_dim**-0.5).reshape(batch, time, dims.num_kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
+        q, k = (rope(x, at - origin_B1, dims.rope_base, dims.rope_scaling) for x, at in ((q, at_BT), (k, source.position_BS)))
+    q_BKGTH = (q * dims.scale).reshape(batch, time, dims.num_kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
     k_BKSH, v_BKSH = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     rows, columns = tile_shape(time, k.shape[1])
     cuts = list(range(columns, k.shape[1], columns))
@@ -102,11 +106,11 @@ def read(q_BTNH: Array, source: Source, seg: Segment, dims: Dims) -> tuple[Array
         for i in tiles:
             score = jnp.einsum("BKGTH,BKSH->BKGTS", q, ks[i], preferred_element_type=jnp.float32)
             age_BTS = at_BT[:, start:stop, None] - positions[i][:, None]
-            seen_BTS = valids[i][:, None] & (age_BTS >= 0)
+            seen_BTS = valids[i][:, None] & ((age_BTS >= 0) | source.future)
             if source.window is not None:
                 seen_BTS &= age_BTS < source.window
             hidden = jnp.where(seen_BTS, 0.0, MASKED)[:, None, None]
-            scores.append(score + position_bias(age_BTS, seg, dims) + hidden)
+            scores.append(score + position_bias(age_BTS, source.future, seg, dims) + hidden)
         blocks.append(sums(scores, [vs[i] for i in tiles], q))
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, 3), *blocks)
 
@@ -152,14 +156,18 @@ def read_unless_empty(q_BTNH: Array, source: Source, seg: Segment, dims: Dims) -
     return choose(q_BTNH, source.k_BSKH, source.v_BSKH)
 
 
-def position_bias(age_BTS: Array, seg: Segment, dims: Dims) -> ArrayLike:
-    """What is added to the scores [B, K, G, T, S]: ALiBi's slope * -age, T5's bucketed table, or nothing."""
+def position_bias(age_BTS: Array, future: bool, seg: Segment, dims: Dims) -> ArrayLike:
+    """What is added to the scores [B, K, G, T, S]: ALiBi's slope * -age, T5's bucketed table, or nothing.
+
+    future: keys after the query have biases too: ALiBi's slope * -|age|, T5's buckets of both directions.
+    """
     if dims.position == "alibi":
         slope_KG = alibi_slopes(dims.num_heads).reshape(dims.num_kv_heads, -1)
-        return -slope_KG[:, :, None, None] * jnp.maximum(age_BTS, 0)[:, None, None].astype(jnp.float32)
+        far_BTS = jnp.abs(age_BTS) if future else jnp.maximum(age_BTS, 0)
+        return -slope_KG[:, :, None, None] * far_BTS[:, None, None].astype(jnp.float32)
     if dims.position == "t5":
         table = seg.shared["relative_bias"].astype(jnp.float32)  # [buckets, N], one leaf of the model
-        bias = jnp.moveaxis(table[t5_bucket(age_BTS)], -1, 1)
+        bias = jnp.moveaxis(table[t5_bucket(age_BTS, future)], -1, 1)
         return bias.reshape(bias.shape[0], dims.num_kv_heads, -1, *bias.shape[2:])
     return 0.0
 
@@ -167,16 +175,20 @@ def position_bias(age_BTS: Array, seg: Segment, dims: Dims) -> ArrayLike:
 class Projections(nnx.Module):
     """The q, k, v and output maps around an attention-site memory."""
 
-    def __init__(self, key: Array, dims: Dims, *, bias: bool = False):
+    def __init__(self, key: Array, dims: Dims, *, bias: bool = False, qkv_bias: bool = False):
         q, kv, out = jax.random.split(key, 3)
         self.dims = dims
-        self.q = Linear(q, dims.width, dims.num_heads * dims.head_dim, bias=bias)
-        self.kv = Linear(kv, dims.width, 2 * dims.num_kv_heads * dims.head_dim, bias=bias)
+        self.q = Linear(q, dims.width, dims.num_heads * dims.head_dim, bias=bias or qkv_bias)
+        self.kv = Linear(kv, dims.width, 2 * dims.num_kv_heads * dims.head_dim, bias=bias or qkv_bias)
         self.out = Linear(out, dims.num_heads * dims.head_dim, dims.width, bias=bias)
 
     def heads(self, x_BTD: Array) -> tuple[Array, Array, Array]:
         """-> q_BTNH, k_BTKH, v_BTKH"""
-        return self.q(x_BTD).reshape(*x_BTD.shape[:2], self.dims.num_heads, self.dims.head_dim), *self.keys_values(x_BTD)
+        return self.queries(x_BTD), *self.keys_values(x_BTD)
+
+    def queries(self, x_BTD: Array) -> Array:
+        """-> q_BTNH"""
+        return self.q(x_BTD).reshape(*x_BTD.shape[:2], self.dims.num_heads, self.dims.head_dim)
 
     def keys_values(self, x_BTD: Array) -> tuple[Array, Array]:
         """-> k_BTKH, v_BTKH"""

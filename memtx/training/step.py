@@ -17,6 +17,7 @@ from memtx.data.streams import Batch
 from memtx.memory.base import Segment, batch_axes, collect, detach, scan
 from memtx.models.lm import LM
 from memtx.training.losses import cross_entropy
+from memtx.training.optim import trained
 
 
 def segment_of(batch: Batch) -> Segment:
@@ -29,7 +30,7 @@ def segment_of(batch: Batch) -> Segment:
 
 def make_loss(lm: LM, config: Config):
     """loss(params, memory, batch, asked, key) -> (objective, (memory, nll)), per place asked in the whole step."""
-    optim = config.optim
+    optim, learns = config.optim, trained(config.optim, lm)
 
     def loss(params, memory, batch: Batch, asked: Array, key: Array | None):
         def segment(carry, inputs):
@@ -43,6 +44,7 @@ def make_loss(lm: LM, config: Config):
             )
             return (memory, objective + terms[0], nll + terms[1]), None
 
+        params = jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, learns)
         segments = batch.token_BPT.shape[1]
         by_segment = jax.tree.map(lambda a: a.swapaxes(0, 1), batch)
         start = (detach(memory), jnp.zeros(()), jnp.zeros(()))

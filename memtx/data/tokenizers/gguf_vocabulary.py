@@ -10,6 +10,7 @@ from typing import Any
 import tokenizers as hf
 from tokenizers import Regex, decoders, normalizers, pre_tokenizers, processors
 
+from memtx.data.gguf import read_head
 from memtx.data.tokenizers.base import Tokenizer
 from memtx.data.tokenizers.vocabularies import HuggingFace, SentencePiece
 from memtx.errors import UserError, check_known, optional
@@ -29,10 +30,8 @@ CUTS = {
 
 def read(name: str, path: Path) -> Tokenizer:
     """UserError if the file holds no vocabulary, or one of a kind that memtx does not know."""
-    if not path.is_file():
-        raise UserError(f"no file {path}")
-    fields = optional("gguf").GGUFReader(path).fields
-    stored = {key.removeprefix("tokenizer."): field.contents() for key, field in fields.items() if key.startswith("tokenizer.")}
+    found = read_head(path).metadata
+    stored = {key.removeprefix("tokenizer."): value for key, value in found.items() if key.startswith("tokenizer.")}
     if "ggml.tokens" not in stored:
         raise UserError(f"{path} holds no vocabulary; give the tokenizer's own files")
     return from_metadata(name, stored)

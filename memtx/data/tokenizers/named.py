@@ -9,6 +9,7 @@ import tokenizers as hf
 
 from memtx.data.cache import built, root
 from memtx.data.corpora import Corpus
+from memtx.data.hub import find
 from memtx.data.tokenizers.base import SPECIALS, Tokenizer
 from memtx.data.tokenizers.files import pretrained
 from memtx.data.tokenizers.vocabularies import HuggingFace, SentencePiece
@@ -33,14 +34,14 @@ def load(path: str | Path) -> Tokenizer:
 
 
 def tokenizer(name: str, corpus: Corpus, cache: str | Path) -> Tokenizer:
-    """`bytes`, `bpe:SIZE` or `pretrained:PATH`; UserError for other names.
+    """`bytes`, `bpe:SIZE` or `pretrained:NAME` (see memtx.data.hub); UserError for other names.
 
     A BPE is trained on `corpus` at its first use and kept in `cache`.
     """
     kind, _, size = name.partition(":")
     check_known(kind, ("bytes", "bpe", "pretrained"), "tokenizer")
     if kind == "pretrained":
-        return pretrained(size)
+        return pretrained(find(size, cache))
     if kind == "bytes":
         if size:
             raise UserError(f"tokenizer {name!r}: bytes takes no size")
