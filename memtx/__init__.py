@@ -8,11 +8,12 @@ logits_BTV, state = lm(params, tokens_BT, state)
 
 memtx.train(config, workdir)                           what `memtx train` does
 memtx.generate(lm, params, tokenizer, prompt)          what `memtx generate` does
+memtx.complete(lm, params, tokenizer, prompts)         the same for several at once
 """
 
 from memtx.config import Config, configure, get_config, load_config
 from memtx.errors import UserError
-from memtx.generate import Sampling, generate
+from memtx.generate import Completion, Sampling, complete, generate
 from memtx.loading import Loaded, load
 from memtx.memory import MEMORIES
 from memtx.memory.base import Dims, Segment, batch_axes, collect, detach, emit, reset, scan, segment, state_bytes
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LM",
     "MEMORIES",
+    "Completion",
     "Config",
     "Dims",
     "Loaded",
@@ -35,6 +37,7 @@ __all__ = [
     "batch_axes",
     "build",
     "collect",
+    "complete",
     "configure",
     "detach",
     "emit",
