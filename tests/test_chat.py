@@ -6,11 +6,15 @@ from memtx.data.tokenizers import Tokenizer
 from memtx.errors import UserError
 from memtx.generate import chat
 
-CHATML = (
-    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nBe brief.<|im_end|>\n' }}{% endif %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
+CHATML = """{% for m in messages %}
+{% if loop.first and m['role'] != 'system' %}
+{{ '<|im_start|>system\\nBe brief.<|im_end|>\\n' }}
+{%- endif %}
+{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}
+{%- endfor %}
+{% if add_generation_prompt %}
+{{ '<|im_start|>assistant\\n' }}
+{%- endif %}"""
 
 
 def teach(template):

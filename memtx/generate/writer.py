@@ -45,14 +45,14 @@ class Writer:
             raise UserError("there is nothing to read: to go on with a memory, give a prompt")
         if state is not None and len(state.position_B) != len(ids):
             raise UserError(f"the memory is of {len(state.position_B)} streams, the prompts are {len(ids)}")
-        state = _fresh(lm, len(ids)) if state is None else jax.tree.map(jnp.copy, state)
+        memory: LMState = jax.tree.map(jnp.copy, state) if state is not None else _fresh(lm, len(ids))
         if source is not None:
-            state = _encode(lm, params, *padded(source), state)
-        state = read(lm, params, [row[:-1] for row in ids], state, chunk)
+            memory = _encode(lm, params, *padded(source), memory)
+        memory = read(lm, params, [row[:-1] for row in ids], memory, chunk)
         self.stacked, self.lm = lm, unstacked(lm)
         if self.lm is not lm:
-            params, state = unstack_params(lm, params), unstack_state(lm, state)
-        self.params, self.state = params, state
+            params, memory = unstack_params(lm, params), unstack_state(lm, memory)
+        self.params, self.state = params, memory
         self.token_B = np.asarray([row[-1] for row in ids], np.int32)
         self.live_B = np.ones(len(ids), bool)
         self.step = 0
