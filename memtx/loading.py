@@ -46,7 +46,7 @@ def load(source: str | Path, *, context: int = pretrained.CONTEXT, **changes) ->
         return _pretrained(name, context, changes)
     if changes:
         raise UserError(f"{path} is the workdir of a run, whose settings cannot be changed: {', '.join(changes)}")
-    return _run(path)
+    return load_run(path)
 
 
 def _config(folder: Path) -> dict:
@@ -56,7 +56,8 @@ def _config(folder: Path) -> dict:
         return {}
 
 
-def _run(workdir: Path) -> Loaded:
+def load_run(workdir: Path) -> Loaded:
+    """Of a workdir."""
     if not (workdir / "config.json").exists():
         raise UserError(f"{workdir} is not the workdir of a run (it has no config.json); train one with memtx train")
     config = configure(read_meta(workdir)["config"])

@@ -40,14 +40,15 @@ def define(values):
 
 def act(values):
     from memtx.generate import Sampling, chat, generate
-    from memtx.loading import load
+    from memtx.loading import load, load_run
 
     sampling = Sampling(values["temperature"].value, values["top_k"].value, values["top_p"].value)
     if values["beams"].value > 1 and not values["temperature"].present:
         sampling = Sampling(temperature=0)
-    if values["model"].value and values["workdir"].value:
+    model = values["model"].value
+    if model and values["workdir"].value:
         raise UserError("give either --workdir or --model, not both")
-    loaded = load(values["model"].value or needed(values, "workdir", "runs/first"))
+    loaded = load(model) if model else load_run(Path(needed(values, "workdir", "runs/first")))
     prompt = _prompt(values)
     if values["chat"].value:
         prompt = chat.render(loaded.tokenizer, [{"role": "user", "content": prompt}])

@@ -85,6 +85,7 @@ def _stream(
     look: int,
 ) -> Generator[list[str], None, LMState]:
     """Yields what was written of each row since the last time."""
+    lm.check_next_token()
     if beams < 1:
         raise UserError(f"beams must be 1 or more, not {beams}")
     if source is not None and len(source) != len(prompts):

@@ -44,4 +44,4 @@ class Bidirectional(nnx.Module):
         q_BTNH, k, v = x
         if k is None:
             return jnp.zeros_like(q_BTNH), state
-        return attend(q_BTNH, [Source(k, v, seg.position_BT, seg.mask_BT, future=True)], seg, self.dims), state
+        return attend(q_BTNH, [Source(k, v, seg.position_BT, seg.mask_BT, future=True, lead=0)], seg, self.dims), state

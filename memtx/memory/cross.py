@@ -14,6 +14,7 @@ B stream, T time, S source time, K kv heads, H head dim, D model.
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -58,8 +59,7 @@ class Cross(nnx.Module):
         if "encoded/h" in seg.shared:
             state = self.write(state, seg.shared["encoded/h"], seg.shared["encoded/length"])
         valid_BS = jnp.arange(self.config.capacity) < state.count_B[:, None]
-        nowhere, here = jnp.zeros_like(valid_BS, jnp.int32), jnp.zeros_like(seg.position_BT)
-        source = Source(state.k_BSKH, state.v_BSKH, nowhere, valid_BS, query_position_BT=here)
+        source = Source(state.k_BSKH, state.v_BSKH, jnp.zeros_like(valid_BS, jnp.int32), valid_BS, future=True)
         q_BTNH = self.attention.queries(x_BTD)
         y_BTD = self.attention.merge(attend(q_BTNH, [source], seg, self.dims))
         return jnp.where((state.count_B > 0)[:, None, None], y_BTD, 0), state
@@ -71,4 +71,4 @@ class Cross(nnx.Module):
                 f"memory.cross.capacity={self.config.capacity} is too small: the source has {h_BSD.shape[1]} tokens"
             )
         k, v = (jnp.pad(a.astype(jnp.float32), ((0, 0), (0, room), (0, 0), (0, 0))) for a in self.attention.keys_values(h_BSD))
-        return where_rows(length_B > 0, Encoded(k, v, length_B), state, Encoded(0, 0, 0))
+        return where_rows(length_B > 0, Encoded(k, v, length_B), state, jax.tree.map(lambda _: 0, state))

@@ -21,6 +21,7 @@ B stream, T time, Q slots in a block, C segment, N query heads, K kv heads, G = 
 """
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -110,9 +111,10 @@ class Infini(nnx.Module):
         place_BT = place_BT + place_BT // size * size
         before_BC = state.offset_B[:, None] - size + jnp.arange(size)  # of the entries of k_BCKH; negative: an older segment's
         seg = seg.replace(position_BT=place_BT)
-        sources = [Source(state.k_BCKH, state.v_BCKH, before_BC, before_BC >= 0, window=size, lead=size, often_empty=True)]
+        near = partial(Source, window=size, gaps=True)
+        sources = [near(state.k_BCKH, state.v_BCKH, before_BC, before_BC >= 0, lead=size, often_empty=True)]
         if k_BTKH is not None:
-            sources.append(Source(k_BTKH, v_BTKH, place_BT, seg.mask_BT, window=size, lead=0))
+            sources.append(near(k_BTKH, v_BTKH, place_BT, seg.mask_BT, lead=0))
         return attend(q_BTNH, sources, seg, self.dims)
 
     def remote(self, q_BTNH, k_BTKH, v_BTKH, state: Compressed, seg: Segment) -> tuple[Array, Compressed]:

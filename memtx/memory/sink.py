@@ -79,4 +79,5 @@ class Sink(nnx.Module):
 
 
 def _without(sinks: int, source: Source) -> Source:
-    return dataclasses.replace(source, valid_BS=source.valid_BS & (source.position_BS >= sinks))
+    recent_BS = source.position_BS >= sinks
+    return dataclasses.replace(source, valid_BS=recent_BS if source.valid_BS is None else source.valid_BS & recent_BS)

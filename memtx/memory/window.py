@@ -59,7 +59,7 @@ class Recent:
 
 def own(k_BTKH: Array, v_BTKH: Array, seg: Segment, window: int | None) -> Source:
     """The call's own tokens as a source."""
-    return Source(k_BTKH, v_BTKH, seg.position_BT, seg.mask_BT, window=window, lead=0)
+    return Source(k_BTKH, v_BTKH, seg.position_BT, None, window=window, lead=0)  # padding comes last: only padding sees it
 
 
 class Window(nnx.Module):

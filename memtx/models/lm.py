@@ -73,7 +73,7 @@ class Decoder(nnx.Module):
         for_embed, for_body, for_head, for_encoder = (None,) * 4 if key is None else jax.random.split(key, 4)
         handed = dict(seg.shared) | hand_out(self.shared)
         if self.encoder is not None and "source/token" in handed:
-            handed |= self.encode(handed, for_encoder)
+            handed |= self.encode(self.encoder, handed, for_encoder)
         if self.relative_bias is not None:
             handed["relative_bias"] = self.relative_bias[...]
         seg = seg.replace(token_BT=token_BT, shared=handed)
@@ -98,13 +98,13 @@ class Decoder(nnx.Module):
         h = self.embed_norm(h) if self.embed_norm else h
         return dropout(h, self.model.dropout, key)
 
-    def encode(self, handed: Mapping[str, Array], key: Array | None) -> dict[str, Array]:
+    def encode(self, encoder: Encoder, handed: Mapping[str, Array], key: Array | None) -> dict[str, Array]:
         """What the source's encoder gives, as cross-attention finds it."""
         token_BS, length_B = handed["source/token"], handed["source/length"]
         for_embed, for_body = (None, None) if key is None else jax.random.split(key)
         place_BS = jnp.broadcast_to(jnp.arange(token_BS.shape[1]), token_BS.shape)
         seg = segment(place_BS, length_B).replace(token_BT=token_BS, shared=handed)
-        h_BSD = self.encoder(self.embedded(token_BS, seg, for_embed), seg, key=for_body)
+        h_BSD = encoder(self.embedded(token_BS, seg, for_embed), seg, key=for_body)
         return {"encoded/h": h_BSD, "encoded/length": length_B}
 
     def logits(self, h_BTD: Array, seg: Segment, key: Array | None) -> Array:
@@ -158,6 +158,13 @@ class LM:
         nothing = segment(state.position_B[:, None], jnp.zeros(batch, jnp.int32))
         seg = nothing.replace(shared={"source/token": token_BS, "source/length": length_B})
         return self(params, jnp.zeros((batch, 1), jnp.int32), state, seg, key=key)[1]
+
+    def check_learns(self, classes: int) -> None:
+        """UserError unless it gives logits of so many classes; 0: of next tokens."""
+        if not classes:
+            self.check_next_token()
+        elif self.model.output != "classes" or self.model.classes < classes:
+            raise UserError(f"the labels are {classes} classes: set model.output=classes and model.classes={classes}")
 
     def check_next_token(self) -> None:
         """UserError unless it gives logits of next tokens without having seen them."""

@@ -23,6 +23,7 @@ from functools import reduce
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array, lax
 from jax.typing import ArrayLike
@@ -33,36 +34,50 @@ from memtx.nn.positions import alibi_slopes, rope, t5_bucket
 
 BLOCK = 128  # queries, and keys, of a tile; measured in experiments/speed
 MASKED = -1e30
+Places = Array | np.ndarray  # positions; of numpy where they are known before the program runs
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
     """Keys and values that queries may see: those that are valid and 0 <= age < window, age = query position - key position.
 
-    With `future` the valid ones of any age.
+    With `future` the valid ones of any age (and no window).
 
     k_BSKH, v_BSKH un-rotated; position_BS int32; valid_BS bool
     query_position_BT  where queries stand for this source, if not at their place in the document
     window             how far back a query sees; None: without end
     future             keys after the query are seen too
     lead               a promise that saves work: keys are in order of time, and key `lead + t` stands where query t does
-    often_empty        skip it, at run time, in a call in which no row has a valid key
+    gaps               positions may jump between neighbours: with `lead`, ages are not known before the program runs
+    often_empty        skip it, at run time, in a call in which no row has a valid key (of valid_BS)
     """
 
     k_BSKH: Array
     v_BSKH: Array
     position_BS: Array
-    valid_BS: Array
+    valid_BS: Array | None  # None: every key that age does not hide is valid
     query_position_BT: Array | None = None
     window: int | None = None
     future: bool = False
     lead: int | None = None
+    gaps: bool = False
     often_empty: bool = False
+
+    def places(self, seg: Segment) -> tuple[Places, Places]:
+        """Where queries and keys stand, [B or 1, T] and [B or 1, S], from an origin near by: static where they can be."""
+        at_BT = seg.position_BT if self.query_position_BT is None else self.query_position_BT
+        origin_B1 = at_BT[:, :1]
+        queries, keys = at_BT - origin_B1, self.position_BS - origin_B1
+        if not self.gaps and self.query_position_BT is None:  # tokens of one call follow one another
+            queries = np.arange(at_BT.shape[1])[None]
+        if not self.gaps and self.lead is not None:
+            keys = np.arange(self.k_BSKH.shape[1])[None] - self.lead
+        return queries, keys
 
     def visible(self, start: int, stop: int) -> tuple[int, int]:
         """The keys (first, end) that queries start..stop-1 can possibly see."""
         size = self.k_BSKH.shape[1]
-        if self.lead is None:
+        if self.lead is None or self.future:
             return 0, size
         first = 0 if self.window is None else max(0, self.lead + start - self.window + 1)
         return first, min(size, self.lead + stop)
@@ -85,17 +100,15 @@ def attend(q_BTNH: Array, sources: list[Source], seg: Segment, dims: Dims) -> Ar
 def read(q_BTNH: Array, source: Source, seg: Segment, dims: Dims) -> tuple[Array, Array, Array]:
     """One source's sums, in float32: y [B, K, G, T, H], total and m [B, K, G, T, 1]."""
     batch, time, _, head_dim = q_BTNH.shape
-    at_BT = seg.position_BT if source.query_position_BT is None else source.query_position_BT
     q, k, v = q_BTNH, source.k_BSKH.astype(q_BTNH.dtype), source.v_BSKH.astype(q_BTNH.dtype)
+    at_BT, at_BS = source.places(seg)
     if dims.position == "rope":
-        origin_B1 = at_BT[:, :1]  # near the queries of this source: a sink's stand at its end of the document
-        q, k = (rope(x, at - origin_B1, dims.rope_base, dims.rope_scaling) for x, at in ((q, at_BT), (k, source.position_BS)))
+        q, k = (rope(x, at, dims.rope_base, dims.rope_scaling) for x, at in ((q, at_BT), (k, at_BS)))
     q_BKGTH = (q * dims.scale).reshape(batch, time, dims.num_kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
     k_BKSH, v_BKSH = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     rows, columns = tile_shape(time, k.shape[1])
     cuts = list(range(columns, k.shape[1], columns))
     ks, vs = jnp.split(k_BKSH, cuts, 2), jnp.split(v_BKSH, cuts, 2)
-    positions, valids = jnp.split(source.position_BS, cuts, 1), jnp.split(source.valid_BS, cuts, 1)
     blocks = []
     for start in range(0, time, rows):
         stop = min(start + rows, time)
@@ -104,15 +117,27 @@ def read(q_BTNH: Array, source: Source, seg: Segment, dims: Dims) -> tuple[Array
         tiles = range(first // columns, -(-end // columns))
         scores = []
         for i in tiles:
+            keys = slice(i * columns, (i + 1) * columns)
             score = jnp.einsum("BKGTH,BKSH->BKGTS", q, ks[i], preferred_element_type=jnp.float32)
-            age_BTS = at_BT[:, start:stop, None] - positions[i][:, None]
-            seen_BTS = valids[i][:, None] & ((age_BTS >= 0) | source.future)
-            if source.window is not None:
-                seen_BTS &= age_BTS < source.window
-            hidden = jnp.where(seen_BTS, 0.0, MASKED)[:, None, None]
-            scores.append(score + position_bias(age_BTS, source.future, seg, dims) + hidden)
+            age_BTS = at_BT[:, start:stop, None] - at_BS[:, None, keys]
+            scores.append(score + position_bias(age_BTS, source.future, seg, dims) + hidden(age_BTS, source, keys))
         blocks.append(sums(scores, [vs[i] for i in tiles], q))
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, 3), *blocks)
+
+
+def hidden(age_BTS: Places, source: Source, keys: slice) -> ArrayLike:
+    """What is added to the scores to hide keys, [B or 1, 1, 1, T or 1, S]: nothing where a static age shows them all."""
+    bias, window = 0.0, source.window
+    static = isinstance(age_BTS, np.ndarray)
+    if not source.future and not (static and age_BTS.min() >= 0 and (window is None or age_BTS.max() < window)):
+        if static:  # the same ages, made in the loop rather than read
+            before, after = (lax.broadcasted_iota(jnp.int32, age_BTS.shape, axis) for axis in (1, 2))
+            age_BTS = before - after + int(age_BTS[0, 0, 0])
+        seen_BTS = (age_BTS >= 0) if window is None else (age_BTS >= 0) & (age_BTS < window)
+        bias = jnp.where(seen_BTS, 0.0, MASKED)[:, None, None]
+    if source.valid_BS is not None:
+        bias = bias + jnp.where(source.valid_BS[:, keys], 0.0, MASKED)[:, None, None, None]
+    return bias
 
 
 def tile_shape(queries: int, keys: int) -> tuple[int, int]:
@@ -152,11 +177,13 @@ def read_unless_empty(q_BTNH: Array, source: Source, seg: Segment, dims: Dims) -
         y, total, m = jax.eval_shape(work, q_BTNH, source.k_BSKH, source.v_BSKH)
         return jnp.zeros(y.shape, y.dtype), jnp.zeros(total.shape, total.dtype), jnp.full(m.shape, MASKED, m.dtype)
 
-    choose = jax.checkpoint(lambda *arrays: lax.cond(source.valid_BS.any(), work, skip, *arrays))
+    assert source.valid_BS is not None
+    some = source.valid_BS.any()
+    choose = jax.checkpoint(lambda *arrays: lax.cond(some, work, skip, *arrays))
     return choose(q_BTNH, source.k_BSKH, source.v_BSKH)
 
 
-def position_bias(age_BTS: Array, future: bool, seg: Segment, dims: Dims) -> ArrayLike:
+def position_bias(age_BTS: Places, future: bool, seg: Segment, dims: Dims) -> ArrayLike:
     """What is added to the scores [B, K, G, T, S]: ALiBi's slope * -age, T5's bucketed table, or nothing.
 
     future: keys after the query have biases too: ALiBi's slope * -|age|, T5's buckets of both directions.

@@ -12,11 +12,15 @@ import numpy as np
 from jax import Array, lax
 
 
-def rope(x_BTNH: Array, position_BT: Array, base: float, scaling: tuple[float, ...] = ()) -> Array:
+def rope(x_BTNH: Array, position_BT: Array | np.ndarray, base: float, scaling: tuple[float, ...] = ()) -> Array:
     """Rotate the pairs (x_i, x_{i+H/2}) by position * base^(-2i/H) (Su et al. 2021, arXiv 2104.09864), scaled or not."""
     head_dim = x_BTNH.shape[-1]
-    frequency = jnp.asarray(rope_frequencies(head_dim, base, scaling), jnp.float32)
-    cos, sin = cos_sin(position_BT[..., None].astype(jnp.float32), frequency)
+    frequency = rope_frequencies(head_dim, base, scaling)
+    if isinstance(position_BT, np.ndarray):  # known before the program runs: constants
+        angle = position_BT[..., None] * frequency
+        cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    else:
+        cos, sin = cos_sin(position_BT[..., None].astype(jnp.float32), jnp.asarray(frequency, jnp.float32))
     pair = x_BTNH.astype(jnp.float32).reshape(*x_BTNH.shape[:-1], 2, head_dim // 2)
     # (a cos - b sin, b cos + a sin); a reversal, because loops over a concatenation are not vectorised
     signed = sin[:, :, None, None] * np.array([[-1], [1]], np.float32)
@@ -67,7 +71,7 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
 T5_BUCKETS, T5_MAX_DISTANCE = 32, 128
 
 
-def t5_bucket(distance: Array, future: bool = False) -> Array:
+def t5_bucket(distance: Array | np.ndarray, future: bool = False) -> Array:
     """Buckets of T5 (Raffel et al. 2019): one each for 0..15, then 16 logarithmic ones up to distance 128 and beyond.
 
     distance  how far the key stands before the query

@@ -16,7 +16,7 @@ from memtx.config import Config
 from memtx.data.streams import Batch
 from memtx.memory.base import Segment, batch_axes, collect, detach, scan
 from memtx.models.lm import LM
-from memtx.training.losses import cross_entropy
+from memtx.training.losses import at_each_place, cross_entropy
 from memtx.training.optim import trained
 
 
@@ -39,6 +39,7 @@ def make_loss(lm: LM, config: Config):
             seg = segment_of(part)
             segment_key = None if key is None else jax.random.fold_in(key, p)
             logits, memory = lm(params, part.token_BPT, memory, seg, key=segment_key)
+            logits = at_each_place(logits, part.target_BPT.shape[1])
             terms = cross_entropy(
                 logits, part.target_BPT, part.asked_BPT, z_loss=optim.z_loss, label_smoothing=optim.label_smoothing
             )

@@ -233,7 +233,7 @@ def test_memory_tokens_carry_a_document_through_bert(model):
     changes = {"body": "rmt_encoder", "memory": around, "pool": "mean"}
     lm = LM(complete_model(dataclasses.replace(plain.model, **changes)))
     params = pretrained.load_params(lm, jax.random.key(0))
-    token = np.random.default_rng(0).integers(2, 40, (2, 18))
+    token = jnp.asarray(np.random.default_rng(0).integers(2, 40, (2, 18)))
     call = jax.jit(lm.__call__)
 
     def read(token):
@@ -242,8 +242,7 @@ def test_memory_tokens_carry_a_document_through_bert(model):
             logits, state = call(params, token[:, start : start + 6], state)
         return logits
 
-    other = token.copy()
-    other[:, 0] = 1
+    other = token.at[:, 0].set(1)
     _, aux = jax.jit(lambda: collect(lambda: lm(params, token, lm.init_state(2)), "hidden")())()
     whole = np.asarray(aux["hidden"][0])[:, 12:].mean(1) @ params["output"]["classes"]["w"] + params["output"]["classes"]["b"]
     assert close(read(token), np.asarray(whole))
