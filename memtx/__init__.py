@@ -8,13 +8,14 @@ logits_BTV, state = lm(params, tokens_BT, state)
 
 memtx.train(config, workdir)                           what `memtx train` does
 memtx.generate(lm, params, tokenizer, prompt)          what `memtx generate` does
+memtx.complete(lm, params, tokenizer, prompts)         the same for several at once
 memtx.embed(memtx.load("minilm"), texts)               sentence embeddings
 """
 
 from memtx.config import Config, configure, get_config, load_config
 from memtx.embed import embed
 from memtx.errors import UserError
-from memtx.generate import GREEDY, Sampling, complete, generate
+from memtx.generate import GREEDY, Completion, Sampling, complete, generate
 from memtx.loading import Loaded, load
 from memtx.memory import MEMORIES
 from memtx.memory.base import Dims, Segment, batch_axes, collect, detach, emit, reset, scan, segment, state_bytes
@@ -28,6 +29,7 @@ __all__ = [
     "GREEDY",
     "LM",
     "MEMORIES",
+    "Completion",
     "Config",
     "Dims",
     "Loaded",

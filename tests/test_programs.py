@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -120,3 +121,13 @@ def test_minilm_ranks_sentences_as_its_authors_code_does():
     np.testing.assert_array_equal(np.argsort(near), np.argsort(golden["cosine"]))
     cut = memtx.embed(model, golden["texts"], max_tokens=32)
     assert np.abs(near - memtx.embed(model, golden["queries"]) @ cut.T).max() > 1e-3  # control: all 256 tokens are read
+
+
+def test_questions_of_unequal_lengths_are_answered_together_by_beams_too(t5_folder):
+    model = memtx.load(t5_folder)
+    sources = ["question: how many ships? context: In 1984 he counted 1207 of them.", "ships"]
+    answer = partial(memtx.complete, model.lm, model.params, model.tokenizer, sampling=memtx.GREEDY, max_tokens=6)
+    for beams in (1, 3):
+        together = answer(["", ""], source=sources, beams=beams).texts
+        assert together == [answer([""], source=[source], beams=beams).texts[0] for source in sources]
+        assert together[0] != together[1]

@@ -8,7 +8,8 @@ Memory is carried from the prompt to the text and out again, so a conversation g
 of any length. The cost of a token does not depend on how much was read, unless the memory itself grows.
 """
 
+from memtx.generate import chat
 from memtx.generate.sampling import GREEDY, Sampling, sample
 from memtx.generate.text import Completion, complete, generate
 
-__all__ = ["GREEDY", "Completion", "Sampling", "complete", "generate", "sample"]
+__all__ = ["GREEDY", "Completion", "Sampling", "chat", "complete", "generate", "sample"]

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from memtx.generate.writer import CHUNK, Writer, read, rows, step
+from memtx.generate.writer import CHUNK, Writer, read, step
+from memtx.memory.base import batch_axes, take_rows
 from memtx.models.lm import LM, LMState, Params
 
 
@@ -76,10 +77,9 @@ def beam_search(
     lm, batch, width = writer.lm, len(writer.token_B), beams * (1 + int(ends_V.sum()))
     width = min(width, beams * len(ends_V))
     searches = [Search(beams, length_penalty) for _ in range(batch)]
-    before = jax.tree.map(jnp.copy, writer.state)
-    parent_R, token_R = np.repeat(np.arange(batch), beams), np.repeat(writer.token_B, beams)
+    parent_R, token_R = np.arange(batch * beams), np.repeat(writer.token_B, beams)
     score_BK = np.where(np.arange(beams) == 0, 0.0, -np.inf).repeat(batch).reshape(beams, batch).T.astype(np.float32)
-    state = writer.state
+    state = _rows(lm, writer.state, np.repeat(np.arange(batch), beams))
 
     def ends(tokens: list[int]) -> bool:
         return bool(ends_V[tokens[-1]]) or stops(tokens)
@@ -88,9 +88,8 @@ def beam_search(
         live_B = np.asarray([not search.done for search in searches])
         if not live_B.any():
             break
-        state = rows(lm, state, parent_R)
         live_R = np.repeat(live_B, beams).astype(np.int32)
-        found = _widen(lm, writer.params, token_R, live_R, state, score_BK, drawable_V, width=width)
+        found = _widen(lm, writer.params, token_R, live_R, parent_R, state, score_BK, drawable_V, width=width)
         (score_BW, index_BW), state = jax.tree.map(np.asarray, found[:2]), found[2]
         parent_R, score_BK = np.arange(batch * beams), np.full_like(score_BK, -np.inf)
         for b in np.flatnonzero(live_B):
@@ -101,9 +100,15 @@ def beam_search(
                 score_BK[b, k], token_R[b * beams + k] = searches[b].running[k][0], searches[b].running[k][1][-1]
     tokens = [search.best() if max_tokens > 0 else [] for search in searches]
     seen = [np.asarray([first, *row][:-1], np.int32) for first, row in zip(writer.token_B, tokens, strict=True)]
-    writer.state = read(lm, writer.params, seen, before, CHUNK)
+    writer.state = read(lm, writer.params, seen, writer.state, CHUNK)
     writer.token_B = np.asarray([[first, *row][-1] for first, row in zip(writer.token_B, tokens, strict=True)], np.int32)
     return tokens, writer.memory()
+
+
+@partial(jax.jit, static_argnames="lm")
+def _rows(lm: LM, state: LMState, index_R: Array) -> LMState:
+    """The memory of the streams at these indices."""
+    return take_rows(state, index_R, batch_axes(lm.init_state))
 
 
 @partial(jax.jit, static_argnames=("lm", "width"), donate_argnames="state")
@@ -112,14 +117,16 @@ def _widen(
     params: Params,
     token_R: Array,
     live_R: Array,
+    parent_R: Array,
     state: LMState,
     score_BK: Array,
     drawable_V: Array,
     *,
     width: int,
 ):
-    """Read a token a row -> the best candidates of each stream, score_BW and index_BW (beam * V + token), and the state."""
-    logits_RTV, state = step(lm, params, token_R[:, None], live_R, state)
+    """Each row reads its token with its parent's memory -> the best candidates of each stream, score_BW and index_BW (beam * V
+    + token), and the state."""
+    logits_RTV, state = step(lm, params, token_R[:, None], live_R, _rows(lm, state, parent_R))
     logp_RV = jnp.where(drawable_V, jax.nn.log_softmax(logits_RTV[:, 0]), -jnp.inf)
     total_BKV = score_BK[:, :, None] + logp_RV.reshape(*score_BK.shape, -1)
     return *lax.top_k(total_BKV.reshape(len(score_BK), -1), width), state

@@ -16,10 +16,11 @@ from jax import Array, lax
 from memtx.errors import UserError
 from memtx.generate.sampling import Sampling, draw
 from memtx.generate.unstack import stack_state, unstack_params, unstack_state, unstacked
-from memtx.memory.base import batch_axes, segment, take_rows
+from memtx.memory.base import segment
 from memtx.models.lm import LM, LMState, Params
 
 CHUNK = 512  # tokens of a prompt that are read at a time
+LEAST = 32  # tokens of a call of its own size for what is left of a prompt
 LOOK = 16  # tokens that are written before the host looks at them
 
 
@@ -44,14 +45,14 @@ class Writer:
             raise UserError("there is nothing to read: to go on with a memory, give a prompt")
         if state is not None and len(state.position_B) != len(ids):
             raise UserError(f"the memory is of {len(state.position_B)} streams, the prompts are {len(ids)}")
-        state = _fresh(lm, len(ids)) if state is None else jax.tree.map(jnp.copy, state)
+        memory: LMState = jax.tree.map(jnp.copy, state) if state is not None else _fresh(lm, len(ids))
         if source is not None:
-            state = _encode(lm, params, *padded(source), state)
-        state = read(lm, params, [row[:-1] for row in ids], state, chunk)
+            memory = _encode(lm, params, *padded(source), memory)
+        memory = read(lm, params, [row[:-1] for row in ids], memory, chunk)
         self.stacked, self.lm = lm, unstacked(lm)
         if self.lm is not lm:
-            params, state = unstack_params(lm, params), unstack_state(lm, state)
-        self.params, self.state = params, state
+            params, memory = unstack_params(lm, params), unstack_state(lm, memory)
+        self.params, self.state = params, memory
         self.token_B = np.asarray([row[-1] for row in ids], np.int32)
         self.live_B = np.ones(len(ids), bool)
         self.step = 0
@@ -86,9 +87,10 @@ class Writer:
 
 def read(lm: LM, params: Params, ids: Sequence[np.ndarray], state: LMState, chunk: int) -> LMState:
     """The state after reading each row's tokens, of which there may be none. Takes `state`."""
+    sizes = [*(size for size in (chunk // 16, chunk // 4) if size >= LEAST), chunk]
     longest, start = max(map(len, ids)), 0
     while start < longest:
-        size = next(s for s in (-(-chunk // 16), -(-chunk // 4), chunk) if s >= min(chunk, longest - start))
+        size = next(size for size in sizes if size >= min(chunk, longest - start))
         token_BT, length_B = padded([row[start : start + size] for row in ids], size)
         state = _read(lm, params, token_BT, length_B, state)
         start += size
@@ -122,12 +124,6 @@ def _read(lm: LM, params: Params, token_BT: Array, length_B: Array, state: LMSta
 def step(lm: LM, params: Params, token_BT: Array, length_B: Array, state: LMState) -> tuple[Array, LMState]:
     seg = segment(state.position_B[:, None] + jnp.arange(token_BT.shape[1]), length_B)
     return lm(params, token_BT, state, seg)
-
-
-@partial(jax.jit, static_argnames="lm", donate_argnames="state")
-def rows(lm: LM, state: LMState, index_B: Array) -> LMState:
-    """The memory of the streams at these indices."""
-    return take_rows(state, index_B, batch_axes(lm.init_state))
 
 
 @partial(jax.jit, static_argnames=("lm", "greedy"), donate_argnames="state")

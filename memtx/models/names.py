@@ -8,7 +8,7 @@ A line of the table is a Pair: theirs side by side are ours side by side, along 
 
 Lines for what a model does not have (a bias, an untied head) fall away. A layer's parameters may stand in any stack, group
 and branch: {attention}, {cross} and {mlp} stand for the place of a block's own attention, cross-attention and feed-forward
-network, {attention_norm}, ... for the norm of that branch; see `Slots`.
+network, {attention_norm}, ... for the norm of that branch.
 """
 
 from __future__ import annotations

@@ -33,6 +33,9 @@ def preset(memory: str, size: str) -> dict:
     return {"stacks": tuple(((entry,), len(list(run))) for entry, run in groupby(entries)), **model}
 
 
+SIGHT = {"full": "capacity", "window": "window", "sink": "window", "memorizing": "window"}  # the setting that `context` is
+
+
 def on_pretrained(backbone: str, memory: str, layers: str, attention: str, context: str) -> tuple[dict, dict, str]:
     """A pretrained model with a memory: the groups `model` and `memory`, and a regex of the parameters that are new.
 
@@ -40,38 +43,32 @@ def on_pretrained(backbone: str, memory: str, layers: str, attention: str, conte
     """
     if not re.fullmatch(r"(\d+(\+\d+)*)?", layers) or not context.isdecimal():
         raise UserError(f"layers={layers} and context={context} should be numbers, as in layers=10+20,context=512")
-    model = settings(backbone, context=int(context))
-    cls = None
-    if memory != "none":
-        check_known(memory, MEMORIES, "memory")
-        cls = MEMORIES[memory]
     check_known(attention, ("own", "full", "window", "sink"), "attention")
+    check_known(memory, ("none", *MEMORIES), "memory")
+    model = settings(backbone, context=int(context))
     own = patterns.layers(model.stacks)
     entries = own if attention == "own" else [attention] * len(own)
     changes: dict = {"closed": True}
-    if cls and cls.site in ("body", "head"):
-        changes[cls.site] = memory
-    elif cls:
-        held = [int(i) for i in layers.split("+")] if layers else _places(cls, len(own))
+    if memory != "none" and MEMORIES[memory].site in ("body", "head"):
+        changes[MEMORIES[memory].site] = memory
+    elif memory != "none":
+        held = [int(i) for i in layers.split("+")] if layers else _places(MEMORIES[memory], len(own))
         if max(held) >= len(own):
             raise UserError(f"layers={layers}: {backbone} has the layers 0 to {len(own) - 1}")
         entries = [_with(memory, entry) if i in held else entry for i, entry in enumerate(entries)]
     changes["stacks"] = tuple(((entry,), len(list(run))) for entry, run in groupby(entries))
-    memories = {name: dataclasses.asdict(config) for name, config in model.memory.items()}
-    memories |= {name: {SIZE[name]: int(context)} for name in ("full", "window", "sink") if name == attention}
+    changes["memory"] = {name: {SIGHT[name]: int(context)} for name in (attention, memory) if name in SIGHT} | model.memory
     if memory == "memorizing":
-        memories["memorizing"] = {"normalise": False, "window": int(context)}
-    model = complete_model(dataclasses.replace(model, memory=memories, **changes))
+        changes["memory"]["memorizing"]["normalise"] = False  # queries and keys as the backbone knows them
+    model = complete_model(dataclasses.replace(model, **changes))
     new = new_parameters(LM(model))
     group = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name != "memory"}
     memories = {name: dataclasses.asdict(config) for name, config in model.memory.items()}
     return group, memories, f"^({'|'.join(map(re.escape, new))})$" if new else ""
 
 
-SIZE = {"full": "capacity", "window": "window", "sink": "window"}
-
-
 def _places(cls, layers: int):
+    """The layers that hold a mechanism, where its paper has it."""
     return cls.place(layers) if hasattr(cls, "place") else range(layers)
 
 

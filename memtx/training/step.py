@@ -62,7 +62,7 @@ def make_loss(lm: LM, config: Config):
 
 def make_step(lm: LM, tx: optax.GradientTransformation, config: Config):
     """step(params, opt_state, memory, batch, index, key) -> (params, opt_state, memory, metrics), to be jitted and donated."""
-    loss = make_loss(lm, config)
+    loss, learns = make_loss(lm, config), trained(config.optim, lm)
     parts = config.train.accumulate
 
     def gradient(params, memory, batch, asked, key) -> tuple[Any, Any]:
@@ -99,6 +99,7 @@ def make_step(lm: LM, tx: optax.GradientTransformation, config: Config):
         grads, (memory, nll) = compute(params, memory, batch, asked, step_key)
         updates, opt_state = tx.update(grads, opt_state, params)
         metrics = {"loss": nll, "grad_norm": optax.tree.norm(grads), "tokens": tokens}
-        return optax.apply_updates(params, updates), opt_state, memory, metrics
+        params = jax.tree.map(lambda t, p, u: optax.apply_updates(p, u) if t else p, learns, params, updates)
+        return params, opt_state, memory, metrics
 
     return step
