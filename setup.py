@@ -11,7 +11,8 @@ EXTRAS = {
     "cuda": ["jax[cuda13]"],
     "hf": HF,
     "eval": EVAL,
-    "test": ["pytest>=8", "pytest-xdist", *HF, *EVAL],
+    "sweep": ["submitit>=1.5"],
+    "test": ["pytest>=8", "pytest-xdist", "submitit>=1.5", *HF, *EVAL],
     "dev": ["ruff", "pyright", "pre-commit"],
 }
 
@@ -37,7 +38,7 @@ setup(
         "array-record>=0.8",
         "importlib_resources",  # tensorflow-datasets needs it and does not say so
         "tokenizers>=0.22",
-        "filelock>=3.10",
+        "filelock>=3.13",
         "rich>=13",
         "tensorboardX>=2.6",
         "matplotlib>=3.9",

@@ -10,12 +10,20 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from memtx.cli import data, evaluate, generate, memories, train
+from memtx.cli import data, evaluate, generate, memories, plan, sweep, train
 from memtx.cli.options import parse
 from memtx.errors import UserError, check_known
 from memtx.training.cpu import keep_pages
 
-COMMANDS = {"train": train, "eval": evaluate, "generate": generate, "data": data, "list": memories}
+COMMANDS = {
+    "train": train,
+    "eval": evaluate,
+    "generate": generate,
+    "data": data,
+    "list": memories,
+    "plan": plan,
+    "sweep": sweep,
+}
 
 HELP = "memtx: Transformers with long-term memory\n\n" + "\n".join(command.HELP for command in COMMANDS.values())
 HELP += "\nA run that was killed goes on when the same command is given again. Mistakes end with one line and exit status 2.\n"
@@ -53,6 +61,7 @@ def run(argv: list[str]) -> None:
     chosen = COMMANDS[command]
     keep_pages()
     jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/memtx/compiled").expanduser()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # many small programs are seconds too
     values = flags.FlagValues()
     chosen.define(values)
     chosen.act(parse(values, command, rest))

@@ -33,7 +33,7 @@ def act(values):
 
     workdir = Path(needed(values, "workdir", "runs/first"))
     given = {name: values[name].value for name in ("split", "segments", "examples")}
-    evaluation, step = evaluate_run(workdir, **given, task=settings(values["task"].value))
+    evaluation, step = evaluate_run(workdir, **given, task=settings(values["task"].value, "task"))
     if values["format"].value == "json":
         print(json.dumps({"step": step, **evaluation.metrics(), **dataclasses.asdict(evaluation)}))
     else:

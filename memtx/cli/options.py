@@ -40,8 +40,8 @@ def needed(values: flags.FlagValues, name: str, example: str):
     return value
 
 
-def settings(text: str | None) -> dict | None:
-    """What `--task` says, key=value with commas between, as a mapping; values are Python literals or else words."""
+def settings(text: str | None, option: str) -> dict | None:
+    """What an option such as `--task` says, key=value,key=value, as a mapping; values are Python literals or else words."""
     if not text:
         return None
     settings = {}
@@ -51,5 +51,5 @@ def settings(text: str | None) -> dict | None:
         except (ValueError, SyntaxError):
             settings[name] = value
     if not settings:
-        raise UserError(f"--task={text!r} should read key=value,key=value")
+        raise UserError(f"--{option}={text!r} should read key=value,key=value")
     return settings

@@ -89,8 +89,8 @@ class Run:
         )
         self.key = jax.random.key(config.seed)
 
-    def _init(self):
-        params = self.lm.init(jax.random.fold_in(self.key, 0))
+    def _init(self, key):
+        params = self.lm.init(jax.random.fold_in(key, 0))
         return params, *self._init_rest(params)
 
     def _init_rest(self, params):
@@ -99,16 +99,15 @@ class Run:
     def init(self):
         """Fresh parameters, or a pretrained model's; optimiser state and memory."""
         if not self.config.model.pretrained:
-            return jax.jit(self._init, out_shardings=self.shardings)()
+            return jax.jit(self._init, out_shardings=self.shardings)(self.key)  # an argument: one program for all seeds
         key, cache = jax.random.fold_in(self.key, 0), self.config.data.cache
         params = jax.device_put(load_params(self.lm, key, cache=cache), self.shardings[0])
         return params, *jax.jit(self._init_rest, out_shardings=self.shardings[1:])(params)
 
     def abstract(self) -> dict:
         """The same as shapes on their shardings, for restoring."""
-        trees = jax.tree.map(
-            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), jax.eval_shape(self._init), self.shardings
-        )
+        shapes = jax.eval_shape(self._init, self.key)
+        trees = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, self.shardings)
         return dict(zip(("params", "opt_state", "memory"), trees, strict=True))
 
     def loop(self, state, done: int, stream: Batches, evaluate, checkpoints: Checkpointer, metrics: Metrics) -> Trained:
