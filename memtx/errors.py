@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+from collections.abc import Iterable
 from types import ModuleType
 
 
@@ -32,3 +33,11 @@ def optional(module: str, extra: str = "hf") -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(f"this needs {module.partition('.')[0]}; install it with pip install 'memtx[{extra}]'") from error
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """For the end of a message about one of many names: "; the nearest: a, b, c", or some of them if none is near."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    shown = near or names[:3]
+    return f"; {'the nearest' if near else 'there are'}: {', '.join(shown)}" if names else ""

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from memtx.cli import data, evaluate, generate, memories, plan, sweep, train
+from memtx.cli import data, evaluate, generate, memories, plan, report, sweep, train
 from memtx.cli.options import parse
 from memtx.errors import UserError, check_known
 from memtx.training.cpu import keep_pages
@@ -19,10 +19,11 @@ COMMANDS = {
     "train": train,
     "eval": evaluate,
     "generate": generate,
+    "sweep": sweep,
+    "report": report,
+    "plan": plan,
     "data": data,
     "list": memories,
-    "plan": plan,
-    "sweep": sweep,
 }
 
 HELP = "memtx: Transformers with long-term memory\n\n" + "\n".join(command.HELP for command in COMMANDS.values())

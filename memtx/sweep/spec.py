@@ -20,6 +20,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import ml_collections
@@ -69,6 +70,7 @@ class Sweep:
     runs: dict[str, Run]
     measure: Callable[[Config, Path], Mapping] | None
     trains: bool
+    module: ModuleType  # the file itself; what it says of its report is memtx.reports' affair
 
 
 def load_sweep(path: str | Path) -> Sweep:
@@ -89,7 +91,7 @@ def load_sweep(path: str | Path) -> Sweep:
     measure, trains = getattr(module, "run", None), bool(getattr(module, "train", True))
     if not trains and measure is None:
         raise UserError(f"{path} has train = False and no run(config, workdir): nothing would happen")
-    return Sweep(Path(path), config, runs, measure, trains)
+    return Sweep(Path(path), config, runs, measure, trains, module)
 
 
 def _run(base: str, common: Mapping[str, Any], overrides: Any) -> Run:

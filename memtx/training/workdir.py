@@ -60,7 +60,7 @@ def hold(workdir: Path) -> BaseFileLock:
 def write_atomic(path: Path, text: str) -> None:
     """The file has either its old content or all of the new, whatever happens."""
     part = _part(path)
-    with part.open("w") as file:
+    with part.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
