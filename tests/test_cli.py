@@ -55,6 +55,7 @@ def fails(capsys, *argv: str) -> str:
         (["generate", "--workdir=W"], "not the workdir of a run"),
         (["generate", "--workdir=W", "--temperature=-1"], "temperature must be"),
         (["generate", "--workdir=W", "--max_tokens=0"], "max_tokens"),
+        (["generate", "--workdir=W", "--beams=0"], "beams"),
         (["data", "--corpus=pycodes"], "did you mean pycode"),
         (["data", "--corpus=pycode", "--tokenizer=words"], "unknown tokenizer"),
     ],
@@ -139,3 +140,5 @@ def test_train_eval_and_generate_from_a_shell(tmp_path):
     text = memtx("generate", f"--workdir={workdir}", "--prompt=The", "--max_tokens=4", "--temperature=0")
     assert text.startswith("The")
     assert text == memtx("generate", f"--workdir={workdir}", "--prompt=The", "--max_tokens=4", "--temperature=0")
+    beams = memtx("generate", f"--workdir={workdir}", "--prompt=The", "--max_tokens=2", "--beams=2", "--stop=x", "--stop=y")
+    assert beams.startswith("The")
