@@ -57,7 +57,9 @@ def on_pretrained(backbone: str, memory: str, layers: str, attention: str, conte
             raise UserError(f"layers={layers}: {backbone} has the layers 0 to {len(own) - 1}")
         entries = [_with(memory, entry) if i in held else entry for i, entry in enumerate(entries)]
     changes["stacks"] = tuple(((entry,), len(list(run))) for entry, run in groupby(entries))
-    changes["memory"] = {name: {SIGHT[name]: int(context)} for name in (attention, memory) if name in SIGHT} | model.memory
+    changes["memory"] = {name: {SIGHT[name]: int(context)} for name in (attention, memory) if name in SIGHT} | dict(
+        model.memory
+    )
     if memory == "memorizing":
         changes["memory"]["memorizing"]["normalise"] = False  # queries and keys as the backbone knows them
     model = complete_model(dataclasses.replace(model, **changes))

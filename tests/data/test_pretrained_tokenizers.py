@@ -187,7 +187,7 @@ def test_a_tokenizer_that_does_not_belong_to_a_model_is_a_user_error():
 @pytest.mark.parametrize("file", ["tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "x.gguf"])
 def test_damaged_files_are_user_errors(tmp_path, file):
     (tmp_path / file).write_bytes(b"\x00{broken")
-    with pytest.raises(UserError, match=f"cannot read the tokenizer .*{file}"):
+    with pytest.raises(UserError, match=rf"{file}.*cannot|cannot read the tokenizer .*{file}"):
         tokenizers.pretrained(tmp_path / file if file.endswith("gguf") else tmp_path)
 
 
