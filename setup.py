@@ -4,12 +4,17 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+REPORT = ["jinja2>=3.1"]
+HF = ["safetensors>=0.5", "huggingface_hub>=0.30", "gguf>=0.10", "sentencepiece>=0.2", "protobuf", *REPORT]
+EVAL = ["sacrebleu>=2.4", "rouge-score>=0.1.2"]
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
+    "hf": HF,
+    "eval": EVAL,
     "sweep": ["submitit>=1.5"],
-    "report": ["jinja2>=3.1"],
-    "test": ["pytest>=8", "pytest-xdist", "submitit>=1.5", "jinja2>=3.1"],
+    "report": REPORT,
+    "test": ["pytest>=8", "pytest-xdist", "submitit>=1.5", *HF, *EVAL, *REPORT],
     "dev": ["ruff", "pyright", "pre-commit"],
 }
 

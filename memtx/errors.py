@@ -1,7 +1,9 @@
 """The one exception for what a user can put right: one line saying what is wrong and how to mend it."""
 
 import difflib
+import importlib
 from collections.abc import Iterable
+from types import ModuleType
 
 
 class UserError(Exception):
@@ -23,6 +25,14 @@ def positive(group, path: str, *names: str) -> None:
     for name in names:
         if getattr(group, name) < 1:
             raise UserError(f"{path}.{name} must be at least 1, not {getattr(group, name)}")
+
+
+def optional(module: str, extra: str = "hf") -> ModuleType:
+    """Import what memtx does without. UserError that names the extra if it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(f"this needs {module.partition('.')[0]}; install it with pip install 'memtx[{extra}]'") from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

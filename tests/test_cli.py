@@ -66,6 +66,7 @@ def fails(capsys, *argv: str) -> str:
         (["sweep", f"--sweep={SWEEP}", "--workdir=W", "--executor=slrum"], "did you mean slurm"),
         (["sweep", f"--sweep={SWEEP}", "--workdir=W", "--slurm=partition=gpu"], "--slurm is for --executor=slurm"),
         (["sweep", f"--sweep={SWEEP}", "--workdir=W", "--parallel=0"], "parallel"),
+        (["generate", "--workdir=W", "--beams=0"], "beams"),
         (["data", "--corpus=pycodes"], "did you mean pycode"),
         (["data", "--corpus=pycode", "--tokenizer=words"], "unknown tokenizer"),
     ],
@@ -150,3 +151,5 @@ def test_train_eval_and_generate_from_a_shell(tmp_path):
     text = memtx("generate", f"--workdir={workdir}", "--prompt=The", "--max_tokens=4", "--temperature=0")
     assert text.startswith("The")
     assert text == memtx("generate", f"--workdir={workdir}", "--prompt=The", "--max_tokens=4", "--temperature=0")
+    beams = memtx("generate", f"--workdir={workdir}", "--prompt=The", "--max_tokens=2", "--beams=2", "--stop=x", "--stop=y")
+    assert beams.startswith("The")

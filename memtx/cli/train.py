@@ -36,7 +36,7 @@ def act(values):
         console.print(f"stopped and saved at step {trained.step}; give the same command to go on")
         return
     picture = summarise(trained.evaluation, workdir, console)
-    if config.eval.sample_tokens:
+    if config.eval.sample_tokens and not config.model.output:
         from memtx.loading import load
 
         _write_sample(load(workdir), config, console)

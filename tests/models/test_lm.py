@@ -10,6 +10,7 @@ import pytest
 from memtx.config import Model
 from memtx.memory import MEMORIES
 from memtx.memory.base import segment
+from memtx.models import lm as models
 from memtx.models.lm import LM
 from tests.contract import distance
 
@@ -28,7 +29,7 @@ TOKENS = np.random.default_rng(0).integers(0, 11, (2, 8))
 
 
 def build(**changes) -> tuple[LM, dict]:
-    lm = LM(dataclasses.replace(MODEL, **changes))
+    lm = models.build(dataclasses.replace(MODEL, **changes))
     return lm, lm.init(jax.random.key(0))
 
 
@@ -137,7 +138,7 @@ def test_groups_have_parameters_of_their_own_and_patterns_follow_one_another():
     lm, params = build(stacks=((("window", "lstm"), 2), (("lstm",), 1)), memory={"window": WINDOW, "lstm": lstm})
     first, second = params["body"]["bodies"][0]["layers"], params["body"]["bodies"][1]["layers"]
     assert (len(first), len(second)) == (2, 1)
-    w = first[1]["memory"]["memories"][0]["h"]
+    w = first[1]["branches"][0]["memories"][0]["h"]
     assert w.shape == (2, lstm.hidden, 4 * lstm.hidden)
     assert (w[0] != w[1]).all()
     assert lm(params, TOKENS, lm.init_state(2))[0].shape == (2, 8, 11)
