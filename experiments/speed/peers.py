@@ -33,12 +33,16 @@ PEERS = {
         "ours: one per token, read as keys and values too, carried",
     ),
     "compressive": Peer(
-        "compressive-transformer-pytorch", 3.0, "package: stops training keys and values after its first compression; GRU gates off"
+        "compressive-transformer-pytorch",
+        3.0,
+        "package: stops training keys and values after its first compression; GRU gates off",
     ),
     "infini": Peer("infini-transformer-pytorch", 1.5, "package: the gate's sign"),
     "rmt": Peer("recurrent-memory-transformer-pytorch", 1.5, "package: read and write tokens differ; hyper-connections off"),
     "block_recurrent": Peer(
-        "block-recurrent-transformer-pytorch", 1.5, "package: memory of 512 before each block; ours: window of 768, as many keys in the mean"
+        "block-recurrent-transformer-pytorch",
+        1.5,
+        "package: memory of 512 before each block; ours: window of 768, as many keys in the mean",
     ),
     "product_key": Peer("product-key-memory", 1.5, "both without memory across segments"),
 }

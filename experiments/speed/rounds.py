@@ -77,7 +77,9 @@ def ratio(row: dict) -> str:
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}, {max(ratios):.2f})" if ratios else "no clean pair"
 
 
-def measure(args, jobs: dict[str, Job], settings: dict, summary: Callable[[list], dict], markdown: Callable[[dict], str]) -> None:
+def measure(
+    args, jobs: dict[str, Job], settings: dict, summary: Callable[[list], dict], markdown: Callable[[dict], str]
+) -> None:
     """Run all jobs, round by round; after each write the results so far and print the table."""
     cores = sorted(os.sched_getaffinity(0))
     machine = {"processor": platform.processor() or platform.machine(), "cores": cores, "threads": args.threads}
