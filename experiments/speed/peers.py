@@ -3,14 +3,16 @@
     python experiments/speed/peers.py --peers_python=PATH [--rounds=2] [--steps=3] [--models=memorizing,titans_mac,..]
 
 PATH is a Python with torch and the packages below. A step is two segments of every stream and one update; memory goes on from
-step to step as each package means it (torch_peers.py). How it is measured: rounds.py. Writes results/peers.json, prints the
-table.
+step to step as each package means it (torch_peers.py). How it is measured: rounds.py, mechanism by mechanism. Adds to
+results/peers.json and prints the table.
 """
 
+import json
 import sys
 from dataclasses import dataclass
 
-from rounds import arguments, measure, ratio, row, speed
+from clock import DISTURBED
+from rounds import arguments, machine, measure, ratio, row, speed, store
 
 
 @dataclass(frozen=True)
@@ -50,38 +52,37 @@ PEERS = {
 
 def main(args):
     options = {name: getattr(args, name) for name in ("batch", "segment", "segments", "steps", "threads")}
-    jobs = {}
+    table = json.loads(args.out.read_text()) if args.out.is_file() else {}
     for model in args.models:
-        jobs[model] = (sys.executable, "train_step.py", {"model": model, **options})
-        jobs[PEERS[model].package] = (args.peers_python, "torch_peers.py", {"model": model, **options})
+        package = PEERS[model].package
+        jobs = {
+            model: (sys.executable, "train_step.py", {"model": model, **options}),
+            package: (args.peers_python, "torch_peers.py", {"model": model, **options}),
+        }
+        for rounds in measure(jobs, args.rounds):
+            tokens = args.batch * args.segment * args.segments
+            ours, theirs = (row(rounds, name, package, tokens) for name in jobs)
+            version = rounds[0][package]["version"]
+            settings = {"machine": machine(args), "disturbed_above_cores": DISTURBED, **options}
+            table[model] = {"ours": ours, "theirs": theirs, "version": version, "settings": settings, "rounds": rounds}
+            store(args.out, table)
+        print(markdown({model: table[model]}), flush=True)
+    print(markdown(table))
 
-    def summary(rounds: list[dict]) -> dict:
-        tokens, table = args.batch * args.segment * args.segments, {}
-        for model in args.models:
-            package = PEERS[model].package
-            table[model] = {
-                "ours": row(rounds, model, package, tokens),
-                "theirs": row(rounds, package, package, tokens) | {"version": rounds[0][package]["version"]},
-            }
-        return {"table": table}
 
-    settings = {name: getattr(args, name) for name in ("batch", "segment", "segments")}
-    measure(args, jobs, settings, summary, markdown)
-
-
-def markdown(result: dict) -> str:
+def markdown(table: dict) -> str:
     lines = [
         "| mechanism | package | tokens/s (min, max) | the package's | ratio (min, max) | goal | peak MiB, the package's "
         "| parameters, the package's | clean samples | not alike |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for model, pair in result["table"].items():
+    for model, pair in table.items():
         ours, theirs, peer = pair["ours"], pair["theirs"], PEERS[model]
         both = (ours, theirs)
         peak = ", ".join(f"{side['peak_mib']:,.0f}" for side in both)
         params = ", ".join(f"{side['params'] / 1e6:.2f} M" for side in both)
         count = ", ".join(f"{side['samples']} of {side['samples'] + side['disturbed']}" for side in both)
-        cells = [model, f"{peer.package} {theirs['version']}", speed(ours), speed(theirs), ratio(ours), f"{peer.goal}"]
+        cells = [model, f"{peer.package} {pair['version']}", speed(ours), speed(theirs), ratio(ours), f"{peer.goal}"]
         lines.append(f"| {' | '.join([*cells, peak, params, count, peer.unlike])} |")
     return "\n".join(lines)
 

@@ -12,7 +12,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 from clock import DISTURBED
@@ -77,22 +77,24 @@ def ratio(row: dict) -> str:
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}, {max(ratios):.2f})" if ratios else "no clean pair"
 
 
-def measure(
-    args, jobs: dict[str, Job], settings: dict, summary: Callable[[list], dict], markdown: Callable[[dict], str]
-) -> None:
-    """Run all jobs, round by round; after each write the results so far and print the table."""
-    cores = sorted(os.sched_getaffinity(0))
-    machine = {"processor": platform.processor() or platform.machine(), "cores": cores, "threads": args.threads}
+def measure(jobs: dict[str, Job], count: int) -> Iterator[list[dict]]:
+    """Run all jobs, round by round; yields the rounds so far after each."""
     rounds = []
-    for number in range(args.rounds):
+    for number in range(count):
         results = {}
         for name in sorted(jobs, key=list(jobs).index, reverse=number % 2 == 1):
             results[name] = work(*jobs[name])
             if "samples" in results[name]:
                 print(f"round {number + 1}: {name}: {len(clean(results[name]))} clean samples", file=sys.stderr, flush=True)
         rounds.append(results)
-        settings = {**settings, "disturbed_above_cores": DISTURBED}
-        result = {"machine": machine, "settings": settings, **summary(rounds), "rounds": rounds}
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n")  # a run cut short leaves its results
-        print(f"after round {number + 1}\n{markdown(result)}", flush=True)
+        yield rounds
+
+
+def machine(args) -> dict:
+    cores = sorted(os.sched_getaffinity(0))
+    return {"processor": platform.processor() or platform.machine(), "cores": cores, "threads": args.threads}
+
+
+def store(path: Path, result: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")

@@ -12,7 +12,8 @@ the gradients of queries and of keys. A memory that gets no gradient costs no gr
 import statistics
 import sys
 
-from rounds import arguments, measure, ratio, row, speed
+from clock import DISTURBED
+from rounds import arguments, machine, measure, ratio, row, speed, store
 
 VOCAB, WIDTH, LAYERS, HEADS, HEAD_DIM, FF, MEMORY = 264, 256, 4, 4, 64, 704, 512
 
@@ -53,7 +54,11 @@ def main(args):
                 found["share_of_matmul"] = found["gflops"] / rate
         return {"matmul_gflops": rate, "table": table}
 
-    measure(args, jobs, {"batch": args.batch, "segment": args.segment}, summary, markdown)
+    settings = {"batch": args.batch, "segment": args.segment, "disturbed_above_cores": DISTURBED}
+    for rounds in measure(jobs, args.rounds):
+        result = {"machine": machine(args), "settings": settings, **summary(rounds), "rounds": rounds}
+        store(args.out, result)  # a run cut short leaves its results
+        print(f"after round {len(rounds)}\n{markdown(result)}", flush=True)
 
 
 def markdown(result: dict) -> str:

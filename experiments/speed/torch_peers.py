@@ -73,9 +73,12 @@ def titans_mac(args):
             **HEAD,
             "heads": HEADS,
             "qk_rmsnorm": True,
+            "default_step_transform_max_lr": 0.1,  # at its default of 1 the loss is NaN at the second step
             "default_model_kwargs": {"depth": 2, "expansion_factor": 2.0},
         },
     )
+    for p in model.parameters():
+        p.data = p.data.contiguous()  # some are views of one tensor, on which fused AdamW crashes
     return model, lambda text: model(text, return_loss=True)
 
 
