@@ -13,6 +13,11 @@ from functools import partial
 DISTURBED = 0.1  # cores; a sample during which other processes used more than this does not count
 
 
+def own_cores() -> list[int]:
+    """The cores that this process may run on."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
 def cores_cpu() -> float | None:
     """CPU seconds that all processes (and the hypervisor) have used since boot on the cores that this process may run on.
 
@@ -23,7 +28,7 @@ def cores_cpu() -> float | None:
             lines = [line.split() for line in stat if line.startswith("cpu")]
     except OSError:
         return None
-    ticks, mine = 0, {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    ticks, mine = 0, {f"cpu{core}" for core in own_cores()}
     for _, user, nice, system, _idle, _iowait, irq, softirq, steal, *_ in (line for line in lines if line[0] in mine):
         ticks += sum(map(int, (user, nice, system, irq, softirq, steal)))
     return ticks / os.sysconf("SC_CLK_TCK")

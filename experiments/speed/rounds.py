@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from clock import DISTURBED
+from clock import DISTURBED, own_cores
 
 HERE = Path(__file__).parent
 KEEP_PAGES = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}  # for torch
@@ -28,7 +28,7 @@ def arguments(doc: str | None, result: str, **defaults) -> argparse.ArgumentPars
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--segment", type=int, default=512)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=len(own_cores()))
     parser.add_argument("--out", type=Path, default=HERE / "results" / result)
     parser.set_defaults(**defaults)
     return parser
@@ -91,8 +91,7 @@ def measure(jobs: dict[str, Job], count: int) -> Iterator[list[dict]]:
 
 
 def machine(args) -> dict:
-    cores = sorted(os.sched_getaffinity(0))
-    return {"processor": platform.processor() or platform.machine(), "cores": cores, "threads": args.threads}
+    return {"processor": platform.processor() or platform.machine(), "cores": own_cores(), "threads": args.threads}
 
 
 def store(path: Path, result: dict) -> None:
