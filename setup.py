@@ -4,10 +4,17 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+REPORT = ["jinja2>=3.1"]
+HF = ["safetensors>=0.5", "huggingface_hub>=0.30", "gguf>=0.10", "sentencepiece>=0.2", "protobuf", *REPORT]
+EVAL = ["sacrebleu>=2.4", "rouge-score>=0.1.2"]
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
-    "test": ["pytest>=8", "pytest-xdist"],
+    "hf": HF,
+    "eval": EVAL,
+    "sweep": ["submitit>=1.5"],
+    "report": REPORT,
+    "test": ["pytest>=8", "pytest-xdist", "submitit>=1.5", *HF, *EVAL, *REPORT],
     "dev": ["ruff", "pyright", "pre-commit"],
 }
 
@@ -20,7 +27,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["memtx", "memtx.*"]),
-    package_data={"memtx": ["memory/cards/*.yaml", "py.typed"]},
+    package_data={"memtx": ["memory/cards/*.yaml", "reports/page.html", "py.typed"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12.8",
@@ -33,7 +40,7 @@ setup(
         "array-record>=0.8",
         "importlib_resources",  # tensorflow-datasets needs it and does not say so
         "tokenizers>=0.22",
-        "filelock>=3.10",
+        "filelock>=3.13",
         "rich>=13",
         "tensorboardX>=2.6",
         "matplotlib>=3.9",

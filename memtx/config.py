@@ -23,12 +23,17 @@ from memtx.errors import UserError, check_known, positive
 
 @dataclass(frozen=True)
 class Model:
-    """A decoder: stacks of (pattern of blocks, number of groups) between an embedding and a head; see memtx.patterns."""
+    """Stacks of (pattern of blocks, number of groups) between an embedding and a head; see memtx.patterns."""
 
     stacks: tuple[tuple[tuple[str, ...], int], ...] = ((("window",), 4),)
+    encoder: tuple[tuple[tuple[str, ...], int], ...] = ()  # stacks that read the source of an encoder-decoder
     body: str = ""  # a mechanism around the stacks, such as rmt
     head: str = ""  # a mechanism over the logits, such as knn_lm
+    output: str = ""  # in place of next tokens' logits: masked_lm | pooled | classes | span; see memtx.models.heads
+    pool: str = "cls"  # cls | mean: the one vector of a call, for pooled and classes
+    classes: int = 2
     memory: Mapping[str, Any] = field(default_factory=dict)  # settings by mechanism name: the config group `memory`
+    pretrained: str = ""  # begin with its weights: a folder, a .gguf file, smollm2, a name of the hub; see memtx.data.hub
     vocab_size: int = 0  # 0: the tokenizer's
     width: int = 128
     num_heads: int = 4
@@ -36,12 +41,22 @@ class Model:
     head_dim: int = 0  # 0: width / num_heads
     ff_dim: int = 0  # 0: 4 width, or 8/3 width for swiglu
     norm: str = "rms"  # rms | layer
-    activation: str = "swiglu"  # swiglu | gelu | relu
+    norm_epsilon: float = 1e-6
+    post_norm: bool = False  # x = norm(x + branch(x)), as in BERT, with no norm at the end
+    activation: str = "swiglu"  # swiglu | geglu | gelu | gelu_exact | relu
     position: str = "rope"  # rope | alibi | t5 | learned | none
     rope_base: float = 10_000.0
+    rope_scaling: tuple[float, ...] = ()  # Llama 3's (factor, low, high, length); see memtx.nn.positions
+    score_scale: float = 0.0  # of attention scores; 0: head_dim^-1/2; T5 has 1
     max_position: int = 8192  # of the learned table
+    token_types: int = 0  # BERT's learned table of the sentence that a token belongs to
+    embed_norm: bool = False  # as in BERT
     bias: bool = False
+    qkv_bias: bool = False  # of the maps to q, k and v alone, as in Qwen2
     tied: bool = True
+    embed_scale: float = 0.0  # of embedded tokens; 0: sqrt(width) if tied, else 1
+    logit_scale: float = 1.0  # tied T5 has width^-1/2
+    closed: bool = False  # memories added to a pretrained backbone begin as nothing: gains and gates at 0
     dropout: float = 0.0
     dtype: str = "float32"  # of activations; parameters and states are float32
     remat: bool = False
@@ -51,7 +66,7 @@ class Model:
 @dataclass(frozen=True)
 class Data:
     corpus: str = "pycode"  # pycode | books | speeches | textdir:PATH | tfds:NAME | task:NAME
-    tokenizer: str = "bytes"  # bytes | bpe:SIZE
+    tokenizer: str = "bytes"  # bytes | bpe:SIZE | pretrained:NAME
     segment: int = 128  # T, tokens of one call
     task: Any = field(default_factory=dict)  # settings of a task: its Config, by name in files
     curriculum: tuple = ()  # of a task: stages (steps, settings) that come before those of `task`
@@ -72,6 +87,7 @@ class Optim:
     clip: float = 1.0  # global norm; 0: none
     z_loss: float = 0.0
     label_smoothing: float = 0.0
+    train: str = ""  # a regex of the paths of parameters to train, the others stay as they are; "": all
 
 
 @dataclass(frozen=True)
@@ -147,7 +163,7 @@ def get_config(**groups) -> ml_collections.ConfigDict:
         values["data"]["task"] = _plain(complete_task(Data(**values["data"])).task)
     values["memory"] = {}
     model = values["model"]
-    for name in patterns.names(model["stacks"], model["body"], model["head"]):
+    for name in patterns.names([*model["stacks"], *model["encoder"]], model["body"], model["head"]):
         check_known(name, MEMORIES, "memory")
         values["memory"][name] = _plain(MEMORIES[name].Config(**settings.get(name, {})))
     config = ml_collections.ConfigDict(values, convert_dict=True)
@@ -237,23 +253,32 @@ def task_class(name: str):
 def complete_model(model: Model) -> Model:
     """Zeros replaced by what they stand for, and memory settings by each mechanism's own Config."""
     from memtx.memory import MEMORIES
+    from memtx.models.heads import OUTPUTS
+    from memtx.nn.mlp import ACTIVATIONS, GATED
 
-    stacks = tuple((tuple(pattern), groups) for pattern, groups in model.stacks)
+    stacks, encoder = (tuple((tuple(pattern), groups) for pattern, groups in part) for part in (model.stacks, model.encoder))
     memory = {}
-    named = patterns.names(stacks, model.body, model.head)
+    named = patterns.names(stacks + encoder, model.body, model.head)
     for name in [*model.memory, *named]:
         check_known(name, MEMORIES, "memory")
-    _check_sites(model, stacks, {name: MEMORIES[name].site for name in named})
+    _check_sites(model, stacks + encoder, {name: MEMORIES[name].site for name in named})
     for name in named:
         settings = model.memory.get(name, {})
         cls = MEMORIES[name].Config
         memory[name] = settings if isinstance(settings, cls) else to_dataclass(cls, settings, f"memory.{name}")
-    check_known(model.activation, ["swiglu", "gelu", "relu"], "model.activation")
+    inside = [MEMORIES[name] for name in patterns.names(stacks)] if model.body else []
+    if not all(getattr(cls, "causal", True) for cls in inside) and getattr(MEMORIES[model.body], "causal", True):
+        raise UserError(f"model.body={model.body} is for causal layers; around bidirectional ones set model.body=rmt_encoder")
+    if any(getattr(cls, "encoded", False) for cls in inside):
+        raise UserError(f"model.body={model.body} clears what its layers remember, and so what cross-attention reads")
+    check_known(model.activation, ACTIVATIONS, "model.activation")
     check_known(model.norm, ["rms", "layer"], "model.norm")
     check_known(model.position, ["rope", "alibi", "t5", "learned", "none"], "model.position")
     check_known(model.dtype, ["float32", "bfloat16", "float16"], "model.dtype")
-    positive(model, "model", "width", "num_heads", "max_position")
-    if not stacks or any(not pattern or groups < 1 for pattern, groups in stacks):
+    positive(model, "model", "width", "num_heads", "max_position", "classes")
+    check_known(model.output, ["", *OUTPUTS], "model.output")
+    check_known(model.pool, ["cls", "mean"], "model.pool")
+    if not stacks or any(not pattern or groups < 1 for pattern, groups in stacks + encoder):
         raise UserError("model.stacks needs at least one (pattern, groups), each with a name and groups >= 1")
     if not model.head_dim and model.width % model.num_heads:
         raise UserError(f"model.num_heads={model.num_heads} does not divide model.width={model.width}; or set model.head_dim")
@@ -262,9 +287,13 @@ def complete_model(model: Model) -> Model:
         raise UserError(f"model.num_kv_heads={kv_heads} does not divide model.num_heads={model.num_heads}")
     if model.position == "rope" and head_dim % 2:
         raise UserError(f"rope needs an even head_dim, not {head_dim}; change model.width, model.num_heads or model.head_dim")
-    gated = model.activation == "swiglu"
+    if len(model.rope_scaling) not in (0, 4):
+        raise UserError(f"model.rope_scaling is (factor, low, high, length) or (), not {model.rope_scaling}")
+    gated = model.activation in GATED
     ff_dim = model.ff_dim or (-(-8 * model.width // 24) * 8 if gated else 4 * model.width)
-    return dataclasses.replace(model, stacks=stacks, memory=memory, num_kv_heads=kv_heads, head_dim=head_dim, ff_dim=ff_dim)
+    embed_scale = model.embed_scale or (model.width**0.5 if model.tied else 1.0)
+    sizes = {"num_kv_heads": kv_heads, "head_dim": head_dim, "ff_dim": ff_dim, "embed_scale": embed_scale}
+    return dataclasses.replace(model, stacks=stacks, encoder=encoder, memory=memory, **sizes)
 
 
 def _check_sites(model: Model, stacks, site: Mapping[str, str]) -> None:
@@ -273,13 +302,12 @@ def _check_sites(model: Model, stacks, site: Mapping[str, str]) -> None:
         if name and site[name] != at:
             raise UserError(f"model.{at}={name} cannot be: {name} has its place in model.stacks")
     for entry in (entry for pattern, _ in stacks for entry in pattern):
-        memory, feed_forward = patterns.parse(entry)
-        for name in memory.names:
-            if site[name] in ("body", "head"):
-                raise UserError(f"{name} cannot stand in model.stacks; set model.{site[name]}={name}")
-        for name in feed_forward.names if feed_forward else ():
-            if site[name] != "residual":
-                raise UserError(f"{name} cannot stand in place of the MLP in {entry!r}: its site is {site[name]}")
+        for branch in patterns.parse(entry):
+            for name in branch.names:
+                if site.get(name) in ("body", "head"):
+                    raise UserError(f"{name} cannot stand in model.stacks; set model.{site[name]}={name}")
+            if branch.gated and model.closed:
+                raise UserError(f"{entry!r}: a gate between memories begins half open; with model.closed write + for *")
 
 
 def to_json(config: Config) -> dict:

@@ -1,6 +1,9 @@
 """The one exception for what a user can put right: one line saying what is wrong and how to mend it."""
 
 import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
 
 
 class UserError(Exception):
@@ -22,3 +25,19 @@ def positive(group, path: str, *names: str) -> None:
     for name in names:
         if getattr(group, name) < 1:
             raise UserError(f"{path}.{name} must be at least 1, not {getattr(group, name)}")
+
+
+def optional(module: str, extra: str = "hf") -> ModuleType:
+    """Import what memtx does without. UserError that names the extra if it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(f"this needs {module.partition('.')[0]}; install it with pip install 'memtx[{extra}]'") from error
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """For the end of a message about one of many names: "; the nearest: a, b, c", or some of them if none is near."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    shown = near or names[:3]
+    return f"; {'the nearest' if near else 'there are'}: {', '.join(shown)}" if names else ""

@@ -1,23 +1,30 @@
-"""A trained model from its workdir."""
+"""A model to use: a trained one from its workdir, or a pretrained one by its name."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import jax
 
-from memtx.config import Config, configure
+from memtx.config import Config, Data, configure
 from memtx.data import tokenizers
+from memtx.data.hub import PACKAGED, find
 from memtx.data.tokenizers import Tokenizer
+from memtx.data.tokenizers.vocabularies import check_fits
 from memtx.errors import UserError
+from memtx.models import pretrained
 from memtx.models.lm import LM, LMState, Params, build
 from memtx.training.checkpoint import read_meta, restore
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """lm, its params, the memory of the training streams as `state`, the tokenizer, the config, and the step they are of."""
+    """lm, its params, a memory as `state`, the tokenizer, the config, and the step they are of.
+
+    The state is that of the training streams, or of a pretrained model empty for one stream.
+    """
 
     lm: LM
     params: Params
@@ -27,9 +34,30 @@ class Loaded:
     step: int
 
 
-def load(workdir: str | Path) -> Loaded:
-    """The newest sound checkpoint in a workdir, on the first device. Raises UserError if there is none."""
-    workdir = Path(workdir)
+def load(source: str | Path, *, context: int = pretrained.CONTEXT, **changes) -> Loaded:
+    """The newest sound checkpoint of a workdir, or a pretrained model, on the first device.
+
+    source: a workdir; or a Hugging Face folder (safetensors), a .gguf file, "smollm2" or "minilm", which packages carry, or
+    a name of the hub. context: tokens that a pretrained model's full attention keeps, at most its own. changes: of its
+    settings, such as output="classes", classes=3; what is then new is drawn at random. Raises UserError.
+    """
+    name, path = str(source), Path(source)
+    if name in PACKAGED or not path.is_dir() or "model_type" in _config(path):
+        return _pretrained(name, context, changes)
+    if changes:
+        raise UserError(f"{path} is the workdir of a run, whose settings cannot be changed: {', '.join(changes)}")
+    return load_run(path)
+
+
+def _config(folder: Path) -> dict:
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def load_run(workdir: Path) -> Loaded:
+    """Of a workdir."""
     if not (workdir / "config.json").exists():
         raise UserError(f"{workdir} is not the workdir of a run (it has no config.json); train one with memtx train")
     config = configure(read_meta(workdir)["config"])
@@ -38,3 +66,12 @@ def load(workdir: str | Path) -> Loaded:
     memory = jax.eval_shape(lambda: lm.init_state(config.train.batch))
     restored = restore(workdir, params=lm.abstract_params, memory=memory)
     return Loaded(lm, restored.params, restored.memory, tokenizer, config, restored.step)
+
+
+def _pretrained(name: str, context: int, changes: dict) -> Loaded:
+    config = Config(model=pretrained.settings(name, context=context, **changes), data=Data(tokenizer=f"pretrained:{name}"))
+    tokenizer = tokenizers.pretrained(find(name, config.data.cache))
+    check_fits(tokenizer, config.model.vocab_size)
+    lm = build(config.model)
+    params = pretrained.load_params(lm, jax.random.key(config.seed), cache=config.data.cache)
+    return Loaded(lm, params, lm.init_state(1), tokenizer, config, 0)

@@ -21,7 +21,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from memtx import patterns
-from memtx.config import Model
+from memtx.config import Model, complete_model
 from memtx.memory import MEMORIES
 from memtx.memory.base import Dims, Segment, batch_axes, reset, segment
 from memtx.models.body import body, hand_out, shared
@@ -76,7 +76,8 @@ class Case:
         around = {self.cls.site: self.name} if self.cls.site in ("body", "head") else {}
         inner = {name: MEMORIES[name].tiny[0] for name in patterns.names([((entry,), 1)]) if name != self.name}
         sizes = {field.name: getattr(self.dims, field.name) for field in dataclasses.fields(Dims)}
-        return Model(stacks=(((entry,), 1),), memory={self.name: self.config, **inner}, ff_dim=16, **around, **sizes)
+        memory = {self.name: self.config, **inner}
+        return complete_model(Model(stacks=(((entry,), 1),), memory=memory, ff_dim=16, **around, **sizes))
 
     @cached_property
     def layer(self):
@@ -97,6 +98,19 @@ class Case:
         """False for a table of parameters, which keeps nothing from what it reads."""
         return bool(jax.tree.leaves(self.axes))
 
+    @property
+    def causal(self) -> bool:
+        return getattr(self.cls, "causal", True)
+
+    @property
+    def encoded(self) -> bool:
+        return getattr(self.cls, "encoded", False)
+
+    @property
+    def keeps_x(self) -> bool:
+        """Whether what it reads goes into its state."""
+        return self.remembers and not self.encoded
+
     def init_state(self):
         return place(self.layer.init_state(BATCH), self.axes)
 
@@ -105,7 +119,8 @@ class Case:
         graph, abstract = nnx.split(self.layer)
         nnx.replace_by_pure_dict(abstract, params)
         layer = nnx.merge(graph, abstract)
-        return layer(x, reset(layer, state, seg.reset_B), seg.replace(token_BT=token(x)))
+        given = {**source(x, seg), **seg.shared} if self.encoded else seg.shared
+        return layer(x, reset(layer, state, seg.reset_B), seg.replace(token_BT=token(x), shared=given))
 
     @cached_property
     def jitted(self):
@@ -161,6 +176,12 @@ def token(x):
     """Ids from the first numbers of x, so that what moves x moves them; tests/golden/base.py does the same in numpy."""
     first_BT = jax.tree.leaves(x)[0].astype(jnp.float32).reshape(*jax.tree.leaves(x)[0].shape[:2], -1)[..., 0]
     return jnp.floor(first_BT * 8).astype(jnp.int32) % DIMS.vocab_size
+
+
+def source(x_BTD, seg: Segment) -> dict:
+    """What an encoder would give: in the rows that are at a document's start, three vectors made of its first token."""
+    h_BSD = jnp.stack([jnp.roll(x_BTD[:, 0], s, -1) for s in (1, 2, 3)], 1)
+    return {"encoded/h": h_BSD, "encoded/length": jnp.where(seg.position_BT[:, 0] == 0, 3, 0) * (seg.length_B > 0)}
 
 
 @functools.cache

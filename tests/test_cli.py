@@ -14,6 +14,7 @@ from memtx.models.listing import table
 from tests.runs import write_texts
 
 ROOT = Path(__file__).parents[1]
+SWEEP = "experiments/mechanisms/sweep.py"
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +56,17 @@ def fails(capsys, *argv: str) -> str:
         (["generate", "--workdir=W"], "not the workdir of a run"),
         (["generate", "--workdir=W", "--temperature=-1"], "temperature must be"),
         (["generate", "--workdir=W", "--max_tokens=0"], "max_tokens"),
+        (["plan", "--config=configs/lm.py", "--match=parms=1"], "did you mean params"),
+        (["sweep"], "--sweep is missing"),
+        (["sweep", "--sweep=none.py", "--workdir=W"], "no sweep file"),
+        (["sweep", "--sweep=configs/lm.py", "--workdir=W"], "no sweep file: it needs"),
+        (["sweep", f"--sweep={SWEEP}"], "--workdir is missing"),
+        (["sweep", f"--sweep={SWEEP}", "--workdir=W", "--only=none"], "no run of"),
+        (["sweep", f"--sweep={SWEEP}", "--workdir=W", "--run=none"], "unknown run"),
+        (["sweep", f"--sweep={SWEEP}", "--workdir=W", "--executor=slrum"], "did you mean slurm"),
+        (["sweep", f"--sweep={SWEEP}", "--workdir=W", "--slurm=partition=gpu"], "--slurm is for --executor=slurm"),
+        (["sweep", f"--sweep={SWEEP}", "--workdir=W", "--parallel=0"], "parallel"),
+        (["generate", "--workdir=W", "--beams=0"], "beams"),
         (["data", "--corpus=pycodes"], "did you mean pycode"),
         (["data", "--corpus=pycode", "--tokenizer=words"], "unknown tokenizer"),
     ],
@@ -139,3 +151,5 @@ def test_train_eval_and_generate_from_a_shell(tmp_path):
     text = memtx("generate", f"--workdir={workdir}", "--prompt=The", "--max_tokens=4", "--temperature=0")
     assert text.startswith("The")
     assert text == memtx("generate", f"--workdir={workdir}", "--prompt=The", "--max_tokens=4", "--temperature=0")
+    beams = memtx("generate", f"--workdir={workdir}", "--prompt=The", "--max_tokens=2", "--beams=2", "--stop=x", "--stop=y")
+    assert beams.startswith("The")

@@ -45,6 +45,7 @@ def test_an_int_passes_for_a_float_but_not_the_other_way():
         ({"model": {"num_kv_heads": 3}}, "num_kv_heads=3 does not divide"),
         ({"model": {"width": 12}}, "even head_dim"),
         ({"model": {"activation": "gelux"}}, "did you mean gelu"),
+        ({"model": {"rope_scaling": (8.0,)}}, "rope_scaling is"),
         ({"train": {"batch": 6, "accumulate": 4}}, "accumulate=4 does not divide train.batch=6"),
         ({"train": {"steps": 0}}, "train.steps must be at least 1"),
         ({"optim": {"name": "adam"}}, "did you mean adamw"),

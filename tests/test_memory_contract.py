@@ -3,6 +3,9 @@
 C1 parity with independent float64 numpy   C2 cuts do not matter   C3 causality          C4 rows are isolated
 C5 an empty memory reads nothing           C6 exact truncation     C7 save and restore   C8 bfloat16
 C9 eight devices == one                    C10 declared bytes      and the same once through a whole language model
+
+What is not causal (an encoder's attention) is a function of one call: where C2 and C3 cut a text, or hide what comes after,
+it is tested to depend on just that.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from memtx.models.lm import LM
 from tests.contract import BATCH, DIMS, Case, at, distance, mesh, place, rows_differ
 from tests.golden import make
 
-EXACT, MOVED = 2e-5, 1e-3  # float32 rounding; what a control must at least change
+EXACT, MOVED = 3e-5, 1e-3  # float32 rounding; what a control must at least change
 CARDS = Path(memtx.memory.__file__).parent / "cards"
 
 
@@ -122,12 +125,12 @@ ODD = [1, 7, 3, 1, 4]
 @pytest.mark.parametrize("cuts", [[4] * 4, [1] * 16, ODD], ids=["segments", "tokens", "odd"])
 def test_c2_cuts_do_not_matter(case, cuts):
     x = case.x(0)
-    assert distance(case.run(x, cuts), case.run(x, [16])) <= EXACT
+    assert (distance(case.run(x, cuts), case.run(x, [16])) <= EXACT) == case.causal
 
 
 def test_c2_control_every_part_of_the_state_is_carried(case):
     x, fresh = case.x(0), jax.tree.leaves(case.init_state())
-    whole = case.run(x, [16])
+    whole = case.run(x, ODD)
 
     def wipe(i, state):
         leaves, tree = jax.tree.flatten(state)
@@ -140,6 +143,8 @@ def test_c2_control_every_part_of_the_state_is_carried(case):
 @pytest.mark.parametrize("time", [4, pytest.param(7, marks=pytest.mark.thorough)])
 def test_c2_rows_out_of_step(case, time):
     """Ragged calls, padded with large junk; each row begins a second document in the middle of everything."""
+    if not case.causal:
+        pytest.skip("cuts matter to it")
     x, second = case.x(0), np.array([5, 3, 9, 14])
     y_first, _ = case.call(x, case.init_state(), at(0, 16, second))
     shifted = jax.tree.map(lambda a: jnp.stack([jnp.roll(a[row], -n, 0) for row, n in enumerate(second)]), x)
@@ -183,6 +188,19 @@ def take_padded(a, start_B, length_B, time: int):
     return out
 
 
+def test_c2_padding_is_not_seen(case):
+    x, state, length = case.x(1, 7), case.warm(), np.array([5, 7, 1, 3])
+    seg = at([7, 4, 6, 5], 7, length)
+    padding = np.arange(7) >= length[:, None]
+    junk = jax.tree.map(lambda a: jnp.where(padding.reshape(BATCH, 7, *[1] * (a.ndim - 2)), 50.0, a), x)
+    (y, after), (other, same) = case.call(x, state, seg), case.call(junk, state, seg)
+    for row, n in enumerate(length):
+        assert distance(other[row, :n], y[row, :n]) <= EXACT
+    assert distance(same, after) <= EXACT
+    other, _ = case.call(junk, state, at([7, 4, 6, 5], 7))  # control: the same as real tokens
+    np.testing.assert_array_equal(rows_differ(y, other), length < 7)
+
+
 # --- C3, C4, C5 -------------------------------------------------------------------------------------------------------------
 
 
@@ -191,7 +209,7 @@ def test_c3_the_past_does_not_see_the_future(case, time, t):
     x, state, start = case.x(1, time), case.warm(), [7, 4, 6, 5]
     moved = jax.tree.map(lambda a: a.at[:, t].add(1.0), x)
     y, other = (np.asarray(case.call(a, state, at(start, time))[0]) for a in (x, moved))
-    np.testing.assert_array_equal(y[:, :t], other[:, :t])
+    assert not rows_differ(y[:, :t], other[:, :t]).any() if case.causal else rows_differ(y[:, :t], other[:, :t]).all()
     assert rows_differ(y[:, t:], other[:, t:]).all()  # control
 
 
@@ -201,7 +219,7 @@ def test_c4_rows_are_isolated(case):
     before, after = (case.call(a, state, at(start, 7)) for a in (x, moved))
     only_third = [False, False, True, False]  # the third is the control
     np.testing.assert_array_equal(rows_differ(before[0], after[0]), only_third)
-    np.testing.assert_array_equal(rows_differ(before[1], after[1], case.axes), np.array(only_third) & case.remembers)
+    np.testing.assert_array_equal(rows_differ(before[1], after[1], case.axes), np.array(only_third) & case.keeps_x)
 
 
 def test_c4_a_reset_row_is_a_fresh_row_and_others_stay(case):
@@ -245,7 +263,7 @@ def test_c5_rows_without_a_token_stay_as_they_are(case):
     for state in (case.init_state(), case.warm()):
         y, after = case.call(x, state, at([7, 4, 6, 5], 7, [0, 7, 0, 2]))
         assert np.isfinite(np.asarray(y)).all()
-        np.testing.assert_array_equal(rows_differ(after, state, case.axes), np.array([0, 1, 0, 1], bool) & case.remembers)
+        np.testing.assert_array_equal(rows_differ(after, state, case.axes), np.array([0, 1, 0, 1], bool) & case.keeps_x)
 
 
 # --- C6 -------------------------------------------------------------------------------------------------------------------
@@ -278,7 +296,7 @@ def test_c6_truncation_is_exact_in_depth(case):
     p, q = np.indices((4, 4))
     same_block = p // 2 == q // 2
     assert (truncated[(q > p) | ~same_block] == 0).all()
-    if not (case.remembers and getattr(case.cls, "gradient", True)):
+    if not (case.keeps_x and getattr(case.cls, "gradient", True)):
         assert (whole[q != p] == 0).all()
         assert (whole[q == p] > 1e-6).all()  # control
         return
@@ -289,6 +307,8 @@ def test_c6_truncation_is_exact_in_depth(case):
 @pytest.mark.thorough
 def test_c6_gradients_do_not_depend_on_cuts(case):
     """One call of 15 tokens, or five of three, out of step with boundaries of the mechanism's own."""
+    if not case.causal:
+        pytest.skip("cuts matter to it")
 
     def loss(params, x, time):
         def step(state, inputs):
@@ -454,12 +474,12 @@ def test_language_model_goes_on_and_begins_anew(case, monkeypatch):
 
     fresh = place(lm.init_state(BATCH), batch_axes(lm.init_state))
     whole = run(token, fresh, [16])
-    assert distance(run(token, fresh, [4] * 4), whole) <= EXACT
+    assert (distance(run(token, fresh, [4] * 4), whole) <= EXACT) == case.causal
     row = np.arange(BATCH) == 1
     position = np.where(row, 0, 16)[:, None] + np.arange(16)
     again, _ = run(token, whole[1], [16], [place(segment(position, reset_B=row))])
     assert distance(again[1], whole[0][1]) <= EXACT
-    if case.remembers:
+    if case.keeps_x:
         assert all(distance(again[i], whole[0][i]) > MOVED for i in (0, 2, 3))  # control: rows that were not reset remember
     if mesh():
         assert gathers(call.lower(params, place(token[:, :4]), fresh).compile().as_text()) == []

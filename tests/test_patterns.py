@@ -1,5 +1,7 @@
 """What stands in a block, by config: mechanisms side by side, in the MLP's place, around the body and over the logits."""
 
+import re
+import zlib
 from functools import partial
 
 import jax
@@ -13,7 +15,6 @@ from memtx.memory import MEMORIES
 from memtx.memory.base import Dims, segment
 from memtx.models.block import Branch
 from memtx.models.lm import build
-from memtx.patterns import Side
 
 SIZES = {"width": 16, "num_heads": 2, "ff_dim": 32, "vocab_size": 11}
 TOKEN = np.random.default_rng(0).integers(0, 11, (2, 8))
@@ -25,14 +26,21 @@ def logits(entry: str, change=lambda params: params):
     return params, lm(params, TOKEN, lm.init_state(2))[0]
 
 
-def test_an_entry_names_both_sides_of_a_block():
-    assert patterns.parse("window") == (Side(("window",)), None)
-    assert patterns.parse("window+lstm") == (Side(("window", "lstm")), None)
-    assert patterns.parse("window*lstm/gru") == (Side(("window", "lstm"), gated=True), Side(("gru",)))
-    assert patterns.names([(("window+lstm", "window/gru"), 2)], "", "full") == ["window", "lstm", "gru", "full"]
+def first_branch(params) -> dict:
+    return params["body"]["bodies"][0]["layers"][0]["branches"][0]
 
 
-@pytest.mark.parametrize("entry", ["", "window/", "window+", "window+lstm*gru", "window/lstm/gru"])
+def test_an_entry_names_the_branches_of_a_block():
+    mlp = patterns.Branch(("mlp",))
+    assert patterns.parse("window") == (patterns.Branch(("window",)), mlp)
+    assert patterns.parse("window+lstm") == (patterns.Branch(("window", "lstm")), mlp)
+    assert patterns.parse("window*lstm/gru") == (patterns.Branch(("window", "lstm"), gated=True), patterns.Branch(("gru",)))
+    assert patterns.parse("window/lstm/mlp") == (patterns.Branch(("window",)), patterns.Branch(("lstm",)), mlp)
+    assert patterns.parse("window+mlp") == (patterns.Branch(("window", "mlp")),)
+    assert patterns.names([(("window+lstm", "window/gru/mlp"), 2)], "", "full") == ["window", "lstm", "gru", "full"]
+
+
+@pytest.mark.parametrize("entry", ["", "window/", "window+", "window+lstm*gru", "/mlp"])
 def test_what_cannot_be_read_is_one_line(entry):
     with pytest.raises(UserError, match="cannot read"):
         patterns.parse(entry)
@@ -40,7 +48,7 @@ def test_what_cannot_be_read_is_one_line(entry):
 
 def test_memories_side_by_side_are_added():
     def silence(params, *names):
-        branch = params["body"]["bodies"][0]["layers"][0]["memory"]
+        branch = first_branch(params)
         for path, leaf in list(branch.items()):
             branch[path] = jax.tree.map(lambda a: a * 0, leaf) if path in names else leaf
         return params
@@ -65,21 +73,21 @@ def test_a_gate_begins_as_the_mean():
 def test_a_gate_chooses():
     def gate(to: float):
         def change(params):
-            branch = params["body"]["bodies"][0]["layers"][0]["memory"]
+            branch = first_branch(params)
             branch["gate"]["w"] = branch["gate"]["w"] + np.array([to, -to])
             return params
 
         return change
 
     params, mean = logits("window*lstm")
-    assert (params["body"]["bodies"][0]["layers"][0]["memory"]["gate"]["w"] == 0).all()
+    assert (first_branch(params)["gate"]["w"] == 0).all()
     assert np.abs(mean - logits("window*lstm", gate(3.0))[1]).max() > 1e-3
 
 
 def test_a_memory_in_place_of_the_mlp_has_its_state_there():
     lm = build(get_config(model={"stacks": ((("window/lstm",), 1),), **SIZES}))
     params = lm.init(jax.random.key(0))
-    assert "up" not in params["body"]["bodies"][0]["layers"][0]["mlp"]
+    assert len(params["body"]["bodies"][0]["layers"][0]["branches"]) == 2
     _, state = lm(params, TOKEN, lm.init_state(2))
     (_, (cell,)) = state.body[0][0]
     assert np.abs(cell.h_BE).max() > 1e-3
@@ -88,7 +96,7 @@ def test_a_memory_in_place_of_the_mlp_has_its_state_there():
 @pytest.mark.parametrize(
     ("model", "line"),
     [
-        ({"stacks": ((("lstm/window",), 1),)}, "window cannot stand in place of the MLP"),
+        ({"stacks": ((("window*lstm",), 1),), "closed": True}, "with model.closed write"),
         ({"body": "window"}, "model.body=window cannot be"),
         ({"head": "lstm"}, "model.head=lstm cannot be"),
     ],
@@ -105,3 +113,39 @@ def test_memories_of_a_body_or_head_do_not_stand_in_stacks(monkeypatch):
     monkeypatch.setitem(MEMORIES, "around", Around)
     with pytest.raises(UserError, match="around cannot stand in model.stacks; set model.body=around"):
         build(get_config(model={**SIZES, "stacks": ((("around",), 1),)}))
+
+
+@pytest.mark.parametrize(
+    ("entry", "plain"),
+    [("full+lstm", "full"), ("full/lstm/mlp", "full"), ("full+window", "full"), ("full/mlp+lstm", "full/mlp")],
+)
+def test_what_is_added_to_a_backbone_begins_as_nothing_and_learns(entry, plain):
+    def read(entry, closed):
+        lm = build(get_config(model={"stacks": (((entry,), 2),), "closed": closed, **SIZES}))
+        params = same(lm.abstract_params)
+        return lm, params, lm(params, TOKEN, lm.init_state(2))[0]
+
+    lm, params, with_memory = read(entry, closed=True)
+    np.testing.assert_array_equal(with_memory, read(plain, closed=True)[2])
+    assert np.abs(with_memory - read(entry, closed=False)[2]).max() > 1e-3  # control
+    grads = jax.grad(lambda p: jax.nn.logsumexp(lm(p, TOKEN, lm.init_state(2))[0], -1).sum())(params)
+    gains = {path: leaf for path, leaf in leaves(grads).items() if path.endswith("gain")}
+    assert gains
+    assert all(np.abs(leaf).min() > 0 for leaf in gains.values())
+
+
+def same(shapes):
+    """Parameters that depend on their place, but not on which branch of a block that is."""
+
+    def leaf(path, shape):
+        name = re.sub(r"branches/\d", "", "/".join(str(key.key) for key in path))
+        if name.endswith(("gain", "scale")):
+            return np.full(shape.shape, float(name.endswith("scale")), np.float32)
+        return np.random.default_rng(zlib.crc32(name.encode())).normal(0, 0.2, shape.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+def leaves(tree) -> dict:
+    found, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {"/".join(str(key.key) for key in path): leaf for path, leaf in found}

@@ -67,12 +67,13 @@ class Evaluation:
     wiped: Perplexity
 
     def metrics(self) -> dict[str, float]:
-        return {
-            "eval/bits_per_byte": self.carried.bits_per_byte,
-            "eval/bits_per_byte_wiped": self.wiped.bits_per_byte,
-            "eval/perplexity": self.carried.perplexity,
-            "eval/perplexity_wiped": self.wiped.perplexity,
-        }
+        """Over all, and the loss of each slice by position: position=1 is a document's first token."""
+        found = {}
+        for p, suffix in ((self.carried, ""), (self.wiped, "_wiped")):
+            found |= {f"eval/{name}{suffix}": getattr(p, name) for name in ("bits_per_byte", "perplexity")}
+            slices = zip(p.position, p.loss_by_position, strict=True)
+            found |= {f"eval/loss{suffix}/position={round(middle + 1)}": loss for middle, loss in slices}
+        return found
 
 
 def make_evaluator(lm: LM, bytes_V: np.ndarray, layout: Layout):

@@ -20,7 +20,7 @@ from memtx.data.streams import Batch
 from memtx.data.tasks.base import Example
 from memtx.memory.base import Segment
 from memtx.models.lm import LM
-from memtx.training.losses import token_nll
+from memtx.training.losses import at_each_place, token_nll
 from memtx.training.sharding import Layout
 
 
@@ -68,6 +68,7 @@ def make_recall(lm: LM, examples: Sequence[Example], layout: Layout):
             reset_B = jnp.ones_like(part.reset_BP) if wiped else part.reset_BP
             seg = Segment(part.position_BPT, part.length_BP, reset_B, part.source_BP)
             logits, memory = lm(params, part.token_BPT, memory, seg)
+            logits = at_each_place(logits, part.target_BPT.shape[1])
             new.append(memory)
             right.append(logits.argmax(-1) == part.target_BPT)
             nll.append(token_nll(logits, part.target_BPT)[0])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from memtx.config import Mesh
 from memtx.errors import UserError
-from memtx.loading import load
+from memtx.loading import load_run
 from memtx.training.sharding import Layout
 from memtx.training.source import Result, source
 
@@ -25,7 +25,7 @@ def evaluate_run(
 
     segments: of text; 0 reads all of it. examples: of a task, how many. task: settings in which it differs from `data.task`.
     """
-    run = load(workdir)
+    run = load_run(Path(workdir))
     if (segments if run.config.data.corpus.startswith("task:") else examples or task) is not None:
         raise UserError(
             f"{workdir} is a run of {run.config.data.corpus}: --segments is for text, --examples and --task for tasks"

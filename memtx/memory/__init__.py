@@ -2,8 +2,10 @@
 contract tests."""
 
 from memtx.memory.armt import ARMT
+from memtx.memory.bidirectional import Bidirectional
 from memtx.memory.block_recurrent import BlockRecurrent
 from memtx.memory.compressive import Compressive
+from memtx.memory.cross import Cross
 from memtx.memory.delta import KDA, DeltaNet, GatedDeltaNet
 from memtx.memory.engram import Engram
 from memtx.memory.full import Full
@@ -14,7 +16,7 @@ from memtx.memory.linear import GLA, LinearAttention, RetNet
 from memtx.memory.memorizing import Memorizing
 from memtx.memory.product_keys import PEER, MemoryPlus, ProductKey
 from memtx.memory.recurrent import GRU, LSTM
-from memtx.memory.rmt import RMT
+from memtx.memory.rmt import RMT, RMTEncoder
 from memtx.memory.sink import Sink
 from memtx.memory.titans_blocks import MAC, MAG, MAL
 from memtx.memory.ttt import TTTMLP, TTTLinear
@@ -33,6 +35,7 @@ MEMORIES = {
     "infini": Infini,
     "landmark": Landmark,
     "rmt": RMT,
+    "rmt_encoder": RMTEncoder,
     "armt": ARMT,
     "block_recurrent": BlockRecurrent,
     "linear_attention": LinearAttention,
@@ -50,5 +53,7 @@ MEMORIES = {
     "memory_plus": MemoryPlus,
     "peer": PEER,
     "engram": Engram,
+    "cross": Cross,
+    "bidirectional": Bidirectional,
     "knn_lm": KNNLM,
 }

@@ -32,7 +32,7 @@ def pytree(cls):
 class Segment:
     """One time step of B parallel streams: T >= 1 tokens each, real tokens first, padding after.
 
-    position_BT  int32, place of each token in its document
+    position_BT  int32, place of each token in its document; those of one call follow one another
     length_B     int32, how many of the T tokens are real
     reset_B      bool, a new document begins at this call's first token: the row's state is cleared before anything is read
     source_B     int32, id of the document, kept as provenance of what is written
@@ -88,7 +88,9 @@ class Dims:
     """The static sizes that a layer is built for, and how it tells positions apart.
 
     position: "rope", "alibi", "t5", or "none" (also for learned positions, which the embedding adds).
+    score_scale: of attention scores; 0: head_dim^-1/2. Mechanisms read it as `scale`.
     vocab_size: for what stores or hashes tokens.
+    closed: what a memory adds to attention begins as exactly nothing, since it stands in a pretrained backbone.
     """
 
     width: int
@@ -97,21 +99,35 @@ class Dims:
     head_dim: int
     position: str = "rope"
     rope_base: float = 10_000.0
+    rope_scaling: tuple[float, ...] = ()
+    score_scale: float = 0.0
     vocab_size: int = 0
+    closed: bool = False
+
+    @property
+    def scale(self) -> float:
+        """What q k is multiplied by."""
+        return self.score_scale or self.head_dim**-0.5
+
+    def gate(self, b: Array) -> Array:
+        """How much a memory counts beside attention: sigmoid(b), or closed tanh(b), which is 0 at b = 0 and still learns."""
+        return jnp.tanh(b) if self.closed else jax.nn.sigmoid(b)
 
 
 class Memory(Protocol):
     """A mechanism: a Layer class that MEMORIES lists, built as `cls(config, dims, key)`.
 
     site    what x is: "attention", "residual", "body" (built as `cls(config, dims, key, body)`: it wraps a body) or "head"
-    kind    what it remembers in: "ring of ...", "bank of ..." (entries with validity), "fixed ..." (a value, always valid) or
-            "table of ..." (parameters only: the state is `()`)
+    kind    what it remembers in: "ring of ...", "bank of ..." (entries with validity), "fixed ..." (a value, always valid),
+            "table of ..." (parameters only: the state is `()`) or "nothing"
     Config  its settings, a frozen dataclass
     tiny    settings for the contract tests: so small that 16 tokens fill every ring and cross every boundary of its own
 
     Optional, with their defaults:
     block = NAME                   the pattern entry that stands for it in a preset (around a body or under a head: "window")
     place = all layers             layers -> which of them hold it in a preset; the others have windows
+    causal = True                  whether a token sees nothing after it; if not, a text must come in one call
+    encoded = False                whether it is written by what an encoder gave, `seg.shared["encoded/..."]`, and not by x
     gradient = True                whether a gradient passes through the state, until it is detached
     shared(config, dims, key)      parameters that its layers share, by name, found in `seg.shared["NAME/name"]`
     wrap_layer(config, dims, key, layer)      at the body site: what stands for each layer of the body
@@ -145,6 +161,11 @@ def where_rows(row_B: Array, new: State, old: State, axes: State) -> State:
         return jnp.where(row_B.reshape((1,) * axis + (-1,) + (1,) * (o.ndim - axis - 1)), n, o)
 
     return jax.tree.map(leaf, new, old, axes)
+
+
+def take_rows(state: State, index_B: Array, axes: State) -> State:
+    """The rows of a state at these indices, which may repeat; leaves that all streams share stay."""
+    return jax.tree.map(lambda leaf, axis: leaf if axis < 0 else jnp.take(leaf, index_B, axis), state, axes)
 
 
 def reset(layer: Stateful, state: State, reset_B: Array) -> State:

@@ -5,7 +5,8 @@
     at the end of a segment, with the M and z from before it:
         linear   M <- M + s(K)^T V                          z <- z + sum_t s(K_t)
         delta    M <- M + s(K)^T (V - s(K) M / (s(K) z))    z <- z + sum_t s(K_t)
-    O = sig(b) A_mem + (1 - sig(b)) A_local                                b: one scalar per query head
+    O = sig(b) A_mem + (1 - sig(b)) A_local                                b: one scalar per query head;
+                                                                       tanh for sig if it begins closed
 
 What is differentiable: everything, through all segments, as far back as the caller's `detach` lets it.
 
@@ -94,7 +95,7 @@ class Infini(nnx.Module):
             remote_BTNH = self.grouped_read(q, state.memory)
         else:
             remote_BTNH, state = self.remote(q, k, v, state, seg)
-        gate_N = jax.nn.sigmoid(self.gate[...])
+        gate_N = self.dims.gate(self.gate[...])
         if wants("metric"):
             emit("metric/gate", gate_N)
         y = gate_N[:, None] * remote_BTNH + (1 - gate_N[:, None]) * local_BTNH.astype(jnp.float32)

@@ -102,7 +102,7 @@ class Landmark(nnx.Module):
     def write(self, state: Blocks, complete, source, position) -> Bank:
         """One stream's bank after its block, if that is complete."""
         k_CKH, size = state.k_BCKH, self.config.block
-        weight_CK = jax.nn.softmax(jnp.einsum("CKH,KH->CK", k_CKH, self.pool[...]) * self.dims.head_dim**-0.5, 0)
+        weight_CK = jax.nn.softmax(jnp.einsum("CKH,KH->CK", k_CKH, self.pool[...]) * self.dims.scale, 0)
         landmark = jnp.einsum("CK,CKH->KH", weight_CK, k_CKH)
         value = {"k": self.turn(k_CKH[None], jnp.arange(size)[None])[0], "v": state.v_BCKH}
         value = jax.tree.map(lambda a: a.swapaxes(0, 1)[None], value)
@@ -117,7 +117,7 @@ class Landmark(nnx.Module):
     def read(self, q_BQNH: Array, slot_BQ: Array, last_BQ: Array, state: Blocks, seg: Segment):
         """The grouped softmax of queries at places slot_BQ of the block under way, which they see up to last_BQ."""
         size, groups = self.config.block, self.dims.num_heads // self.dims.num_kv_heads
-        wide = (q_BQNH * self.dims.head_dim**-0.5).astype(jnp.float32)
+        wide = (q_BQNH * self.dims.scale).astype(jnp.float32)
         k, v = (jnp.repeat(a, groups, 2) for a in (state.k_BCKH, state.v_BCKH))
         place_C = jnp.arange(size)
         own = jnp.einsum("BQNH,BCNH->BQNC", self.turn(wide, slot_BQ), self.turn(k, place_C[None]))
@@ -156,7 +156,9 @@ class Landmark(nnx.Module):
         return lax.cond((full.cursor > 0).any(), work, skip, lax.stop_gradient(asked_BQNH), full)
 
     def turn(self, x_BTNH: Array, position_BT: Array) -> Array:
-        return rope(x_BTNH, position_BT, self.dims.rope_base) if self.dims.position == "rope" else x_BTNH
+        if self.dims.position != "rope":
+            return x_BTNH
+        return rope(x_BTNH, position_BT, self.dims.rope_base, self.dims.rope_scaling)
 
     def bias(self, age_BQN_: Array, seg: Segment):
         """ALiBi's or T5's bias; ages differ between heads, since each retrieves blocks of its own. Axis 2 is N or 1."""

@@ -3,7 +3,7 @@
     k <- k / |k| ,   q <- |s_h| q / |q|                          one query, one key for both; s_h learned per head
     o_window = softmax(q k_j) v_j                                over the window, with the model's positions
     o_memory = softmax(q SG(k_j)) SG(v_j)                        over the `neighbours` best of the memory, without positions
-    y = g o_memory + (1 - g) o_window ,   g = sigmoid(b_h)       b_h learned per head
+    y = g o_memory + (1 - g) o_window ,   g = sigmoid(b_h)       b_h learned per head; g = tanh(b_h) if it begins closed
 
 The memory of a query is the last `memory` tokens before its segment: what the segments (`segment` tokens from the document's
 start) before its own wrote. Who sees what is decided by the ids of entries, so results do not depend on how text is cut.
@@ -83,7 +83,7 @@ class Memorizing(nnx.Module):
         q, k, v = x
         window, recent = self.config.window, state.recent
         if self.config.normalise:
-            scale_NH = jnp.abs(self.scale[...])[:, None] * self.dims.head_dim**0.5  # attention divides by sqrt(H)
+            scale_NH = jnp.abs(self.scale[...])[:, None] / self.dims.scale  # which attention multiplies by
             q, k = unit(q) * scale_NH.astype(q.dtype), None if k is None else unit(k)
         sources = [recent.source(window)] if k is None else [recent.source(window), own(k, v, seg, window)]
         near = attend(q, sources, seg, self.dims)
@@ -92,7 +92,7 @@ class Memorizing(nnx.Module):
         else:
             far, reads, full = self.read_and_write(q, k, v, state.bank, seg)
             state = Memories(recent.write(k, v, seg), full)
-        gate_BTN = jnp.where((reads["id"] >= 0).any(-1), jax.nn.sigmoid(self.gate[...]), 0)
+        gate_BTN = jnp.where((reads["id"] >= 0).any(-1), self.dims.gate(self.gate[...]), 0)
         if wants("attribution"):
             for name, value in (reads | {"weight": reads["weight"] * gate_BTN[..., None]}).items():
                 emit(f"attribution/{name}", value)
@@ -112,7 +112,7 @@ class Memorizing(nnx.Module):
         """o_memory of the queries of tokens id_BT in float32, and what was read: [B, T, N, R], id -1 where nothing was."""
         end_BT = id_BT // self.config.segment * self.config.segment
         first_BT = jnp.maximum(end_BT - self.config.memory, 0)
-        heads, head_dim, c = self.dims.num_heads, self.dims.head_dim, self.config
+        heads, c = self.dims.num_heads, self.config
         head_N1 = jnp.arange(heads)[:, None] // (heads // self.dims.num_kv_heads)
 
         def work(q):
@@ -125,7 +125,7 @@ class Memorizing(nnx.Module):
 
         found = lax.cond((end_BT > 0).any(), work, skip, lax.stop_gradient(q_BTNH))
         key, value, index, found_BTNR = lax.stop_gradient(found)
-        score = jnp.einsum("BTNH,BTNRH->BTNR", q_BTNH.astype(jnp.float32), key) * head_dim**-0.5
+        score = jnp.einsum("BTNH,BTNRH->BTNR", q_BTNH.astype(jnp.float32), key) * self.dims.scale
         weight = jax.nn.softmax(jnp.where(found_BTNR, score, MASKED), -1) * found_BTNR
         labels = bank.gather(full, index)
         reads = {name: jnp.where(found_BTNR, getattr(labels, name), -1) for name in ("id", "source", "position")}

@@ -1,12 +1,16 @@
-"""One block: a memory branch and a feed-forward branch, each after a norm and around a residual.
+"""One block: branches one after the other, each around a residual, with its norm before it or after.
 
-    h = x + memory(norm x)          at the attention site: Wo memory(q, k, v), at the residual site: memory(norm x)
-    y = h + mlp(norm h)             or a residual-site memory in the MLP's place
+    x <- x + branch(norm x)         post_norm: x <- norm(x + branch(x))
+    branch(x) = sum of its memories, at the attention site: Wo memory(q, k, v), at the residual site: memory(x)
 
-B stream, T time, D model, J memories side by side.
+The usual block has two branches: attention and the MLP.
+
+B stream, T time, D model, J memories side by side, A of them added to a pretrained backbone.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,23 +19,29 @@ from jax import Array
 
 from memtx.config import Model
 from memtx.memory.base import Dims, Segment
+from memtx.memory.cross import Cross
 from memtx.nn.attention import Projections
-from memtx.nn.linear import MLP, Linear, Norm, dropout
+from memtx.nn.linear import Linear, Norm, dropout
+from memtx.nn.mlp import MLP
 
 
 class Branch(nnx.Module):
     """Memories side by side: their outputs are added, or mixed by weights softmax(x Wg) that begin equal.
 
     Each of `makes` builds one from (dims, key); its `site` says what it is called with. Those at the attention site share
-    one set of projections.
+    one set of projections. With `model.closed`, what a backbone does not have of itself (every memory at the residual site,
+    and at the attention site all but the first) has a learned gain that begins at 0.
     """
 
     def __init__(self, model: Model, dims: Dims, makes, gated: bool, key: Array):
         attention, gate, *keys = jax.random.split(key, 2 + len(makes))
         self.memories = nnx.List([make(dims, k) for make, k in zip(makes, keys, strict=True)])
         sites = [memory.site for memory in self.memories]
-        self.attention = Projections(attention, dims, bias=model.bias) if "attention" in sites else None
+        projections = partial(Projections, attention, dims, bias=model.bias, qkv_bias=model.qkv_bias)
+        self.attention = projections() if "attention" in sites else None
         self.gate = Linear(gate, dims.width, len(makes), scale=0.0) if gated else None
+        self.added = _added(self.memories) if model.closed else ()
+        self.gain = nnx.Param(jnp.zeros(len(self.added)), optim="no_decay") if self.added else None
 
     def init_state(self, batch_size: int):
         return tuple(memory.init_state(batch_size) for memory in self.memories)
@@ -47,6 +57,8 @@ class Branch(nnx.Module):
                 y = attention.merge(y)
             else:
                 y, memory_state = memory(x_BTD, memory_state, seg, key=memory_key)
+            if self.gain is not None and i in self.added:
+                y = y * self.gain[self.added.index(i)].astype(y.dtype)
             outs.append(y)
             new.append(memory_state)
         if self.gate is None:
@@ -55,23 +67,30 @@ class Branch(nnx.Module):
         return jnp.einsum("BTJ,BTDJ->BTD", weight_BTJ, jnp.stack(outs, -1)), tuple(new)
 
 
-class Block(nnx.Module):
-    """`memory` builds the memory branch from a key; `mlp` the feed-forward branch, if that is a memory too."""
+def _added(memories) -> tuple[int, ...]:
+    """Which of a branch's memories a plain Transformer would not have."""
+    attention = [i for i, memory in enumerate(memories) if memory.site == "attention"]
+    own = {*attention[:1], *(i for i, memory in enumerate(memories) if isinstance(memory, (MLP, Cross)))}
+    return tuple(i for i in range(len(memories)) if i not in own)
 
-    def __init__(self, model: Model, dims: Dims, memory, mlp, key: Array):
-        for_memory, for_mlp = jax.random.split(key)
-        self.dropout = model.dropout
-        self.memory = memory(for_memory)
-        self.memory_norm, self.mlp_norm = Norm(model.norm, dims.width), Norm(model.norm, dims.width)
-        self.mlp = mlp(for_mlp) if mlp else MLP(for_mlp, dims.width, model.ff_dim, model.activation, bias=model.bias)
+
+class Block(nnx.Module):
+    """Each of `makes` builds a branch from a key."""
+
+    def __init__(self, model: Model, dims: Dims, makes, key: Array):
+        self.dropout, self.post_norm = model.dropout, model.post_norm
+        self.branches = nnx.List([make(k) for make, k in zip(makes, jax.random.split(key, len(makes)), strict=True)])
+        self.norms = nnx.List([Norm(model.norm, dims.width, model.norm_epsilon) for _ in makes])
 
     def init_state(self, batch_size: int):
-        return self.memory.init_state(batch_size), self.mlp.init_state(batch_size)
+        return tuple(branch.init_state(batch_size) for branch in self.branches)
 
     def __call__(self, x_BTD: Array, state, seg: Segment, *, key: Array | None = None):
-        keys = (None,) * 4 if key is None else jax.random.split(key, 4)
-        memory_state, mlp_state = state
-        h, memory_state = self.memory(self.memory_norm(x_BTD), memory_state, seg, key=keys[0])
-        x_BTD = x_BTD + dropout(h, self.dropout, keys[1])
-        h, mlp_state = self.mlp(self.mlp_norm(x_BTD), mlp_state, seg, key=keys[2])
-        return x_BTD + dropout(h, self.dropout, keys[3]), (memory_state, mlp_state)
+        new = []
+        for i, (branch, norm) in enumerate(zip(self.branches, self.norms, strict=True)):
+            for_branch, for_dropout = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, i))
+            h, branch_state = branch(x_BTD if self.post_norm else norm(x_BTD), state[i], seg, key=for_branch)
+            x_BTD = x_BTD + dropout(h, self.dropout, for_dropout)
+            x_BTD = norm(x_BTD) if self.post_norm else x_BTD
+            new.append(branch_state)
+        return x_BTD, tuple(new)

@@ -14,6 +14,7 @@ from memtx.memory import MEMORIES
 from memtx.memory.base import Dims, Layer
 from memtx.models.block import Block, Branch
 from memtx.models.stack import Sequence, Stack
+from memtx.nn.mlp import MLP
 
 
 def body(model: Model, dims: Dims, key: Array) -> Layer:
@@ -22,7 +23,7 @@ def body(model: Model, dims: Dims, key: Array) -> Layer:
     outer, *keys = jax.random.split(key, 1 + len(model.stacks))
     stacks = []
     for (pattern, groups), stack_key in zip(model.stacks, keys, strict=True):
-        makes = [partial(Block, model, dims, *map(partial(_side, model, dims), patterns.parse(entry))) for entry in pattern]
+        makes = [partial(Block, model, dims, [_branch(model, dims, b) for b in patterns.parse(entry)]) for entry in pattern]
         if wrap := getattr(around, "wrap_layer", None):
             makes = [partial(_wrapped, partial(wrap, model.memory[model.body], dims), make) for make in makes]
         stacks.append(Stack(makes, groups, stack_key, scan=model.scan, remat=model.remat))
@@ -30,11 +31,10 @@ def body(model: Model, dims: Dims, key: Array) -> Layer:
     return layers if around is None else around(model.memory[model.body], dims, outer, layers)
 
 
-def _side(model: Model, dims: Dims, side: patterns.Side | None):
-    if side is None:
-        return None
-    makes = [partial(MEMORIES[name], model.memory[name]) for name in side.names]
-    return partial(Branch, model, dims, makes, side.gated)
+def _branch(model: Model, dims: Dims, branch: patterns.Branch):
+    mlp = partial(MLP, ff_dim=model.ff_dim, activation=model.activation, bias=model.bias)
+    makes = [mlp if name == patterns.MLP else partial(MEMORIES[name], model.memory[name]) for name in branch.names]
+    return partial(Branch, model, dims, makes, branch.gated)
 
 
 def _wrapped(wrap, make, key: Array):

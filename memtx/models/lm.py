@@ -1,8 +1,9 @@
 """The language model: embedding, body, head. The one place that resets memory, counts positions and fills the Segment.
 
-`Decoder` is the module; `LM` is what users hold: pure functions of (parameters, tokens, state).
+`Decoder` is the module; `LM` is what users hold: pure functions of (parameters, tokens, state). With bidirectional layers and
+another `model.output` it is an encoder; with `model.encoder` it reads a source by cross-attention.
 
-B stream, T time, V vocabulary, D model, N heads.
+B stream, T time, S source time, V vocabulary, D model, N heads.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ from memtx.errors import UserError
 from memtx.memory import MEMORIES
 from memtx.memory.base import Dims, Segment, State, emit, pytree, reset, segment
 from memtx.models.body import body, hand_out, shared
+from memtx.models.encoder import Encoder
+from memtx.models.heads import OUTPUTS
 from memtx.nn.linear import Linear, Norm, dense, dropout, normal
 from memtx.nn.positions import T5_BUCKETS
+from memtx.patterns import names
 
 Params = Mapping[str, Any]
 
@@ -44,13 +48,18 @@ class Decoder(nnx.Module):
         self.embed = normal(next(keys), (model.vocab_size, model.width), 1.0 if not model.tied else model.width**-0.5)
         self.body = body(model, dims, next(keys))
         self.shared = shared(model, dims, next(keys))
-        self.norm = Norm(model.norm, model.width)
+        self.norm = None if model.post_norm else Norm(model.norm, model.width, model.norm_epsilon)
         to_logits, place, bias, head = keys
-        self.to_logits = None if model.tied else Linear(to_logits, model.width, model.vocab_size)
+        types, output, encoder = (jax.random.fold_in(key, i) for i in range(3))
+        self.output = OUTPUTS[model.output](model, output) if model.output else None
+        self.to_logits = None if model.tied or model.output else Linear(to_logits, model.width, model.vocab_size)
         learned = model.position == "learned"
         self.place = normal(place, (model.max_position, model.width), 0.02, optim="no_decay") if learned else None
+        self.types = normal(types, (model.token_types, model.width), 0.02, optim="no_decay") if model.token_types else None
+        self.embed_norm = Norm(model.norm, model.width, model.norm_epsilon) if model.embed_norm else None
         t5 = model.position == "t5"
         self.relative_bias = normal(bias, (T5_BUCKETS, model.num_heads), 0.02, optim="no_decay") if t5 else None
+        self.encoder = Encoder(model, dims, encoder) if model.encoder else None
         self.head = MEMORIES[model.head](model.memory[model.head], dims, head) if model.head else None
 
     def init_state(self, batch_size: int) -> LMState:
@@ -61,26 +70,49 @@ class Decoder(nnx.Module):
         if seg is None:
             seg = segment(state.position_B[:, None] + jnp.arange(token_BT.shape[1]))
         state = reset(self, state, seg.reset_B)
+        for_embed, for_body, for_head, for_encoder = (None,) * 4 if key is None else jax.random.split(key, 4)
         handed = dict(seg.shared) | hand_out(self.shared)
+        if self.encoder is not None and "source/token" in handed:
+            handed |= self.encode(self.encoder, handed, for_encoder)
         if self.relative_bias is not None:
             handed["relative_bias"] = self.relative_bias[...]
         seg = seg.replace(token_BT=token_BT, shared=handed)
-        h = self.embed[...].astype(self.model.dtype)[token_BT]
-        if self.model.tied:
-            h = h * self.model.width**0.5
-        if self.place is not None:
-            h = h + self.place[...].astype(h.dtype)[jnp.minimum(seg.position_BT, self.model.max_position - 1)]
-        for_embed, for_body, for_head = (None, None, None) if key is None else jax.random.split(key, 3)
-        h, body_state = self.body(dropout(h, self.model.dropout, for_embed), state.body, seg, key=for_body)
-        h = self.norm(h)
+        h, body_state = self.body(self.embedded(token_BT, seg, for_embed), state.body, seg, key=for_body)
+        h = self.norm(h) if self.norm else h
         emit("hidden", h)
-        logits = dense(h, self.embed[...].T) if self.to_logits is None else self.to_logits(h)
-        logits, head_state = logits.astype(jnp.float32), state.head
+        logits, head_state = self.logits(h, seg, for_head), state.head
         if self.head:
             logits, head_state = self.head((h, logits), head_state, seg, key=for_head)
         last_B = jnp.take_along_axis(seg.position_BT, jnp.maximum(seg.length_B - 1, 0)[:, None], 1)[:, 0]
         position_B = jnp.where(seg.length_B > 0, last_B + 1, state.position_B)
         return logits, LMState(position_B, body_state, head_state)
+
+    def embedded(self, token_BT: Array, seg: Segment, key: Array | None) -> Array:
+        """Tokens, and with learned tables their places and types: h_BTD."""
+        h = self.embed[...].astype(self.model.dtype)[token_BT] * self.model.embed_scale
+        if self.place is not None:
+            local = getattr(self.body, "local_position", lambda position_BT: position_BT)
+            h = h + self.place[...].astype(h.dtype)[jnp.minimum(local(seg.position_BT), self.model.max_position - 1)]
+        if self.types is not None:
+            h = h + self.types[...].astype(h.dtype)[seg.shared.get("token_type", jnp.zeros_like(token_BT))]
+        h = self.embed_norm(h) if self.embed_norm else h
+        return dropout(h, self.model.dropout, key)
+
+    def encode(self, encoder: Encoder, handed: Mapping[str, Array], key: Array | None) -> dict[str, Array]:
+        """What the source's encoder gives, as cross-attention finds it."""
+        token_BS, length_B = handed["source/token"], handed["source/length"]
+        for_embed, for_body = (None, None) if key is None else jax.random.split(key)
+        place_BS = jnp.broadcast_to(jnp.arange(token_BS.shape[1]), token_BS.shape)
+        seg = segment(place_BS, length_B).replace(token_BT=token_BS, shared=handed)
+        h_BSD = encoder(self.embedded(token_BS, seg, for_embed), seg, key=for_body)
+        return {"encoded/h": h_BSD, "encoded/length": length_B}
+
+    def logits(self, h_BTD: Array, seg: Segment, key: Array | None) -> Array:
+        """Of next tokens, or what `model.output` gives; float32."""
+        if self.output is not None:
+            return self.output(h_BTD, self.embed[...], seg, key=key)
+        logits = dense(h_BTD, self.embed[...].T) if self.to_logits is None else self.to_logits(h_BTD)
+        return logits.astype(jnp.float32) * self.model.logit_scale
 
 
 class LM:
@@ -113,6 +145,34 @@ class LM:
         abstract = jax.tree.map(lambda v: v, self._abstract)
         nnx.replace_by_pure_dict(abstract, dict(params))
         return nnx.merge(self._graph, abstract)(token_BT, state, seg, key=key)
+
+    def encode(self, params: Params, token_BS: Array, state: LMState, length_B: Array | None = None, *, key=None) -> LMState:
+        """The state in which every cross-attention has read a source of S tokens; where its length is 0, what it had.
+
+        Differentiable. UserError if the model has no encoder.
+        """
+        if not self.model.encoder:
+            raise UserError("this model has no encoder: set model.encoder, and let memories named cross stand in model.stacks")
+        batch = len(token_BS)
+        length_B = jnp.full(batch, token_BS.shape[1], jnp.int32) if length_B is None else length_B
+        nothing = segment(state.position_B[:, None], jnp.zeros(batch, jnp.int32))
+        seg = nothing.replace(shared={"source/token": token_BS, "source/length": length_B})
+        return self(params, jnp.zeros((batch, 1), jnp.int32), state, seg, key=key)[1]
+
+    def check_learns(self, classes: int) -> None:
+        """UserError unless it gives logits of so many classes; 0: of next tokens."""
+        if not classes:
+            self.check_next_token()
+        elif self.model.output != "classes" or self.model.classes < classes:
+            raise UserError(f"the labels are {classes} classes: set model.output=classes and model.classes={classes}")
+
+    def check_next_token(self) -> None:
+        """UserError unless it gives logits of next tokens without having seen them."""
+        if self.model.output:
+            raise UserError(f"model.output={self.model.output} gives no next tokens")
+        for name in names(self.model.stacks, self.model.body):
+            if not getattr(MEMORIES[name], "causal", True):
+                raise UserError(f"{name} sees the tokens that come next, so they cannot be predicted: set model.output")
 
     def declared(self, name: str, default: Any) -> Params:
         """The metadata that modules gave their parameters, as a tree like the parameters."""

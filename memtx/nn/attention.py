@@ -41,9 +41,12 @@ Places = Array | np.ndarray  # positions; of numpy where they are known before t
 class Source:
     """Keys and values that queries may see: those that are valid and 0 <= age < window, age = query position - key position.
 
+    With `future` the valid ones of any age (and no window).
+
     k_BSKH, v_BSKH un-rotated; position_BS int32; valid_BS bool
     query_position_BT  where queries stand for this source, if not at their place in the document
     window             how far back a query sees; None: without end
+    future             keys after the query are seen too
     lead               a promise that saves work: keys are in order of time, and key `lead + t` stands where query t does
     gaps               positions may jump between neighbours: with `lead`, ages are not known before the program runs
     often_empty        skip it, at run time, in a call in which no row has a valid key (of valid_BS)
@@ -55,6 +58,7 @@ class Source:
     valid_BS: Array | None  # None: every key that age does not hide is valid
     query_position_BT: Array | None = None
     window: int | None = None
+    future: bool = False
     lead: int | None = None
     gaps: bool = False
     often_empty: bool = False
@@ -73,14 +77,14 @@ class Source:
     def visible(self, start: int, stop: int) -> tuple[int, int]:
         """The keys (first, end) that queries start..stop-1 can possibly see."""
         size = self.k_BSKH.shape[1]
-        if self.lead is None:
+        if self.lead is None or self.future:
             return 0, size
         first = 0 if self.window is None else max(0, self.lead + start - self.window + 1)
         return first, min(size, self.lead + stop)
 
 
 def attend(q_BTNH: Array, sources: list[Source], seg: Segment, dims: Dims) -> Array:
-    """softmax(q k^T / sqrt(H) + position bias) v over all sources together -> [B, T, N, H] in q's dtype.
+    """softmax(q k^T dims.scale + position bias) v over all sources together -> [B, T, N, H] in q's dtype.
 
     A query that sees no key at all (padding) gives finite values that mean nothing.
     """
@@ -99,8 +103,8 @@ def read(q_BTNH: Array, source: Source, seg: Segment, dims: Dims) -> tuple[Array
     q, k, v = q_BTNH, source.k_BSKH.astype(q_BTNH.dtype), source.v_BSKH.astype(q_BTNH.dtype)
     at_BT, at_BS = source.places(seg)
     if dims.position == "rope":
-        q, k = rope(q, at_BT, dims.rope_base), rope(k, at_BS, dims.rope_base)
-    q_BKGTH = (q * head_dim**-0.5).reshape(batch, time, dims.num_kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
+        q, k = (rope(x, at, dims.rope_base, dims.rope_scaling) for x, at in ((q, at_BT), (k, at_BS)))
+    q_BKGTH = (q * dims.scale).reshape(batch, time, dims.num_kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
     k_BKSH, v_BKSH = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     rows, columns = tile_shape(time, k.shape[1])
     cuts = list(range(columns, k.shape[1], columns))
@@ -116,7 +120,7 @@ def read(q_BTNH: Array, source: Source, seg: Segment, dims: Dims) -> tuple[Array
             keys = slice(i * columns, (i + 1) * columns)
             score = jnp.einsum("BKGTH,BKSH->BKGTS", q, ks[i], preferred_element_type=jnp.float32)
             age_BTS = at_BT[:, start:stop, None] - at_BS[:, None, keys]
-            scores.append(score + position_bias(age_BTS, seg, dims) + hidden(age_BTS, source, keys))
+            scores.append(score + position_bias(age_BTS, source.future, seg, dims) + hidden(age_BTS, source, keys))
         blocks.append(sums(scores, [vs[i] for i in tiles], q))
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, 3), *blocks)
 
@@ -125,7 +129,7 @@ def hidden(age_BTS: Places, source: Source, keys: slice) -> ArrayLike:
     """What is added to the scores to hide keys, [B or 1, 1, 1, T or 1, S]: nothing where a static age shows them all."""
     bias, window = 0.0, source.window
     static = isinstance(age_BTS, np.ndarray)
-    if not (static and age_BTS.min() >= 0 and (window is None or age_BTS.max() < window)):
+    if not source.future and not (static and age_BTS.min() >= 0 and (window is None or age_BTS.max() < window)):
         if static:  # the same ages, made in the loop rather than read
             before, after = (lax.broadcasted_iota(jnp.int32, age_BTS.shape, axis) for axis in (1, 2))
             age_BTS = before - after + int(age_BTS[0, 0, 0])
@@ -179,14 +183,18 @@ def read_unless_empty(q_BTNH: Array, source: Source, seg: Segment, dims: Dims) -
     return choose(q_BTNH, source.k_BSKH, source.v_BSKH)
 
 
-def position_bias(age_BTS: Places, seg: Segment, dims: Dims) -> ArrayLike:
-    """What is added to the scores [B, K, G, T, S]: ALiBi's slope * -age, T5's bucketed table, or nothing."""
+def position_bias(age_BTS: Places, future: bool, seg: Segment, dims: Dims) -> ArrayLike:
+    """What is added to the scores [B, K, G, T, S]: ALiBi's slope * -age, T5's bucketed table, or nothing.
+
+    future: keys after the query have biases too: ALiBi's slope * -|age|, T5's buckets of both directions.
+    """
     if dims.position == "alibi":
         slope_KG = alibi_slopes(dims.num_heads).reshape(dims.num_kv_heads, -1)
-        return -slope_KG[:, :, None, None] * jnp.maximum(age_BTS, 0)[:, None, None].astype(jnp.float32)
+        far_BTS = jnp.abs(age_BTS) if future else jnp.maximum(age_BTS, 0)
+        return -slope_KG[:, :, None, None] * far_BTS[:, None, None].astype(jnp.float32)
     if dims.position == "t5":
         table = seg.shared["relative_bias"].astype(jnp.float32)  # [buckets, N], one leaf of the model
-        bias = jnp.moveaxis(table[t5_bucket(age_BTS)], -1, 1)
+        bias = jnp.moveaxis(table[t5_bucket(age_BTS, future)], -1, 1)
         return bias.reshape(bias.shape[0], dims.num_kv_heads, -1, *bias.shape[2:])
     return 0.0
 
@@ -194,16 +202,20 @@ def position_bias(age_BTS: Places, seg: Segment, dims: Dims) -> ArrayLike:
 class Projections(nnx.Module):
     """The q, k, v and output maps around an attention-site memory."""
 
-    def __init__(self, key: Array, dims: Dims, *, bias: bool = False):
+    def __init__(self, key: Array, dims: Dims, *, bias: bool = False, qkv_bias: bool = False):
         q, kv, out = jax.random.split(key, 3)
         self.dims = dims
-        self.q = Linear(q, dims.width, dims.num_heads * dims.head_dim, bias=bias)
-        self.kv = Linear(kv, dims.width, 2 * dims.num_kv_heads * dims.head_dim, bias=bias)
+        self.q = Linear(q, dims.width, dims.num_heads * dims.head_dim, bias=bias or qkv_bias)
+        self.kv = Linear(kv, dims.width, 2 * dims.num_kv_heads * dims.head_dim, bias=bias or qkv_bias)
         self.out = Linear(out, dims.num_heads * dims.head_dim, dims.width, bias=bias)
 
     def heads(self, x_BTD: Array) -> tuple[Array, Array, Array]:
         """-> q_BTNH, k_BTKH, v_BTKH"""
-        return self.q(x_BTD).reshape(*x_BTD.shape[:2], self.dims.num_heads, self.dims.head_dim), *self.keys_values(x_BTD)
+        return self.queries(x_BTD), *self.keys_values(x_BTD)
+
+    def queries(self, x_BTD: Array) -> Array:
+        """-> q_BTNH"""
+        return self.q(x_BTD).reshape(*x_BTD.shape[:2], self.dims.num_heads, self.dims.head_dim)
 
     def keys_values(self, x_BTD: Array) -> tuple[Array, Array]:
         """-> k_BTKH, v_BTKH"""

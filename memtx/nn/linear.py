@@ -1,6 +1,6 @@
-"""Linear maps, norms and the feed-forward network: modules that hold float32 parameters and compute in x's dtype.
+"""Linear maps and norms: modules that hold float32 parameters and compute in x's dtype.
 
-B stream, T time, D model, E features out, F feed-forward.
+B stream, T time, D model, E features out.
 """
 
 import jax
@@ -56,30 +56,6 @@ def unit(x: Array) -> Array:
     """x / |x| over the last axis, computed in float32; 0 stays 0."""
     wide = x.astype(jnp.float32)
     return (wide * jax.lax.rsqrt((wide * wide).sum(-1, keepdims=True) + 1e-6)).astype(x.dtype)
-
-
-ACTIVATIONS = {"gelu": jax.nn.gelu, "relu": jax.nn.relu, "swiglu": jax.nn.silu}
-
-
-class MLP(nnx.Module):
-    """down(act(up x)); "swiglu": down(silu(gate x) * up x), gate and up in one dot. A layer that remembers nothing."""
-
-    def __init__(self, key: Array, width: int, ff_dim: int, activation: str, *, bias: bool = False):
-        up, down = jax.random.split(key)
-        self.activation = activation
-        gates = 2 if activation == "swiglu" else 1
-        self.up = Linear(up, width, gates * ff_dim, bias=bias)
-        self.down = Linear(down, ff_dim, width, bias=bias)
-
-    def init_state(self, batch_size: int) -> tuple:
-        return ()
-
-    def __call__(self, x_BTD: Array, state, seg, *, key: Array | None = None) -> tuple[Array, tuple]:
-        h = self.up(x_BTD)
-        if self.activation == "swiglu":
-            gate, h = jnp.split(h, 2, -1)
-            return self.down(jax.nn.silu(gate) * h), state
-        return self.down(ACTIVATIONS[self.activation](h)), state
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:

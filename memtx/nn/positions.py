@@ -12,10 +12,10 @@ import numpy as np
 from jax import Array, lax
 
 
-def rope(x_BTNH: Array, position_BT: Array | np.ndarray, base: float) -> Array:
-    """Rotate the pairs (x_i, x_{i+H/2}) by position * base^(-2i/H) (Su et al. 2021, arXiv 2104.09864)."""
+def rope(x_BTNH: Array, position_BT: Array | np.ndarray, base: float, scaling: tuple[float, ...] = ()) -> Array:
+    """Rotate the pairs (x_i, x_{i+H/2}) by position * base^(-2i/H) (Su et al. 2021, arXiv 2104.09864), scaled or not."""
     head_dim = x_BTNH.shape[-1]
-    frequency = base ** (-np.arange(0, head_dim, 2) / head_dim)
+    frequency = rope_frequencies(head_dim, base, scaling)
     if isinstance(position_BT, np.ndarray):  # known before the program runs: constants
         angle = position_BT[..., None] * frequency
         cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
@@ -26,6 +26,21 @@ def rope(x_BTNH: Array, position_BT: Array | np.ndarray, base: float) -> Array:
     signed = sin[:, :, None, None] * np.array([[-1], [1]], np.float32)
     turned = pair * cos[:, :, None, None] + lax.rev(pair, (3,)) * signed
     return turned.reshape(x_BTNH.shape).astype(x_BTNH.dtype)
+
+
+def rope_frequencies(head_dim: int, base: float, scaling: tuple[float, ...] = ()) -> np.ndarray:
+    """[H/2] angles per position. scaling = (factor, low, high, length) is Llama 3's (Dubey et al. 2024, arXiv 2407.21783).
+
+    A pair that turns less than `low` times within `length` positions turns `factor` times slower, one that turns more than
+    `high` times as ever, those between by a share of both. length = 0 slows all of them (linear interpolation of positions).
+    """
+    frequency = base ** (-np.arange(0, head_dim, 2) / head_dim)
+    if not scaling:
+        return frequency
+    factor, low, high, length = scaling
+    turns = length * frequency / (2 * np.pi)
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    return frequency * (kept + (1 - kept) / factor)
 
 
 def cos_sin(position_BT1: Array, frequency_F: Array) -> tuple[Array, Array]:
@@ -56,9 +71,15 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
 T5_BUCKETS, T5_MAX_DISTANCE = 32, 128
 
 
-def t5_bucket(distance: Array | np.ndarray) -> Array:
-    """Causal buckets of T5 (Raffel et al. 2019): one each for 0..15, then 16 logarithmic ones up to distance 128 and beyond."""
-    exact = T5_BUCKETS // 2
-    log = jnp.log(jnp.maximum(distance, 1) / exact) / np.log(T5_MAX_DISTANCE / exact) * (T5_BUCKETS - exact)
-    far = jnp.minimum(exact + log.astype(jnp.int32), T5_BUCKETS - 1)
-    return jnp.where(distance < exact, jnp.maximum(distance, 0), far)
+def t5_bucket(distance: Array | np.ndarray, future: bool = False) -> Array:
+    """Buckets of T5 (Raffel et al. 2019): one each for 0..15, then 16 logarithmic ones up to distance 128 and beyond.
+
+    distance  how far the key stands before the query
+    future    as its encoder has them: half of the buckets for each direction, the second half for keys after the query
+    """
+    buckets = T5_BUCKETS // 2 if future else T5_BUCKETS
+    far = jnp.abs(distance) if future else jnp.maximum(distance, 0)
+    exact = buckets // 2
+    log = jnp.log(jnp.maximum(far, 1) / exact) / np.log(T5_MAX_DISTANCE / exact) * (buckets - exact)
+    bucket = jnp.where(far < exact, far, jnp.minimum(exact + log.astype(jnp.int32), buckets - 1))
+    return bucket + buckets * (distance < 0) if future else bucket

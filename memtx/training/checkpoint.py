@@ -11,12 +11,10 @@ What Orbax does not do is done here: a digest of everything (seal.py), and a str
 from __future__ import annotations
 
 import errno
-import importlib.metadata
 import json
 import logging
 import math
 import os
-import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +29,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from memtx.errors import UserError
+from memtx.provenance import machine, versions
 from memtx.training.seal import faults, write_seal
 from memtx.training.trees import mismatches, named_leaves, read_tree, spec, tree_handler
 from memtx.training.workdir import claim
@@ -42,7 +41,6 @@ BEST = ("eval/bits_per_byte", "eval/loss")  # the lowest is kept: of text, of a 
 JSON = "data.json"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 ARRAYS = ("params", "opt_state", "memory")
-PACKAGES = ("memtx", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 Warn = Callable[[str], None]
 
@@ -64,15 +62,14 @@ class Checkpointer:
 
     config: a dict of what JSON can say, groups nested. keep: newest steps kept, beside the best. warn: gets one line for
     each damaged step. Raises UserError if the workdir is another run's or no run's. In a run of several processes, which
-    share the workdir, each makes one and makes the same calls.
+    share the workdir, each makes one and makes the same calls. The workdir is locked until `close`.
     """
 
     def __init__(self, workdir: str | Path, config: Mapping, *, keep: int = 3, warn: Warn = print):
         if keep < 1:
             raise UserError(f"checkpoint.keep must be at least 1, not {keep}")
         self.workdir, self.config, self.warn = Path(workdir).absolute(), _plain(config), warn
-        if jax.process_index() == 0:
-            claim(self.workdir, self.config)
+        self._lock = claim(self.workdir, self.config) if jax.process_index() == 0 else None
         self._folder = _folder(self.workdir)
         self._sealing = -1
         self._keep = _Keep(keep, {})
@@ -101,8 +98,8 @@ class Checkpointer:
         meta = {
             "step": step,
             "config": self.config,
-            "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
-            "machine": _machine(),
+            "versions": versions(),
+            "machine": machine(),
             "metrics": {name: float(value) for name, value in (metrics or {}).items()},
             "leaves": {item: {name: spec(leaf) for name, leaf in tree.items()} for item, tree in trees.items()},
         }
@@ -140,8 +137,12 @@ class Checkpointer:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        with self._disk_errors():
-            self._manager.close()
+        try:
+            with self._disk_errors():
+                self._manager.close()
+        finally:
+            if self._lock:
+                self._lock.release()
 
     def __enter__(self) -> Checkpointer:
         return self
@@ -284,16 +285,3 @@ def _plain(value: Mapping) -> dict:
 
 def _read_json(item: Path) -> dict:
     return json.loads((item / JSON).read_text())
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _machine() -> dict:
-    devices = jax.devices()
-    kinds = sorted({device.device_kind for device in devices})
-    return {"platform": platform.platform(), "devices": len(devices), "kinds": kinds, "processes": jax.process_count()}

@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 from memtx.config import Config, configure, to_json
 from memtx.errors import UserError
 from memtx.models.lm import LM, build
+from memtx.models.pretrained import load_params
 from memtx.training.checkpoint import Checkpointer
 from memtx.training.cpu import compiler_options
 from memtx.training.metrics import Metrics
@@ -53,6 +54,7 @@ def train(config: ml_collections.ConfigDict | Mapping | Config, workdir: str | P
     layout.check_batch("eval.batch", config.eval.batch)
     data = source(config)
     lm = build(config.model, vocab_size=data.tokenizer.vocab_size)
+    lm.check_learns(data.classes)
     tx = optimizer(config.optim, config.train.steps, lm)
     stream = data.stream()
 
@@ -87,19 +89,25 @@ class Run:
         )
         self.key = jax.random.key(config.seed)
 
-    def _init(self):
-        params = self.lm.init(jax.random.fold_in(self.key, 0))
-        return params, self.tx.init(params), self.lm.init_state(self.config.train.batch)
+    def _init(self, key):
+        params = self.lm.init(jax.random.fold_in(key, 0))
+        return params, *self._init_rest(params)
+
+    def _init_rest(self, params):
+        return self.tx.init(params), self.lm.init_state(self.config.train.batch)
 
     def init(self):
-        """Fresh parameters, optimiser state and memory."""
-        return jax.jit(self._init, out_shardings=self.shardings)()
+        """Fresh parameters, or a pretrained model's; optimiser state and memory."""
+        if not self.config.model.pretrained:
+            return jax.jit(self._init, out_shardings=self.shardings)(self.key)  # an argument: one program for all seeds
+        key, cache = jax.random.fold_in(self.key, 0), self.config.data.cache
+        params = jax.device_put(load_params(self.lm, key, cache=cache), self.shardings[0])
+        return params, *jax.jit(self._init_rest, out_shardings=self.shardings[1:])(params)
 
     def abstract(self) -> dict:
         """The same as shapes on their shardings, for restoring."""
-        trees = jax.tree.map(
-            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), jax.eval_shape(self._init), self.shardings
-        )
+        shapes = jax.eval_shape(self._init, self.key)
+        trees = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, self.shardings)
         return dict(zip(("params", "opt_state", "memory"), trees, strict=True))
 
     def loop(self, state, done: int, stream: Batches, evaluate, checkpoints: Checkpointer, metrics: Metrics) -> Trained:

@@ -5,6 +5,11 @@ import jax.numpy as jnp
 from jax import Array
 
 
+def at_each_place(logits: Array, time: int) -> Array:
+    """[B, T, V] as it is; logits of a whole call's class, [B, C], as they stand at each of its places, [B, T, C]."""
+    return logits if logits.ndim == 3 else jnp.broadcast_to(logits[:, None], (len(logits), time, logits.shape[-1]))
+
+
 def token_nll(logits_BTV: Array, target_BT: Array) -> tuple[Array, Array]:
     """-> (nll_BT in nats, log_z_BT), in float32. Where the target is -1, nothing is asked, and nll means nothing."""
     logits = logits_BTV.astype(jnp.float32)

@@ -2,13 +2,19 @@
 
 A parameter with `optim="no_decay"` gets no weight decay; one with `lr=5.0` learns five times as fast. Muon treats the
 matrices inside blocks; embeddings, heads, vectors and what declares `optim="no_decay"` are left to Adam.
+
+`optim.train`, a regex of paths ("memories/0", "embed|to_logits"), leaves all others as they are, without optimiser state.
 """
+
+import re
 
 import jax
 import optax
 
 from memtx.config import Optim
-from memtx.models.lm import LM
+from memtx.errors import UserError
+from memtx.models.lm import LM, Params
+from memtx.models.names import flat
 
 
 def schedule(optim: Optim, steps: int) -> optax.Schedule:
@@ -25,7 +31,28 @@ def schedule(optim: Optim, steps: int) -> optax.Schedule:
 
 
 def optimizer(optim: Optim, steps: int, lm: LM) -> optax.GradientTransformation:
-    """Clip, precondition, decay, scale: one optax chain."""
+    """Clip, precondition, decay, scale: one optax chain, for the parameters that are trained."""
+    chain = _chain(optim, steps, lm)
+    if not optim.train:
+        return chain
+    labels = jax.tree.map(lambda t: "trained" if t else "frozen", trained(optim, lm))
+    return optax.partition({"trained": chain, "frozen": optax.set_to_zero()}, labels)
+
+
+def trained(optim: Optim, lm: LM) -> Params:
+    """Per parameter, whether it is trained. UserError if none is."""
+    try:
+        pattern = re.compile(optim.train)
+    except re.error as error:
+        raise UserError(f"optim.train={optim.train!r} is not a regular expression: {error}") from None
+    shapes = flat(lm.abstract_params)
+    chosen = [bool(pattern.search(path)) for path in shapes]
+    if not any(chosen):
+        raise UserError(f"optim.train={optim.train!r} is in no parameter's path; they read like {next(reversed(shapes))}")
+    return jax.tree.unflatten(jax.tree.structure(lm.abstract_params), chosen)
+
+
+def _chain(optim: Optim, steps: int, lm: LM) -> optax.GradientTransformation:
     decays = jax.tree.map(lambda label: "no_decay" not in label, lm.declared("optim", ""))
     factors = lm.declared("lr", 1.0)
     parts = [optax.clip_by_global_norm(optim.clip)] if optim.clip else []
@@ -33,9 +60,13 @@ def optimizer(optim: Optim, steps: int, lm: LM) -> optax.GradientTransformation:
     if optim.weight_decay:
         parts.append(optax.add_decayed_weights(optim.weight_decay, mask=decays))
     if any(factor != 1.0 for factor in jax.tree.leaves(factors)):
-        parts.append(optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors)))
+        parts.append(optax.stateless(lambda updates, _: jax.tree.map(_scaled, factors, updates)))
     parts.append(optax.scale_by_learning_rate(schedule(optim, steps)))
     return optax.chain(*parts)
+
+
+def _scaled(factor: float, update):
+    return update if isinstance(update, optax.MaskedNode) else update * factor  # masked: frozen
 
 
 def _precondition(optim: Optim, lm: LM, decays) -> optax.GradientTransformation:

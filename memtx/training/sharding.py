@@ -63,12 +63,20 @@ class Layout:
         """The optimiser state's: like the parameter it belongs to where the shape is the same, whole elsewhere."""
 
         def like_param(leaf, sharding, param):
+            if isinstance(leaf, optax.MaskedNode):  # another part of the optimiser's, or nobody's
+                return leaf
             return sharding if leaf.shape == param.shape else self.whole
 
         abstract = jax.eval_shape(tx.init, params)
         whole = lambda _: self.whole  # noqa: E731
         return optax.tree_utils.tree_map_params(
-            tx, like_param, abstract, self.params(params), params, transform_non_params=whole
+            tx,
+            like_param,
+            abstract,
+            self.params(params),
+            params,
+            transform_non_params=whole,
+            is_leaf=lambda node: isinstance(node, optax.MaskedNode),
         )
 
     def state(self, init_state):

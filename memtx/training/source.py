@@ -34,7 +34,10 @@ class Batches(Protocol):
 
 
 class Source(Protocol):
+    """classes: how many, if a label is the class of what was read; 0: labels are tokens."""
+
     tokenizer: Tokenizer
+    classes: int
 
     def stream(self) -> Batches:
         """What to train on."""
@@ -52,6 +55,8 @@ def source(config: Config, tokenizer: Tokenizer | None = None) -> Source:
 
 class TextSource:
     """Documents of a corpus, judged by bits per byte."""
+
+    classes = 0
 
     def __init__(self, config: Config, tokenizer: Tokenizer | None = None):
         self._config = config
@@ -76,7 +81,7 @@ class TaskSource:
     def __init__(self, config: Config):
         self._config = config
         self._stages, self._task = stages(config.data), held_out(config)
-        self.tokenizer = self._task.tokenizer
+        self.tokenizer, self.classes = self._task.tokenizer, self._task.classes
         eval_examples(self._task, config)  # what is wrong with them shows before anything is written
 
     def stream(self) -> Examples:

@@ -16,7 +16,8 @@ from memtx.config import Config
 from memtx.data.streams import Batch
 from memtx.memory.base import Segment, batch_axes, collect, detach, scan
 from memtx.models.lm import LM
-from memtx.training.losses import cross_entropy
+from memtx.training.losses import at_each_place, cross_entropy
+from memtx.training.optim import trained
 
 
 def segment_of(batch: Batch) -> Segment:
@@ -29,7 +30,7 @@ def segment_of(batch: Batch) -> Segment:
 
 def make_loss(lm: LM, config: Config):
     """loss(params, memory, batch, asked, key) -> (objective, (memory, nll)), per place asked in the whole step."""
-    optim = config.optim
+    optim, learns = config.optim, trained(config.optim, lm)
 
     def loss(params, memory, batch: Batch, asked: Array, key: Array | None):
         def segment(carry, inputs):
@@ -38,11 +39,13 @@ def make_loss(lm: LM, config: Config):
             seg = segment_of(part)
             segment_key = None if key is None else jax.random.fold_in(key, p)
             logits, memory = lm(params, part.token_BPT, memory, seg, key=segment_key)
+            logits = at_each_place(logits, part.target_BPT.shape[1])
             terms = cross_entropy(
                 logits, part.target_BPT, part.asked_BPT, z_loss=optim.z_loss, label_smoothing=optim.label_smoothing
             )
             return (memory, objective + terms[0], nll + terms[1]), None
 
+        params = jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, learns)
         segments = batch.token_BPT.shape[1]
         by_segment = jax.tree.map(lambda a: a.swapaxes(0, 1), batch)
         start = (detach(memory), jnp.zeros(()), jnp.zeros(()))
@@ -59,7 +62,7 @@ def make_loss(lm: LM, config: Config):
 
 def make_step(lm: LM, tx: optax.GradientTransformation, config: Config):
     """step(params, opt_state, memory, batch, index, key) -> (params, opt_state, memory, metrics), to be jitted and donated."""
-    loss = make_loss(lm, config)
+    loss, learns = make_loss(lm, config), trained(config.optim, lm)
     parts = config.train.accumulate
 
     def gradient(params, memory, batch, asked, key) -> tuple[Any, Any]:
@@ -96,6 +99,7 @@ def make_step(lm: LM, tx: optax.GradientTransformation, config: Config):
         grads, (memory, nll) = compute(params, memory, batch, asked, step_key)
         updates, opt_state = tx.update(grads, opt_state, params)
         metrics = {"loss": nll, "grad_norm": optax.tree.norm(grads), "tokens": tokens}
-        return optax.apply_updates(params, updates), opt_state, memory, metrics
+        params = jax.tree.map(lambda t, p, u: optax.apply_updates(p, u) if t else p, learns, params, updates)
+        return params, opt_state, memory, metrics
 
     return step

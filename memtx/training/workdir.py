@@ -1,4 +1,4 @@
-"""A run's folder: marked by config.json, and refused to another run."""
+"""A run's folder: marked by config.json, refused to another run, and locked by the process that trains in it."""
 
 from __future__ import annotations
 
@@ -7,24 +7,52 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from filelock import BaseFileLock, FileLock, Timeout
+
 from memtx.errors import UserError
 
+LOCK, RECORD, LOG = ".lock", "run.json", "log.txt"
+OURS = (LOCK, RECORD, LOG)  # may be in the folder of a run that has not begun: a sweep's record of it and what it printed
 FREE = ("train.steps", "train.log_every", "eval", "checkpoint", "mesh", "data.cache")  # what a resumed run may change
 
 
-def claim(workdir: Path, config: Mapping) -> None:
-    """Make the folder if need be, and note in it that it is this config's run.
+class InUse(UserError):
+    """Another process has the folder."""
 
-    Raises UserError if it holds something else, or the run of a config that differs in more than FREE.
+
+def claim(workdir: Path, config: Mapping) -> BaseFileLock:
+    """Make the folder if need be, lock it, and note in it that it is this config's run. Release what is returned at the end.
+
+    Raises UserError if it holds something else, or the run of a config that differs in more than FREE, or is in use.
     """
     path = workdir / "config.json"
-    if path.exists():
-        _check_same(config, _read(path), workdir)
-    elif workdir.exists() and (not workdir.is_dir() or any(p != _part(path) for p in workdir.iterdir())):
-        raise UserError(f"{workdir} holds something that is not a memtx run (no {path.name}); choose another workdir")
+    if workdir.exists() and not path.exists():
+        allowed = {_part(path).name, *OURS}
+        if not workdir.is_dir() or any(p.name not in allowed for p in workdir.iterdir()):
+            raise UserError(f"{workdir} holds something that is not a memtx run (no {path.name}); choose another workdir")
+    lock = hold(workdir)
+    try:
+        if path.exists():
+            _check_same(config, _read(path), workdir)
+        write_atomic(path, json.dumps(config, indent=2) + "\n")
+    except BaseException as e:
+        lock.release()
+        if isinstance(e, OSError):
+            raise UserError(f"cannot write in {workdir}: {e.strerror}") from e
+        raise
+    return lock
+
+
+def hold(workdir: Path) -> BaseFileLock:
+    """Lock a run's folder, which is made if need be; who has the lock may lock again. UserError if another process has it.
+
+    The lock is the system's, so that it ends with the process, however that ends.
+    """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(config, indent=2) + "\n")
+        return FileLock(workdir.absolute() / LOCK, is_singleton=True).acquire(blocking=False).lock
+    except Timeout:
+        raise InUse(f"{workdir} is in use: another process trains there; wait for it, or choose another workdir") from None
     except OSError as e:
         raise UserError(f"cannot write in {workdir}: {e.strerror}") from e
 
@@ -32,7 +60,7 @@ def claim(workdir: Path, config: Mapping) -> None:
 def write_atomic(path: Path, text: str) -> None:
     """The file has either its old content or all of the new, whatever happens."""
     part = _part(path)
-    with part.open("w") as file:
+    with part.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -51,18 +79,19 @@ def _read(path: Path) -> dict:
 
 
 def _check_same(here: Mapping, there: Mapping, workdir: Path) -> None:
-    ours, theirs = _dotted(here), _dotted(there)
-    different = [
-        f"{key}: {ours.get(key, 'absent')} here, {theirs.get(key, 'absent')} in the checkpoint"
-        for key in sorted(ours.keys() | theirs.keys())
-        if ours.get(key, "absent") != theirs.get(key, "absent") and not _free(key)
-    ]
-    if different:
+    if different := differences(here, there):
         raise UserError(f"{workdir} is the run of another config ({'; '.join(different)}); choose another workdir")
 
 
-def _free(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in FREE)
+def differences(here: Mapping, there: Mapping, free: tuple[str, ...] = FREE) -> list[str]:
+    """How two configs differ in other keys than those that are free."""
+    ours, theirs = _dotted(here), _dotted(there)
+    return [
+        f"{key}: {ours.get(key, 'absent')} here, {theirs.get(key, 'absent')} in the checkpoint"
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key, "absent") != theirs.get(key, "absent")
+        and not any(key == name or key.startswith(f"{name}.") for name in free)
+    ]
 
 
 def _dotted(tree: Mapping, prefix: str = "") -> dict:

@@ -55,20 +55,27 @@ def rotate(x: np.ndarray, by: np.ndarray) -> np.ndarray:
     return np.concatenate([a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)], -1)
 
 
-def t5_bucket(distance: np.ndarray) -> np.ndarray:
-    """T5's one-directional buckets (32 of them, 128 the farthest)."""
-    far = 16 + np.floor(np.log(np.maximum(distance, 1) / 16) / np.log(128 / 16) * 16)
-    return np.where(distance < 16, np.maximum(distance, 0), np.minimum(far, 31)).astype(int)
+def t5_bucket(distance: np.ndarray, future: bool = False) -> np.ndarray:
+    """T5's buckets (128 the farthest): 32 of them for the past, or 16 for the past and then 16 for the future."""
+    if future:
+        return t5_buckets_of(np.abs(distance), 16) + 16 * (distance < 0)
+    return t5_buckets_of(np.maximum(distance, 0), 32)
 
 
-def pairwise(q_TNH, k_SNH, v_SNH, seen_TS, distance_TS, position: str, table=None) -> np.ndarray:
+def t5_buckets_of(distance: np.ndarray, buckets: int) -> np.ndarray:
+    exact = buckets // 2
+    far = exact + np.floor(np.log(np.maximum(distance, 1) / exact) / np.log(128 / exact) * exact)
+    return np.where(distance < exact, distance, np.minimum(far, buckets - 1)).astype(int)
+
+
+def pairwise(q_TNH, k_SNH, v_SNH, seen_TS, distance_TS, position: str, table=None, future=False) -> np.ndarray:
     """Attention of every query to every key that it sees, at the distance stated for the pair."""
     q_TSNH = np.broadcast_to(q_TNH[:, None], (*distance_TS.shape, *q_TNH.shape[1:]))
     if position == "rope":
         q_TSNH = rotate(q_TSNH, distance_TS)
     score_NTS = np.einsum("tsnh,snh->nts", q_TSNH, k_SNH) / np.sqrt(H)
     if position == "alibi":
-        score_NTS = score_NTS - 2.0 ** (-8 * np.arange(1, N + 1) / N)[:, None, None] * distance_TS
+        score_NTS = score_NTS - 2.0 ** (-8 * np.arange(1, N + 1) / N)[:, None, None] * np.abs(distance_TS)
     if position == "t5":
-        score_NTS = score_NTS + np.moveaxis(table[t5_bucket(distance_TS)], -1, 0)
+        score_NTS = score_NTS + np.moveaxis(table[t5_bucket(distance_TS, future)], -1, 0)
     return np.einsum("nts,snh->tnh", softmax(score_NTS, seen_TS), v_SNH)

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.golden import cached, fast_weights, linear, recurrent, retrieval, tables, tokens, ttt
+from tests.golden import cached, encoders, fast_weights, linear, recurrent, retrieval, tables, tokens, ttt
 from tests.golden.base import ROWS, Golden
 
 FOLDER = Path(__file__).parent
 STEP = 1e-30
 
-FAMILIES = (cached, recurrent, tokens, retrieval, linear, ttt, fast_weights, tables)
+FAMILIES = (cached, recurrent, tokens, retrieval, linear, ttt, fast_weights, tables, encoders)
 GOLDENS: dict[str, Golden] = {name: golden for family in FAMILIES for name, golden in family.GOLDENS.items()}
 
 

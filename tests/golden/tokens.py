@@ -1,4 +1,4 @@
-"""Oracles of memories in compressed states, state vectors and memory tokens: compressive, block_recurrent, rmt, armt."""
+"""Oracles of memories in compressed states, state vectors and memory tokens: compressive, block_recurrent, rmt and armt."""
 
 from __future__ import annotations
 
@@ -76,21 +76,21 @@ def block_recurrent(a, position: str, block: int, window: int, states: int, gate
     return np.concatenate(outs)
 
 
-def block_of(a, path: str, x, capacity: int):
-    """A pre-norm block of attention to the last `capacity` tokens, and a SwiGLU network; x is all that it ever sees."""
+def block_of(a, path: str, x, capacity: int, future: bool = False):
+    """A pre-norm block of attention to the last `capacity` tokens, or to all, and a SwiGLU network; x is all it ever sees."""
     p = {key.removeprefix(path): value[0] for key, value in a.items() if key.startswith(path)}  # a stack of one group
 
     def norm(x, scale):
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale
 
-    h = norm(x, p["memory_norm.scale"])
-    q = (h @ p["memory.attention.q.w"]).reshape(-1, N, H)
-    k, v = (np.repeat((h @ w).reshape(-1, K, H), N // K, 1) for w in np.split(p["memory.attention.kv.w"], 2, 1))
+    h = norm(x, p["norms.0.scale"])
+    q = (h @ p["branches.0.attention.q.w"]).reshape(-1, N, H)
+    k, v = (np.repeat((h @ w).reshape(-1, K, H), N // K, 1) for w in np.split(p["branches.0.attention.kv.w"], 2, 1))
     distance = np.arange(len(x))[:, None] - np.arange(len(x))
-    y = pairwise(q, k, v, (distance >= 0) & (distance < capacity), distance, "rope")
-    x = x + y.reshape(len(x), -1) @ p["memory.attention.out.w"]
-    gate, up = np.split(norm(x, p["mlp_norm.scale"]) @ p["mlp.up.w"], 2, 1)
-    return x + (gate * sigmoid(gate) * up) @ p["mlp.down.w"]
+    y = pairwise(q, k, v, future | (distance >= 0) & (distance < capacity), distance, "rope")
+    x = x + y.reshape(len(x), -1) @ p["branches.0.attention.out.w"]
+    gate, up = np.split(norm(x, p["norms.1.scale"]) @ p["branches.1.memories.0.up.w"], 2, 1)
+    return x + (gate * sigmoid(gate) * up) @ p["branches.1.memories.0.down.w"]
 
 
 CAPACITY = 7  # of `full` in the contract tests
@@ -104,6 +104,18 @@ def rmt(a, position: str, segment: int, memory: int):
         outs.append(y[memory:-memory])
         last = y[-memory:]
         m = last / np.sqrt((last**2).mean(-1, keepdims=True) + 1e-6) * a["param.norm.scale"]
+    return np.concatenate(outs)
+
+
+def rmt_encoder(a, position: str, segment: int, memory: int):
+    """Memory tokens before the text alone; each call of 4 tokens is in segments of its own, the last one shorter."""
+    m, outs = a["param.initial"], []
+    for call in range(0, TIME, 4):
+        for start in range(call, call + 4, segment):
+            text = a["x.x"][start : min(start + segment, call + 4)]
+            y = block_of(a, LAYER, np.concatenate([m, text]), TIME, future=True)
+            outs.append(y[memory:])
+            m = y[:memory] / np.sqrt((y[:memory] ** 2).mean(-1, keepdims=True) + 1e-6) * a["param.norm.scale"]
     return np.concatenate(outs)
 
 
@@ -136,20 +148,20 @@ def armt(a, position: str, segment: int, memory: int, features: int, nu: int, **
 
 
 _BLOCK = {
-    "memory_norm.scale": (1, D),
-    "memory.attention.q.w": (1, D, N * H),
-    "memory.attention.kv.w": (1, D, 2 * K * H),
-    "memory.attention.out.w": (1, N * H, D),
-    "mlp_norm.scale": (1, D),
-    "mlp.up.w": (1, D, 32),
-    "mlp.down.w": (1, 16, D),
+    "norms.0.scale": (1, D),
+    "branches.0.attention.q.w": (1, D, N * H),
+    "branches.0.attention.kv.w": (1, D, 2 * K * H),
+    "branches.0.attention.out.w": (1, N * H, D),
+    "norms.1.scale": (1, D),
+    "branches.1.memories.0.up.w": (1, D, 32),
+    "branches.1.memories.0.down.w": (1, 16, D),
 }
 
 
-def _rmt() -> Golden:
+def _rmt(name: str = "rmt", oracle=rmt, segment: int = 4) -> Golden:
     shapes = {LAYER + key: shape for key, shape in _BLOCK.items()}
     shapes |= {"x.x": (TIME, D), "param.initial": (2, D), "param.norm.scale": (D,)}
-    return Golden("rmt", rmt, shapes, {"segment": 4, "memory": 2})
+    return Golden(name, oracle, shapes, {"segment": segment, "memory": 2})
 
 
 def _armt() -> Golden:
@@ -195,5 +207,6 @@ GOLDENS = {
     "compressive-rope": _compressive("conv", "rope"),
     **{f"block_recurrent-{gate}": _block_recurrent(gate) for gate in ("fixed", "lstm")},
     "rmt": _rmt(),
+    "rmt_encoder": _rmt("rmt_encoder", rmt_encoder, 3),
     "armt": _armt(),
 }

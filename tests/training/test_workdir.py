@@ -1,5 +1,8 @@
 """No run is overwritten by accident."""
 
+import subprocess
+import sys
+
 import pytest
 
 from memtx.errors import UserError
@@ -39,3 +42,24 @@ def test_a_workdir_that_cannot_be_written_is_one_line(tmp_path):
 def test_a_start_cut_off_before_the_config_was_written_is_no_obstacle(tmp_path):
     (tmp_path / "config.json.part").write_text("{")
     assert resume(tmp_path) is None
+
+
+def test_two_processes_do_not_train_in_one_workdir(saved):
+    hold = "import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); print(); input()"
+    command = [sys.executable, "-c", hold, str(saved / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout
+        other.stdout.readline()
+        before = {path: path.stat().st_mtime_ns for path in saved.rglob("*") if path.is_file()}
+        with pytest.raises(UserError, match="in use: another process"):
+            resume(saved)
+        assert before == {path: path.stat().st_mtime_ns for path in saved.rglob("*") if path.is_file()}
+        other.kill()
+    same(resume(saved), 2)  # the lock ended with the process
+
+
+def test_the_lock_ends_with_the_run(tmp_path):
+    with Checkpointer(tmp_path / "run", CONFIG):
+        pass
+    command = "import sys; from filelock import FileLock; FileLock(sys.argv[1], timeout=0).acquire()"
+    subprocess.run([sys.executable, "-c", command, str(tmp_path / "run" / ".lock")], check=True)

@@ -1,4 +1,7 @@
-"""Synthetic tasks: `data.corpus="task:NAME"`, with settings in `data.task`. One generator per file; base.py is the contract."""
+"""Tasks: `data.corpus="task:NAME"`, with settings in `data.task`. One generator per file; base.py is the contract.
+
+All are synthetic but `labelled`, which reads documents of yours.
+"""
 
 from memtx.data.tasks.algorithmic import Algorithmic
 from memtx.data.tasks.associative import Associative
@@ -8,6 +11,7 @@ from memtx.data.tasks.compositional import Compositional
 from memtx.data.tasks.copying import Copying
 from memtx.data.tasks.forgetting import Forgetting
 from memtx.data.tasks.induction import Induction
+from memtx.data.tasks.labelled import Labelled
 from memtx.data.tasks.mad import Mad
 from memtx.data.tasks.mqar import MQAR
 from memtx.data.tasks.needle import Needle
@@ -25,6 +29,7 @@ TASKS: dict[str, type[Task]] = {
     "copying": Copying,
     "forgetting": Forgetting,
     "induction": Induction,
+    "labelled": Labelled,
     "mad": Mad,
     "mqar": MQAR,
     "needle": Needle,

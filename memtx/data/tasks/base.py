@@ -46,10 +46,12 @@ class Task(abc.ABC):
     tokenizer  what the tokens mean
     length     the most tokens that an example has
     block      examples are fed so many tokens at a time, whatever the segment; 0: as many as a segment holds
+    classes    how many classes there are, if a label is the class of what was read; 0: labels are tokens
     """
 
     Config: ClassVar[type]
     block: int = 0
+    classes: int = 0
     tokenizer: Tokenizer
     length: int
 

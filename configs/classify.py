@@ -1,0 +1,41 @@
+"""Classes of labelled documents, learned by a pretrained encoder that reads them segment by segment.
+
+    memtx train --config=configs/classify.py:path=FOLDER,classes=2 --workdir=runs/classify
+
+path       a folder with train.jsonl, valid.jsonl and test.jsonl, lines {"text": "...", "label": "..."}
+classes    how many labels there are
+backbone   minilm | a Hugging Face folder | a name of the hub
+memory     rmt_encoder: memory tokens carry what was read; none: only the first segment is read
+segment    tokens of a segment                       tokens     of a document, at most
+"""
+
+import dataclasses
+
+from memtx.config import get_config as default_config
+from memtx.config import parse_arg
+from memtx.errors import UserError, check_known
+from memtx.models.pretrained import settings
+
+
+def get_config(arg: str = ""):
+    choice = parse_arg(arg, path="", classes="2", backbone="minilm", memory="rmt_encoder", segment="512", tokens="8192")
+    check_known(choice.memory, ["none", "rmt_encoder"], "memory")
+    numbers = (choice.classes, choice.segment, choice.tokens)
+    if not all(number.isdecimal() and int(number) for number in numbers):
+        raise UserError(f"classes, segment and tokens should be numbers above 0, not {', '.join(numbers)}")
+    classes, segment, tokens = map(int, numbers)
+    body = {"none": "", "rmt_encoder": "rmt_encoder"}[choice.memory]
+    tokens = tokens if body else segment
+    model = settings(choice.backbone, output="classes", classes=classes, pool="mean", body=body, dropout=0.1)
+    return default_config(
+        model={f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name != "memory"},
+        memory={"rmt_encoder": {"segment": segment, "memory": 16}} if body else {},
+        data={
+            "corpus": "task:labelled",
+            "task": {"path": choice.path, "tokenizer": f"pretrained:{choice.backbone}", "tokens": tokens},
+            "segment": segment,
+        },
+        train={"steps": 500, "batch": 4, "segments": min(4, -(-tokens // segment))},
+        optim={"lr": 5e-5, "warmup": 50, "weight_decay": 0.01, "schedule": "linear", "final_lr": 0.0},
+        eval={"every": 100, "batch": 4, "examples": 16},
+    )

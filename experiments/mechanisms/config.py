@@ -1,0 +1,78 @@
+"""The runs of the table of mechanisms: `config.py:column=mqar,memory=xl`.
+
+Every task's column trains a model of the same size (`micro`: width 64, 2 layers) from random weights; windows see 16 tokens, so
+that what is asked lies beyond them, and mechanisms with a segment, block or window of their own have one of that size too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from memtx.config import get_config as default_config
+from memtx.config import parse_arg
+from memtx.errors import check_known
+from memtx.memory import MEMORIES
+from memtx.models.presets import preset
+from memtx.patterns import names
+
+WINDOW = 16
+# settings by their names, wherever they occur
+LOCAL = {"window": WINDOW, "segment": WINDOW, "block": WINDOW, "sinks": 4, "capacity": 2048}
+DISTANCES = (4, 16, 64)  # of the needle, in windows
+VOCABULARY = 128
+
+
+def get_config(arg: str = ""):
+    choice = parse_arg(arg, column="mqar", memory="window")
+    check_known(choice.column, COLUMNS, "column")
+    return COLUMNS[choice.column](choice.memory)
+
+
+def mqar(memory: str):
+    return task(memory, "mqar", {"vocabulary": VOCABULARY, "length": 64, "pairs": 8}, steps=600)
+
+
+def forgetting(memory: str):
+    return task(memory, "forgetting", {"vocabulary": VOCABULARY, "length": 64, "pairs": 8, "updates": 8}, steps=600)
+
+
+def needle(memory: str):
+    """Learned at short distances first: 64 windows away there is no gradient to begin with."""
+    near = {"distances": DISTANCES, "before": 8}
+    far = {"distances": tuple(n * WINDOW for n in DISTANCES), "before": 8}
+    return task(memory, "needle", far, steps=300, batch=16, segments=17, curriculum=((200, near),))
+
+
+def books(memory: str):
+    return default_config(
+        model=preset(memory, "tiny") | {"scan": False},
+        data={"corpus": "books", "segment": 128},
+        train={"steps": 300, "batch": 8, "segments": 2, "log_every": 100},
+        optim={"lr": 3e-3, "warmup": 50},
+        eval={"every": 0, "segments": 64, "sample_tokens": 0},
+        checkpoint={"every": 100_000},
+    )
+
+
+COLUMNS = {"mqar": mqar, "forgetting": forgetting, "needle": needle, "books": books}
+
+
+def task(memory: str, name: str, task: dict, *, steps: int, batch: int = 64, segments: int = 1, **data):
+    model = preset(memory, "micro") | {"scan": False}
+    return default_config(
+        model=model,
+        memory=settings(model),
+        data={"corpus": f"task:{name}", "segment": 64, "task": task, **data},
+        train={"steps": steps, "batch": batch, "segments": segments, "log_every": 100},
+        optim={"lr": 3e-3, "warmup": 50},
+        eval={"every": 0, "batch": 64, "segments": 8, "sample_tokens": 0},
+        checkpoint={"every": 100_000},
+    )
+
+
+def settings(model: dict) -> dict[str, dict]:
+    """For every mechanism of the model, those of LOCAL that it has."""
+    used = names(model["stacks"], model.get("body", ""), model.get("head", ""))
+    return {
+        name: {f.name: LOCAL[f.name] for f in dataclasses.fields(MEMORIES[name].Config) if f.name in LOCAL} for name in used
+    }

@@ -1,0 +1,3 @@
+from memtx.cli import main
+
+main()

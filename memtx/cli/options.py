@@ -1,0 +1,55 @@
+"""Options of a command, and what is wrong with them in one line."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from memtx.errors import UserError
+
+
+def parse(values: flags.FlagValues, command: str, rest: list[str]) -> flags.FlagValues:
+    spec = next((arg.partition("=")[2] for arg in rest if arg.startswith("--config=")), None)
+    if spec is not None and not Path(spec.partition(":")[0]).is_file():
+        raise UserError(f"no config file {spec.partition(':')[0]!r}")
+    program, sys.argv = sys.argv, [f"memtx {command}", *rest]  # config_flags looks for overrides there
+    try:
+        left = values(sys.argv)[1:]
+    except (KeyError, AttributeError) as error:  # how ml_collections refuses a key
+        names = re.findall(r"\w+", str(error).replace("\\n", " "))
+        near = f"; did you mean {names[names.index('mean') + 1]}?" if "mean" in names else ""
+        raise UserError(f"unknown config key {names[0]!r}{near}") from None
+    except flags.IllegalFlagValueError as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
+    finally:
+        sys.argv = program
+    if left:
+        raise UserError(f"unexpected argument {left[0]!r}; options are written --name=value")
+    return values
+
+
+def needed(values: flags.FlagValues, name: str, example: str):
+    if not (value := values[name].value):
+        raise UserError(f"--{name} is missing; for example --{name}={example}")
+    return value
+
+
+def settings(text: str | None, option: str) -> dict | None:
+    """What an option such as `--task` says, key=value,key=value, as a mapping; values are Python literals or else words."""
+    if not text:
+        return None
+    settings = {}
+    for name, value in re.findall(r"(\w+)=((?:\([^)]*\)|[^,(])+)(?:,|$)", text):
+        try:
+            settings[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            settings[name] = value
+    if not settings:
+        raise UserError(f"--{option}={text!r} should read key=value,key=value")
+    return settings

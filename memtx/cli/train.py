@@ -1,0 +1,62 @@
+"""`memtx train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+from rich.console import Console
+
+from memtx.cli.evaluate import summarise
+from memtx.cli.options import needed
+
+HELP = """\
+  memtx train     train a model, or go on with a run that was stopped
+      --config=FILE[:key=value,...]   a config file; configs/lm.py:memory=xl,size=tiny,data=books
+      --workdir=DIR                   where checkpoints, metrics.jsonl and TensorBoard files go
+      --config.GROUP.KEY=VALUE        change any key; --config.train.steps=2000 --config.optim.lr=3e-4
+"""
+
+
+def define(values):
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+
+
+def act(values):
+    from memtx.config import configure
+    from memtx.training.loop import train
+
+    config = configure(needed(values, "config", "configs/lm.py:memory=xl"))
+    workdir = Path(needed(values, "workdir", "runs/first"))
+    console = Console(soft_wrap=True, highlight=False)
+    trained = train(config, workdir, say=lambda line: console.print(line, markup=False))
+    if not trained.finished:
+        console.print(f"stopped and saved at step {trained.step}; give the same command to go on")
+        return
+    picture = summarise(trained.evaluation, workdir, console)
+    if config.eval.sample_tokens and not config.model.output:
+        from memtx.loading import load
+
+        _write_sample(load(workdir), config, console)
+    console.print(f"\nmetrics  {workdir / 'metrics.jsonl'}\nplot     {picture}", markup=False)
+
+
+def _write_sample(loaded, config, console: Console) -> None:
+    from memtx.generate import Sampling, generate
+
+    console.print("\nsample", style="bold")
+    print(config.eval.prompt, end="", flush=True)
+    for text in generate(
+        loaded.lm,
+        loaded.params,
+        loaded.tokenizer,
+        config.eval.prompt,
+        max_tokens=config.eval.sample_tokens,
+        sampling=Sampling(),
+        seed=config.seed,
+        chunk=config.data.segment,
+    ):
+        print(text, end="", flush=True)
+    print()

@@ -1,0 +1,13 @@
+"""Tokenizers: text to token ids and back, with the bytes that each token stands for.
+
+tok = tokenizers.tokenizer("bpe:4096", corpus, cache)      `bytes`, a BPE of the corpus, or `pretrained:PATH`
+tok = tokenizers.pretrained(path)                          of a folder with a tokenizer's files, or of a .gguf file
+tok = tokenizers.load(path)                                what `tok.save(path)` wrote
+"""
+
+from memtx.data.tokenizers.base import SPECIALS, Tokenizer
+from memtx.data.tokenizers.files import pretrained
+from memtx.data.tokenizers.named import byte_tokenizer, load, tokenizer
+from memtx.data.tokenizers.words import Words, numbers
+
+__all__ = ["SPECIALS", "Tokenizer", "Words", "byte_tokenizer", "load", "numbers", "pretrained", "tokenizer"]

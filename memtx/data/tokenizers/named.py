@@ -1,0 +1,64 @@
+"""Tokenizers as a config names them, and from the file that `save` wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import tokenizers as hf
+
+from memtx.data.cache import built, root
+from memtx.data.corpora import Corpus
+from memtx.data.hub import find
+from memtx.data.tokenizers.base import SPECIALS, Tokenizer
+from memtx.data.tokenizers.files import pretrained
+from memtx.data.tokenizers.vocabularies import HuggingFace, SentencePiece
+from memtx.data.tokenizers.words import Words
+from memtx.errors import UserError, check_known
+
+
+def byte_tokenizer() -> Tokenizer:
+    return Tokenizer("bytes", 256 + SPECIALS)
+
+
+def load(path: str | Path) -> Tokenizer:
+    """What `save` wrote. UserError if the file is missing or not a tokenizer's."""
+    try:
+        stored = json.loads(Path(path).read_text())
+        for key, cls in (("words", Words), ("huggingface", HuggingFace), ("sentencepiece", SentencePiece)):
+            if key in stored:
+                return cls(**stored)
+        return Tokenizer(stored["name"], stored["vocab_size"], json.dumps(stored["model"]) if stored["model"] else None)
+    except Exception as error:  # `tokenizers` raises bare Exception for a model that it cannot read
+        raise UserError(f"cannot read the tokenizer {path}: {error}") from error
+
+
+def tokenizer(name: str, corpus: Corpus, cache: str | Path) -> Tokenizer:
+    """`bytes`, `bpe:SIZE` or `pretrained:NAME` (see memtx.data.hub); UserError for other names.
+
+    A BPE is trained on `corpus` at its first use and kept in `cache`.
+    """
+    kind, _, size = name.partition(":")
+    check_known(kind, ("bytes", "bpe", "pretrained"), "tokenizer")
+    if kind == "pretrained":
+        return pretrained(find(size, cache))
+    if kind == "bytes":
+        if size:
+            raise UserError(f"tokenizer {name!r}: bytes takes no size")
+        return byte_tokenizer()
+    least = 256 + SPECIALS
+    if not size.isdecimal() or int(size) < least:
+        raise UserError(f"tokenizer {name!r}: give a vocabulary of {least} or more, as in bpe:4096")
+    folder = root(cache) / "tokenizers" / f"bpe-{size}-{corpus.fingerprint}"
+    built(folder, lambda part: _train(name, int(size), corpus).save(part / "tokenizer.json"))
+    return load(folder / "tokenizer.json")
+
+
+def _train(name: str, size: int, corpus: Corpus) -> Tokenizer:
+    model = hf.Tokenizer(hf.models.BPE())
+    model.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # No special token is known to the model, so a text that spells one out stays text.
+    alphabet = hf.pre_tokenizers.ByteLevel.alphabet()
+    trainer = hf.trainers.BpeTrainer(vocab_size=size - SPECIALS, initial_alphabet=alphabet, show_progress=False)
+    model.train_from_iterator((text for _, text in corpus.documents("train")), trainer)
+    return Tokenizer(name, size, model.to_str())

@@ -1,0 +1,132 @@
+"""Beam search: the likeliest text by the sum of log-probabilities / tokens**length_penalty, among those that beams reach.
+
+Beams are rows of the memory. At every token each beam is widened by all of the vocabulary; of all candidates those that end
+are put aside, and the best that go on become the beams, with the memory of the beam that each comes from. A row is done when
+`beams` texts have ended and no beam is better than the worst of them; what was not ended then counts as it stands.
+
+B stream, K beams, R = B K rows, W candidates of a stream, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from memtx.generate.writer import CHUNK, Writer, read, step
+from memtx.memory.base import batch_axes, take_rows
+from memtx.models.lm import LM, LMState, Params
+
+
+@dataclasses.dataclass
+class Search:
+    """One stream: its beams (score, tokens), best first, and the texts that ended."""
+
+    beams: int
+    length_penalty: float
+    running: list[tuple[float, list[int]]] = dataclasses.field(default_factory=lambda: [(0.0, [])])
+    ended: list[tuple[float, list[int]]] = dataclasses.field(default_factory=list)
+    done: bool = False
+
+    def widen(self, candidates: list[tuple[float, int, int]], ends: Callable[[list[int]], bool]) -> list[int]:
+        """candidates: (score, beam, token), best first. -> the beam that each of the new ones comes from."""
+        going_on, parents = [], []
+        for rank, (score, beam, token) in enumerate(candidates):
+            tokens = [*self.running[beam][1], token]
+            if not ends(tokens):
+                going_on.append((score, tokens))
+                parents.append(beam)
+            elif rank < self.beams:
+                self.end(score, tokens)
+            if len(going_on) == self.beams:
+                break
+        self.running = going_on
+        worst = self.ended[-1][0] if len(self.ended) == self.beams else -np.inf
+        self.done = not going_on or worst >= self.score(*going_on[0])
+        return parents
+
+    def end(self, score: float, tokens: list[int]) -> None:
+        self.ended = sorted([*self.ended, (self.score(score, tokens), tokens)], key=lambda e: -e[0])[: self.beams]
+
+    def score(self, total: float, tokens: list[int]) -> float:
+        return total / len(tokens) ** self.length_penalty
+
+    def best(self) -> list[int]:
+        if not self.done:
+            for score, tokens in self.running:
+                self.end(score, tokens)
+        return self.ended[0][1]
+
+
+def beam_search(
+    writer: Writer,
+    *,
+    beams: int,
+    max_tokens: int,
+    length_penalty: float,
+    drawable_V: np.ndarray,
+    ends_V: np.ndarray,
+    stops: Callable[[list[int]], bool],
+) -> tuple[list[list[int]], LMState]:
+    """-> (the best tokens of each stream, the memory that has read them). stops: whether tokens hold a stop text."""
+    lm, batch, width = writer.lm, len(writer.token_B), beams * (1 + int(ends_V.sum()))
+    width = min(width, beams * len(ends_V))
+    searches = [Search(beams, length_penalty) for _ in range(batch)]
+    parent_R, token_R = np.arange(batch * beams), np.repeat(writer.token_B, beams)
+    score_BK = np.where(np.arange(beams) == 0, 0.0, -np.inf).repeat(batch).reshape(beams, batch).T.astype(np.float32)
+    state = _rows(lm, writer.state, np.repeat(np.arange(batch), beams))
+
+    def ends(tokens: list[int]) -> bool:
+        return bool(ends_V[tokens[-1]]) or stops(tokens)
+
+    for _ in range(max_tokens):
+        live_B = np.asarray([not search.done for search in searches])
+        if not live_B.any():
+            break
+        live_R = np.repeat(live_B, beams).astype(np.int32)
+        found = _widen(lm, writer.params, token_R, live_R, parent_R, state, score_BK, drawable_V, width=width)
+        (score_BW, index_BW), state = jax.tree.map(np.asarray, found[:2]), found[2]
+        parent_R, score_BK = np.arange(batch * beams), np.full_like(score_BK, -np.inf)
+        for b in np.flatnonzero(live_B):
+            beam_W, token_W = np.divmod(index_BW[b], len(ends_V))
+            candidates = [c for c in zip(score_BW[b].tolist(), beam_W, token_W.tolist(), strict=True) if c[0] > -np.inf]
+            for k, parent in enumerate(searches[b].widen(candidates, ends)):
+                parent_R[b * beams + k] = b * beams + parent
+                score_BK[b, k], token_R[b * beams + k] = searches[b].running[k][0], searches[b].running[k][1][-1]
+    tokens = [search.best() if max_tokens > 0 else [] for search in searches]
+    seen = [np.asarray([first, *row][:-1], np.int32) for first, row in zip(writer.token_B, tokens, strict=True)]
+    writer.state = read(lm, writer.params, seen, writer.state, CHUNK)
+    writer.token_B = np.asarray([[first, *row][-1] for first, row in zip(writer.token_B, tokens, strict=True)], np.int32)
+    return tokens, writer.memory()
+
+
+@partial(jax.jit, static_argnames="lm")
+def _rows(lm: LM, state: LMState, index_R: Array) -> LMState:
+    """The memory of the streams at these indices."""
+    return take_rows(state, index_R, batch_axes(lm.init_state))
+
+
+@partial(jax.jit, static_argnames=("lm", "width"), donate_argnames="state")
+def _widen(
+    lm: LM,
+    params: Params,
+    token_R: Array,
+    live_R: Array,
+    parent_R: Array,
+    state: LMState,
+    score_BK: Array,
+    drawable_V: Array,
+    *,
+    width: int,
+):
+    """Each row reads its token with its parent's memory -> the best candidates of each stream, score_BW and index_BW (beam * V
+    + token), and the state."""
+    logits_RTV, state = step(lm, params, token_R[:, None], live_R, _rows(lm, state, parent_R))
+    logp_RV = jnp.where(drawable_V, jax.nn.log_softmax(logits_RTV[:, 0]), -jnp.inf)
+    total_BKV = score_BK[:, :, None] + logp_RV.reshape(*score_BK.shape, -1)
+    return *lax.top_k(total_BKV.reshape(len(score_BK), -1), width), state

@@ -1,0 +1,34 @@
+"""How a conversation is written for a model that was taught one: its own Jinja template, run in a sandbox."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+
+from memtx.data.tokenizers import Tokenizer
+from memtx.errors import UserError, optional
+
+
+def render(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], *, reply: bool = True) -> str:
+    """The prompt of messages {"role": "system" | "user" | "assistant", "content": text}; read it with `specials=True`.
+
+    reply: whether it goes on to where the model's answer begins. UserError if the tokenizer has no template, or it refuses.
+    """
+    if not tokenizer.chat_template:
+        raise UserError(f"{tokenizer.name} has no chat template: the model was not taught conversations; give it a prompt")
+    jinja2 = optional("jinja2")
+    sandbox = optional("jinja2.sandbox").ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    sandbox.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.datetime.now().strftime(form)}
+    names = {id: name for name, id in tokenizer.specials.items()}
+    tokens = {"bos_token": names.get(tokenizer.bos, ""), "eos_token": names.get(max(tokenizer.eos, default=-1), "")}
+    try:
+        template = sandbox.from_string(tokenizer.chat_template)
+        return template.render(messages=[dict(m) for m in messages], add_generation_prompt=reply, **tokens)
+    except jinja2.TemplateError as error:
+        raise UserError(f"the chat template of {tokenizer.name} refuses the conversation: {error}") from None
+
+
+def _refuse(message: str):
+    raise optional("jinja2").TemplateError(message)

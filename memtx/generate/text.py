@@ -1,0 +1,182 @@
+"""From prompts to texts: special tokens, stop strings, and characters that take several tokens. B stream, V vocabulary."""
+
+from __future__ import annotations
+
+import codecs
+import dataclasses
+from collections.abc import Generator, Sequence
+
+import numpy as np
+
+from memtx.data.tokenizers import Tokenizer
+from memtx.errors import UserError
+from memtx.generate.beam import beam_search
+from memtx.generate.sampling import Sampling
+from memtx.generate.writer import CHUNK, LOOK, Writer
+from memtx.models.lm import LM, LMState, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """texts: what was written after each prompt. state: the memory, which has read all of it."""
+
+    texts: list[str]
+    state: LMState
+
+
+def generate(
+    lm: LM, params: Params, tokenizer: Tokenizer, prompt: str, *, source: str | None = None, look: int = 4, **options
+) -> Generator[str, None, LMState]:
+    """Yields text as it is drawn; returns the memory. Options as in `complete`, for one stream."""
+    sources = None if source is None else [source]
+    pieces = _stream(lm, params, tokenizer, [prompt], source=sources, look=look, **options)
+    while True:
+        try:
+            [text] = next(pieces)
+        except StopIteration as stop:
+            return stop.value
+        if text:
+            yield text
+
+
+def complete(
+    lm: LM, params: Params, tokenizer: Tokenizer, prompts: Sequence[str], *, look: int = LOOK, **options
+) -> Completion:
+    """What follows each prompt, until a text ends or after max_tokens. Each row is what it would be alone.
+
+    max_tokens      200, of what is written
+    sampling        Sampling(); row b draws by the seed `seed + b`
+    beams           1; more search for the likeliest text: the highest sum of log-probabilities / tokens**length_penalty (1.0)
+    stop            texts that end a row; they are not given back, though the memory has read them
+    seed            0
+    state           where an earlier call stopped; None begins documents
+    source          texts that an encoder-decoder's encoder reads, one a row
+    start           the token that a document begins with; None: as the tokenizer frames texts, or its <pad> after a source
+    specials        False; whether specials that a prompt spells out, as chat templates do, are those tokens
+    chunk           512, the tokens of a prompt that are read at a time
+    look            tokens that are written before the host looks at them, at most 16 (1 if there are stop texts)
+    """
+    texts = ["" for _ in prompts]
+    pieces = _stream(lm, params, tokenizer, prompts, look=look, **options)
+    while True:
+        try:
+            texts = [text + more for text, more in zip(texts, next(pieces), strict=True)]
+        except StopIteration as stop:
+            return Completion(texts, stop.value)
+
+
+def _stream(
+    lm: LM,
+    params: Params,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    max_tokens: int = 200,
+    sampling: Sampling | None = None,
+    beams: int = 1,
+    length_penalty: float = 1.0,
+    stop: Sequence[str] = (),
+    seed: int = 0,
+    state: LMState | None = None,
+    source: Sequence[str] | None = None,
+    start: int | None = None,
+    specials: bool = False,
+    chunk: int = CHUNK,
+    look: int,
+) -> Generator[list[str], None, LMState]:
+    """Yields what was written of each row since the last time."""
+    lm.check_next_token()
+    if beams < 1:
+        raise UserError(f"beams must be 1 or more, not {beams}")
+    if source is not None and len(source) != len(prompts):
+        raise UserError(f"{len(source)} sources for {len(prompts)} prompts: give one each")
+    if isinstance(stop, str):
+        raise UserError(f"stop is a list of texts, as in [{stop!r}]")
+    framed_source = None if source is None else [tokenizer.frame(text)[0] for text in source]
+    begin = state is None and (framed_source is not None or start is not None)
+    if begin and start is None:
+        start = tokenizer.specials.get("<pad>", tokenizer.bos)
+    ids = [_ids(tokenizer, prompt, start if begin else None, state is None, specials) for prompt in prompts]
+    if beams > 1 and sampling is not None and sampling.temperature > 0:
+        raise UserError("beams search for the likeliest text: set the temperature to 0, or beams to 1")
+    writer = Writer(lm, params, ids, state=state, source=framed_source, chunk=chunk)
+    drawable_V, ends_V = _masks(tokenizer, lm.model.vocab_size)
+    made = [_Text(tokenizer, [text for text in stop if text], fresh=framed_source is not None) for _ in prompts]
+    if beams > 1:
+        tokens, memory = beam_search(
+            writer,
+            beams=beams,
+            max_tokens=max_tokens,
+            length_penalty=length_penalty,
+            drawable_V=drawable_V,
+            ends_V=ends_V,
+            stops=lambda row: any(text in tokenizer.decode(row) for text in stop if text),
+        )
+        yield ["".join([*map(text.add, row), text.rest()]) for text, row in zip(made, tokens, strict=True)]
+        return memory
+    left = max_tokens
+    while left > 0 and writer.live_B.any():
+        count = min(1 if any(stop) else look, LOOK, left)
+        token_BN = writer.write(count, sampling or Sampling(), seed, drawable_V, ends_V)
+        left -= count
+        yield ["".join(text.add(int(token)) for token in row if token >= 0) for text, row in zip(made, token_BN, strict=True)]
+        writer.live_B &= [not text.stopped for text in made]
+    yield [text.rest() for text in made]
+    return writer.memory()
+
+
+def _ids(tokenizer: Tokenizer, prompt: str, start: int | None, begins: bool, specials: bool) -> np.ndarray:
+    if start is not None:
+        return np.concatenate([[start], tokenizer.encode(prompt, specials=specials)]).astype(np.int32)
+    if specials or not begins:
+        return tokenizer.encode(prompt, specials=specials)
+    ids = tokenizer.frame(prompt)[0]
+    return ids if len(ids) or tokenizer.bos < 0 else np.asarray([tokenizer.bos], np.int32)
+
+
+def _masks(tokenizer: Tokenizer, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of the model's vocabulary, which may be larger than the tokenizer's: what may be drawn, and what ends a text."""
+    drawable_V, ends_V = np.zeros(size, bool), np.zeros(size, bool)
+    drawable_V[: tokenizer.vocab_size] = tokenizer.drawable_V
+    ends_V[list(tokenizer.eos)] = True
+    return drawable_V, ends_V
+
+
+class _Text:
+    """The text of one row: shows what no later token can change.
+
+    fresh: it begins a text of its own, so the blank that some tokenizers put before the first word is left out.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], fresh: bool):
+        self._pieces, self._ends, self._stop, self._fresh = tokenizer.pieces, set(tokenizer.eos), stop, fresh
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")  # a character may take several tokens
+        self._held, self.stopped = "", False
+
+    def add(self, token: int) -> str:
+        """What can be shown once `token` is there."""
+        return self._show(self._utf8.decode(b"" if token in self._ends else self._pieces[token]), last=False)
+
+    def rest(self) -> str:
+        """What can be shown when nothing more comes."""
+        return self._show(self._utf8.decode(b"", final=True), last=True)
+
+    def _show(self, more: str, last: bool) -> str:
+        if self.stopped:
+            return ""
+        if self._fresh and more:
+            more, self._fresh = more.removeprefix(" "), False
+        self._held += more
+        found = [at for text in self._stop if (at := self._held.find(text)) >= 0]
+        if found:
+            self.stopped, shown, self._held = True, self._held[: min(found)], ""
+            return shown
+        keep = 0 if last else max((_overlap(self._held, text) for text in self._stop), default=0)
+        cut = len(self._held) - keep
+        shown, self._held = self._held[:cut], self._held[cut:]
+        return shown
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of a text may begin a stop text."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,0 +1,165 @@
+"""Streams that are being written: what they remember, the token each has come to, and compiled steps over them.
+
+B stream, T time, N tokens of one call, S source time, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from memtx.errors import UserError
+from memtx.generate.sampling import Sampling, draw
+from memtx.generate.unstack import stack_state, unstack_params, unstack_state, unstacked
+from memtx.memory.base import segment
+from memtx.models.lm import LM, LMState, Params
+
+CHUNK = 512  # tokens of a prompt that are read at a time
+LEAST = 32  # tokens of a call of its own size for what is left of a prompt
+LOOK = 16  # tokens that are written before the host looks at them
+
+
+class Writer:
+    """B streams. The memory has read all but each row's last token, which is in `token_B`; `state` is the writing model's.
+
+    ids: a prompt for each row, of one token or more. state: where earlier texts stopped (it stays as it is); None begins them.
+    source: for an encoder-decoder, what its encoder reads.
+    """
+
+    def __init__(
+        self,
+        lm: LM,
+        params: Params,
+        ids: Sequence[np.ndarray],
+        *,
+        state: LMState | None = None,
+        source: Sequence[np.ndarray] | None = None,
+        chunk: int = CHUNK,
+    ):
+        if not ids or not all(len(row) for row in ids):
+            raise UserError("there is nothing to read: to go on with a memory, give a prompt")
+        if state is not None and len(state.position_B) != len(ids):
+            raise UserError(f"the memory is of {len(state.position_B)} streams, the prompts are {len(ids)}")
+        memory: LMState = jax.tree.map(jnp.copy, state) if state is not None else _fresh(lm, len(ids))
+        if source is not None:
+            memory = _encode(lm, params, *padded(source), memory)
+        memory = read(lm, params, [row[:-1] for row in ids], memory, chunk)
+        self.stacked, self.lm = lm, unstacked(lm)
+        if self.lm is not lm:
+            params, memory = unstack_params(lm, params), unstack_state(lm, memory)
+        self.params, self.state = params, memory
+        self.token_B = np.asarray([row[-1] for row in ids], np.int32)
+        self.live_B = np.ones(len(ids), bool)
+        self.step = 0
+
+    def write(self, count: int, sampling: Sampling, seed: int, drawable_V: np.ndarray, ends_V: np.ndarray) -> np.ndarray:
+        """Up to `count` more tokens of each live row, [B, count]; -1 after its end. Row b draws by the seed `seed + b`."""
+        settings = jnp.asarray([sampling.temperature, sampling.top_k, sampling.top_p], jnp.float32)
+        token_BN, self.token_B, live_B, self.state = _write(
+            self.lm,
+            self.params,
+            self.token_B,
+            self.live_B,
+            self.state,
+            jnp.asarray(seed + np.arange(len(self.live_B))),
+            settings,
+            drawable_V,
+            ends_V,
+            self.step,
+            min(count, LOOK),
+            greedy=sampling.temperature == 0,
+        )
+        self.step += min(count, LOOK)
+        self.live_B = np.array(live_B)
+        return np.asarray(token_BN)[:, :count]
+
+    def memory(self) -> LMState:
+        """What the streams remember once the last token is read too. Ends the writer."""
+        token_BT = jnp.asarray(self.token_B)[:, None]
+        state = _read(self.lm, self.params, token_BT, jnp.ones(len(token_BT), jnp.int32), self.state)
+        return state if self.lm is self.stacked else stack_state(self.stacked, state)
+
+
+def read(lm: LM, params: Params, ids: Sequence[np.ndarray], state: LMState, chunk: int) -> LMState:
+    """The state after reading each row's tokens, of which there may be none. Takes `state`."""
+    sizes = [*(size for size in (chunk // 16, chunk // 4) if size >= LEAST), chunk]
+    longest, start = max(map(len, ids)), 0
+    while start < longest:
+        size = next(size for size in sizes if size >= min(chunk, longest - start))
+        token_BT, length_B = padded([row[start : start + size] for row in ids], size)
+        state = _read(lm, params, token_BT, length_B, state)
+        start += size
+    return state
+
+
+def padded(ids: Sequence[np.ndarray], size: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """int32 token_BT, real ones first, and length_B. size: T, if not as many as the longest row has."""
+    token_BT = np.zeros((len(ids), size or max(map(len, ids))), np.int32)
+    for row, part in zip(token_BT, ids, strict=True):
+        row[: len(part)] = part
+    return token_BT, np.asarray([*map(len, ids)], np.int32)
+
+
+@partial(jax.jit, static_argnames=("lm", "batch"))
+def _fresh(lm: LM, batch: int) -> LMState:
+    return lm.init_state(batch)
+
+
+@partial(jax.jit, static_argnames="lm", donate_argnames="state")
+def _encode(lm: LM, params: Params, token_BS: Array, length_B: Array, state: LMState) -> LMState:
+    return lm.encode(params, token_BS, state, length_B)
+
+
+@partial(jax.jit, static_argnames="lm", donate_argnames="state")
+def _read(lm: LM, params: Params, token_BT: Array, length_B: Array, state: LMState) -> LMState:
+    """Nobody takes the logits, so they are not computed."""
+    return step(lm, params, token_BT, length_B, state)[1]
+
+
+def step(lm: LM, params: Params, token_BT: Array, length_B: Array, state: LMState) -> tuple[Array, LMState]:
+    seg = segment(state.position_B[:, None] + jnp.arange(token_BT.shape[1]), length_B)
+    return lm(params, token_BT, state, seg)
+
+
+@partial(jax.jit, static_argnames=("lm", "greedy"), donate_argnames="state")
+def _write(
+    lm: LM,
+    params: Params,
+    token_B: Array,
+    live_B: Array,
+    state: LMState,
+    seed_B: Array,
+    settings: Array,
+    drawable_V: Array,
+    ends_V: Array,
+    first: Array,
+    count: Array,
+    *,
+    greedy: bool,
+):
+    """`count` tokens, at most LOOK, in one program: -> token_BN and what goes on from there; a row that ended stays."""
+    temperature, top_k, top_p = settings
+
+    def one(carry):
+        n, token_B, live_B, state, token_BN = carry
+        logits_BTV, state = step(lm, params, token_B[:, None], live_B.astype(jnp.int32), state)
+        logits_BV = jnp.where(drawable_V, logits_BTV[:, 0], -jnp.inf)
+        if greedy:
+            drawn_B = jnp.argmax(logits_BV, -1).astype(jnp.int32)
+        else:
+            key_B = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), first + n))(seed_B)
+            drawn_B = jax.vmap(lambda v, k: draw(v, k, temperature, top_k, top_p))(logits_BV, key_B).astype(jnp.int32)
+        token_BN = token_BN.at[:, n].set(jnp.where(live_B, drawn_B, -1))
+        return n + 1, jnp.where(live_B, drawn_B, token_B), live_B & ~ends_V[drawn_B], state, token_BN
+
+    def going_on(carry):
+        return (carry[0] < count) & carry[2].any()
+
+    nothing_BN = jnp.full((len(token_B), LOOK), -1, jnp.int32)
+    _, token_B, live_B, state, token_BN = lax.while_loop(going_on, one, (jnp.int32(0), token_B, live_B, state, nothing_BN))
+    return token_BN, token_B, live_B, state

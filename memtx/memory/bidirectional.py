@@ -1,0 +1,47 @@
+"""Bidirectional attention: every token sees every token of its call, those after it too, as in an encoder.
+
+    y_t = softmax(q_t k_j / sqrt(H)) v_j   over all tokens j of the call
+
+It remembers nothing: a text must come in one call, unless the body around it carries something from call to call (`rmt`).
+It is not causal, so a model with it cannot be trained to predict the next token.
+
+Position policy: rotary by distance; ALiBi and T5's bias by distance in both directions (T5: half of the buckets for each).
+
+Source: Vaswani et al. 2017 (arXiv 1706.03762), the encoder; Devlin et al. 2018 (1810.04805).
+B stream, T time, N query heads, H head dim.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from memtx.memory.base import Dims, Segment
+from memtx.nn.attention import Source, attend
+
+
+class Bidirectional(nnx.Module):
+    """Attention site."""
+
+    site = "attention"
+    kind = "nothing"
+    causal = False
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        pass
+
+    tiny = (Config(),)
+
+    def __init__(self, config: Config, dims: Dims, key: Array):
+        self.dims = dims
+
+    def init_state(self, batch_size: int) -> tuple:
+        return ()
+
+    def __call__(self, x, state: tuple, seg: Segment, *, key: Array | None = None):
+        q_BTNH, k, v = x
+        if k is None:
+            return jnp.zeros_like(q_BTNH), state
+        return attend(q_BTNH, [Source(k, v, seg.position_BT, seg.mask_BT, future=True, lead=0)], seg, self.dims), state

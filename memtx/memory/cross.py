@@ -1,0 +1,74 @@
+"""Cross-attention: a memory that an encoder writes once, and every later token reads.
+
+    K, V <- E Wk, E Wv              where a call brings E, what an encoder gave, of S tokens: it replaces what was there
+    y_t = Wo softmax(q_t k_j / sqrt(H)) v_j   over all of K, V;     q_t = x_t Wq
+
+E comes as `seg.shared["encoded/h"]` [B, S, D] with `seg.shared["encoded/length"]` [B]: how many of a row's S are real; a row
+with none keeps what it has. Calls without E read. A row that nothing was written to reads exactly nothing.
+
+What is differentiable: everything, into E too. Position policy: none, keys stand at no distance.
+
+Source: Vaswani et al. 2017 (arXiv 1706.03762), the decoder; Raffel et al. 2019 (1910.10683).
+B stream, T time, S source time, K kv heads, H head dim, D model.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from memtx.errors import UserError, positive
+from memtx.memory.base import Dims, Segment, pytree, where_rows
+from memtx.nn.attention import Projections, Source, attend
+
+
+@pytree
+class Encoded:
+    k_BSKH: Array
+    v_BSKH: Array
+    count_B: Array  # how many of the S are real
+
+
+class Cross(nnx.Module):
+    """Residual site: x_BTD -> x_BTD."""
+
+    site = "residual"
+    kind = "bank of keys and values of an encoder"
+    encoded = True
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        capacity: int = 512  # S, tokens of the source
+
+        def __post_init__(self):
+            positive(self, "memory.cross", "capacity")
+
+    tiny = (Config(capacity=4),)
+
+    def __init__(self, config: Config, dims: Dims, key: Array):
+        self.config, self.dims = config, dataclasses.replace(dims, position="none")
+        self.attention = Projections(key, self.dims)
+
+    def init_state(self, batch_size: int) -> Encoded:
+        shape = (batch_size, self.config.capacity, self.dims.num_kv_heads, self.dims.head_dim)
+        return Encoded(jnp.zeros(shape), jnp.zeros(shape), jnp.zeros(batch_size, jnp.int32))
+
+    def __call__(self, x_BTD: Array, state: Encoded, seg: Segment, *, key: Array | None = None):
+        if "encoded/h" in seg.shared:
+            state = self.write(state, seg.shared["encoded/h"], seg.shared["encoded/length"])
+        valid_BS = jnp.arange(self.config.capacity) < state.count_B[:, None]
+        source = Source(state.k_BSKH, state.v_BSKH, jnp.zeros_like(valid_BS, jnp.int32), valid_BS, future=True)
+        q_BTNH = self.attention.queries(x_BTD)
+        y_BTD = self.attention.merge(attend(q_BTNH, [source], seg, self.dims))
+        return jnp.where((state.count_B > 0)[:, None, None], y_BTD, 0), state
+
+    def write(self, state: Encoded, h_BSD: Array, length_B: Array) -> Encoded:
+        room = self.config.capacity - h_BSD.shape[1]
+        if room < 0:
+            raise UserError(
+                f"memory.cross.capacity={self.config.capacity} is too small: the source has {h_BSD.shape[1]} tokens"
+            )
+        k, v = (jnp.pad(a.astype(jnp.float32), ((0, 0), (0, room), (0, 0), (0, 0))) for a in self.attention.keys_values(h_BSD))
+        return where_rows(length_B > 0, Encoded(k, v, length_B), state, jax.tree.map(lambda _: 0, state))

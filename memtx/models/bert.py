@@ -1,0 +1,129 @@
+"""BERT (Devlin et al. 2018, arXiv 1810.04805) and what has its form, such as MiniLM: bidirectional, learned positions, norms
+after each branch; names and settings as in Hugging Face's config.json. What it gives follows from `architectures`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from memtx.config import Model
+from memtx.errors import UserError
+from memtx.models.gpt2 import ACTIVATIONS
+from memtx.models.names import Layers, Names, Pair
+
+TYPES = ("bert",)
+OUTPUTS = {
+    "BertModel": "pooled",
+    "BertForMaskedLM": "masked_lm",
+    "BertForPreTraining": "masked_lm",
+    "BertForSequenceClassification": "classes",
+    "BertForQuestionAnswering": "span",
+}
+
+NAMES = Names(
+    model=(
+        Pair("bert.embeddings.word_embeddings.weight", "embed", transposed=False),
+        Pair("bert.embeddings.position_embeddings.weight", "place", transposed=False),
+        Pair("bert.embeddings.token_type_embeddings.weight", "types", transposed=False),
+        Pair("bert.embeddings.LayerNorm.weight", "embed_norm/scale"),
+        Pair("bert.embeddings.LayerNorm.bias", "embed_norm/bias"),
+        Pair("bert.pooler.dense.weight", "output/dense/w", optional=True),
+        Pair("bert.pooler.dense.bias", "output/dense/b", optional=True),
+        Pair("bert.pooler.dense.weight", "output/pool/dense/w", optional=True),
+        Pair("bert.pooler.dense.bias", "output/pool/dense/b", optional=True),
+        Pair("cls.predictions.transform.dense.weight", "output/transform/w", optional=True),
+        Pair("cls.predictions.transform.dense.bias", "output/transform/b", optional=True),
+        Pair("cls.predictions.transform.LayerNorm.weight", "output/norm/scale", optional=True),
+        Pair("cls.predictions.transform.LayerNorm.bias", "output/norm/bias", optional=True),
+        Pair("cls.predictions.bias", "output/bias", optional=True),
+        Pair("classifier.weight", "output/classes/w", optional=True),
+        Pair("classifier.bias", "output/classes/b", optional=True),
+        Pair("qa_outputs.weight", "output/span/w", optional=True),
+        Pair("qa_outputs.bias", "output/span/b", optional=True),
+    ),
+    layers=(
+        Layers(
+            "bert.encoder.layer.{i}.",
+            (
+                Pair("attention.self.query.weight", "{attention}/q/w"),
+                Pair("attention.self.query.bias", "{attention}/q/b"),
+                Pair("attention.self.key.weight attention.self.value.weight", "{attention}/kv/w"),
+                Pair("attention.self.key.bias attention.self.value.bias", "{attention}/kv/b"),
+                Pair("attention.output.dense.weight", "{attention}/out/w"),
+                Pair("attention.output.dense.bias", "{attention}/out/b"),
+                Pair("attention.output.LayerNorm.weight", "{attention_norm}/scale"),
+                Pair("attention.output.LayerNorm.bias", "{attention_norm}/bias"),
+                Pair("intermediate.dense.weight", "{mlp}/up/w"),
+                Pair("intermediate.dense.bias", "{mlp}/up/b"),
+                Pair("output.dense.weight", "{mlp}/down/w"),
+                Pair("output.dense.bias", "{mlp}/down/b"),
+                Pair("output.LayerNorm.weight", "{mlp_norm}/scale"),
+                Pair("output.LayerNorm.bias", "{mlp_norm}/bias"),
+            ),
+        ),
+    ),
+    prefix="bert.",
+    # heads that are not asked for, the tied one of masked tokens, and a table of 0, 1, 2, ... in old files
+    ignored=r"embeddings\.position_ids$|^(bert\.)?pooler\.|^cls\.|^classifier\.|^qa_outputs\.",
+    formerly=(("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")),
+)
+
+
+def model(hf: Mapping[str, Any], context: int) -> Model:
+    """Settings from a config.json. `context` means nothing to it: a call holds all that is seen."""
+    architecture = (hf.get("architectures") or ["BertModel"])[0]
+    if architecture not in OUTPUTS:
+        raise UserError(f"a {architecture} is not known to memtx: {', '.join(OUTPUTS)} are")
+    if (hf.get("position_embedding_type") or "absolute") != "absolute" or hf.get("is_decoder"):
+        raise UserError("a bert with relative positions, or one that is a decoder, is not known to memtx")
+    activation = hf.get("hidden_act", "gelu")
+    if activation not in ACTIVATIONS:
+        raise UserError(f"a bert with hidden_act={activation!r} is not known to memtx: {', '.join(ACTIVATIONS)} are")
+    return Model(
+        stacks=((("bidirectional",), hf["num_hidden_layers"]),),
+        output=OUTPUTS[architecture],
+        pool="mean" if hf.get("pooling", {}).get("pooling_mode_mean_tokens") else "cls",
+        classes=len(hf.get("id2label") or (0, 1)),
+        vocab_size=hf["vocab_size"],
+        width=hf["hidden_size"],
+        num_heads=hf["num_attention_heads"],
+        ff_dim=hf["intermediate_size"],
+        norm="layer",
+        norm_epsilon=hf.get("layer_norm_eps", 1e-12),
+        post_norm=True,
+        activation=ACTIVATIONS[activation],
+        position="learned",
+        max_position=hf["max_position_embeddings"],
+        token_types=hf["type_vocab_size"],
+        embed_norm=True,
+        bias=True,
+        tied=True,
+        embed_scale=1.0,
+    )
+
+
+def holds(model: Model) -> bool:
+    return model.position == "learned" and model.post_norm and model.embed_norm
+
+
+def config(model: Model) -> dict[str, Any]:
+    """The config.json of a model of this family."""
+    architecture = next(name for name, output in OUTPUTS.items() if output == model.output)
+    return {
+        "architectures": [architecture],
+        "model_type": "bert",
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.width,
+        "num_hidden_layers": sum(groups * len(pattern) for pattern, groups in model.stacks),
+        "num_attention_heads": model.num_heads,
+        "intermediate_size": model.ff_dim,
+        "hidden_act": next(theirs for theirs, ours in ACTIVATIONS.items() if ours == model.activation),
+        "max_position_embeddings": model.max_position,
+        "type_vocab_size": model.token_types,
+        "layer_norm_eps": model.norm_epsilon,
+        "id2label": {str(i): f"LABEL_{i}" for i in range(model.classes)},
+        "label2id": {f"LABEL_{i}": i for i in range(model.classes)},
+        "tie_word_embeddings": True,
+        "torch_dtype": "float32",
+    }

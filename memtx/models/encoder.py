@@ -1,0 +1,35 @@
+"""The encoder of an encoder-decoder: what becomes of a source before cross-attention reads it.
+
+    E = norm(body(embedded source))          `model.encoder`: its stacks, bidirectional as a rule; T5's bias is its own
+
+Whatever its layers remember begins anew with each source. B stream, S source time, D model, N heads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+from flax import nnx
+from jax import Array
+
+from memtx.config import Model
+from memtx.memory.base import Dims, Segment
+from memtx.models.body import body
+from memtx.nn.linear import Norm, normal
+from memtx.nn.positions import T5_BUCKETS
+
+
+class Encoder(nnx.Module):
+    def __init__(self, model: Model, dims: Dims, key: Array):
+        for_body, bias = jax.random.split(key)
+        self.body = body(dataclasses.replace(model, stacks=model.encoder, body=""), dims, for_body)
+        self.norm = None if model.post_norm else Norm(model.norm, model.width, model.norm_epsilon)
+        t5 = model.position == "t5"
+        self.relative_bias = normal(bias, (T5_BUCKETS, model.num_heads), 0.02, optim="no_decay") if t5 else None
+
+    def __call__(self, x_BSD: Array, seg: Segment, *, key: Array | None = None) -> Array:
+        if self.relative_bias is not None:
+            seg = seg.replace(shared={**seg.shared, "relative_bias": self.relative_bias[...]})
+        h_BSD, _ = self.body(x_BSD, self.body.init_state(len(x_BSD)), seg, key=key)
+        return self.norm(h_BSD) if self.norm else h_BSD

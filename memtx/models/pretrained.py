@@ -1,0 +1,206 @@
+"""Pretrained models: their settings, their weights in a model of ours, and ours written as Hugging Face has them.
+
+A family is a module with TYPES (its names in config.json), NAMES (which tensor is which parameter), `model(hf, context)`
+(our settings), `config(model)` (theirs) and `holds(model)` (whether a model is one of the family).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+import jax
+import numpy as np
+from jax import Array
+
+from memtx.config import Model, complete_model
+from memtx.data.hub import find
+from memtx.errors import UserError, check_known, optional
+from memtx.models import bert, gpt2, llama, t5
+from memtx.models.lm import LM, Params
+from memtx.models.names import Place, check, flat, places
+from memtx.models.weights import Weights, open_weights
+from memtx.patterns import layers
+
+FAMILIES: tuple[ModuleType, ...] = (llama, gpt2, bert, t5)
+CONTEXT = 2048  # tokens that full attention keeps, unless it is told otherwise
+CACHE = "~/.cache/memtx"
+# what the user chooses of a Model
+FREE = (
+    "stacks",
+    "body",
+    "memory",
+    "closed",
+    "head",
+    "output",
+    "pool",
+    "classes",
+    "pretrained",
+    "dropout",
+    "dtype",
+    "remat",
+    "scan",
+)
+
+
+def settings(name: str, *, context: int = CONTEXT, cache: str | Path = CACHE, **changes) -> Model:
+    """The Model of a pretrained model: a folder, a .gguf file, "smollm2" and the like, or a name of the hub.
+
+    context: tokens that full attention keeps, at most those that the model was made for. changes: other values for those
+    fields of Model that are free (FREE), such as output="classes".
+    """
+    for key in changes:
+        check_known(key, FREE, "setting of a pretrained model that can be changed")
+    return complete_model(dataclasses.replace(_settings(open_weights(find(name, cache)), name, context), **changes))
+
+
+def _settings(weights: Weights, name: str, context: int) -> Model:
+    family = _family(weights)
+    try:
+        model = family.model(weights.config, context)
+    except KeyError as error:
+        raise UserError(f"the config of {weights.path} has no {error}") from None
+    return complete_model(dataclasses.replace(model, pretrained=name))
+
+
+def _family(weights: Weights) -> ModuleType:
+    kind = weights.config.get("model_type")
+    families = {name: family for family in FAMILIES for name in family.TYPES}
+    if kind not in families:
+        raise UserError(f"{weights.path} holds a {kind!r}, which memtx does not know; known: {', '.join(sorted(families))}")
+    return families[kind]
+
+
+# --- from theirs to ours ------------------------------------------------------------------------------------------------------
+
+
+def load_params(lm: LM, key: Array, *, cache: str | Path = CACHE) -> Params:
+    """Parameters of a model whose `pretrained` names the weights; what those do not have (a memory) is drawn from the key.
+
+    Tensors are read one by one, so that hardly more than the weights is in host memory. UserError, before any tensor is
+    read, if the model is not theirs or a tensor is missing, unknown or of another shape.
+    """
+    name = lm.model.pretrained
+    weights = open_weights(find(name, cache))
+    _check_same(lm.model, _settings(weights, name, CONTEXT), name)
+    names = _family(weights).NAMES
+    found = places(names, lm)
+    found, called = check(found, names, weights.shapes, str(weights.path))
+    return _with_new(lm, _read(lm, found, weights, called), key)
+
+
+def new_parameters(lm: LM) -> list[str]:
+    """The paths of those that the pretrained backbone does not have."""
+    names = next(family for family in FAMILIES if family.holds(lm.model)).NAMES
+    theirs = {path for place in places(names, lm) for path, *_ in place.ours}
+    return [path for path in flat(lm.abstract_params) if path not in theirs]
+
+
+def _read(lm: LM, found: list[Place], weights: Weights, called: Mapping[str, str]) -> dict[str, Array]:
+    shapes, values = flat(lm.abstract_params), {}
+    for place in found:
+        for path, group, part in place.to_ours([weights.read(called[name]) for name in place.theirs]):
+            if path not in values:
+                values[path] = _aligned(shapes[path].shape)
+            values[path][... if group is None else group] = part
+    return {path: jax.device_put(values.pop(path)) for path in list(values)}
+
+
+def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """An empty float32 array at a multiple of 64 bytes, which JAX takes over on a CPU without a copy."""
+    size = 4 * int(np.prod(shape))
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(np.float32).reshape(shape)
+
+
+def _with_new(lm: LM, values: Mapping[str, Array], key: Array) -> Params:
+    shapes = flat(lm.abstract_params)
+    new = [path for path in shapes if path not in values]
+    if new:
+        values = {**values, **jax.jit(lambda key: {path: flat(lm.init(key))[path] for path in new})(key)}
+    return jax.tree.unflatten(jax.tree.structure(lm.abstract_params), [values[path] for path in shapes])
+
+
+def _check_same(model: Model, theirs: Model, name: str) -> None:
+    different = [
+        f"model.{f.name}={getattr(model, f.name)!r} is {getattr(theirs, f.name)!r} there"
+        for f in dataclasses.fields(Model)
+        if f.name not in FREE and getattr(model, f.name) != getattr(theirs, f.name)
+    ]
+    here, there = (len(layers(m.stacks)) for m in (model, theirs))
+    if here != there:
+        different.append(f"model.stacks has {here} layers, {there} there")
+    if different:
+        raise UserError(
+            f"{name} is another model: {'; '.join(different)}; begin with memtx.models.pretrained.settings({name!r})"
+        )
+
+
+# --- from ours to theirs ------------------------------------------------------------------------------------------------------
+
+
+def export(lm: LM, params: Params, folder: str | Path, *, dtype: str = "float32", shard: int = 4 << 30) -> None:
+    """Write a folder that Hugging Face's `from_pretrained` loads: config.json and safetensors, `shard` bytes at most each.
+
+    UserError if their model of this family has no place for something, or the folder is there.
+    """
+    folder, numpy = Path(folder), optional("safetensors.numpy")
+    if folder.exists():
+        raise UserError(f"{folder} is there already; choose another folder")
+    family = next((family for family in FAMILIES if family.holds(lm.model)), None)
+    if not family:
+        raise UserError(
+            f"no family of Hugging Face's holds this model; memtx knows {', '.join(t for f in FAMILIES for t in f.TYPES)}"
+        )
+    config = family.config(lm.model) | {"torch_dtype": dtype}
+    found = places(family.NAMES, lm)
+    _check_whole(lm, found, complete_model(family.model(config, CONTEXT)), config["model_type"])
+    values, part = flat(params), folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    shards = _shards(found, np.dtype(dtype).itemsize, shard)
+    index = {}
+    for i, group in enumerate(shards):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
+        tensors = {name: tensor.astype(dtype) for place in group for name, tensor in place.to_theirs(values)}
+        numpy.save_file(tensors, part / file, metadata={"format": "pt"})
+        index |= dict.fromkeys(tensors, file)
+    if len(shards) > 1:
+        total = {"total_size": np.dtype(dtype).itemsize * sum(leaf.size for leaf in values.values())}
+        (part / "model.safetensors.index.json").write_text(json.dumps({"metadata": total, "weight_map": index}, indent=2))
+    (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    part.rename(folder)
+
+
+def _check_whole(lm: LM, found: list[Place], theirs: Model, kind: str) -> None:
+    """UserError if what they would load is not this model."""
+    entries = zip(layers(lm.model.stacks), layers(theirs.stacks), strict=True)
+    lost = [f"{ours} (layer {i})" for i, (ours, plain) in enumerate(entries) if ours != plain]
+    lost += [f"model.{key}={getattr(lm.model, key)}" for key in ("body", "head") if getattr(lm.model, key)]
+    lost += [
+        f"model.{f.name}={getattr(lm.model, f.name)!r}"
+        for f in dataclasses.fields(Model)
+        if f.name not in FREE and getattr(lm.model, f.name) != getattr(theirs, f.name)
+    ]
+    covered = {path for place in found for path, *_ in place.ours}
+    lost += [path for path in flat(lm.abstract_params) if path not in covered]
+    if lost:
+        raise UserError(f"Hugging Face's {kind} has no place for {', '.join(lost)}")
+
+
+def _shards(found: list[Place], itemsize: int, limit: int) -> list[list[Place]]:
+    """Places in order, cut so that each shard has `limit` bytes at most (or one place)."""
+    shards, size = [[]], 0
+    for place in found:
+        own = itemsize * sum(int(np.prod(shape)) for shape in place.shapes.values())
+        if shards[-1] and size + own > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(place)
+        size += own
+    return shards

@@ -1,0 +1,123 @@
+"""T5 (Raffel et al. 2019, arXiv 1910.10683): an encoder-decoder with a relative bias, v1.0, and v1.1 and Flan (Chung et al.
+2022, 2210.11416), whose MLP is gated and whose head is a table of its own; names and settings as in Hugging Face's config.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from memtx.config import Model
+from memtx.errors import UserError
+from memtx.models.names import Layers, Names, Pair
+from memtx.nn.positions import T5_BUCKETS, T5_MAX_DISTANCE
+
+TYPES = ("t5",)
+ACTIVATIONS = {"relu": "relu", "gated-gelu": "geglu", "gated-silu": "swiglu"}
+CONTEXT = 512  # tokens of a source that T5 was trained on
+
+
+def _attention(layer: str, name: str, slot: str) -> tuple[Pair, ...]:
+    return (
+        Pair(f"{layer}.{name}.q.weight", f"{{{slot}}}/q/w"),
+        Pair(f"{layer}.{name}.k.weight {layer}.{name}.v.weight", f"{{{slot}}}/kv/w"),
+        Pair(f"{layer}.{name}.o.weight", f"{{{slot}}}/out/w"),
+        Pair(f"{layer}.layer_norm.weight", f"{{{slot}_norm}}/scale"),
+    )
+
+
+def _mlp(layer: str) -> tuple[Pair, ...]:
+    dense = f"{layer}.DenseReluDense"
+    return (
+        Pair(f"{dense}.wi.weight", "{mlp}/up/w", gated=False),
+        Pair(f"{dense}.wi_0.weight {dense}.wi_1.weight", "{mlp}/up/w", gated=True),
+        Pair(f"{dense}.wo.weight", "{mlp}/down/w"),
+        Pair(f"{layer}.layer_norm.weight", "{mlp_norm}/scale"),
+    )
+
+
+BIAS = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+
+NAMES = Names(
+    model=(
+        Pair("shared.weight", "embed", transposed=False),
+        Pair(f"encoder.{BIAS}", "encoder/relative_bias", transposed=False),
+        Pair("encoder.final_layer_norm.weight", "encoder/norm/scale"),
+        Pair(f"decoder.{BIAS}", "relative_bias", transposed=False),
+        Pair("decoder.final_layer_norm.weight", "norm/scale"),
+        Pair("lm_head.weight", "to_logits/w"),
+    ),
+    layers=(
+        Layers("encoder.block.{i}.", _attention("layer.0", "SelfAttention", "attention") + _mlp("layer.1"), root="encoder"),
+        Layers(
+            "decoder.block.{i}.",
+            _attention("layer.0", "SelfAttention", "attention")
+            + _attention("layer.1", "EncDecAttention", "cross")
+            + _mlp("layer.2"),
+        ),
+    ),
+    # copies of the embedding, and a table that v1.0 had for nothing
+    ignored=r"^(en|de)coder\.embed_tokens\.weight$|^lm_head\.weight$|EncDecAttention\.relative_attention_bias\.weight$",
+)
+
+
+def model(hf: Mapping[str, Any], context: int) -> Model:
+    """Settings from a config.json; `context`: tokens that cross-attention and full attention keep, at most the model's own."""
+    kind = hf.get("feed_forward_proj", "relu")
+    if kind not in ACTIVATIONS:
+        raise UserError(f"a t5 with feed_forward_proj={kind!r} is not known to memtx: {', '.join(ACTIVATIONS)} are")
+    buckets = hf.get("relative_attention_num_buckets", T5_BUCKETS), hf.get("relative_attention_max_distance", T5_MAX_DISTANCE)
+    if buckets != (T5_BUCKETS, T5_MAX_DISTANCE):
+        raise UserError(f"a t5 with {buckets} buckets and distance is not known to memtx, only {T5_BUCKETS}, {T5_MAX_DISTANCE}")
+    tied = hf.get("tie_word_embeddings", True) and hf.get("scale_decoder_outputs", True)  # transformers 5 writes the second
+    capacity = min(context, hf.get("n_positions", CONTEXT))
+    return Model(
+        stacks=((("full/cross/mlp",), hf.get("num_decoder_layers") or hf["num_layers"]),),
+        encoder=((("bidirectional",), hf["num_layers"]),),
+        memory={"full": {"capacity": capacity}, "cross": {"capacity": capacity}},
+        vocab_size=hf["vocab_size"],
+        width=hf["d_model"],
+        num_heads=hf["num_heads"],
+        head_dim=hf["d_kv"],
+        ff_dim=hf["d_ff"],
+        norm="rms",
+        norm_epsilon=hf.get("layer_norm_epsilon", 1e-6),
+        activation=ACTIVATIONS[kind],
+        position="t5",
+        score_scale=1.0,
+        tied=tied,
+        embed_scale=1.0,
+        logit_scale=hf["d_model"] ** -0.5 if tied else 1.0,
+    )
+
+
+def holds(model: Model) -> bool:
+    return model.position == "t5" and bool(model.encoder)
+
+
+def config(model: Model) -> dict[str, Any]:
+    """The config.json of a model of this family."""
+    encoder, decoder = (sum(groups * len(p) for p, groups in stacks) for stacks in (model.encoder, model.stacks))
+    return {
+        "architectures": ["T5ForConditionalGeneration"],
+        "model_type": "t5",
+        "is_encoder_decoder": True,
+        "vocab_size": model.vocab_size,
+        "d_model": model.width,
+        "d_kv": model.head_dim,
+        "d_ff": model.ff_dim,
+        "num_layers": encoder,
+        "num_decoder_layers": decoder,
+        "num_heads": model.num_heads,
+        "feed_forward_proj": next(theirs for theirs, ours in ACTIVATIONS.items() if ours == model.activation),
+        "layer_norm_epsilon": model.norm_epsilon,
+        "relative_attention_num_buckets": T5_BUCKETS,
+        "relative_attention_max_distance": T5_MAX_DISTANCE,
+        "n_positions": model.memory["cross"].capacity,
+        "tie_word_embeddings": model.tied,
+        "dropout_rate": 0.1,
+        "decoder_start_token_id": 0,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "torch_dtype": "float32",
+    }

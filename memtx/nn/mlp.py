@@ -1,0 +1,45 @@
+"""The feed-forward network.
+
+B stream, T time, D model.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from memtx.memory.base import Dims
+from memtx.nn.linear import Linear
+
+ACTIVATIONS = {
+    "gelu": jax.nn.gelu,  # by tanh
+    "gelu_exact": partial(jax.nn.gelu, approximate=False),
+    "relu": jax.nn.relu,
+    "geglu": jax.nn.gelu,
+    "swiglu": jax.nn.silu,
+}
+GATED = ("geglu", "swiglu")
+
+
+class MLP(nnx.Module):
+    """down(act(up x)); gated: down(act(gate x) * up x), gate and up in one dot. Residual site; it remembers nothing."""
+
+    site = "residual"
+
+    def __init__(self, dims: Dims, key: Array, *, ff_dim: int, activation: str, bias: bool = False):
+        up, down = jax.random.split(key)
+        self.activation = activation
+        self.up = Linear(up, dims.width, (1 + (activation in GATED)) * ff_dim, bias=bias)
+        self.down = Linear(down, ff_dim, dims.width, bias=bias)
+
+    def init_state(self, batch_size: int) -> tuple:
+        return ()
+
+    def __call__(self, x_BTD: Array, state, seg, *, key: Array | None = None) -> tuple[Array, tuple]:
+        act, h = ACTIVATIONS[self.activation], self.up(x_BTD)
+        if self.activation in GATED:
+            gate, h = jnp.split(h, 2, -1)
+            return self.down(act(gate) * h), state
+        return self.down(act(h)), state

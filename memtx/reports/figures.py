@@ -1,0 +1,130 @@
+"""A study's figures: what is drawn. `memtx.reports.draw` draws it.
+
+A figure has lines of points, a point a mean over seeds: a metric over the steps of training, over slices of the evaluation
+(`eval/accuracy/distance=…`, `eval/loss/position=…`), over a setting, or over a budget.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from memtx.errors import UserError, nearest
+from memtx.reports.runs import BUDGETS, Run
+from memtx.reports.study import Figure, Study
+from memtx.reports.table import label, varying
+
+NAMES = {"step": "training step", "params": "parameters", "flops_per_token": "FLOPs per token", "state_bytes": "bytes of state"}
+UNITS = {"loss": "loss (nats per token)", "bits_per_byte": "bits per byte", "position": "position in the document (tokens)"}
+
+
+@dataclass(frozen=True)
+class Point:
+    x: float
+    mean: float
+    std: float | None
+
+
+@dataclass(frozen=True)
+class Line:
+    label: str
+    points: list[Point]
+
+
+@dataclass(frozen=True)
+class Picture:
+    name: str
+    x: str
+    y: str
+    log: str
+    points: bool  # each has a label of its own, since lines of one point cannot be joined
+    lines: list[Line]
+
+
+def pictures(study: Study, runs: list[Run]) -> list[Picture]:
+    """What the study declares; without a declaration, the training loss. UserError for what no run has."""
+    runs = [run for run in runs if run.finished]
+    declared = study.report.figures or ({"training loss": Figure()} if any("train/loss" in run.curves for run in runs) else {})
+    return [_picture(name, figure, study, runs) for name, figure in declared.items()]
+
+
+def _picture(name: str, figure: Figure, study: Study, runs: list[Run]) -> Picture:
+    runs = [run for run in runs if run.matches(figure.where)]
+    taken = {figure.x, *figure.where}
+    keys = [key for key in study.report.rows or varying(runs) if key not in taken]
+    if figure.x in BUDGETS and len(keys) > 1:
+        keys = keys[:1]  # a line for each of the first, through the others
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(", ".join(label(run.value(key)) for key in keys), []).append(run)
+    lines = [Line(text, _points(_numbers(figure, group))) for text, group in groups.items()]
+    lines = [line for line in lines if line.points]
+    if runs and not lines:
+        known = dict.fromkeys(_known(runs, figure.x))
+        raise UserError(f"figure {name!r}: no run has {figure.y!r} over {figure.x!r}{nearest(figure.y, known)}")
+    log = figure.log or ("x" if figure.x != "step" and _wide([point.x for line in lines for point in line.points]) else "")
+    if "x" in log:
+        lines = [Line(line.label, [point for point in line.points if point.x > 0]) for line in lines]
+    points = all(len(line.points) == 1 for line in lines)
+    return Picture(name, _axis(figure.x), _axis(figure.y), log, points, lines)
+
+
+def _wide(xs: list[float]) -> bool:
+    """An order of magnitude, and zero not among them."""
+    return bool(xs) and min(xs) > 0 and max(xs) >= 10 * min(xs)
+
+
+def _numbers(figure: Figure, runs: Iterable[Run]) -> dict[float, list[float]]:
+    """x -> the metric's value of each run there."""
+    found: dict[float, list[float]] = {}
+    slices = re.compile(re.escape(f"{figure.y}/{figure.x}=") + r"(-?\d+(?:\.\d+)?)")
+    for run in runs:
+        if figure.x == "step":
+            pairs = run.curves.get(figure.y, [])
+        elif figure.x in BUDGETS:
+            pairs = [(run.budget.get(figure.x), run.number(figure.y))]
+        elif (x := _as_number(run.value(figure.x))) is not None:
+            pairs = [(x, run.number(figure.y))]
+        else:
+            pairs = [(float(m[1]), number) for name, number in run.result.items() if (m := slices.fullmatch(name))]
+        for x, y in pairs:
+            if x is not None and y is not None and x >= figure.start:
+                found.setdefault(x, []).append(y)
+    return found
+
+
+def _as_number(value) -> float | None:
+    """Of a setting; arguments of a config file are words."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _points(numbers: dict[float, list[float]]) -> list[Point]:
+    """In the order of x; where seeds have points of their own, only what most of them have."""
+    most = max(map(len, numbers.values()), default=0)
+    return [
+        Point(x, statistics.fmean(ys), statistics.stdev(ys) if len(ys) > 1 else None)
+        for x, ys in sorted(numbers.items())
+        if 2 * len(ys) > most
+    ]
+
+
+def _known(runs: list[Run], x: str) -> list[str]:
+    """Metrics that could stand over x."""
+    if x == "step":
+        return [name for run in runs for name in run.curves]
+    sliced = [name.partition(f"/{x}=")[0] for run in runs for name in run.result if f"/{x}=" in name]
+    return sliced or [name for run in runs for name in run.result]
+
+
+def _axis(name: str) -> str:
+    """An axis in words."""
+    last = re.sub(r"^(eval|train)/", "", name).rpartition(".")[2]
+    wiped = last.endswith("_wiped")
+    last = last.removesuffix("_wiped")
+    words = NAMES.get(last) or UNITS.get(last) or last.replace("/", ", ").replace("_", " ")
+    return f"{words}, memory wiped" if wiped else words

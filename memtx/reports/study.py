@@ -1,0 +1,111 @@
+"""What a study declares in its sweep file about its report.
+
+    \"\"\"Does the delta rule forget what was updated?        the first line is the title, the rest the question
+    ...\"\"\"
+    config, sweep = ...                                       as `memtx sweep` has them
+    report = {
+        "rows": "memory",                                     settings that label the rows; by default all that vary
+        "columns": {"updates": "eval/accuracy/updated=yes"},  heading -> metric
+        "figures": {"distance": {"y": "eval/accuracy", "x": "distance"}},
+        "varies": "state_bytes",                              the budget that is the thing compared, if one is
+        "floor": 0.02,                                        means of a rerun that differ by less agree
+    }
+
+    def claims(table):                                        what the study was made to find out
+        yield "deltanet beats gla by 0.2", table["deltanet", "updates"].mean > table["gla", "updates"].mean + 0.2
+
+Settings are the dotted overrides of a run and the arguments of its config file. A column may be a mapping with `metric`,
+`where` (settings that its runs have), `better` ("higher" or "lower") and `digits`. A figure's x is "step", a budget, a setting,
+or the name of slices: x = "distance" takes `eval/accuracy/distance=1`, `eval/accuracy/distance=2`, and so on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from memtx.config import to_dataclass
+from memtx.errors import UserError, check_known
+from memtx.reports.runs import BUDGETS, MISSING, Run
+from memtx.sweep.spec import load_sweep
+
+
+@dataclass(frozen=True)
+class Column:
+    metric: str = ""
+    where: Mapping[str, Any] = field(default_factory=dict)
+    better: str = ""  # higher | lower
+    digits: int = 3
+
+
+@dataclass(frozen=True)
+class Figure:
+    y: str = "train/loss"
+    x: str = "step"
+    where: Mapping[str, Any] = field(default_factory=dict)
+    start: float = -math.inf  # the least x shown
+    log: str = ""  # axes that are logarithmic: x, y or xy; x is anyway where its values span an order of magnitude
+
+
+@dataclass(frozen=True)
+class Report:
+    rows: tuple[str, ...] = ()
+    columns: Mapping[str, Column] = field(default_factory=dict)
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    varies: tuple[str, ...] = ()
+    floor: float = 0.0
+
+
+@dataclass(frozen=True)
+class Study:
+    """path: of the sweep file, as the user gave it. config, common: what all runs have, before their overrides.
+
+    planned: the runs that the sweep is to have, none finished.
+    """
+
+    path: Path
+    title: str
+    question: str
+    config: str
+    common: Mapping[str, Any]
+    report: Report
+    planned: list[Run]
+    claims: Callable[..., Iterable[tuple[str, bool]]] | None
+
+
+def load_study(path: Path) -> Study:
+    """UserError for a file that is not there, and for what it declares wrongly."""
+    sweep = load_sweep(path)
+    title, _, question = (sweep.module.__doc__ or path.parent.name).strip().partition("\n")
+    planned = [
+        Run(name, MISSING, overrides=run.overrides, settings=run.settings, seed=run.config.seed)
+        for name, run in sweep.runs.items()
+    ]
+    declared, common = getattr(sweep.module, "report", {}), getattr(sweep.module, "common", {})
+    claims = getattr(sweep.module, "claims", None)
+    return Study(path, title, question.strip(), sweep.config, common, report(declared), planned, claims)
+
+
+def report(declared: Mapping) -> Report:
+    """What the file says, checked and with its defaults."""
+    values = dict(declared)
+    for name in ("rows", "varies"):
+        if isinstance(values.get(name), str):
+            values[name] = (values[name],)
+    for name, cls, only in (("columns", Column, "metric"), ("figures", Figure, "y")):
+        entries = values.get(name, {})
+        if not isinstance(entries, Mapping):
+            raise UserError(f"report[{name!r}] is a mapping from a heading to a metric or settings, not {entries!r}")
+        values[name] = {
+            heading: to_dataclass(cls, {only: entry} if isinstance(entry, str) else entry, f"report[{name!r}][{heading!r}]")
+            for heading, entry in entries.items()
+        }
+    found = to_dataclass(Report, values, "report")
+    for budget in found.varies:
+        check_known(budget, BUDGETS, "budget in report['varies']")
+    for column in found.columns.values():
+        check_known(column.better, ["higher", "lower", ""], "better of a column")
+    return found

@@ -1,0 +1,83 @@
+"""What a sweep shows: a table that lives on a terminal, and elsewhere a line for each change."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from memtx.sweep import record as records
+from memtx.sweep.execute import folder_of
+
+STYLES = {"finished": "green", "failed": "red", "running": "bold", "waiting": "dim"}
+ROWS = 20  # of the runs that are neither running nor failed, at most
+
+
+class Board:
+    def __init__(self, console: Console, names: list[str], workdir: Path):
+        self._console, self._workdir = console, workdir
+        self._states = dict.fromkeys(names, "waiting")
+        self._said: dict[str, str] = {}
+        self._began: dict[str, float] = {}
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> Board:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exc) -> None:
+        if self._live:
+            self._live.stop()
+
+    def changed(self, name: str, state: str, said: str) -> None:
+        if (self._states[name], self._said.get(name)) == (state, said):
+            return
+        self._states[name], self._said[name] = state, said
+        self._began.setdefault(name, time.monotonic())
+        if not self._live:
+            text = f"{state:8}  {name}  {said or self._about(name)}"
+            self._console.print(text.rstrip(), markup=False)
+
+    def refresh(self) -> None:
+        if self._live:
+            self._live.update(self.table(), refresh=True)
+
+    def summary(self) -> str:
+        """12 runs: 10 finished, 2 failed"""
+        counts = Counter(self._states.values())
+        return f"{len(self._states)} runs: " + ", ".join(f"{counts[state]} {state}" for state in STYLES if counts[state])
+
+    def table(self) -> Table:
+        table = Table(title=Text(self.summary()), min_width=60)  # above: a terminal cuts off what is too long for it
+        table.add_column("run", overflow="fold")
+        table.add_column("state")
+        table.add_column("", overflow="ellipsis", no_wrap=True)
+        busy = [name for name, state in self._states.items() if state in ("running", "failed")]
+        others = [name for name in self._states if name not in busy]
+        shown = {*busy, *others[:ROWS]}
+        for name, state in self._states.items():
+            if name in shown:
+                said = self._said.get(name) or self._about(name)
+                table.add_row(Text(name), state, Text(said), style=STYLES[state])
+        if len(shown) < len(self._states):
+            table.add_row(f"... and {len(self._states) - len(shown)} more", "", "")
+        return table
+
+    def _about(self, name: str) -> str:
+        """How far a running one has come; what came out of a finished one."""
+        folder, state = folder_of(self._workdir, name), self._states[name]
+        if state == "finished":
+            record = records.read(folder) or {}
+            values = {k: v for k, v in record.get("result", {}).items() if k.count("/") < 2 and isinstance(v, float)}
+            main = [f"{key.removeprefix('eval/')} {value:.4g}" for key, value in list(values.items())[:2]]
+            return ", ".join([*main, f"{record.get('seconds', 0):.0f} s"])
+        if state == "running" and (lines := [line for line in records.metrics(folder) if "train/loss" in line]):
+            loss = lines[-1]["train/loss"]
+            return f"step {lines[-1]['step']}" + (f", loss {loss:.4g}" if loss is not None else "")
+        return ""

@@ -1,0 +1,103 @@
+"""One run of a sweep, in this process: budget, training, what else the sweep file measures, and the record of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from memtx.config import Config, to_json
+from memtx.errors import UserError, check_known
+from memtx.plan import plan
+from memtx.provenance import code, machine, versions
+from memtx.sweep import record as records
+from memtx.sweep.record import Record
+from memtx.sweep.spec import Run, Sweep
+from memtx.training.loop import train
+from memtx.training.workdir import hold
+
+
+def execute(sweep: Sweep, name: str, workdir: Path, say: Callable = print) -> str:
+    """Run it, or go on with it, and return its status; a finished run is left alone.
+
+    Raises InUse if another process works on it. All else that goes wrong is in its record.
+    """
+    check_known(name, sweep.runs, "run")
+    folder = folder_of(workdir, name)
+    lock = hold(folder)
+    try:
+        before = records.read(folder) or {}
+        if before.get("status") == "finished":
+            return "finished"
+        record = _begin(sweep.runs[name], before)
+        records.write(folder, record)
+        began, past = time.monotonic(), record["seconds"]
+        try:
+            record |= _work(sweep, sweep.runs[name], folder, record, say)
+        except UserError as error:
+            say(str(error))
+            record |= {"status": "failed", "error": str(error)}
+        except Exception as error:
+            traceback.print_exc()
+            record |= {"status": "failed", "error": f"{type(error).__name__}: {error}".splitlines()[0]}
+        records.write(folder, record | {"seconds": round(past + time.monotonic() - began, 1)})
+        return record["status"]
+    finally:
+        lock.release()
+
+
+def folder_of(workdir: Path, name: str) -> Path:
+    return workdir / "runs" / name
+
+
+def _begin(run: Run, before: Record) -> Record:
+    return {
+        "name": run.name,
+        "status": "running",
+        "error": "",
+        "overrides": run.overrides,
+        "settings": run.settings,
+        "match": run.match,
+        "seed": run.config.seed,
+        "code": code(),
+        "versions": versions(),
+        "machine": machine(),
+        "started": before.get("started") or datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": before.get("seconds", 0.0),
+        "attempts": before.get("attempts", 0) + 1,
+    }
+
+
+def _work(sweep: Sweep, run: Run, folder: Path, record: Record, say: Callable) -> Record:
+    """What the record gains."""
+    planned = plan(run.values, run.match, run.solve)
+    config = planned.config
+    gained = {"solved": planned.solved, "config": to_json(config), "budget": dataclasses.asdict(planned.budget)}
+    records.write(folder, record | gained)
+    evaluation = None
+    if sweep.trains:
+        trained = train(config, folder, say=say)
+        if not trained.finished:
+            say(f"stopped and saved at step {trained.step}")
+            return gained | {"status": "stopped"}
+        assert trained.evaluation
+        evaluation = dataclasses.asdict(trained.evaluation)
+    measured = _measure(sweep, config, folder)
+    gained |= {
+        "train_tokens_per_s": records.tokens_per_s(folder),
+        "result": records.evaluated(folder) | measured,
+        "evaluation": evaluation,
+    }
+    return gained | {"status": "finished"}
+
+
+def _measure(sweep: Sweep, config: Config, folder: Path) -> dict:
+    measured = sweep.measure(config, folder) if sweep.measure else {}
+    try:
+        return json.loads(json.dumps(dict(measured)))
+    except (TypeError, ValueError):
+        raise UserError(f"run() in {sweep.path} must return a dict of numbers and other JSON values") from None

@@ -1,0 +1,41 @@
+"""A whole sweep, as `memtx sweep` and a notebook start it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from memtx.sweep.board import Board
+from memtx.sweep.jobs import executor
+from memtx.sweep.schedule import Scheduler, choose, claim
+from memtx.sweep.spec import load_sweep
+
+
+def run_sweep(
+    path: str | Path,
+    workdir: str | Path,
+    *,
+    parallel: int = 1,
+    only: str = "*",
+    retry: bool = False,
+    executor_kind: str = "process",
+    settings: dict[str, Any] | None = None,
+    console: Console | None = None,
+) -> dict[str, str]:
+    """Run what is not finished and return where each run then stands: "finished", "failed", or "waiting" if told to stop.
+
+    parallel: runs at a time. only: a pattern of names. retry: failed runs too. executor_kind: "process", or by submitit "local"
+    or "slurm", with its settings. Raises UserError for a mistake in the sweep file, before anything runs.
+    """
+    sweep, workdir = load_sweep(path), Path(workdir)
+    names = choose(sweep, only)
+    jobs = executor(executor_kind, parallel, workdir, settings or {})
+    claim(sweep, workdir)
+    console = console or Console(soft_wrap=True, highlight=False)
+    with Board(console, names, workdir) as board:
+        scheduler = Scheduler(sweep, workdir, jobs, parallel, board.changed)
+        scheduler.run(names, retry=retry, tick=board.refresh)
+    console.print(board.table() if console.is_terminal else board.summary())
+    return {name: scheduler.settled.get(name, "waiting") for name in names}

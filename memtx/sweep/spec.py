@@ -1,0 +1,159 @@
+"""A sweep file: `config`, and `sweep()` that yields the overrides of each run. Everything is checked before anything runs.
+
+config = "configs/lm.py:size=tiny"          the base of all runs
+common = {"train.steps": 600}               optional: overrides of all runs
+def sweep(): ...                            yields dicts: dotted keys of the config, and
+                                                config     another file or argument than the base: "configs/lm.py:memory=xl"
+                                                match      a budget to meet: {"params": 1e6}, see memtx.plan
+                                                solve      the key that is solved for it, where that is not the width
+def run(config, workdir) -> dict: ...       optional: what else to measure after training, merged into the result
+train = False                               optional: nothing is trained, `run` is all
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import ml_collections
+
+from memtx.config import Config, configure, load_config, to_json
+from memtx.errors import UserError, check_known
+from memtx.plan import check_target
+from memtx.training.workdir import differences
+
+RESERVED = ("config", "match", "solve")
+UNREAD = ("train.log_every", "checkpoint", "mesh", "data.cache")  # in the config, but not in the result
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """name: of its folder. spec: the config file. values: of the config, with the overrides. match, solve: its budget."""
+
+    name: str
+    overrides: dict[str, Any]
+    spec: str
+    values: dict[str, Any]
+    match: dict[str, float]
+    solve: str
+
+    @property
+    def config(self) -> Config:
+        return configure(self.values)
+
+    def is_of(self, config: Mapping, solved: Mapping[str, int]) -> bool:
+        """Whether that is this run's config, with the keys that were solved for it."""
+        planned = override(ml_collections.ConfigDict(self.values), solved)
+        return not differences(config, to_json(configure(planned)), free=UNREAD)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a table can be arranged by: the overrides, with the config's argument taken apart."""
+        own = {key: value for key, value in self.overrides.items() if key not in RESERVED}
+        return _argument(self.spec) | {name: str(value) for name, value in self.match.items()} | own
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """runs: by name, in the file's order. measure: the file's `run`. trains: whether `train` comes before it."""
+
+    path: Path
+    config: str
+    runs: dict[str, Run]
+    measure: Callable[[Config, Path], Mapping] | None
+    trains: bool
+    module: ModuleType  # the file itself; what it says of its report is memtx.reports' affair
+
+
+def load_sweep(path: str | Path) -> Sweep:
+    """Read a sweep file and check all its runs. UserError says which run and what is wrong with it."""
+    module = _module(Path(path))
+    config, sweep = getattr(module, "config", None), getattr(module, "sweep", None)
+    if not isinstance(config, str) or not callable(sweep):
+        raise UserError(f"{path} is no sweep file: it needs config = 'configs/lm.py:...' and def sweep()")
+    runs: dict[str, Run] = {}
+    common = getattr(module, "common", {})
+    for overrides in sweep():  # type: ignore[union-attr]
+        run = _run(config, common, overrides)
+        if run.name in runs:
+            raise UserError(f"{path} has the run {run.name} twice")
+        runs[run.name] = run
+    if not runs:
+        raise UserError(f"{path} has no runs: sweep() yields nothing")
+    measure, trains = getattr(module, "run", None), bool(getattr(module, "train", True))
+    if not trains and measure is None:
+        raise UserError(f"{path} has train = False and no run(config, workdir): nothing would happen")
+    return Sweep(Path(path), config, runs, measure, trains, module)
+
+
+def _run(base: str, common: Mapping[str, Any], overrides: Any) -> Run:
+    if not isinstance(overrides, Mapping) or not all(isinstance(key, str) for key in overrides):
+        raise UserError(f"sweep() yields dicts of dotted overrides, not {overrides!r}")
+    overrides = dict(overrides)
+    try:
+        spec = str(overrides.get("config", base))
+        name = _name(base, spec, overrides)
+        given = {**common, **overrides}
+        config = override(load_config(spec), {key: value for key, value in given.items() if key not in RESERVED})
+        match, solve = dict(given.get("match", {})), given.get("solve", "")
+        values = config.to_dict()
+        configure(values)
+        check_target(values, match, solve)
+    except (UserError, TypeError) as error:
+        raise UserError(f"run {overrides}: {error}") from None
+    return Run(name, overrides, spec, values, match, solve)
+
+
+def override(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """The config with dotted keys set. UserError for one that it does not have, with the nearest that it has."""
+    for key, value in overrides.items():
+        *path, last = key.split(".")
+        group = config
+        for i, name in enumerate(path):
+            check_known(name, group, f"config group {'.'.join(path[:i])}".strip())
+            group = group[name]
+            if not isinstance(group, ml_collections.ConfigDict):
+                raise UserError(f"{'.'.join(path[: i + 1])} is not a group of keys")
+        check_known(last, group, f"key in {'.'.join(path)}" if path else "config key")
+        with group.ignore_type():  # `configure` checks types, with better words
+            group[last] = value
+    return config
+
+
+def _name(base: str, spec: str, overrides: Mapping[str, Any]) -> str:
+    """Readable, and different for different overrides."""
+    given = _argument(base) if spec.partition(":")[0] == base.partition(":")[0] else {}
+    words = {key: value for key, value in _argument(spec).items() if given.get(key) != value}
+    words |= overrides.get("match", {})
+    words |= {key.rpartition(".")[2]: value for key, value in overrides.items() if key not in RESERVED}
+    text = re.sub(r"[^\w.=+-]+", "-", "_".join(f"{key}={value}" for key, value in words.items())).strip("-")
+    digest = hashlib.sha256(json.dumps(overrides, sort_keys=True).encode()).hexdigest()[:6]
+    return f"{text[:80]}_{digest}".lstrip("_.")
+
+
+def _argument(spec: str) -> dict[str, str]:
+    """The key=value after a config file's colon."""
+    parts = (part.partition("=") for part in spec.partition(":")[2].split(",") if part)
+    return {key: value for key, _, value in parts}
+
+
+def _module(path: Path):
+    """The file as a module that may import what stands beside it."""
+    if not path.is_file():
+        raise UserError(f"no sweep file {str(path)!r}")
+    spec = importlib.util.spec_from_file_location("memtx_sweep_file", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    if (beside := str(path.parent.absolute())) not in sys.path:
+        sys.path.append(beside)
+    spec.loader.exec_module(module)
+    return module

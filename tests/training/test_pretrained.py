@@ -1,0 +1,94 @@
+"""Training that begins with a pretrained model, of all parameters or of a memory's alone."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from memtx.config import get_config, load_config
+from memtx.errors import UserError
+from memtx.loading import load
+from memtx.models import pretrained
+from memtx.models.lm import build
+from memtx.models.names import flat
+from memtx.models.presets import on_pretrained
+from memtx.training.loop import train
+from memtx.training.optim import optimizer
+from tests.runs import tiny
+
+SIZES = {"width": 16, "num_heads": 2, "ff_dim": 32, "vocab_size": 264, "embed_scale": 1.0}
+SMALL = {"neighbours": 4, "memory": 32, "segment": 16}
+
+
+@pytest.fixture
+def backbone(tmp_path) -> str:
+    lm = build(get_config(model={"stacks": ((("full",), 3),), **SIZES}))
+    pretrained.export(lm, lm.init(jax.random.key(7)), tmp_path / "backbone")
+    return str(tmp_path / "backbone")
+
+
+def config(tmp_path, backbone, memory="memorizing", **groups):
+    model, memories, new = on_pretrained(backbone, memory, "1", "window", "16")
+    memories["memorizing"] = memories.get("memorizing", {}) | SMALL
+    groups = {"optim": {"train": new}, "train": {"steps": 3}, "eval": {"every": 0}} | groups
+    return tiny(tmp_path, model=model | {"memory": memories}, **groups)
+
+
+def test_a_memory_is_trained_alone_and_the_rest_keeps_every_bit(tmp_path, backbone):
+    c = config(tmp_path, backbone)
+    assert train(c, tmp_path / "run", say=lambda _: None).finished
+    lm, params = build(c.model), load(tmp_path / "run").params
+    before, after = flat(pretrained.load_params(lm, jax.random.key(0))), flat(params)
+    new = pretrained.new_parameters(lm)
+    assert [path.rsplit("/", 1)[-1] for path in new] == ["gate"]
+    moved = {path for path in before if (before[path] != after[path]).any()}
+    assert moved == set(new)
+    whole = train(config(tmp_path, backbone, optim={"train": ""}), tmp_path / "whole", say=lambda _: None)
+    assert whole.finished
+    everything = flat(load(tmp_path / "whole").params)
+    assert all((before[path] != everything[path]).any() for path in before)  # control
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "muon"])
+def test_what_is_frozen_has_no_optimiser_state(tmp_path, backbone, name):
+    c = config(tmp_path, backbone, memory="infini")
+    lm = build(c.model)
+
+    def size(regex: str) -> int:
+        tx = optimizer(dataclasses.replace(c.optim, name=name, train=regex), 10, lm)
+        return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(tx.init, lm.abstract_params)))
+
+    assert size("gate") < 20 < 1000 < size("")
+    tx = optimizer(dataclasses.replace(c.optim, name=name, train="gate"), 10, lm)
+    params = lm.init(jax.random.key(0))
+    updates, _ = tx.update(jax.tree.map(np.ones_like, params), tx.init(params), params)
+    assert {path for path, update in flat(updates).items() if update.any()} <= {p for p in flat(params) if "gate" in p}
+
+
+def test_a_regex_that_trains_nothing_is_one_line(tmp_path, backbone):
+    for regex, line in (("nothing", "is in no parameter's path; they read like"), ("(", "is not a regular expression")):
+        with pytest.raises(UserError, match=line):
+            train(config(tmp_path, backbone, optim={"train": regex}), tmp_path / "run", say=lambda _: None)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("memory", ["none", "memorizing", "gated_deltanet", "product_key", "engram", "rmt", "knn_lm"])
+def test_the_config_file_puts_a_memory_on_a_backbone(backbone, memory):
+    c = load_config(f"configs/pretrained.py:backbone={backbone},memory={memory},layers=1,attention=sink,context=32,data=pycode")
+    lm = build(c)
+    assert c.model.closed
+    assert c.memory.sink.window == 32
+    assert (c.optim.train == "") == (not pretrained.new_parameters(lm))
+    assert c.model.pretrained == backbone
+    named = [name for stack in c.model.stacks for entry in stack[0] for name in [entry]]
+    assert memory in "".join(named) + c.model.body + c.model.head + "none"
+
+
+@pytest.mark.parametrize(
+    ("arg", "line"),
+    [("layers=3", "has the layers 0 to 2"), ("layers=x", "should be numbers"), ("attention=windw", "did you mean window")],
+)
+def test_mistakes_in_its_arguments_are_named(backbone, arg, line):
+    with pytest.raises(UserError, match=line):
+        load_config(f"configs/pretrained.py:backbone={backbone},memory=memorizing,{arg}")
