@@ -1,4 +1,4 @@
-"""Timed samples that know whether the machine was theirs alone, and the peak memory of this process.
+"""Timed samples that know whether their cores were theirs alone, and the peak memory of this process.
 
 Standard library only: the JAX and the torch worker both import it.
 """
@@ -13,14 +13,25 @@ from functools import partial
 DISTURBED = 0.1  # cores; a sample during which other processes used more than this does not count
 
 
-def machine_cpu() -> float | None:
-    """CPU seconds that all processes (and the hypervisor) have used since boot; None where /proc/stat is missing."""
+def own_cores() -> list[int]:
+    """The cores that this process may run on."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def cores_cpu() -> float | None:
+    """CPU seconds that all processes (and the hypervisor) have used since boot on the cores that this process may run on.
+
+    None where /proc/stat is missing.
+    """
     try:
         with open("/proc/stat") as stat:
-            user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(int, stat.readline().split()[1:])
+            lines = [line.split() for line in stat if line.startswith("cpu")]
     except OSError:
         return None
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    ticks, mine = 0, {f"cpu{core}" for core in own_cores()}
+    for _, user, nice, system, _idle, _iowait, irq, softirq, steal, *_ in (line for line in lines if line[0] in mine):
+        ticks += sum(map(int, (user, nice, system, irq, softirq, steal)))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def own_cpu() -> float:
@@ -29,14 +40,14 @@ def own_cpu() -> float:
 
 
 def timed(f) -> dict:
-    """Run f once -> {seconds, others: cores that others used meanwhile}.
+    """Run f once -> {seconds, others: cores of ours that others used meanwhile}.
 
     Without /proc/stat, others is what the load average exceeds our own use by.
     """
-    before, own, start = machine_cpu(), own_cpu(), time.perf_counter()
+    before, own, start = cores_cpu(), own_cpu(), time.perf_counter()
     f()
     seconds = time.perf_counter() - start
-    cores, after = (own_cpu() - own) / seconds, machine_cpu()
+    cores, after = (own_cpu() - own) / seconds, cores_cpu()
     used = os.getloadavg()[0] if before is None or after is None else (after - before) / seconds
     return {"seconds": seconds, "others": max(0.0, used - cores)}
 

@@ -1,10 +1,11 @@
 """One document of a million tokens, read in segments: is memory flat, and does a segment cost the same at the end?
 
-    python experiments/speed/stream.py [--memories=window,xl] [--tokens=1000000]
+    python experiments/speed/stream.py [--memories=window,xl] [--tokens=1000000] [--size=micro]
 
-The tiny model reads random bytes, 512 at a time, one stream; the state is donated from call to call. Each memory in a process
-of its own. Writes results/stream.json and prints the table: by tokens read, resident memory and the median milliseconds of a
-segment since the row before.
+The model reads random bytes, 512 at a time, one stream; the state is donated from call to call. Each memory, at its default
+settings, in a process of its own. Adds to results/stream.json and prints the table: by tenth of the stream, the median CPU
+milliseconds of a segment (CPU time, so that other work on the machine counts less), and resident memory after the first tenth
+and after the last.
 """
 
 import argparse
@@ -16,8 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-HERE = Path(__file__).parent
-SETTINGS = {"window": {"window": 512}, "xl": {"segment": 512, "memory": 512}}
+RESULTS = Path(__file__).parent / "results" / "stream.json"
 
 
 def resident() -> float:
@@ -26,7 +26,7 @@ def resident() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def read(memory: str, tokens: int, segment: int, rows: int) -> list[dict]:
+def read(memory: str, size: str, tokens: int, segment: int, rows: int) -> list[dict]:
     import jax
     import numpy as np
 
@@ -35,51 +35,66 @@ def read(memory: str, tokens: int, segment: int, rows: int) -> list[dict]:
     from memtx.training.cpu import keep_pages
 
     keep_pages()
-    config = memtx.get_config(model=preset(memory, "tiny") | {"scan": False}, memory={memory: SETTINGS[memory]})
-    lm = memtx.build(config, vocab_size=264)
+    lm = memtx.build(memtx.get_config(model=preset(memory, size) | {"scan": False}), vocab_size=264)
     params, state = lm.init(jax.random.key(0)), jax.jit(lambda: lm.init_state(1))()
     step = jax.jit(lm, donate_argnums=2)
-    rng, found, spent, began = np.random.default_rng(0), [], [], time.monotonic()
-    for call in range(1, tokens // segment + 1):
+    rng, found, spent, calls = np.random.default_rng(0), [], [], tokens // segment
+    for call in range(1, calls + 1):
         text = rng.integers(0, 256, (1, segment), np.int32)
-        start = time.monotonic()
+        start = time.perf_counter(), time.process_time()
         logits, state = step(params, text, state)
         jax.block_until_ready((logits, state))
-        spent.append(1000 * (time.monotonic() - start))
+        spent.append((time.perf_counter() - start[0], time.process_time() - start[1]))
         if call == 1:
             spent.clear()  # compiled
-        if call % (tokens // segment // rows) == 0:
-            seconds = time.monotonic() - began
-            row = {"tokens": call * segment, "seconds": round(seconds, 1), "resident_mib": round(resident(), 1)}
-            found.append(row | {"segment_ms": round(statistics.median(spent), 2)})
+        if call % (calls // rows) == 0:
+            wall, cpu = (round(1000 * statistics.median(times), 2) for times in zip(*spent, strict=True))
+            found.append({"tokens": call * segment, "wall_ms": wall, "cpu_ms": cpu, "resident_mib": round(resident(), 1)})
             spent.clear()
-    assert int(state.position_B[0]) == call * segment
+    assert int(state.position_B[0]) == calls * segment
     return found
+
+
+def markdown(results: dict[str, list[dict]]) -> str:
+    rows = max(map(len, results.values()))
+    head = " | ".join(str(i + 1) for i in range(rows))
+    lines = [f"| memory | {head} | last / first | resident MiB |", "|---" + "|---:" * (rows + 2) + "|"]
+    for memory, found in results.items():
+        cpu, (first, *_, last) = [row["cpu_ms"] for row in found], [row["resident_mib"] for row in found]
+        cells = [*(f"{ms:.1f}" for ms in cpu), f"{cpu[-1] / cpu[0]:.2f}", f"{first:.0f}, {last:.0f}"]
+        lines.append(f"| {memory} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--memories", default="window,xl")
+    parser.add_argument("--memories", default="", help="names, with commas between; all that memtx has, if none is given")
+    parser.add_argument("--size", default="micro")
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--segment", type=int, default=512)
     parser.add_argument("--rows", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        print(json.dumps(read(args.worker, args.tokens, args.segment, args.rows)))
+        print(json.dumps(read(args.worker, args.size, args.tokens, args.segment, args.rows)))
         return
-    results = {}
-    for memory in args.memories.split(","):
-        same = [f"--tokens={args.tokens}", f"--segment={args.segment}", f"--rows={args.rows}"]
+    same = [f"--{name}={getattr(args, name)}" for name in ("size", "tokens", "segment", "rows")]
+    results = json.loads(args.out.read_text()) if args.out.is_file() else {}
+    for memory in args.memories.split(",") if args.memories else every_memory():
         done = subprocess.run(
             [sys.executable, __file__, f"--worker={memory}", *same], check=True, stdout=subprocess.PIPE, text=True
         )
         results[memory] = json.loads(done.stdout.splitlines()[-1])
-        print(f"\n{memory}\n| tokens read | seconds | resident MiB | ms a segment |\n|---:|---:|---:|---:|")
-        for row in results[memory]:
-            print(f"| {row['tokens']:,} | {row['seconds']} | {row['resident_mib']} | {row['segment_ms']} |")
-    (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results" / "stream.json").write_text(json.dumps(results, indent=1) + "\n")
+        args.out.parent.mkdir(exist_ok=True)
+        args.out.write_text(json.dumps(results, indent=1) + "\n")
+    print(markdown(results))
+
+
+def every_memory() -> list[str]:
+    from memtx.memory import MEMORIES
+
+    return list(MEMORIES)
 
 
 if __name__ == "__main__":

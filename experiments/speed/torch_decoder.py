@@ -1,26 +1,14 @@
 """The yardstick: a plain decoder in PyTorch of the shape of `small`, and its train step.
 
 RMSNorm, rotary positions, fused causal attention (scaled_dot_product_attention), SwiGLU, tied embeddings, float32, AdamW
-with clipping. Runs in an environment of its own and prints one line of JSON (see run.py).
+with clipping. Runs in an environment of its own (see run.py).
 """
 
-import argparse
-import os
-
-parser = argparse.ArgumentParser()
-parser.add_argument("--model", default="torch", choices=["torch", "matmul"])
-parser.add_argument("--batch", type=int, default=8)
-parser.add_argument("--segment", type=int, default=512)
-parser.add_argument("--steps", type=int, default=5)
-parser.add_argument("--warmup", type=int, default=2)
-parser.add_argument("--threads", type=int, default=os.cpu_count())
-
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from clock import matmul_rates, report, timed  # noqa: E402
-from torch import nn  # noqa: E402
-
-VOCAB, WIDTH, LAYERS, HEADS, FF = 264, 256, 4, 4, 704
+import torch
+import torch.nn.functional as F
+from clock import matmul_rates, report
+from torch import nn
+from torch_step import FF, HEADS, LAYERS, VOCAB, WIDTH, arguments, train
 
 
 def rotary(length: int, head_dim: int):
@@ -67,33 +55,22 @@ class Decoder(nn.Module):
         return F.linear(self.norm(x), self.embed.weight)
 
 
-def main(args):
-    torch.set_num_threads(args.threads)
+def square(n: int):
+    a, b = torch.randn(n, n), torch.randn(n, n)
+    return lambda: torch.mm(a, b)
+
+
+def main():
+    args = arguments(["torch", "matmul"])
     if args.model == "matmul":
-
-        def square(n):
-            a, b = torch.randn(n, n), torch.randn(n, n)
-            return lambda: torch.mm(a, b)
-
         return report(model="torch matmul", rates=matmul_rates(square))
-    torch.manual_seed(0)
     model = Decoder(args.segment)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
-    def step():
-        token = torch.randint(VOCAB, (args.batch, args.segment + 1))
-        optimizer.zero_grad(set_to_none=True)
-        logits = model(token[:, :-1])
-        loss = F.cross_entropy(logits.reshape(-1, VOCAB), token[:, 1:].reshape(-1))
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+    def loss(text):
+        return F.cross_entropy(model(text[:, :-1]).reshape(-1, VOCAB), text[:, 1:].reshape(-1))
 
-    for _ in range(args.warmup):
-        step()
-    samples = [timed(step) for _ in range(args.steps)]
-    return report(model="torch", samples=samples, params=sum(p.numel() for p in model.parameters()), version=torch.__version__)
+    return train(args, model, loss, torch.__version__)
 
 
 if __name__ == "__main__":
-    main(parser.parse_args())
+    main()

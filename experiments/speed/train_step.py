@@ -1,7 +1,7 @@
-"""One train step of `small` with one mechanism, timed: the JAX worker of run.py. Prints one line of JSON.
+"""One train step of `small` with one mechanism, timed: the JAX worker of run.py and peers.py. Prints one line of JSON.
 
-`full`: every row begins a document at every step: an ordinary Transformer. `window`, `xl`: the memory (512 tokens, full)
-goes on from step to step and gets no gradient. The step is the one that training uses.
+`full`, `product_key`: every row begins a document at every segment, an ordinary Transformer. Elsewhere the memory goes on from
+step to step; `memorizing` has read what fills its bank before the first. The step is the one that training uses.
 """
 
 import argparse
@@ -22,36 +22,66 @@ from memtx.training.cpu import compiler_options, keep_pages
 from memtx.training.optim import optimizer
 from memtx.training.step import make_step
 
-MEMORY = {"full": {"capacity": 512}, "window": {"window": 512}, "xl": {"segment": 512, "memory": 512}}
+SETTINGS: dict[str, dict] = {  # of each mechanism, and of what stands beside it
+    "full": {"full": {"capacity": 512}},
+    "window": {"window": {"window": 512}},
+    "xl": {"xl": {"segment": 512, "memory": 512}},
+    "memorizing": {"memorizing": {"window": 768, "memory": 16_384}, "window": {"window": 768}},
+    "titans_mac": {"titans_mac": {"chunk": 64}},
+    "compressive": {"compressive": {"segment": 512, "memory": 512, "compressed": 128}},
+    "infini": {"infini": {"segment": 512}},
+    "rmt": {"rmt": {"segment": 512, "memory": 16, "remat": False}, "full": {"capacity": 544}},
+    "block_recurrent": {"block_recurrent": {"block": 512, "window": 768, "states": 512}, "window": {"window": 768}},
+    "product_key": {"product_key": {"keys": 128, "top_k": 32}, "full": {"capacity": 512}},
+}
+MODEL: dict[str, dict] = {  # where the package has one head of keys, and where it has no memory beside the table
+    "memorizing": {"num_kv_heads": 1},
+    "block_recurrent": {"num_kv_heads": 1},
+    "product_key": {"stacks": ((("full",), 2), (("full/product_key",), 1), (("full",), 1))},
+}
+FRESH = ("full", "product_key")
+READ = {"memorizing": 16_384}  # tokens that each stream reads before the first step
 
 
 class Trainer:
     """Parameters, optimiser state and memory, and a compiled step over random tokens."""
 
-    def __init__(self, name: str, batch: int, time: int):
-        model = {**preset(name, "small"), "memory": {name: MEMORY[name]}, "vocab_size": 264, "scan": False}
-        config = configure({"model": model, "train": {"batch": batch, "segments": 1}, "data": {"segment": time}})
+    def __init__(self, name: str, batch: int, time: int, segments: int = 1):
+        model = {**preset(name, "small"), **MODEL.get(name, {}), "memory": SETTINGS[name], "vocab_size": 264, "scan": False}
+        config = configure({"model": model, "train": {"batch": batch, "segments": segments}, "data": {"segment": time}})
         self.lm = build(config)
         tx = optimizer(config.optim, config.train.steps, self.lm)
         params = self.lm.init(jax.random.key(0))
-        self.state = (params, tx.init(params), self.lm.init_state(batch))
-        token = np.random.default_rng(1).integers(264, size=(batch, 1, time + 1), dtype=np.int32)
+        shape = (batch, segments, time)
+        token = np.random.default_rng(1).integers(264, size=(batch, segments * time + 1), dtype=np.int32)
         self.batch = Batch(
-            token_BPT=token[..., :-1],
-            target_BPT=token[..., 1:],
-            position_BPT=np.broadcast_to(np.arange(time, dtype=np.int32), (batch, 1, time)),
-            length_BP=np.full((batch, 1), time, np.int32),
-            reset_BP=np.full((batch, 1), name == "full"),
-            source_BP=np.zeros((batch, 1), np.int32),
+            token_BPT=token[:, :-1].reshape(shape),
+            target_BPT=token[:, 1:].reshape(shape),
+            position_BPT=np.broadcast_to(np.arange(segments * time, dtype=np.int32).reshape(shape[1:]), shape),
+            length_BP=np.full(shape[:2], time, np.int32),
+            reset_BP=np.full(shape[:2], name in FRESH),
+            source_BP=np.zeros(shape[:2], np.int32),
         )
-        self.onward = 0 if name == "full" else time
-        self.number = 0
+        if name in FRESH:
+            self.batch = dataclasses.replace(self.batch, position_BPT=np.broadcast_to(np.arange(time, dtype=np.int32), shape))
+        self.onward = 0 if name in FRESH else segments * time
+        self.begun, self.number = READ.get(name, 0), 0
+        self.state = (params, tx.init(params), self.read(params, self.begun))
         step = make_step(self.lm, tx, config)
         jitted = jax.jit(step, donate_argnums=(0, 1, 2), compiler_options=compiler_options())
         self.compiled = jitted.lower(*self.state, *self.inputs()).compile()
 
+    def read(self, params, tokens: int):
+        """The memory after so many tokens."""
+        token_BT, state = self.batch.token_BPT[:, 0], self.lm.init_state(len(self.batch.token_BPT))
+        forward = jax.jit(lambda *args: self.lm(*args)[1], donate_argnums=2)
+        for _ in range(tokens // token_BT.shape[1]):
+            state = forward(params, token_BT, state)
+        return state
+
     def inputs(self):
-        batch = dataclasses.replace(self.batch, position_BPT=self.batch.position_BPT + self.number * self.onward)
+        begun = self.begun + self.number * self.onward
+        batch = dataclasses.replace(self.batch, position_BPT=self.batch.position_BPT + begun)
         return batch, jnp.int32(self.number), jax.random.key(2)
 
     def step(self) -> None:
@@ -72,7 +102,7 @@ def main(args):
     if args.model == "matmul":
         return report(model="jax matmul", rates=matmul_rates(square))
     start = time.perf_counter()
-    trainer = Trainer(args.model, args.batch, args.segment)
+    trainer = Trainer(args.model, args.batch, args.segment, args.segments)
     compiled = time.perf_counter() - start
     for _ in range(args.warmup):
         trainer.step()
@@ -89,9 +119,10 @@ def main(args):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--model", default="full", choices=[*MEMORY, "matmul"])
+    parser.add_argument("--model", default="full", choices=[*SETTINGS, "matmul"])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--segment", type=int, default=512)
+    parser.add_argument("--segments", type=int, default=1, help="of a step: the depth of backpropagation through time")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="for the record: XLA takes the cores it may use")

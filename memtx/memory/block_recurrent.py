@@ -96,7 +96,7 @@ class BlockRecurrent(nnx.Module):
         c, recent = self.config, state.window
         q, q_cross = self.heads(self.q(x_BTD)), self.heads(self.q_cross(x_BTD))
         k, v = self.keys_values(self.kv(x_BTD))
-        near = attend(q, [recent.source(c.window), own(k, v, seg, c.window)], seg, self.dims)
+        near = attend(q, [recent.source(seg, c.window), own(k, v, seg, c.window)], seg, self.dims)
 
         grid = Grid(seg.mask_BT, recent.count_B % c.block, c.block)
 

@@ -85,7 +85,7 @@ class Memorizing(nnx.Module):
         if self.config.normalise:
             scale_NH = jnp.abs(self.scale[...])[:, None] / self.dims.scale  # which attention multiplies by
             q, k = unit(q) * scale_NH.astype(q.dtype), None if k is None else unit(k)
-        sources = [recent.source(window)] if k is None else [recent.source(window), own(k, v, seg, window)]
+        sources = [recent.source(seg, window)] if k is None else [recent.source(seg, window), own(k, v, seg, window)]
         near = attend(q, sources, seg, self.dims)
         if k is None:
             far, reads = self.read(q, state.bank, jnp.broadcast_to(state.bank.cursor[:, None], q.shape[:2]))

@@ -71,7 +71,7 @@ class Sink(nnx.Module):
             valid_BS=index < written[:, None],
             query_position_BT=jnp.minimum(seg.position_BT, sinks + window - 1),
         )
-        sources = [first, _without(sinks, recent.source(window))]
+        sources = [first, _without(sinks, recent.source(seg, window))]
         if k is None:
             return attend(q, sources, seg, self.dims), state
         y = attend(q, [*sources, _without(sinks, own(k, v, seg, window))], seg, self.dims)

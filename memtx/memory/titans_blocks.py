@@ -95,7 +95,7 @@ class MemoryAndWindow(nnx.Module):
     def window(self, x_BTD: Array, recent: Recent, seg: Segment) -> tuple[Array, Recent]:
         q, k, v = self.near.attention.heads(x_BTD)
         size = self.config.window
-        y_BTD = self.near.attend(q, [recent.source(size), own(k, v, seg, size)], seg)
+        y_BTD = self.near.attend(q, [recent.source(seg, size), own(k, v, seg, size)], seg)
         return y_BTD, recent.write(k, v, seg)
 
 

@@ -28,18 +28,17 @@ class Recent:
 
     k_BMKH: Array
     v_BMKH: Array
-    position_BM: Array
     count_B: Array  # tokens ever written
 
     @staticmethod
     def empty(batch: int, size: int, dims: Dims) -> "Recent":
         shape = (batch, size, dims.num_kv_heads, dims.head_dim)
         zeros = jnp.zeros(shape)
-        return Recent(zeros, jnp.zeros(shape), jnp.zeros((batch, size), jnp.int32), jnp.zeros(batch, jnp.int32))
+        return Recent(zeros, jnp.zeros(shape), jnp.zeros(batch, jnp.int32))
 
     @property
     def valid_BM(self) -> Array:
-        size = self.position_BM.shape[1]
+        size = self.k_BMKH.shape[1]
         return jnp.arange(size) >= size - self.count_B[:, None]
 
     def write(self, k_BTKH: Array, v_BTKH: Array, seg: Segment) -> "Recent":
@@ -48,13 +47,14 @@ class Recent:
         return Recent(
             shift(self.k_BMKH, k_BTKH, seg.length_B),
             shift(self.v_BMKH, v_BTKH, seg.length_B),
-            shift(self.position_BM, seg.position_BT, seg.length_B),
             self.count_B + seg.length_B,
         )
 
-    def source(self, window: int | None) -> Source:
-        lead = self.position_BM.shape[1]
-        return Source(self.k_BMKH, self.v_BMKH, self.position_BM, self.valid_BM, window=window, lead=lead)
+    def source(self, seg: Segment, window: int | None) -> Source:
+        """The tokens before this call's, one position each."""
+        lead = self.k_BMKH.shape[1]
+        position_BM = seg.position_BT[:, :1] - lead + jnp.arange(lead)
+        return Source(self.k_BMKH, self.v_BMKH, position_BM, self.valid_BM, window=window, lead=lead)
 
 
 def own(k_BTKH: Array, v_BTKH: Array, seg: Segment, window: int | None) -> Source:
@@ -87,6 +87,6 @@ class Window(nnx.Module):
         q, k, v = x
         window = self.config.window
         if k is None:
-            return attend(q, [state.source(window)], seg, self.dims), state
-        y = attend(q, [state.source(window), own(k, v, seg, window)], seg, self.dims)
+            return attend(q, [state.source(seg, window)], seg, self.dims), state
+        y = attend(q, [state.source(seg, window), own(k, v, seg, window)], seg, self.dims)
         return y, state.write(k, v, seg)

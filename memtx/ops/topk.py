@@ -3,8 +3,9 @@
     score_j = q . k_j                    ("dot")
     score_j = q . k_j - |k_j|^2 / 2      ("l2": the nearest in Euclidean distance has the highest score)
 
-*Blocks.* Scores of `block` entries exist at a time, never [B, N, T, M]; a block in which no query may see an entry is skipped
-at run time, so an empty bank costs nothing.
+*Blocks.* Scores of TILE queries and `block` entries exist at a time, never [B, N, T, M]; a block in which no query may see an
+entry is skipped at run time, so an empty bank costs nothing. Within a block, the k best are in the k groups of GROUP entries
+with the highest maxima, and only those are sorted.
 
 *Approximate.* Entry j falls into bucket j mod L and only each bucket's best survives, then the best k of those: a maximum
 instead of a selection, which suits a TPU. The entry of rank r is lost if one of the r - 1 better ones shares its bucket, so
@@ -28,7 +29,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
-BLOCK = 4096
+BLOCK, TILE, GROUP = 32_768, 128, 32
 LAST = jnp.iinfo(jnp.int32).max
 
 
@@ -54,7 +55,7 @@ def search(
     if not 0 < k <= key_BMKH.shape[1]:
         raise ValueError(f"k={k} must be between 1 and the {key_BMKH.shape[1]} entries of the bank")
     args = lax.stop_gradient((q_BTNH, key_BMKH, id_BM, first_BT, end_BT))
-    local = partial(_search, k=k, metric=metric, recall=recall, block=block)
+    local = partial(_tiles, k=k, metric=metric, recall=recall, block=block)
     mesh = next((m for a in args if not (m := jax.typeof(a).sharding.mesh).empty), None)
     if mesh is None:
         return local(*args)
@@ -86,13 +87,32 @@ def buckets(k: int, target: float) -> int:
     return max(k, math.ceil((k - 1) / (2 * (1 - target)) - 1e-6))
 
 
+def _tiles(q_BTNH, key_BMKH, id_BM, first_BT, end_BT, **how):
+    """Some queries after the others."""
+    shape = q_BTNH.shape
+    if key_BMKH.shape[0] == 1:  # one bank for all streams: their queries stand in one row
+        q_BTNH, first_BT, end_BT = (a.reshape(1, -1, *a.shape[2:]) for a in (q_BTNH, first_BT, end_BT))
+    rows, time = first_BT.shape
+    size = min(TILE, time)
+
+    def cut(a_BT):
+        a_BT = jnp.pad(a_BT, [(0, 0), (0, -time % size), *[(0, 0)] * (a_BT.ndim - 2)])  # first = end = 0: sees nothing
+        return a_BT.reshape(rows, -1, size, *a_BT.shape[2:]).swapaxes(0, 1)
+
+    def join(a):
+        return a.swapaxes(0, 1).reshape(rows, -1, *a.shape[3:])[:, :time].reshape(*shape[:3], -1)
+
+    tiles = cut(q_BTNH), cut(first_BT), cut(end_BT)
+    score, index = map(join, lax.map(lambda tile: _search(tile[0], key_BMKH, id_BM, *tile[1:], **how), tiles))
+    return score, index
+
+
 def _search(q_BTNH, key_BMKH, id_BM, first_BT, end_BT, *, k, metric, recall, block):
-    shape, (rows, entries, heads, head_dim) = q_BTNH.shape, key_BMKH.shape
-    if rows == 1:  # one bank for all streams: their queries stand in one row
-        q_BTNH = q_BTNH.reshape(1, -1, *shape[2:])
-        first_BT, end_BT = first_BT.reshape(1, -1), end_BT.reshape(1, -1)
+    shape, (entries, heads, head_dim) = q_BTNH.shape, key_BMKH.shape[1:]
     q_BKGTH = q_BTNH.reshape(*q_BTNH.shape[:2], heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
-    size, k_block = min(block, entries), min(k, entries)
+    size = -(-entries // -(-entries // block))  # blocks of one size
+    if size > GROUP:
+        size = min(-(-size // GROUP) * GROUP, entries)
     slots = buckets(k, recall) if recall < 1 else entries
     approximate = slots < entries
     if approximate:
@@ -107,7 +127,9 @@ def _search(q_BTNH, key_BMKH, id_BM, first_BT, end_BT, *, k, metric, recall, blo
 
         def work(best):
             key_ = key.astype(q_BKGTH.dtype)
-            score = jnp.einsum("BKGTH,BMKH->BKGTM", q_BKGTH, key_, preferred_element_type=jnp.float32)
+            rows_BKRH = q_BKGTH.reshape(*q_BKGTH.shape[:2], -1, head_dim)  # two axes of a batch first: a plain matmul for each
+            score = jnp.einsum("BKRH,BKMH->BKRM", rows_BKRH, key_.swapaxes(1, 2), preferred_element_type=jnp.float32)
+            score = score.reshape(*q_BKGTH.shape[:-1], size)
             if metric == "l2":
                 length = 0.5 * jnp.square(key_.astype(jnp.float32)).sum(-1)
                 score = score - length.transpose(0, 2, 1)[:, :, None, None]
@@ -118,7 +140,7 @@ def _search(q_BTNH, key_BMKH, id_BM, first_BT, end_BT, *, k, metric, recall, blo
                 row, score = score.argmax(-2), score.max(-2)
                 index = start + row.astype(jnp.int32) * slots + jnp.arange(slots)
                 return jnp.maximum(best[0], score), jnp.where(score > best[0], index, best[1])
-            score, index = lax.top_k(score, min(k_block, size))
+            score, index = _top(score, min(k, size))
             return _best(jnp.concatenate([best[0], score], -1), jnp.concatenate([best[1], index + start], -1), k)
 
         return lax.cond(live.any(), work, lambda best: best, best), None
@@ -129,6 +151,20 @@ def _search(q_BTNH, key_BMKH, id_BM, first_BT, end_BT, *, k, metric, recall, blo
     best = _best(*best, k) if approximate else best
     score, index = (a.transpose(0, 3, 1, 2, 4).reshape(*shape[:3], k) for a in best)
     return score, index
+
+
+def _top(score: Array, k: int) -> tuple[Array, Array]:
+    """`lax.top_k`, of long rows by groups. Of equal scores the lower index still comes first: so it does among groups, and
+    the chosen ones are put in order."""
+    groups, rest = divmod(score.shape[-1], GROUP)
+    if rest or groups < 2 * k:
+        score, index = lax.top_k(score, k)
+        return score, index
+    parts = score.reshape(*score.shape[:-1], groups, GROUP)
+    chosen = jnp.sort(lax.top_k(parts.max(-1), k)[1], -1)
+    score = jnp.take_along_axis(parts, chosen[..., None], -2).reshape(*score.shape[:-1], -1)
+    score, place = lax.top_k(score, k)
+    return score, jnp.take_along_axis(chosen, place // GROUP, -1) * GROUP + place % GROUP
 
 
 def _best(score: Array, index: Array, k: int) -> tuple[Array, Array]:

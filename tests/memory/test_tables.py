@@ -137,7 +137,7 @@ def test_memory_plus_has_one_table_for_all_of_its_layers():
 
         def mute(path, leaf):
             name = jax.tree_util.keystr(path)
-            if not name.endswith("['mlp']['memories'][0]['out']['w']"):
+            if not name.endswith("['branches'][1]['memories'][0]['out']['w']"):
                 return leaf
             layers = range(2) if "['bodies'][0]" in name else range(2, 3)
             return leaf * jnp.array([layer == which for layer in layers])[:, None, None]

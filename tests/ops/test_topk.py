@@ -53,6 +53,19 @@ def test_exact_is_brute_force(metric, block):
     assert (expected != other).any()  # control: what may be seen matters
 
 
+@pytest.mark.parametrize("block", [1000, 4096])
+def test_of_equal_scores_the_lower_index_comes_first_in_long_rows_too(block):
+    rng, time, entries, k = np.random.default_rng(3), 130, 2500, 8  # more than a tile of queries, more than k groups
+    q, key = rng.integers(-1, 2, (1, time, 1, 2)).astype(np.float32), rng.integers(-2, 3, (1, entries, 1, 2)).astype(np.float32)
+    ids = np.arange(entries)[None]
+    args = q, key, ids, np.zeros((1, time), int), np.full((1, time), LAST)
+    score_TM = q[0, :, 0] @ key[0, :, 0].T
+    expected = np.argsort(-score_TM, axis=-1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(found(args, k, block=block)[0, :, 0], expected)
+    higher_first = entries - 1 - np.argsort(-score_TM[:, ::-1], axis=-1, kind="stable")[:, :k]
+    assert (expected != higher_first).any()  # control: there are ties
+
+
 def test_a_shared_bank_serves_every_stream():
     q, key, ids = data()
     first, end = np.zeros((B, T), int), np.full((B, T), LAST)

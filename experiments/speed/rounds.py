@@ -1,0 +1,99 @@
+"""Workers one after the other, each in a process of its own, in rounds: what run.py and peers.py share.
+
+Every other round goes backwards, so that slow hours of the machine fall on all alike. Samples during which other processes
+took more than a tenth of a core do not count. A ratio is of a round's medians. Both sides keep freed memory
+(memtx.training.cpu; torch by environment variables). Workers run on the cores that the driver may use: `taskset` pins all.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from clock import DISTURBED, own_cores
+
+HERE = Path(__file__).parent
+KEEP_PAGES = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}  # for torch
+Job = tuple[str, str, dict]  # python, script, options
+
+
+def arguments(doc: str | None, result: str, **defaults) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--segment", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=len(own_cores()))
+    parser.add_argument("--out", type=Path, default=HERE / "results" / result)
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def work(python: str, script: str, options: dict) -> dict:
+    command = [python, str(HERE / script), *(f"--{name}={value}" for name, value in options.items())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **KEEP_PAGES})
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def clean(result: dict) -> list[float]:
+    """Seconds of the samples that count."""
+    return [s["seconds"] for s in result["samples"] if s["others"] < DISTURBED]
+
+
+def row(rounds: list[dict], name: str, against: str, tokens: int) -> dict:
+    """What is said of one job: over all rounds, but the ratio of speeds to `against` by round."""
+    seconds = [s for r in rounds for s in clean(r[name])]
+    taken = sum(len(r[name]["samples"]) for r in rounds)
+    pairs = [(clean(r[against]), clean(r[name])) for r in rounds]
+    found = {
+        "samples": len(seconds),
+        "disturbed": taken - len(seconds),
+        "ratios": [statistics.median(theirs) / statistics.median(ours) for theirs, ours in pairs if theirs and ours],
+        "peak_mib": statistics.median(r[name]["peak_bytes"] for r in rounds) / 2**20,
+        "params": rounds[0][name]["params"],
+    }
+    if seconds:
+        found["seconds"] = statistics.median(seconds)
+        found["tokens_per_s"] = [tokens / max(seconds), tokens / found["seconds"], tokens / min(seconds)]
+    return found
+
+
+def speed(row: dict) -> str:
+    if not row["samples"]:
+        return "disturbed"
+    low, median, high = row["tokens_per_s"]
+    return f"{median:,.0f} ({low:,.0f}, {high:,.0f})"
+
+
+def ratio(row: dict) -> str:
+    ratios = row["ratios"]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}, {max(ratios):.2f})" if ratios else "no clean pair"
+
+
+def measure(jobs: dict[str, Job], count: int) -> Iterator[list[dict]]:
+    """Run all jobs, round by round; yields the rounds so far after each."""
+    rounds = []
+    for number in range(count):
+        results = {}
+        for name in sorted(jobs, key=list(jobs).index, reverse=number % 2 == 1):
+            results[name] = work(*jobs[name])
+            if "samples" in results[name]:
+                print(f"round {number + 1}: {name}: {len(clean(results[name]))} clean samples", file=sys.stderr, flush=True)
+        rounds.append(results)
+        yield rounds
+
+
+def machine(args) -> dict:
+    return {"processor": platform.processor() or platform.machine(), "cores": own_cores(), "threads": args.threads}
+
+
+def store(path: Path, result: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
