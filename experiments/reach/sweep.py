@@ -40,9 +40,7 @@ common = {
 
 
 def sweep():
-    runs = [
-        {"config": TASK.format(name), "model.stacks": (((name,), 1),), **settings} for name, settings in SETTINGS.items()
-    ]
+    runs = [{"config": TASK.format(name), "model.stacks": (((name,), 1),), **settings} for name, settings in SETTINGS.items()]
     return product({"seed": [0, 1, 2]}, runs)
 
 
@@ -57,8 +55,9 @@ report = {
 
 def claims(table):
     mean = {(name, d): table[name, str(d)].mean for name in SETTINGS for d in DISTANCES}
-    yield "the window answers within its 8 tokens (0.95) and not beyond (below 0.2)", (
-        mean["window", 4] > 0.95 and max(mean["window", d] for d in DISTANCES[1:]) < 0.2
+    yield (
+        "the window answers within its 8 tokens (0.95) and not beyond (below 0.2)",
+        (mean["window", 4] > 0.95 and max(mean["window", d] for d in DISTANCES[1:]) < 0.2),
     )
     yield "XL answers at 8, one window back (0.95)", mean["xl", 8] > 0.95
     yield "XL is at chance (below 0.2) beyond", max(mean["xl", d] for d in DISTANCES[2:]) < 0.2

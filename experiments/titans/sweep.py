@@ -27,8 +27,10 @@ def sweep():
     titans = {"config": TASK.format("titans_mag"), "memory.titans_mag.window": 16, "memory.titans_mag.chunk": 16}
     runs = [
         {},
-        *(titans | {"memory.titans_mag.depth": depth, "memory.titans_mag.momentum": momentum}
-          for depth, momentum in ((1, False), (1, True), (2, True))),
+        *(
+            titans | {"memory.titans_mag.depth": depth, "memory.titans_mag.momentum": momentum}
+            for depth, momentum in ((1, False), (1, True), (2, True))
+        ),
     ]
     return product({"seed": [0, 1, 2]}, runs)
 
