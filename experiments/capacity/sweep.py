@@ -1,8 +1,8 @@
 """ARMT holds more pairs than RMT; both need a curriculum
 
-One pair of key and value a segment, 8 of them, then a key is asked for: everything passes through memory tokens (RMT, 4 of them)
-or an associative matrix of each layer (ARMT). With the curriculum, examples have 1, 2, 4 and then 8 pairs; without, 8 from the
-first step.
+One pair of key and value a segment, 8 of them, then a key is asked for: everything passes through memory tokens (RMT, 4 of
+them) or an associative matrix of each layer (ARMT). With the curriculum, examples have 1, 2, 4 and then 8 pairs; without, 8
+from the first step.
 
 The claims (Bulatov et al. 2022; Rodkin et al. 2024): ARMT > RMT by 0.2; without a curriculum RMT does not learn it.
 """

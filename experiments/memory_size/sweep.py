@@ -1,7 +1,7 @@
 """Memorizing: 64 windows away, and the more it holds the farther
 
-A needle up to 512 tokens before it is asked for; one layer of width 64 that sees 8 tokens, with a memory of keys and values that
-is searched for the 8 nearest. The memory holds 32, 128 or 1,024 entries: what it holds is what it can answer from.
+A needle up to 512 tokens before it is asked for; one layer of width 64 that sees 8 tokens, with a memory of keys and values
+that is searched for the 8 nearest. The memory holds 32, 128 or 1,024 entries: what it holds is what it can answer from.
 
 The claim (Wu et al. 2022): the gain of a memory grows with its size; a large one is perfect at 64 windows, where the window
 alone (`window`) is at chance, 1/16.

@@ -1,7 +1,7 @@
 """Loss by position on whole plays
 
-`tiny` models read Shakespeare's plays, in segments of 128 bytes, 300 steps. With a memory the loss goes on falling as a play goes
-on; with the memory wiped at every segment it cannot.
+`tiny` models read Shakespeare's plays, in segments of 128 bytes, 300 steps. With a memory the loss goes on falling as a play
+goes on; with the memory wiped at every segment it cannot.
 """
 
 from memtx.sweep import product

@@ -1,11 +1,12 @@
 """How far back: Transformer-XL beyond its window, compressed memories beyond that
 
 A needle, `distance` tokens before it is asked for, is read by one layer of width 64, so that accuracy by distance is what the
-memory reaches. The value stands at the end of the first segment of 8 tokens. `window` sees 8 tokens, itself included; `xl` its own
-segment and the one before, so distance 8; `compressive` 24 tokens more, four to a slot, so distance 28; `full` all of them.
-Noise has tokens of its own: chance is 1/16.
+memory reaches. The value stands at the end of the first segment of 8 tokens. `window` sees 8 tokens, itself included; `xl`
+its own segment and the one before, so distance 8; `compressive` 24 tokens more, four to a slot, so distance 28; `full` all of
+them. Noise has tokens of its own: chance is 1/16.
 
-The claims: XL answers where the window cannot (Dai et al. 2019), the Compressive Transformer where XL cannot (Rae et al. 2020).
+The claims: XL answers where the window cannot (Dai et al. 2019), the Compressive Transformer where XL cannot (Rae et al.
+2020).
 """
 
 from memtx.sweep import product

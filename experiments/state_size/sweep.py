@@ -1,10 +1,10 @@
 """The size of the state governs recall
 
-Multi-query associative recall: 16 pairs in 64 tokens, a vocabulary of 128, two layers of width 64 with 2 heads. A head's state is
-a matrix of key_dim x value_dim; here 4, 8, 16 and 32 squared.
+Multi-query associative recall: 16 pairs in 64 tokens, a vocabulary of 128, two layers of width 64 with 2 heads. A head's
+state is a matrix of key_dim x value_dim; here 4, 8, 16 and 32 squared.
 
-The claim (Arora et al. 2023, 2024): recall grows with the state, and attention, whose state grows with the text, needs none of
-that.
+The claim (Arora et al. 2023, 2024): recall grows with the state, and attention, whose state grows with the text, needs none
+of that.
 """
 
 from memtx.sweep import chain, product

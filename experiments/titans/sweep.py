@@ -1,7 +1,7 @@
 """Titans beside Gated DeltaNet
 
-The same recall (MQAR, 8 pairs in 64 tokens, a vocabulary of 128), two layers of width 64. Titans' memory is an MLP that learns by
-gradient descent while it reads; with a single linear layer, without momentum, it is Gated DeltaNet's rule.
+The same recall (MQAR, 8 pairs in 64 tokens, a vocabulary of 128), two layers of width 64. Titans' memory is an MLP that
+learns by gradient descent while it reads; with a single linear layer, without momentum, it is Gated DeltaNet's rule.
 
 The question: what do depth and momentum add at this size?
 """
