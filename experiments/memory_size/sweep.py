@@ -51,11 +51,13 @@ report = {
 def claims(table):
     mean = {(row, d): table["memorizing", str(row), str(d)].mean for row in SIZES for d in DISTANCES}
     yield "1,024 entries: perfect (0.99) at every distance, 64 windows included", min(mean[1024, d] for d in DISTANCES) > 0.99
-    yield "128 entries: perfect up to 64 tokens, at chance (below 0.2) from 256 on", (
-        min(mean[128, d] for d in (4, 16, 64)) > 0.99 and max(mean[128, d] for d in (256, 512)) < 0.2
+    yield (
+        "128 entries: perfect up to 64 tokens, at chance (below 0.2) from 256 on",
+        (min(mean[128, d] for d in (4, 16, 64)) > 0.99 and max(mean[128, d] for d in (256, 512)) < 0.2),
     )
-    yield "32 entries: perfect up to 16 tokens, at chance from 64 on", (
-        min(mean[32, d] for d in (4, 16)) > 0.99 and max(mean[32, d] for d in (64, 256, 512)) < 0.2
+    yield (
+        "32 entries: perfect up to 16 tokens, at chance from 64 on",
+        (min(mean[32, d] for d in (4, 16)) > 0.99 and max(mean[32, d] for d in (64, 256, 512)) < 0.2),
     )
     window = [table["window", "default", str(d)].mean for d in DISTANCES[1:]]
     yield "the window alone: at chance from 16 on", max(window) < 0.2
