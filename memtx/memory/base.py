@@ -32,7 +32,7 @@ def pytree(cls):
 class Segment:
     """One time step of B parallel streams: T >= 1 tokens each, real tokens first, padding after.
 
-    position_BT  int32, place of each token in its document; those of one call follow one another
+    position_BT  int32, place of each token in its document: they follow one another, within a call and from call to call
     length_B     int32, how many of the T tokens are real
     reset_B      bool, a new document begins at this call's first token: the row's state is cleared before anything is read
     source_B     int32, id of the document, kept as provenance of what is written

@@ -43,14 +43,13 @@ class LMState:
 
 class Decoder(nnx.Module):
     def __init__(self, model: Model, dims: Dims, key: Array):
-        keys = iter(jax.random.split(key, 7))
+        keys = iter(jax.random.split(key, 10))
         self.model = model
         self.embed = normal(next(keys), (model.vocab_size, model.width), 1.0 if not model.tied else model.width**-0.5)
         self.body = body(model, dims, next(keys))
         self.shared = shared(model, dims, next(keys))
         self.norm = None if model.post_norm else Norm(model.norm, model.width, model.norm_epsilon)
-        to_logits, place, bias, head = keys
-        types, output, encoder = (jax.random.fold_in(key, i) for i in range(3))
+        to_logits, place, bias, head, types, output, encoder = keys
         self.output = OUTPUTS[model.output](model, output) if model.output else None
         self.to_logits = None if model.tied or model.output else Linear(to_logits, model.width, model.vocab_size)
         learned = model.position == "learned"

@@ -18,7 +18,7 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -76,12 +76,13 @@ class Sweep:
 def load_sweep(path: str | Path) -> Sweep:
     """Read a sweep file and check all its runs. UserError says which run and what is wrong with it."""
     module = _module(Path(path))
-    config, sweep = getattr(module, "config", None), getattr(module, "sweep", None)
-    if not isinstance(config, str) or not callable(sweep):
+    config: str | None = getattr(module, "config", None)
+    sweep: Callable[[], Iterable[Any]] | None = getattr(module, "sweep", None)
+    if not isinstance(config, str) or sweep is None or not callable(sweep):
         raise UserError(f"{path} is no sweep file: it needs config = 'configs/lm.py:...' and def sweep()")
     runs: dict[str, Run] = {}
     common = getattr(module, "common", {})
-    for overrides in sweep():  # type: ignore[union-attr]
+    for overrides in sweep():
         run = _run(config, common, overrides)
         if run.name in runs:
             raise UserError(f"{path} has the run {run.name} twice")

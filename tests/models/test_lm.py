@@ -49,8 +49,10 @@ def test_positions_go_on_from_call_to_call(position):
     assert distance(stated, whole) <= 1e-6
     later, _ = call(params, TOKENS, lm.init_state(2), segment(4 + np.arange(8) + np.zeros((2, 1))))
     assert (distance(later, whole) > 1e-4) == (position == "learned"), "only a table of places tells a later place"
-    turned, _ = call(params, TOKENS[:, ::-1], lm.init_state(2))
-    assert distance(turned[:, ::-1], whole) > 1e-4, "control: order is read"
+    full, params = build(position=position, stacks=((("full",), 2),))  # a cache that holds what it was told
+    _, state = full(params, TOKENS[:, :4], full.init_state(2))
+    next_, apart = (full(params, TOKENS[:, 4:], state, segment(n + np.arange(4) + np.zeros((2, 1))))[0] for n in (4, 16))
+    assert (distance(apart, next_) > 1e-4) == (position != "none"), "control: positions are read, where there are any"
 
 
 def test_a_ragged_call_leaves_each_row_where_its_tokens_end():
