@@ -35,7 +35,7 @@ def sweep():
 
 report = {
     "rows": ("memory", "data.curriculum"),
-    "columns": {"exact match, 8 pairs": "eval/exact_match"},
+    "columns": {"exact match, 8 pairs": "eval/exact"},
     "varies": ("state_bytes", "params", "flops_per_token"),
     "floor": 0.1,
 }

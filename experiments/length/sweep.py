@@ -47,7 +47,7 @@ report = {
 
 
 def claims(table):
-    learned, gdn = ([table[row, str(d)].mean for d in FAR] for row in (("full", "learned"), ("gated_deltanet", "none")))
+    learned, gdn = ([table[*row, str(d)].mean for d in FAR] for row in (("full", "learned"), ("gated_deltanet", "none")))
     yield "both answer at the longest distance trained (0.95)", min(learned[0], gdn[0]) > 0.95
     yield "gated_deltanet still does at four times that (0.8)", gdn[2] > 0.8
     yield "full with learned positions does not (below 0.5)", learned[2] < 0.5
