@@ -31,7 +31,8 @@ from memtx.models.lm import LM
 from tests.contract import BATCH, DIMS, Case, at, distance, mesh, place, rows_differ
 from tests.golden import make
 
-EXACT, MOVED = 3e-5, 1e-3  # float32 rounding; what a control must at least change
+# float32 rounding (armt through a language model comes to 2.4e-5; nothing else was seen above 2e-5); what a control must change
+EXACT, MOVED = 3e-5, 1e-3
 CARDS = Path(memtx.memory.__file__).parent / "cards"
 
 
