@@ -73,6 +73,8 @@ class Associative(nnx.Module):
             layer = reset(self.layer, layer, seg.shared[START])
         read = recall(state, dpfp(self.q(x_BTD), self.config.nu))[0]
         y_BTD, layer = self.layer(x_BTD + read.astype(x_BTD.dtype), layer, seg, key=key)
+        if WHOLE in seg.shared:
+            layer = lax.stop_gradient(layer)  # nobody will read it: no gradient is made
         state = Matrix(layer, state.a_BFD, state.z_BF)
         if END not in seg.shared or not self.config.write:
             return y_BTD, state

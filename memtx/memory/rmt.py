@@ -29,7 +29,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
+from jax import Array, lax
 
 from memtx.errors import check_known, positive
 from memtx.memory.base import Dims, Layer, Segment, State, collect, emit_all, pytree, reset
@@ -98,8 +98,12 @@ class Segmented(nnx.Module):
         """Before a call in which some rows start or complete a segment; place None: in which every row has a whole one."""
         return inner, body
 
+    def end(self, body: State) -> State:
+        """After a call in which every row had a whole segment."""
+        return body
+
     def finish(self, memory: State, written_BMD: Array, complete_B: Array) -> State:
-        """After it: `written` are the body's outputs for the last memory tokens, where rows complete a segment."""
+        """After any: `written` are the body's outputs for the last memory tokens, where rows complete a segment."""
         return memory
 
     def __call__(self, x_BTD, state: Recurrence, seg: Segment, *, key: Array | None = None):
@@ -181,6 +185,7 @@ class Segmented(nnx.Module):
         )
         inner, body = self.begin(inner, state.body, None)
         y_BID, body = self.body(x_BID, body, inner, key=key)
+        body = self.end(body)
         end = self.before + size
         memory = self.finish(state.memory, y_BID[:, end:], jnp.ones(batch, bool))
         return Recurrence(body, memory, state.offset_B), y_BID[:, self.before : end]
@@ -222,6 +227,9 @@ class RMT(Segmented):
         if place is None:
             return inner, self.body.init_state(len(inner.length_B))
         return inner, reset(self.body, body, place.begins_B)
+
+    def end(self, body: State) -> State:
+        return body if self.config.inner == "keep" else lax.stop_gradient(body)  # nobody will read it: no gradient is made
 
     def finish(self, memory: Tokens, written_BMD: Array, complete_B: Array) -> Tokens:
         new = self.norm(written_BMD.astype(jnp.float32))
