@@ -49,6 +49,7 @@ class Landmark(nnx.Module):
     """Attention site."""
 
     site = "attention"
+    readable = False  # landmarks are made by `pool`
     kind = "bank of blocks of keys and values"
 
     @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ from jax import Array
 from memtx.config import Model
 from memtx.memory.base import Dims, Segment
 from memtx.memory.cross import Cross
+from memtx.models.readers import Reader
 from memtx.nn.attention import Projections
 from memtx.nn.linear import Linear, Norm, dropout
 from memtx.nn.mlp import MLP
@@ -29,16 +30,17 @@ class Branch(nnx.Module):
     """Memories side by side: their outputs are added, or mixed by weights softmax(x Wg) that begin equal.
 
     Each of `makes` builds one from (dims, key); its `site` says what it is called with. Those at the attention site share
-    one set of projections. With `model.closed`, what a backbone does not have of itself (every memory at the residual site,
-    and at the attention site all but the first) has a learned gain that begins at 0.
+    one set of projections, without keys and values if all are readers. With `model.closed`, what a backbone does not have of
+    itself (every memory at the residual site, and at the attention site all but the first) has a learned gain that begins at 0.
     """
 
     def __init__(self, model: Model, dims: Dims, makes, gated: bool, key: Array):
         attention, gate, *keys = jax.random.split(key, 2 + len(makes))
         self.memories = nnx.List([make(dims, k) for make, k in zip(makes, keys, strict=True)])
-        sites = [memory.site for memory in self.memories]
-        projections = partial(Projections, attention, dims, bias=model.bias, qkv_bias=model.qkv_bias)
-        self.attention = projections() if "attention" in sites else None
+        attending = [memory for memory in self.memories if memory.site == "attention"]
+        kv = not all(isinstance(memory, Reader) for memory in attending)
+        projections = partial(Projections, attention, dims, bias=model.bias, qkv_bias=model.qkv_bias, kv=kv)
+        self.attention = projections() if attending else None
         self.gate = Linear(gate, dims.width, len(makes), scale=0.0) if gated else None
         self.added = _added(self.memories) if model.closed else ()
         self.gain = nnx.Param(jnp.zeros(len(self.added)), optim="no_decay") if self.added else None
