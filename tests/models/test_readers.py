@@ -1,0 +1,289 @@
+"""Layers that read the memory of an earlier one: what the writer's queries would see, with nothing remembered themselves.
+
+B stream, T time, S source time, N heads, H head dim, D model.
+"""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from memtx import patterns
+from memtx.config import get_config
+from memtx.errors import UserError
+from memtx.memory import MEMORIES
+from memtx.memory.base import Dims, collect, emit, segment, state_bytes, wants_only
+from memtx.models.lm import build
+from memtx.models.names import flat
+from memtx.models.readers import KIND, Reader, Written, hand_on
+from tests.contract import distance
+
+EXACT, MOVED = 3e-5, 1e-3
+SIZES = {"width": 16, "num_heads": 4, "num_kv_heads": 2, "ff_dim": 16, "vocab_size": 11}
+TOKEN = np.random.default_rng(0).integers(0, 11, (2, 16))
+SHARED = sorted(name for name, cls in MEMORIES.items() if cls.site == "attention" and getattr(cls, "readable", True))
+# in a group, across stacks (from the last of two groups), beside other memories, gated, twice in a block
+MIXED = ((("window/full", "memorizing+^window"), 2), (("window+^memorizing", "full/^full", "^full*lstm"), 2), (("^window",), 1))
+ODD = [3, 1, 7, 5]
+
+
+def model(stacks, **changes):
+    config = get_config(model={**SIZES, "stacks": stacks, **changes})
+    with config.unlocked():
+        for name in config.memory:
+            config.memory[name] = vars(MEMORIES[name].tiny[0])
+    return build(config)
+
+
+def parameters(lm, seed: int = 0):
+    """Large and of every kind (gates and scales too), so that each part counts."""
+    leaves, tree = jax.tree.flatten(lm.init(jax.random.key(seed)))
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    return tree.unflatten([a + 0.3 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)])
+
+
+def run(lm, params, cuts, token=TOKEN, key=None):
+    state, outs, start, call = lm.init_state(len(token)), [], 0, jax.jit(lm.__call__)
+    for time in cuts:
+        logits, state = call(params, token[:, start : start + time], state, key=key)
+        outs.append(logits)
+        start += time
+    return jnp.concatenate(outs, 1), state
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_a_reader_with_the_writers_parameters_gives_what_the_writer_gives(name):
+    dims = Dims(width=8, num_heads=4, num_kv_heads=2, head_dim=4)
+
+    def make(dims, key):
+        return MEMORIES[name](MEMORIES[name].tiny[0], dims, key)
+
+    writer, reader = (cls(name, make, dims, jax.random.key(0)) for cls in (Written, Reader))
+
+    @jax.jit
+    def call(q, k, v, other, state, seg):
+        (y, after), emitted = collect(writer, KIND)((q, k, v), state, seg)
+        seg, rest = hand_on(seg, emitted)
+        same, differs = (reader((own, None, None), (), seg) for own in (q, other))
+        assert (same[1], rest) == ((), {})
+        return y, same[0], differs[0], after
+
+    state, *x = writer.init_state(2), *(jax.random.normal(jax.random.key(i), (2, 8, n, 4)) for i, n in enumerate((4, 2, 2, 4)))
+    for start in (0, 4):
+        seg = segment(start + np.arange(4) + np.zeros((2, 1)))
+        y, same, differs, state = call(*(a[:, start : start + 4] for a in x), state, seg)
+        np.testing.assert_array_equal(same, y)
+        assert distance(differs, y) > MOVED  # control: it asks by its own queries
+
+
+@pytest.mark.parametrize("cuts", [ODD, [1] * 16], ids=["odd", "tokens"])
+def test_cuts_do_not_matter(cuts):
+    lm = model(MIXED)
+    params = parameters(lm)
+    assert distance(run(lm, params, cuts), run(lm, params, [16])) <= EXACT
+
+
+def test_control_a_reader_of_the_state_after_the_call_sees_the_future(monkeypatch):
+    def read_after(self, x, state, seg, *, key=None):
+        k, v, written = seg.shared[self.name]
+        _, after = self.memory((x[0], k, v), written, seg)
+        return self.memory((x[0], None, None), after, seg)[0], state
+
+    lm = model(MIXED)
+    params = parameters(lm)
+    moved = np.where(np.arange(16) == 15, (TOKEN + 1) % 11, TOKEN)
+
+    def gaps():
+        whole = run(lm, params, [16])[0]
+        early = run(lm, params, [16], moved)[0]
+        return distance(run(lm, params, ODD)[0], whole), distance(early[:, :15], whole[:, :15])
+
+    assert gaps()[0] <= EXACT
+    assert gaps()[1] == 0
+    monkeypatch.setattr(Reader, "__call__", read_after)
+    jax.clear_caches()
+    assert min(gaps()) > MOVED
+
+
+@pytest.mark.parametrize("body", ["rmt", "armt"])
+def test_memory_tokens_go_around_readers(body):
+    lm = model(((("full/lstm", "^full"), 2), (("^full",), 1)), body=body)
+    params = parameters(lm)
+    assert distance(run(lm, params, ODD), run(lm, params, [16])) <= EXACT
+    silent = jax.tree_util.tree_map_with_path(lambda path, a: a * ("out" not in jax.tree_util.keystr(path)), params)
+    assert distance(run(lm, silent, ODD)[0], run(lm, params, ODD)[0]) > MOVED
+
+
+def test_a_row_that_begins_anew_forgets_and_others_do_not():
+    lm = model(MIXED)
+    params = parameters(lm)
+    _, state = run(lm, params, [8], TOKEN[:, :8])
+    at = np.array([[0], [8]]) + np.arange(8)
+    y, _ = lm(params, TOKEN[:, 8:], state, segment(at, reset_B=[True, False]))
+    fresh, went_on = run(lm, params, [8], TOKEN[:, 8:])[0], run(lm, params, [8, 8])[0][:, 8:]
+    assert distance(y[0], fresh[0]) <= EXACT
+    assert distance(y[1], went_on[1]) <= EXACT
+    assert distance(fresh, went_on) > MOVED  # control
+
+
+def test_unrolled_is_scanned_and_rematerialised():
+    def loss(lm, params):
+        logits, state = lm(params, TOKEN[:, 8:], run(lm, params, [8], TOKEN[:, :8])[1], key=jax.random.key(1))
+        return jax.nn.logsumexp(logits, -1).sum(), (logits, state)
+
+    lms = [model(MIXED, dropout=0.2, **how) for how in ({}, {"scan": False}, {"remat": True})]
+    params = parameters(lms[0])
+    scanned, *others = (jax.jit(jax.value_and_grad(lambda p, lm=lm: loss(lm, p), has_aux=True))(params) for lm in lms)
+    for other in others:
+        assert distance(other, scanned) <= 1e-4
+    assert distance(jax.tree.map(jnp.zeros_like, scanned[1]), scanned[1]) > MOVED
+
+
+def test_a_reader_in_every_group_of_a_stack_reads_the_last_group_before_it():
+    """The same weights in one group a stack, where there is no other group to take for it."""
+    grouped = model(((("full",), 2), (("^full", "window"), 2)))
+    single = model(((("full",), 1), (("full",), 1), (("^full",), 1), (("window",), 1), (("^full",), 1), (("window",), 1)))
+    params = parameters(grouped)
+    theirs = flat(params)
+
+    def leaf(path, shape):
+        at = jax.tree_util.keystr(path, simple=True, separator="/")
+        found = re.fullmatch(r"body/bodies/(\d)/layers/0/(.*)", at)
+        if not found:
+            return theirs[at]
+        stack, layer, group = [(0, 0, 0), (0, 0, 1), (1, 0, 0), (1, 1, 0), (1, 0, 1), (1, 1, 1)][int(found[1])]
+        return theirs[f"body/bodies/{stack}/layers/{layer}/{found[2]}"][group][None]
+
+    same = jax.tree_util.tree_map_with_path(leaf, single.abstract_params)
+    y = run(grouped, params, ODD)[0]
+    assert distance(run(single, same, ODD)[0], y) <= EXACT
+    first, second = (same["body"]["bodies"][i]["layers"][0]["branches"][0]["attention"]["kv"] for i in (0, 1))
+    first["w"], second["w"] = second["w"], first["w"]
+    assert distance(run(single, same, ODD)[0], y) > MOVED  # control
+
+
+def test_readers_cost_no_state_and_no_keys_and_values():
+    writer, reader, both = (
+        model(((("memorizing",), 1), *more)) for more in ((), (((("^memorizing",), 3),)), ((("memorizing",), 3),))
+    )
+    assert state_bytes(reader) == state_bytes(writer) < state_bytes(both)
+    assert jax.tree.leaves(reader.init_state(1).body[1]) == []
+    kv = 3 * 16 * 2 * 2 * 4  # layers, width, k and v, heads, head dim
+    assert both.num_params() - reader.num_params() == kv
+    mixed = model(((("memorizing", "window+^memorizing"), 1),))  # the window beside it needs keys of its own
+    assert any("layers/1/branches/0/attention/kv" in path for path in flat(mixed.abstract_params))
+
+
+# --- against float64 numpy ----------------------------------------------------------------------------------------------------
+
+
+def two_layers(p, x_TD, hold: bool = False):
+    """One block "full/^full" without positions, of one stream. hold: the keys and values that are read count as constants."""
+
+    def heads(h_TD, w):
+        return (h_TD @ w).reshape(len(h_TD), -1, 4)
+
+    def norm(h_TD, scale):
+        return scale * h_TD / np.sqrt((h_TD**2).mean(-1, keepdims=True) + 1e-6)
+
+    def attention(q, k, v):
+        k, v = (np.repeat(a, 2, 1) for a in (k, v))
+        score = np.einsum("tnh,snh->nts", q, k) / 2
+        weight = np.exp(score - score.real.max()) * np.tri(len(q))
+        return np.einsum("nts,snh->tnh", weight / weight.sum(-1, keepdims=True), v).reshape(len(q), -1)
+
+    h = norm(x_TD, p["norms/0/scale"])
+    q, kv = heads(h, p["branches/0/attention/q/w"]), heads(h, p["branches/0/attention/kv/w"])
+    k, v = kv[:, :2], kv[:, 2:]
+    x_TD = x_TD + attention(q, k, v) @ p["branches/0/attention/out/w"]
+    q = heads(norm(x_TD, p["norms/1/scale"]), p["branches/1/attention/q/w"])
+    k, v = (k.real, v.real) if hold else (k, v)
+    return x_TD + attention(q, k, v) @ p["branches/1/attention/out/w"]
+
+
+def test_two_layers_match_float64_and_the_gradient_reaches_the_writers_keys_and_values():
+    lm = model(((("full/^full",), 1),), position="none", memory={})
+    stack = lm._static.body
+    graph, abstract = nnx.split(stack)
+    params = jax.tree.map(lambda a: 0.5 * np.random.default_rng(a.size).normal(size=a.shape), nnx.to_pure_dict(abstract))
+    x_BTD = np.random.default_rng(1).normal(size=(2, 7, 16))  # as many as the tiny cache holds
+    weight = np.random.default_rng(2).normal(size=x_BTD.shape)
+
+    def call(params):
+        nnx.replace_by_pure_dict(abstract, jax.tree.map(jnp.float32, params))
+        layers = nnx.merge(graph, abstract)
+        state, outs = layers.init_state(2), []
+        for part in (slice(0, 4), slice(4, 7)):
+            seg = segment(np.arange(7)[None, part] + np.zeros((2, 1)))
+            y, state = layers(jnp.float32(x_BTD[:, part]), state, seg)
+            outs.append(y)
+        return jnp.concatenate(outs, 1)
+
+    own = {path.removeprefix("bodies/0/layers/0/"): leaf[0] for path, leaf in flat(params).items()}
+    y = np.stack([two_layers(own, x_TD) for x_TD in x_BTD])
+    assert distance(call(params), y) <= 1e-5
+    grads = jax.grad(lambda params: (call(params) * weight).sum())(params)
+    for path, grad in flat(grads).items():
+        name = path.removeprefix("bodies/0/layers/0/")
+        direction = np.random.default_rng(3).normal(size=own[name].shape)
+        stepped = {**own, name: own[name] + 1e-20j * direction}  # the complex step: exact to float64
+        slope, held = (
+            sum((two_layers(stepped, x, hold).imag / 1e-20 * w).sum() for x, w in zip(x_BTD, weight, strict=True))
+            for hold in (False, True)
+        )
+        size = np.abs(grad[0] * direction).sum()
+        assert abs((grad[0] * direction).sum() - slope) <= 1e-5 * size, name
+        if name.startswith(("branches/0/attention/kv", "norms/0")):
+            assert abs(slope - held) > 1e-2 * size  # control: a good part comes by way of the reader
+
+
+# --- what is refused, and what stays ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stacks", "line"),
+    [
+        (((("^full",), 1),), r"\^full reads what an earlier layer wrote, and no full stands before it"),
+        (((("full+^full",), 1),), "no full stands before it"),
+        (((("^full", "full"), 2),), "no full stands before it"),
+        (((("full",), 1), (("^full", "full"), 2)), r"put the full of its pattern before it, or write the groups out"),
+        (((("lstm", "^lstm"), 1),), r"\^lstm in '\^lstm' cannot be"),
+        (((("window", "window/^mlp"), 1),), r"\^mlp in 'window/\^mlp' cannot be"),
+        (((("landmark", "^landmark"), 1),), r"\^landmark in '\^landmark' cannot be"),
+        (((("full", "^^full"), 1),), "cannot read"),
+        (((("full", "^fulll"), 1),), "fulll"),
+    ],
+)
+def test_a_reader_that_cannot_be_is_one_line(stacks, line):
+    with pytest.raises(UserError, match=line) as error:
+        model(stacks)
+    assert "\n" not in str(error.value)
+
+
+def test_an_encoder_has_readers_of_its_own():
+    layers = {"encoder": ((("bidirectional", "^bidirectional"), 1),)}
+    lm = model(((("full+cross", "^full"), 1),), **layers)
+    params = parameters(lm)
+    state = lm.encode(params, TOKEN[:, :4], lm.init_state(2))
+    other = lm.encode(params, TOKEN[:, 4:8], lm.init_state(2))
+    y, moved = (lm(params, TOKEN, s)[0] for s in (state, other))
+    assert distance(y, moved) > MOVED
+    with pytest.raises(UserError, match=r"no bidirectional stands before it"):
+        model(((("bidirectional",), 1),), encoder=((("^bidirectional",), 1),))
+
+
+def test_entries_of_readers():
+    assert patterns.parse("window+^full/mlp")[0] == patterns.Branch(("window", "full"), readers=(1,))
+    assert patterns.names(MIXED) == ["window", "full", "memorizing", "lstm"]
+    stacks = ((("full", "window"), 3), (("^full/^window", "full"), 1))
+    assert patterns.readings(stacks) == [("full", (0, 0, 0), (1, 0, 0)), ("window", (0, 1, 0), (1, 0, 1))]
+
+
+def test_mechanisms_do_not_notice_that_memories_are_handed_on():
+    """They take a shorter way where nobody wants anything but losses."""
+    shorter = lambda: wants_only("loss")  # noqa: E731
+    assert collect(collect(shorter, also=(KIND,)), "loss")() == ((True, {}), {})
+    assert collect(collect(lambda: emit("metric/a", 1) or shorter(), also=(KIND,)), "metric")()[0][0] is False  # control
