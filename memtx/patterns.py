@@ -2,7 +2,7 @@
 
 A branch is one mechanism, or several side by side: "window+engram" adds what they give, "window*infini" mixes it by a gate.
 "mlp" names the feed-forward network; an entry of one branch without it has "/mlp" after it. "^window" is a reader: queries of
-its own, put to the memory that the nearest earlier layer with a window wrote.
+its own, put to the memory that the nearest block before it with a window wrote.
 
     stacks = ((("window",), 3), (("window/product_key", "window+gated_deltanet"), 2))
     "window/lstm/mlp" has three branches; in "window+mlp" attention and MLP stand side by side
@@ -65,26 +65,26 @@ def names(stacks: Iterable, *others: str) -> list[str]:
     return [name for name in dict.fromkeys([*named, *others]) if name not in ("", MLP)]
 
 
-Place = tuple[int, int, int]  # of a branch: stack, entry of its pattern, branch of the entry
+Place = tuple[int, int]  # of a block: its stack, its entry in the pattern
 
 
 def readings(stacks: Iterable) -> list[tuple[str, Place, Place]]:
-    """Each reader's mechanism, where the memory stands that it reads, and where the reader does.
+    """Each reader's mechanism, the block that wrote what it reads, and the reader's.
 
-    A branch reads what branches before it wrote, in its own group or the last group of an earlier stack.
-    UserError if nothing did, or if groups of one pattern would read from different places.
+    That is the nearest block before it, in its own group or else in the last group of an earlier stack.
+    UserError if there is none, or if the groups of one pattern would read from different stacks.
     """
     found, last = [], {}
     for s, (pattern, groups) in enumerate(stacks):
-        branches = [((s, p, b), branch) for p, entry in enumerate(pattern) for b, branch in enumerate(parse(entry))]
-        repeated = {name for _, branch in branches for name in branch.written} if groups > 1 else ()
-        for place, branch in branches:
-            for name in branch.read:
+        blocks = [parse(entry) for entry in pattern]
+        written = [{name for branch in block for name in branch.written} for block in blocks]
+        for p, block in enumerate(blocks):
+            for name in (name for branch in block for name in branch.read):
                 if name not in last:
                     raise UserError(f"{READER}{name} reads what an earlier layer wrote, and no {name} stands before it")
-                if name in repeated and last[name][0] < s:
+                if last[name][0] < s and groups > 1 and name in set().union(*written):
                     away = f"{READER}{name} would read from another stack in its first group than in later ones"
                     raise UserError(f"{away}: put the {name} of its pattern before it, or write the groups out")
-                found.append((name, last[name], place))
-            last |= dict.fromkeys(branch.written, place)
+                found.append((name, last[name], (s, p)))
+            last |= dict.fromkeys(written[p], (s, p))
     return found

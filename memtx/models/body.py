@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
 from functools import partial
 
 import jax
@@ -30,7 +29,7 @@ def body(model: Model, dims: Dims, key: Array) -> Layer:
         if reader[0] > writer[0]:
             later[writer[0]].add(f"{KIND}/{name}")
     for s, ((pattern, groups), stack_key) in enumerate(zip(model.stacks, keys, strict=True)):
-        makes = [_block(model, dims, entry, (s, p), read) for p, entry in enumerate(pattern)]
+        makes = [_block(model, dims, entry, read[s, p]) for p, entry in enumerate(pattern)]
         if wrap := getattr(around, "wrap_layer", None):
             makes = [partial(_wrapped, partial(wrap, model.memory[model.body], dims), make) for make in makes]
         stacks.append(Stack(makes, groups, stack_key, scan=model.scan, remat=model.remat, handed=sorted(later[s])))
@@ -38,10 +37,9 @@ def body(model: Model, dims: Dims, key: Array) -> Layer:
     return layers if around is None else around(model.memory[model.body], dims, outer, layers)
 
 
-def _block(model: Model, dims: Dims, entry: str, place: tuple[int, int], read: Mapping[patterns.Place, set[str]]):
-    """read: by branch, the mechanisms whose memory other layers read there."""
-    branches = patterns.parse(entry)
-    return partial(Block, model, dims, [_branch(model, dims, branch, read[*place, b]) for b, branch in enumerate(branches)])
+def _block(model: Model, dims: Dims, entry: str, read: set[str]):
+    """read: the mechanisms whose memory other blocks read."""
+    return partial(Block, model, dims, [_branch(model, dims, branch, read) for branch in patterns.parse(entry)])
 
 
 def _branch(model: Model, dims: Dims, branch: patterns.Branch, read: set[str]):
