@@ -37,10 +37,10 @@ class Branch(nnx.Module):
     def __init__(self, model: Model, dims: Dims, makes, gated: bool, key: Array):
         attention, gate, *keys = jax.random.split(key, 2 + len(makes))
         self.memories = nnx.List([make(dims, k) for make, k in zip(makes, keys, strict=True)])
-        attending = [memory for memory in self.memories if memory.site == "attention"]
-        kv = not all(isinstance(memory, Reader) for memory in attending)
-        projections = partial(Projections, attention, dims, bias=model.bias, qkv_bias=model.qkv_bias, kv=kv)
-        self.attention = projections() if attending else None
+        sites = [memory.site for memory in self.memories]
+        writes = any(map(_writes, self.memories))
+        projections = partial(Projections, attention, dims, bias=model.bias, qkv_bias=model.qkv_bias, kv=writes)
+        self.attention = projections() if "attention" in sites else None
         self.gate = Linear(gate, dims.width, len(makes), scale=0.0) if gated else None
         self.added = _added(self.memories) if model.closed else ()
         self.gain = nnx.Param(jnp.zeros(len(self.added)), optim="no_decay") if self.added else None
@@ -69,9 +69,14 @@ class Branch(nnx.Module):
         return jnp.einsum("BTJ,BTDJ->BTD", weight_BTJ, jnp.stack(outs, -1)), tuple(new)
 
 
+def _writes(memory) -> bool:
+    """Whether it attends to keys and values of its own."""
+    return memory.site == "attention" and not isinstance(memory, Reader)
+
+
 def _added(memories) -> tuple[int, ...]:
     """Which of a branch's memories a plain Transformer would not have."""
-    attention = [i for i, memory in enumerate(memories) if memory.site == "attention"]
+    attention = [i for i, memory in enumerate(memories) if _writes(memory)]
     own = {*attention[:1], *(i for i, memory in enumerate(memories) if isinstance(memory, (MLP, Cross)))}
     return tuple(i for i in range(len(memories)) if i not in own)
 
