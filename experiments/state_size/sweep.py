@@ -7,6 +7,8 @@ The claim (Arora et al. 2023, 2024): recall grows with the state, and attention,
 of that.
 """
 
+from itertools import pairwise
+
 from memtx.sweep import chain, product
 
 TASK = "configs/task.py:task=mqar,size=micro,memory={}"
@@ -37,3 +39,10 @@ report = {
     "varies": ("state_bytes", "params", "flops_per_token"),
     "floor": 0.05,
 }
+
+
+def claims(table):
+    mean = [table["deltanet", d, "recall"].mean for d in DIMS]
+    yield "recall does not fall as the state grows (0.02)", all(b > a - 0.02 for a, b in pairwise(mean))
+    yield "the largest state recalls 0.3 more than the smallest", mean[-1] > mean[0] + 0.3
+    yield "attention recalls nearly all (0.95)", table["full", "default", "recall"].mean > 0.95
