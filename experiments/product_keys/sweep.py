@@ -1,10 +1,9 @@
 """Product keys hold more facts than an MLP of equal FLOPs
 
-A map from 16,384 pairs of tokens to 128 values that is the same in all examples (MAD's memorization, with keys of two tokens, so
-that embeddings cannot hold it): it can be kept in parameters only, and is seen 60 times in training. In the last branch of a
-model of two layers stands an MLP, or a product-key memory of 16,384 values; the MLP's width is solved for the table's FLOPs a
+A map from 16,384 pairs of tokens to 128 values, the same in all examples (MAD's memorization, with keys of two tokens, so that
+embeddings cannot hold it): it can be kept in parameters only, and is seen 60 times in training. In the last branch of a model
+of two layers stands an MLP, or a product-key memory of 16,384 values; the MLP's width is solved for the table's FLOPs a
 token.
-
 The claim (Lample et al. 2019): at equal FLOPs a token, more facts.
 """
 

@@ -46,7 +46,7 @@ class Mad(Task):
         noise: float = 0.2  # of noisy: the share of pairs that are noise
         copies: int = 16  # of copying
         map_seed: int = 12345  # of memorization
-        key_tokens: int = 1  # of memorization: 2 and more make facts of pairs, triples, .. of tokens, which no embedding can hold
+        key_tokens: int = 1  # of memorization: facts about pairs, triples, .. of tokens, which no embedding can hold
 
         def __post_init__(self):
             check_known(self.kind, PUBLISHED, "data.task.kind")
