@@ -4,6 +4,7 @@ A map from 16,384 pairs of tokens to 128 values, the same in all examples (MAD's
 embeddings cannot hold it): it can be kept in parameters only, and is seen 60 times in training. In the last branch of a model
 of two layers stands an MLP, or a product-key memory of 16,384 values; the MLP's width is solved for the table's FLOPs a
 token.
+
 The claim (Lample et al. 2019): at equal FLOPs a token, more facts.
 """
 
