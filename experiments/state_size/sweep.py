@@ -4,7 +4,7 @@ Multi-query associative recall: 16 pairs in 64 tokens, a vocabulary of 128, two 
 state is a matrix of key_dim x value_dim; here 4, 8, 16 and 32 squared.
 
 The claim (Arora et al. 2023, 2024): recall grows with the state, and attention, whose state grows with the text, needs none
-of that.
+of that. (Attention is slower to learn it: it has 1,500 steps where the others have 600.)
 """
 
 from itertools import pairwise
@@ -29,7 +29,7 @@ common = {
 
 def sweep():
     states = [{"memory.deltanet.key_dim": d, "memory.deltanet.value_dim": d} for d in DIMS]
-    return product({"seed": [0, 1, 2]}, chain(states, [{"config": TASK.format("full")}]))
+    return product({"seed": [0, 1, 2]}, chain(states, [{"config": TASK.format("full"), "train.steps": 1500}]))
 
 
 report = {
