@@ -49,8 +49,8 @@ class Landmark(nnx.Module):
     """Attention site."""
 
     site = "attention"
-    readable = False  # landmarks are made by `pool`
     kind = "bank of blocks of keys and values"
+    readable = False  # landmarks are made by `pool`
 
     @dataclasses.dataclass(frozen=True)
     class Config:

@@ -17,8 +17,9 @@ from memtx.config import get_config
 from memtx.errors import UserError
 from memtx.memory import MEMORIES
 from memtx.memory.base import Dims, collect, emit, segment, state_bytes, wants_only
+from memtx.models.llama import NAMES
 from memtx.models.lm import build
-from memtx.models.names import flat
+from memtx.models.names import flat, places
 from memtx.models.readers import KIND, Reader, Written, hand_on
 from tests.contract import distance
 
@@ -289,6 +290,15 @@ def test_an_encoder_has_readers_of_its_own():
     assert distance(y, moved) > MOVED
     with pytest.raises(UserError, match=r"no bidirectional stands before it"):
         model(((("bidirectional",), 1),), encoder=((("^bidirectional",), 1),))
+
+
+def test_pretrained_attention_needs_a_place_of_its_own():
+    beside, alone = (model(((("full",), 1), ((entry,), 1)), closed=True) for entry in ("full+^full", "^full"))
+    assert any(place.ours[0][0].startswith("body/bodies/1/layers/0/branches/0/attention") for place in places(NAMES, beside))
+    with pytest.raises(UserError, match=r"the block of model.layers.1.\* has no attention of its own"):
+        places(NAMES, alone)
+    gains = [{path for path in flat(lm.abstract_params) if path.endswith("gain")} for lm in (beside, alone)]
+    assert gains == [{"body/bodies/1/layers/0/branches/0/gain"}] * 2  # what a reader adds begins as nothing
 
 
 def test_entries_of_readers():
