@@ -4,7 +4,7 @@ Multi-query associative recall: 16 pairs in 64 tokens, a vocabulary of 128, two 
 state is a matrix of key_dim x value_dim; here 4, 8, 16 and 32 squared.
 
 The claim (Arora et al. 2023, 2024): recall grows with the state. (Attention, whose state grows with the text, had not learned
-it after 1,500 steps of this recipe, where a matrix of 32 squared needs fewer than 600; it is left out.)
+it after 1,300 steps of this recipe, where a matrix of 32 squared needs fewer than 600; it is left out.)
 """
 
 from itertools import pairwise
