@@ -2,6 +2,7 @@
 
     python experiments/play/run.py [--readers="window;sink"] [--workdir=runs/play]
     python experiments/play/run.py --tune          # kNN-LM's weight and temperature, on another play
+    python experiments/play/run.py --pilot         # the first 4,096 tokens of that other play, by those that are not trained
     python experiments/play/run.py --show          # the tables and the figure, from what is stored
 
 The play is held out from training; settings were chosen on another that is held out too. Each reader reads it from the first
@@ -50,6 +51,7 @@ KNN = {"knn_lm": {"memory": 8192, "neighbours": 64, "lam": 0.1, "temperature": 1
 READERS = {
     "window": Reader("memory=none,attention=window", heads=KNN),
     "sink": Reader("memory=none,attention=sink", heads=KNN),
+    "full": Reader("memory=none,attention=full,context=4608", base="sink", calls=8),
     "window, memorizing closed": Reader(f"{ON},attention=window", MEMORY, calls=8),
     "window, memorizing opened": Reader(f"{ON},attention=window", MEMORY | OPENED, calls=8),
     "window, memorizing trained": Reader(f"{ON},attention=window", MEMORY, steps=40),
@@ -181,8 +183,9 @@ def main():
     parser.add_argument("--readers", default=";".join(READERS), help="names, with semicolons between; all, if none is given")
     parser.add_argument("--workdir", type=Path, default=Path("runs/play"))
     parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--pilot", action="store_true")
     parser.add_argument("--show", action="store_true")
-    parser.add_argument("--worker", choices=["train", "read", "tune"], help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=["train", "read", "tune", "pilot"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         return work(args.worker, args.readers, args.workdir)
@@ -192,6 +195,12 @@ def main():
         losses = {name or "alone": float(nats_of(row).mean() / CALL) for name, row in found.items()}
         (RESULTS / "tune.json").write_text(json.dumps(losses, indent=1) + "\n")
         return print(json.dumps(losses, indent=1, ensure_ascii=False))
+    if args.pilot:
+        for name in (name for name in READERS if not READERS[name].steps):
+            for head, row in apart("pilot", name, args.workdir).items():
+                loss = nats_of(row).mean() / CALL
+                print(f"{name} {head}: perplexity {np.exp(loss):.2f}, {loss:.4f} nats per token", flush=True)
+        return None
     path = RESULTS / "play.json"
     results = json.loads(path.read_text()) if path.is_file() else {}
     for name in () if args.show else args.readers.split(";"):
@@ -218,6 +227,8 @@ def work(worker: str, name: str, workdir: Path) -> None:
         found = {}
     elif worker == "tune":
         found = read(name, GRID, TUNED_ON, 6, workdir)
+    elif worker == "pilot":
+        found = read(name, reader.heads, TUNED_ON, 8, workdir)
     else:
         found = read(name, reader.heads, PLAY, reader.calls, workdir)
     print(json.dumps(found))
