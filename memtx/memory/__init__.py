@@ -16,7 +16,8 @@ from memtx.memory.linear import GLA, LinearAttention, RetNet
 from memtx.memory.memorizing import Memorizing
 from memtx.memory.product_keys import PEER, MemoryPlus, ProductKey
 from memtx.memory.recurrent import GRU, LSTM
-from memtx.memory.rmt import RMT, RMTEncoder
+from memtx.memory.rmt import RMT
+from memtx.memory.rmt_encoder import RMTEncoder
 from memtx.memory.sink import Sink
 from memtx.memory.titans_blocks import MAC, MAG, MAL
 from memtx.memory.ttt import TTTMLP, TTTLinear

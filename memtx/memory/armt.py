@@ -24,7 +24,6 @@ B stream, T time, M memory tokens, F features = 2 nu `features`, D model.
 """
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -33,12 +32,14 @@ from jax import Array, lax
 
 from memtx.errors import positive
 from memtx.memory.base import Dims, Layer, Segment, State, pytree, reset
-from memtx.memory.rmt import Part, Segmented
+from memtx.memory.rmt import Segmented
 from memtx.nn.linear import Linear
+from memtx.ops.chunks import Place
 from memtx.ops.rows import take
 
 EPSILON, TINY = 1e-5, 1e-12
-START, END = "armt/start_B", "armt/end_B"  # how the body tells its layers where rows start and end a segment
+START, END = "armt/start_B", "armt/end_B"  # how the body tells its layers where rows start and end a segment,
+WHOLE = "armt/whole"  # and that all do
 
 
 @pytree
@@ -65,10 +66,14 @@ class Associative(nnx.Module):
 
     def __call__(self, x_BTD: Array, state: Matrix, seg: Segment, *, key: Array | None = None):
         layer = state.layer
-        if START in seg.shared:
+        if WHOLE in seg.shared:
+            layer = self.layer.init_state(len(x_BTD))
+        elif START in seg.shared:
             layer = reset(self.layer, layer, seg.shared[START])
         read = recall(state, dpfp(self.q(x_BTD), self.config.nu))[0]
         y_BTD, layer = self.layer(x_BTD + read.astype(x_BTD.dtype), layer, seg, key=key)
+        if WHOLE in seg.shared:
+            layer = lax.stop_gradient(layer)  # nobody will read it: no gradient is made
         state = Matrix(layer, state.a_BFD, state.z_BF)
         if END not in seg.shared or not self.config.write:
             return y_BTD, state
@@ -113,11 +118,10 @@ class ARMT(Segmented):
         nu: int = 3  # rolls of DPFP
         value_scale: float = 0.0  # deviation of Wv at first; 0: the paper's
         write: bool = True  # False: read only
-        path: ClassVar[str] = "memory.armt"
 
         def __post_init__(self):
             super().__post_init__()
-            positive(self, self.path, "features", "nu")
+            positive(self, "features", "nu")
 
     tiny = (Config(segment=4, memory=2, remat=False, features=3, nu=2, value_scale=0.3),)
 
@@ -127,6 +131,11 @@ class ARMT(Segmented):
         super().__init__(config, dims, key, body)
         self.before, self.after = 0, config.memory if config.write else 0
 
-    def begin(self, inner: Segment, body: State, part: Part) -> tuple[Segment, State]:
+    def begin(self, inner: Segment, body: State, place: Place | None) -> tuple[Segment, State]:
         """The layers themselves forget the segment before, since their matrices stay."""
-        return inner.replace(shared={**inner.shared, START: part.start_B, END: part.complete_B}), body
+        if place is None:
+            all_B = jnp.ones(len(inner.length_B), bool)
+            told = {WHOLE: all_B, END: all_B}
+        else:
+            told = {START: place.begins_B, END: place.complete_B}
+        return inner.replace(shared={**inner.shared, **told}), body

@@ -198,6 +198,11 @@ def wants(kind: str) -> bool:
     return kind in _tap.get()[0]
 
 
+def wants_only(kind: str) -> bool:
+    """Whether nobody asked for another kind."""
+    return set(_tap.get()[0]) <= {kind}
+
+
 def emit(name: str, value: Array) -> None:
     """Hand out an auxiliary value: "loss/...", which training adds; "metric/...", "attribution/...", "hidden" if asked for."""
     kinds, store = _tap.get()

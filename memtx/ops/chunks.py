@@ -8,9 +8,10 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array, lax
 
-from memtx.memory.base import Segment, pytree, scan
+from memtx.memory.base import Segment, collect, emit_all, pytree, scan, wants_only
 from memtx.ops.grid import Grid, skip_if_empty
 
 
@@ -30,12 +31,26 @@ def in_chunks(size: int, step: Callable, tokens_BT, state, offset_B: Array, seg:
     place is None where every row has a whole chunk. tokens_BT: a tree of [B, T, ...].
     """
     any_cut = partial(cut_chunks, size, step)
-    if seg.position_BT.shape[1] % size:
+    if seg.position_BT.shape[1] % size or not wants_only("loss"):  # what else is emitted has one shape only
         return any_cut(tokens_BT, state, offset_B, seg)
     # Training at T = a multiple of the chunk meets whole chunks only. The other branch is recomputed in its backward pass:
     # one that is not taken would fill its residuals with zeros.
     whole = (offset_B == 0).all() & seg.mask_BT.all()
-    return lax.cond(whole, partial(whole_chunks, size, step), jax.checkpoint(any_cut), tokens_BT, state, offset_B, seg)
+    branches = losses_summed(partial(whole_chunks, size, step)), jax.checkpoint(losses_summed(any_cut))
+    out, losses = lax.cond(whole, *branches, tokens_BT, state, offset_B, seg)
+    emit_all(losses)
+    return out
+
+
+def losses_summed(f: Callable) -> Callable:
+    """`g(*args) -> (f(*args), {name: (the sum of the losses emitted,)})`: the same shapes from any number of chunks."""
+    tapped = collect(f)
+
+    def g(*args):
+        out, aux = tapped(*args)
+        return out, {name: (sum(jnp.sum(value) for value in values),) for name, values in aux.items()}
+
+    return g
 
 
 def whole_chunks(size: int, step: Callable, tokens_BT, state, offset_B: Array, seg: Segment) -> tuple[Array, Any]:

@@ -57,22 +57,22 @@ class Grid:
         return jnp.where(self.mask_BT.reshape(self.mask_BT.shape + (1,) * (y_BT.ndim - 2)), y_BT, 0)
 
 
-def skip_if_empty(valid: Array, work, carry, inputs) -> tuple[Any, Any]:
-    """`work(carry, inputs) -> (carry, outputs)`, but nothing at run time (zero outputs) when no slot of any row is valid.
+def skip_if_empty(valid: Array, work, carry, *inputs) -> tuple[Any, Any]:
+    """`work(carry, *inputs) -> (carry, outputs)`, but nothing at run time (zero outputs) when no slot of any row is valid.
 
     What `work` emits is passed on, zero where it was skipped.
     """
     tapped = collect(work)
 
-    def run(carry, inputs):
-        (carry, outputs), aux = tapped(carry, inputs)
+    def run(carry, *inputs):
+        (carry, outputs), aux = tapped(carry, *inputs)
         return carry, (outputs, aux)
 
-    shapes = jax.eval_shape(run, carry, inputs)[1]
+    shapes = jax.eval_shape(run, carry, *inputs)[1]
 
-    def skip(carry, _):
+    def skip(carry, *_):
         return carry, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
 
-    carry, (outputs, aux) = lax.cond(valid.any(), run, skip, carry, inputs)
+    carry, (outputs, aux) = lax.cond(valid.any(), run, skip, carry, *inputs)
     emit_all(aux)
     return carry, outputs

@@ -1,5 +1,6 @@
 """Sweeps of real processes: killed at once, stopped gently, started twice on one workdir, and through submitit."""
 
+import contextlib
 import json
 import os
 import signal
@@ -53,8 +54,7 @@ def start(tmp_path):
         process.kill()
         process.wait()
         process.stdout.close()
-    for pid in children(tmp_path).values():
-        os.kill(pid, signal.SIGKILL)
+    send(signal.SIGKILL, *children(tmp_path).values())
 
 
 def write(folder: Path, *, steps: int = 1000, runs: int = RUNS) -> Path:
@@ -83,11 +83,22 @@ def finished(folder: Path) -> dict[str, dict]:
     return {name: record for name, record in records(folder).items() if record["status"] == "finished"}
 
 
-def training(folder: Path) -> dict[str, int]:
-    """Process ids of the runs that have taken some steps and have most still to do."""
-    metrics = {name: folder / "w" / "runs" / name / "metrics.jsonl" for name in children(folder)}
-    steps = {name: len(path.read_text().splitlines()) for name, path in metrics.items() if path.exists()}
-    return {name: pid for name, pid in children(folder).items() if 0 < steps.get(name, 0) < 50}
+def caught(folder: Path) -> tuple[str, str] | None:
+    """Names of two unfinished runs, now stopped, the first in its training; None, and all go on, if there are not two."""
+    alive = {name: pid for name, pid in children(folder).items() if name not in finished(folder)}
+    send(signal.SIGSTOP, *alive.values())
+    metrics = {name: folder / "w" / "runs" / name / "metrics.jsonl" for name in alive if name not in finished(folder)}
+    training = [name for name, path in metrics.items() if path.exists() and path.read_text()]
+    if len(metrics) == 2 and training:
+        return training[0], next(name for name in metrics if name != training[0])
+    send(signal.SIGCONT, *alive.values())
+    return None
+
+
+def send(number: signal.Signals, *pids: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):  # ended meanwhile
+            os.kill(pid, number)
 
 
 def trained(folder: Path, name: str) -> int:
@@ -107,13 +118,16 @@ def until(true: Callable[[], bool], seconds: float = 240) -> None:
 def test_a_sweep_killed_with_one_child_ends_complete_and_no_run_is_done_twice(tmp_path, start):
     folder = write(tmp_path)
     first = start("--parallel=2")
-    until(lambda: len(finished(folder)) >= 3 and len(training(folder)) == 2)
+    until(lambda: len(finished(folder)) >= 3)
+    while not (names := caught(folder)):
+        assert first.poll() is None
+        time.sleep(0.02)
+    killed, survivor = names
     first.kill()
-    killed, survivor = (alive := training(folder))
-    os.kill(alive[killed], signal.SIGKILL)
-    first.communicate()
+    send(signal.SIGKILL, children(folder)[killed])
     done = finished(folder)
-    assert killed not in done
+    send(signal.SIGCONT, children(folder)[survivor])
+    first.communicate()
 
     again = [start("--parallel=1"), start("--parallel=1")]  # and a second one on the same workdir
     shown = [process.communicate(timeout=500)[0] for process in again]

@@ -1,0 +1,88 @@
+"""RMT's encoder form: memory tokens before each segment of a body that sees all of a segment (`bidirectional` layers).
+
+    [m' ; y] = body([m ; x])            x: a segment of n tokens; m: M memory tokens, m' the body's outputs for them
+    m <- norm m'                        m starts at a learned value, and again at the start of a document
+
+Such a segment cannot come in parts, so each call is cut into segments from its own start, and a shorter one at its end is a
+segment too: calls of a multiple of n tokens give what one call gives. Layers' own memory is fresh in each segment.
+
+What is differentiable: everything, through the memory tokens as far back as the caller's `detach` lets it. Each segment is
+recomputed in the backward pass (remat). Deviation: the norm is RMT's own, as in rmt.py.
+
+Source: Bulatov et al. 2022 (arXiv 2207.06881), 2023 (2304.11062).
+B stream, T time, P segments, C tokens of a segment, M memory tokens, I tokens of an inner call, D model.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from memtx.memory.base import Dims, Layer, Segment, scan
+from memtx.memory.rmt import Segmented, Tokens, rematerialised
+from memtx.nn.linear import Norm, normal
+from memtx.ops.grid import skip_if_empty
+
+
+class RMTEncoder(nnx.Module):
+    """Body site: x_BTD -> x_BTD around `body`, segment by segment."""
+
+    site = "body"
+    kind = "fixed memory tokens"
+    block = "bidirectional"
+    causal = False
+
+    Config = Segmented.Config
+    tiny = (Config(segment=5, memory=2, remat=False),)
+
+    def __init__(self, config: Config, dims: Dims, key: Array, body: Layer):
+        self.config, self.width, self.body = config, dims.width, body
+        self.initial = normal(key, (config.memory, dims.width), 1.0, optim="no_decay")
+        self.norm = Norm("rms", dims.width)
+
+    def init_state(self, batch_size: int) -> Tokens:
+        return Tokens(jnp.zeros((batch_size, self.config.memory, self.width)), jnp.zeros(batch_size, jnp.int32))
+
+    def local_position(self, position_BT: Array) -> Array:
+        """What a learned table of places is asked for: it starts again in each segment of a call."""
+        return jnp.broadcast_to(jnp.arange(position_BT.shape[1]) % self.config.segment, position_BT.shape)
+
+    def __call__(self, x_BTD: Array, state: Tokens, seg: Segment, *, key: Array | None = None):
+        batch, time, width = x_BTD.shape
+        size = min(self.config.segment, time)
+        segments = -(-time // size)
+
+        def cut(a_BT):
+            """[B, T, ...] -> [P, B, C, ...]"""
+            padded = jnp.pad(a_BT, ((0, 0), (0, segments * size - time)) + ((0, 0),) * (a_BT.ndim - 2))
+            return padded.reshape(batch, segments, size, *a_BT.shape[2:]).swapaxes(0, 1)
+
+        def work(state: Tokens, part):
+            x_BCD, token_BC, length_B, index = part
+            segment_key = None if key is None else jax.random.fold_in(key, index)
+            return self.segment(x_BCD, token_BC, length_B, state, seg, segment_key)
+
+        def step(state: Tokens, part):
+            return skip_if_empty(part[2] > 0, rematerialised(work) if self.config.remat else work, state, part)
+
+        token_BT = jnp.zeros_like(seg.position_BT) if seg.token_BT is None else seg.token_BT
+        length_PB = jnp.clip(seg.length_B - size * jnp.arange(segments)[:, None], 0, size)
+        state, y_PBCD = scan(step, state, (cut(x_BTD), cut(token_BT), length_PB, jnp.arange(segments)))
+        return y_PBCD.swapaxes(0, 1).reshape(batch, segments * size, width)[:, :time], state
+
+    def segment(self, x_BCD: Array, token_BC: Array, length_B: Array, state: Tokens, seg: Segment, key: Array | None):
+        """One segment, shorter or none at all in some rows."""
+        batch, memory = len(x_BCD), self.config.memory
+        tokens_BMD = jnp.where((state.segments_B == 0)[:, None, None], self.initial[...], state.memory_BMD)
+        x_BID = jnp.concatenate([tokens_BMD.astype(x_BCD.dtype), x_BCD], 1)
+        inner = seg.replace(
+            position_BT=jnp.broadcast_to(jnp.arange(x_BID.shape[1]), x_BID.shape[:2]),
+            length_B=memory + length_B,
+            reset_B=jnp.zeros_like(seg.reset_B),
+            token_BT=jnp.pad(token_BC, ((0, 0), (memory, 0))),
+        )
+        y_BID, _ = self.body(x_BID, self.body.init_state(batch), inner, key=key)
+        read_B = length_B > 0
+        new_BMD = self.norm(y_BID[:, :memory].astype(jnp.float32))
+        kept_BMD = jnp.where(read_B[:, None, None], new_BMD, state.memory_BMD)
+        return Tokens(kept_BMD, state.segments_B + read_B), y_BID[:, memory:]
