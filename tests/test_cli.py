@@ -53,6 +53,8 @@ def fails(capsys, *argv: str) -> str:
         (["train", "configs/lm.py"], "unexpected argument"),
         (["eval", "--workdir=W"], "not the workdir of a run"),
         (["eval", "--workdir=W", "--split=tset"], "split"),
+        (["eval", "--workdir=W", "--config=configs/lm.py"], "not both"),
+        (["eval", "--config=configs/lm.py", "--task=pairs=3"], "--task for tasks"),
         (["generate", "--workdir=W"], "not the workdir of a run"),
         (["generate", "--workdir=W", "--temperature=-1"], "temperature must be"),
         (["generate", "--workdir=W", "--max_tokens=0"], "max_tokens"),

@@ -1,4 +1,4 @@
-"""Evaluate a trained run on what is held out: text of its corpus, examples of its task."""
+"""Evaluate on what is held out, text of a corpus or examples of a task: a trained run, or a config's model as it begins."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from memtx.config import Mesh
+import jax
+
+from memtx.config import Config, Mesh, configure
 from memtx.errors import UserError
 from memtx.loading import load_run
+from memtx.models.lm import build
+from memtx.models.pretrained import load_params
 from memtx.training.sharding import Layout
 from memtx.training.source import Result, source
 
@@ -26,11 +30,23 @@ def evaluate_run(
     segments: of text; 0 reads all of it. examples: of a task, how many. task: settings in which it differs from `data.task`.
     """
     run = load_run(Path(workdir))
-    if (segments if run.config.data.corpus.startswith("task:") else examples or task) is not None:
-        raise UserError(
-            f"{workdir} is a run of {run.config.data.corpus}: --segments is for text, --examples and --task for tasks"
-        )
-    given = {"split": split, "segments": segments, "examples": examples, "task": task}
-    changes = {name: value for name, value in given.items() if value is not None}
-    config = dataclasses.replace(run.config, eval=dataclasses.replace(run.config.eval, **changes), mesh=Mesh())
+    config = _changed(run.config, str(workdir), split=split, segments=segments, examples=examples, task=task)
     return source(config, run.tokenizer).evaluator(run.lm, Layout(config.mesh))(run.params), run.step
+
+
+def evaluate_config(config, **given) -> Result:
+    """A config's model before any training: a pretrained one with its weights. `given` as for `evaluate_run`."""
+    config = _changed(configure(config), "the config", **given)
+    data = source(config)
+    lm = build(config.model, vocab_size=data.tokenizer.vocab_size)
+    lm.check_learns(data.classes)
+    key = jax.random.fold_in(jax.random.key(config.seed), 0)  # as training begins
+    params = load_params(lm, key, cache=config.data.cache) if config.model.pretrained else lm.init(key)
+    return data.evaluator(lm, Layout(config.mesh))(params)
+
+
+def _changed(config: Config, name: str, **given) -> Config:
+    changes = {key: value for key, value in given.items() if value is not None}
+    if ({"segments"} if config.data.corpus.startswith("task:") else {"examples", "task"}) & changes.keys():
+        raise UserError(f"{name} is of {config.data.corpus}: --segments is for text, --examples and --task for tasks")
+    return dataclasses.replace(config, eval=dataclasses.replace(config.eval, **changes), mesh=Mesh())

@@ -1,7 +1,8 @@
 """Memorizing Transformer: attention to the most similar keys of the past, beside a sliding window.
 
     k <- k / |k| ,   q <- |s_h| q / |q|                          one query, one key for both; s_h learned per head
-    o_window = softmax(q k_j) v_j                                over the window, with the model's positions
+    o_window = softmax(q k_j) v_j                                over the window, with the model's positions; with `sinks`,
+                                                                 the document's first tokens too, as in sink.py
     o_memory = softmax(q SG(k_j)) SG(v_j)                        over the `neighbours` best of the memory, without positions
     y = g o_memory + (1 - g) o_window ,   g = sigmoid(b_h)       b_h learned per head; g = tanh(b_h) if it begins closed
 
@@ -26,14 +27,15 @@ from memtx.errors import UserError, positive
 from memtx.memory import bank
 from memtx.memory.bank import Bank
 from memtx.memory.base import Dims, Segment, emit, pytree, wants
-from memtx.memory.window import Recent, own
-from memtx.nn.attention import MASKED, attend
+from memtx.memory.sink import Sink, Sinks
+from memtx.memory.window import Recent, Window
+from memtx.nn.attention import MASKED
 from memtx.nn.linear import unit
 
 
 @pytree
 class Memories:
-    recent: Recent
+    recent: Recent | Sinks
     bank: Bank
 
 
@@ -47,6 +49,7 @@ class Memorizing(nnx.Module):
     @dataclasses.dataclass(frozen=True)
     class Config:
         window: int = 512  # tokens that a query sees directly, itself included
+        sinks: int = 0  # first tokens of the document that it sees directly too, as a pretrained backbone may need
         segment: int = 512  # tokens after which the memory of a query moves on
         memory: int = 8192  # tokens it then holds
         neighbours: int = 32  # of them, read by each query and head
@@ -56,15 +59,22 @@ class Memorizing(nnx.Module):
 
         def __post_init__(self):
             positive(self, "window", "segment", "memory", "neighbours")
+            if self.sinks < 0:
+                raise UserError(f"sinks must be 0 or more, not {self.sinks}")
             if self.neighbours > self.memory:
                 raise UserError(f"neighbours={self.neighbours} is more than memory={self.memory} holds")
             if not 0 < self.recall <= 1:
                 raise UserError(f"recall must be above 0 and at most 1, not {self.recall}")
 
-    tiny = (Config(window=3, segment=4, memory=5, neighbours=3),)
+    tiny = (
+        Config(window=3, segment=4, memory=5, neighbours=3),
+        Config(window=3, sinks=2, segment=4, memory=5, neighbours=3, normalise=False),
+    )
 
     def __init__(self, config: Config, dims: Dims, key: Array):
         self.config, self.dims = config, dims
+        near = Sink.Config(config.window, config.sinks) if config.sinks else Window.Config(config.window)
+        self.near = (Sink if config.sinks else Window)(near, dims, key)
         self.gate = nnx.Param(jnp.full(dims.num_heads, config.gate), optim="no_decay")
         if config.normalise:
             self.scale = nnx.Param(jnp.full(dims.num_heads, dims.head_dim**0.5), optim="no_decay")
@@ -76,22 +86,19 @@ class Memorizing(nnx.Module):
 
     def init_state(self, batch_size: int) -> Memories:
         entry = jax.ShapeDtypeStruct((self.dims.num_kv_heads, self.dims.head_dim), jnp.float32)
-        recent = Recent.empty(batch_size, self.config.window, self.dims)
-        return Memories(recent, bank.rows(bank.empty(self.slots, entry, entry), batch_size))
+        return Memories(self.near.init_state(batch_size), bank.rows(bank.empty(self.slots, entry, entry), batch_size))
 
     def __call__(self, x, state: Memories, seg: Segment, *, key: Array | None = None):
         q, k, v = x
-        window, recent = self.config.window, state.recent
         if self.config.normalise:
             scale_NH = jnp.abs(self.scale[...])[:, None] / self.dims.scale  # which attention multiplies by
             q, k = unit(q) * scale_NH.astype(q.dtype), None if k is None else unit(k)
-        sources = [recent.source(seg, window)] if k is None else [recent.source(seg, window), own(k, v, seg, window)]
-        near = attend(q, sources, seg, self.dims)
+        near, recent = self.near((q, k, v), state.recent, seg)
         if k is None:
             far, reads = self.read(q, state.bank, jnp.broadcast_to(state.bank.cursor[:, None], q.shape[:2]))
         else:
             far, reads, full = self.read_and_write(q, k, v, state.bank, seg)
-            state = Memories(recent.write(k, v, seg), full)
+            state = Memories(recent, full)
         gate_BTN = jnp.where((reads["id"] >= 0).any(-1), self.dims.gate(self.gate[...]), 0)
         if wants("attribution"):
             for name, value in (reads | {"weight": reads["weight"] * gate_BTN[..., None]}).items():

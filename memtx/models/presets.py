@@ -8,6 +8,7 @@ from memtx import patterns
 from memtx.config import complete_model
 from memtx.errors import UserError, check_known
 from memtx.memory import MEMORIES
+from memtx.memory.sink import Sink
 from memtx.models.lm import LM
 from memtx.models.pretrained import new_parameters, settings
 
@@ -61,7 +62,8 @@ def on_pretrained(backbone: str, memory: str, layers: str, attention: str, conte
         model.memory
     )
     if memory == "memorizing":
-        changes["memory"]["memorizing"]["normalise"] = False  # queries and keys as the backbone knows them
+        # queries and keys as the backbone knows them, and what its other layers see: closed, it is one of them
+        changes["memory"]["memorizing"] |= {"normalise": False, "sinks": Sink.Config.sinks if attention == "sink" else 0}
     model = complete_model(dataclasses.replace(model, **changes))
     new = new_parameters(LM(model))
     group = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name != "memory"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tests.golden.base import TIME, VOCAB, D, Golden, H, K, N, rotate, sigmoid, softmax, t5_bucket, token
+from tests.golden.cached import streaming
 
 
 def best(score: np.ndarray, count: int) -> np.ndarray:
@@ -14,7 +15,7 @@ def best(score: np.ndarray, count: int) -> np.ndarray:
     return chosen
 
 
-def memorizing(a, position: str, window: int, segment: int, memory: int, neighbours: int, normalise: bool = True):
+def memorizing(a, position: str, window: int, segment: int, memory: int, neighbours: int, normalise=True, sinks=0):
     """y = g softmax(q SG(k_top)) SG(v_top) + (1 - g) softmax(q k_near) v_near; before a first segment, the window alone."""
     q, k, v = a["x.q"], np.repeat(a["x.k"], N // K, 1), np.repeat(a["x.v"], N // K, 1)
     scale = np.full(N, H**-0.5)
@@ -23,8 +24,8 @@ def memorizing(a, position: str, window: int, segment: int, memory: int, neighbo
         scale = a["param.scale"] * np.sign(a["param.scale"].real)
     y = np.zeros_like(q)
     for t, n in np.ndindex(TIME, N):
-        near = np.arange(max(0, t - window + 1), t + 1)
-        turned = rotate(np.repeat(q[t : t + 1], len(near), 0), t - near)[:, n]
+        near, distance = np.array(streaming(t, window, sinks)).T
+        turned = rotate(np.repeat(q[t : t + 1], len(near), 0), distance)[:, n]
         score = (turned * k[near, n]).sum(-1) * scale[n]
         y[t, n] = softmax(score, np.full(len(near), True)) @ v[near, n]
         begin = t // segment * segment
@@ -94,6 +95,9 @@ _MEMORIZING = {"window": 3, "segment": 4, "memory": 5, "neighbours": 3}
 GOLDENS: dict[str, Golden] = {
     "memorizing": Golden("memorizing", memorizing, _HEADS | {"param.gate": (N,), "param.scale": (N,)}, _MEMORIZING),
     "memorizing-plain": Golden("memorizing", memorizing, _HEADS | {"param.gate": (N,)}, _MEMORIZING | {"normalise": False}),
+    "memorizing-sinks": Golden(
+        "memorizing", memorizing, _HEADS | {"param.gate": (N,)}, _MEMORIZING | {"normalise": False, "sinks": 2}
+    ),
     **{
         f"landmark-{position}": Golden(
             "landmark",

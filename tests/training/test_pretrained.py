@@ -8,6 +8,7 @@ import pytest
 
 from memtx.config import get_config, load_config
 from memtx.errors import UserError
+from memtx.evaluation.run import evaluate_config
 from memtx.loading import load
 from memtx.models import pretrained
 from memtx.models.lm import build
@@ -66,6 +67,16 @@ def test_what_is_frozen_has_no_optimiser_state(tmp_path, backbone, name):
     assert {path for path, update in flat(updates).items() if update.any()} <= {p for p in flat(params) if "gate" in p}
 
 
+def test_a_config_is_evaluated_as_it_begins(tmp_path, backbone):
+    c = config(tmp_path, backbone, optim={"lr": 0.0})
+    trained = train(c, tmp_path / "run", say=lambda _: None).evaluation
+    assert evaluate_config(c) == trained
+    assert evaluate_config(c, split="test") != trained  # control
+    assert evaluate_config(dataclasses.replace(c, model=dataclasses.replace(c.model, pretrained=""))) != trained  # control
+    with pytest.raises(UserError, match="--task for tasks"):
+        evaluate_config(c, examples=3)
+
+
 def test_a_regex_that_trains_nothing_is_one_line(tmp_path, backbone):
     for regex, line in (("nothing", "is in no parameter's path; they read like"), ("(", "is not a regular expression")):
         with pytest.raises(UserError, match=line):
@@ -83,6 +94,23 @@ def test_the_config_file_puts_a_memory_on_a_backbone(backbone, memory):
     assert c.model.pretrained == backbone
     named = [name for stack in c.model.stacks for entry in stack[0] for name in [entry]]
     assert memory in "".join(named) + c.model.body + c.model.head + "none"
+
+
+@pytest.mark.parametrize("attention", ["own", "window", "sink"])
+def test_a_memory_closed_is_the_attention_of_the_other_layers(backbone, attention):
+    token = np.random.default_rng(0).integers(0, 264, (2, 48))
+
+    def logits(memory: str, **settings):
+        model, memories, _ = on_pretrained(backbone, memory, "1", attention, "16")
+        for name in memories.keys() & {"memorizing"}:
+            memories[name] |= SMALL | settings
+        lm = build(get_config(model=model, memory=memories))
+        return lm(pretrained.load_params(lm, jax.random.key(0)), token, lm.init_state(2))[0]
+
+    np.testing.assert_allclose(logits("memorizing"), plain := logits("none"), atol=1e-5)
+    assert np.abs(logits("memorizing", gate=0.5) - plain).max() > 1e-3  # control
+    if attention == "sink":
+        assert np.abs(logits("memorizing", sinks=0) - plain).max() > 1e-3  # control
 
 
 @pytest.mark.parametrize(
