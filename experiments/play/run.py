@@ -47,7 +47,7 @@ class Reader:
 ON = "memory=memorizing,layers=9+11+13+20"
 MEMORY = {"memory.memorizing.memory": 8192}
 OPENED = {"memory.memorizing.gate": 0.2}
-KNN = {"knn_lm": {"memory": 8192, "neighbours": 64, "lam": 0.1, "temperature": 100.0}}
+KNN = {"knn_lm": {"memory": 8192, "neighbours": 64, "lam": 0.05, "temperature": 150.0}}
 READERS = {
     "window": Reader("memory=none,attention=window", heads=KNN),
     "sink": Reader("memory=none,attention=sink", heads=KNN),
