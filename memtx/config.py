@@ -27,6 +27,7 @@ class Model:
 
     stacks: tuple[tuple[tuple[str, ...], int], ...] = ((("window",), 4),)
     encoder: tuple[tuple[tuple[str, ...], int], ...] = ()  # stacks that read the source of an encoder-decoder
+    encoder_body: str = ""  # a mechanism around those, such as rmt_encoder
     body: str = ""  # a mechanism around the stacks, such as rmt
     head: str = ""  # a mechanism over the logits, such as knn_lm
     output: str = ""  # in place of next tokens' logits: masked_lm | pooled | classes | span; see memtx.models.heads
@@ -106,6 +107,7 @@ class Eval:
     segments: int = 64  # at most this many calls on the held-out text; 0: all of it
     examples: int = 512  # of a task: held-out ones
     task: Mapping[str, Any] = field(default_factory=dict)  # settings in which held-out examples differ from data.task
+    generate: int = 0  # of task:pairs: so many of them are answered by greedy texts, which are scored
     split: str = "valid"
     prompt: str = ""  # of the sample written at the end
     sample_tokens: int = 200
@@ -163,7 +165,8 @@ def get_config(**groups) -> ml_collections.ConfigDict:
         values["data"]["task"] = _plain(complete_task(Data(**values["data"])).task)
     values["memory"] = {}
     model = values["model"]
-    for name in patterns.names([*model["stacks"], *model["encoder"]], model["body"], model["head"]):
+    around = [model[key] for key in ("body", "encoder_body", "head")]
+    for name in patterns.names([*model["stacks"], *model["encoder"]], *around):
         check_known(name, MEMORIES, "memory")
         values["memory"][name] = _plain(MEMORIES[name].Config(**settings.get(name, {})))
     config = ml_collections.ConfigDict(values, convert_dict=True)
@@ -258,7 +261,7 @@ def complete_model(model: Model) -> Model:
 
     stacks, encoder = (tuple((tuple(pattern), groups) for pattern, groups in part) for part in (model.stacks, model.encoder))
     memory = {}
-    named = patterns.names(stacks + encoder, model.body, model.head)
+    named = patterns.names(stacks + encoder, model.body, model.encoder_body, model.head)
     for name in [*model.memory, *named]:
         check_known(name, MEMORIES, "memory")
     _check_sites(model, stacks + encoder, {name: MEMORIES[name].site for name in named})
@@ -266,11 +269,14 @@ def complete_model(model: Model) -> Model:
         settings = model.memory.get(name, {})
         cls = MEMORIES[name].Config
         memory[name] = settings if isinstance(settings, cls) else to_dataclass(cls, settings, f"memory.{name}")
-    inside = [MEMORIES[name] for name in patterns.names(stacks)] if model.body else []
-    if not all(getattr(cls, "causal", True) for cls in inside) and getattr(MEMORIES[model.body], "causal", True):
-        raise UserError(f"model.body={model.body} is for causal layers; around bidirectional ones set model.body=rmt_encoder")
-    if any(getattr(cls, "encoded", False) for cls in inside):
-        raise UserError(f"model.body={model.body} clears what its layers remember, and so what cross-attention reads")
+    if model.encoder_body and not encoder:
+        raise UserError(f"model.encoder_body={model.encoder_body} has nothing to stand around: set model.encoder")
+    for key, around, part in (("body", model.body, stacks), ("encoder_body", model.encoder_body, encoder)):
+        inside = [MEMORIES[name] for name in patterns.names(part)] if around else []
+        if not all(getattr(cls, "causal", True) for cls in inside) and getattr(MEMORIES[around], "causal", True):
+            raise UserError(f"model.{key}={around} is for causal layers; around bidirectional ones set model.{key}=rmt_encoder")
+        if any(getattr(cls, "encoded", False) for cls in inside):
+            raise UserError(f"model.{key}={around} clears what its layers remember, and so what cross-attention reads")
     check_known(model.activation, ACTIVATIONS, "model.activation")
     check_known(model.norm, ["rms", "layer"], "model.norm")
     check_known(model.position, ["rope", "alibi", "t5", "learned", "none"], "model.position")
@@ -298,9 +304,9 @@ def complete_model(model: Model) -> Model:
 
 def _check_sites(model: Model, stacks, site: Mapping[str, str]) -> None:
     """Each mechanism stands where it can be called."""
-    for name, at in ((model.body, "body"), (model.head, "head")):
-        if name and site[name] != at:
-            raise UserError(f"model.{at}={name} cannot be: {name} has its place in model.stacks")
+    for key, at in (("body", "body"), ("encoder_body", "body"), ("head", "head")):
+        if (name := getattr(model, key)) and site[name] != at:
+            raise UserError(f"model.{key}={name} cannot be: {name} has its place in model.stacks")
     for entry in (entry for pattern, _ in stacks for entry in pattern):
         for branch in patterns.parse(entry):
             for name in branch.names:

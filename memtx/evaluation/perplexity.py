@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from memtx.data.streams import Batch
+from memtx.data.streams import Batch, segment_of
 from memtx.memory.base import Segment, pytree
 from memtx.models.lm import LM
 from memtx.training.losses import token_nll
@@ -86,8 +86,7 @@ def make_evaluator(lm: LM, bytes_V: np.ndarray, layout: Layout):
         part = jax.tree.map(lambda a: a[:, 0], batch)
         new_memories, new_sums = [], []
         for memory, total, wiped in zip(memories, sums, (False, True), strict=True):
-            reset_B = jnp.ones_like(part.reset_BP) if wiped else part.reset_BP
-            seg = Segment(part.position_BPT, part.length_BP, reset_B, part.source_BP)
+            seg = segment_of(part, wiped=wiped)
             logits, memory = lm(params, part.token_BPT, memory, seg)
             nll_BT = token_nll(logits, part.target_BPT)[0]
             new_memories.append(memory)

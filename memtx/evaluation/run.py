@@ -33,4 +33,6 @@ def evaluate_run(
     given = {"split": split, "segments": segments, "examples": examples, "task": task}
     changes = {name: value for name, value in given.items() if value is not None}
     config = dataclasses.replace(run.config, eval=dataclasses.replace(run.config.eval, **changes), mesh=Mesh())
-    return source(config, run.tokenizer).evaluator(run.lm, Layout(config.mesh))(run.params), run.step
+    data = source(config, run.tokenizer)
+    run.lm.check_learns(data.classes, data.source)
+    return data.evaluator(run.lm, Layout(config.mesh))(run.params), run.step

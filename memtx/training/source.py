@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Protocol
 
 import jax
@@ -16,8 +17,11 @@ from memtx.data.tasks.stream import Examples
 from memtx.data.tokenizers import Tokenizer
 from memtx.data.tokenizers import tokenizer as make_tokenizer
 from memtx.data.tokens import Tokens, tokenize
+from memtx.errors import UserError
 from memtx.evaluation.perplexity import Evaluation, make_evaluator
 from memtx.evaluation.recall import Recall, make_recall
+from memtx.evaluation.text import check_scorers
+from memtx.evaluation.written import bits_per_byte, greedy_scores
 from memtx.models.lm import LM, Params
 from memtx.training.sharding import Layout
 
@@ -34,10 +38,13 @@ class Batches(Protocol):
 
 
 class Source(Protocol):
-    """classes: how many, if a label is the class of what was read; 0: labels are tokens."""
+    """classes: how many, if a label is the class of what was read; 0: labels are tokens.
+    source: the most tokens that an encoder has to read; 0: it has nothing to read.
+    """
 
     tokenizer: Tokenizer
     classes: int
+    source: int
 
     def stream(self) -> Batches:
         """What to train on."""
@@ -56,7 +63,7 @@ def source(config: Config, tokenizer: Tokenizer | None = None) -> Source:
 class TextSource:
     """Documents of a corpus, judged by bits per byte."""
 
-    classes = 0
+    classes = source = 0
 
     def __init__(self, config: Config, tokenizer: Tokenizer | None = None):
         self._config = config
@@ -82,7 +89,18 @@ class TaskSource:
         self._config = config
         self._stages, self._task = stages(config.data), held_out(config)
         self.tokenizer, self.classes = self._task.tokenizer, self._task.classes
-        eval_examples(self._task, config)  # what is wrong with them shows before anything is written
+        tasks = [self._task, *(task for _, task in self._stages)]
+        self.source, longest = max(task.source for task in tasks), max(task.length for task in tasks)
+        # what is wrong with the held-out examples shows before anything is written
+        eval_examples(self._task, config)
+        self._held_out = [self._task.draw(config.seed, config.eval.split, index) for index in range(config.eval.examples)]
+        if config.eval.generate:
+            check_scorers()
+        if self.source and longest > (room := config.train.segments * config.data.segment):
+            raise UserError(
+                f"a target has {longest} tokens, a step train.segments x data.segment = {room}, and an encoder learns from no "
+                f"more: set data.segment={longest}, or cut targets (data.task.target_tokens={room})"
+            )
 
     def stream(self) -> Examples:
         c = self._config
@@ -99,9 +117,20 @@ class TaskSource:
 
     def evaluator(self, lm: LM, layout: Layout) -> Evaluator:
         c = self._config
-        drawn = [self._task.draw(c.seed, c.eval.split, index) for index in range(c.eval.examples)]
-        evaluate = make_recall(lm, drawn, layout)
-        return lambda params: evaluate(params, eval_examples(self._task, c))
+        recall = make_recall(lm, self._held_out, layout)
+
+        def evaluate(params: Params) -> Recall:
+            found = recall(params, eval_examples(self._task, c))
+            return replace(found, text=self._text(lm, params, found)) if self.source else found
+
+        return evaluate
+
+    def _text(self, lm: LM, params: Params, recall: Recall) -> dict[str, float]:
+        c, text = self._config.eval, bits_per_byte(recall, self._held_out, self.tokenizer.bytes_V)
+        if some := self._held_out[: c.generate]:
+            length = self._task.length
+            text |= greedy_scores(lm, params, self.tokenizer, some, batch=min(c.batch, len(some)), max_tokens=length)
+        return text
 
 
 def train_stream(tokens: Tokens, config: Config) -> Stream:
