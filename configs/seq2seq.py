@@ -23,9 +23,7 @@ from memtx.models.pretrained import settings
 
 
 def get_config(arg: str = ""):
-    choice = parse_arg(
-        arg, path="", backbone="", size="tiny", source="512", target="128", memory="none", segment="128"
-    )
+    choice = parse_arg(arg, path="", backbone="", size="tiny", source="512", target="128", memory="none", segment="128")
     check_known(choice.memory, ["none", "rmt_encoder"], "memory")
     numbers = (choice.source, choice.target, choice.segment)
     if not all(number.isdecimal() and int(number) for number in numbers):

@@ -1,7 +1,7 @@
 """What a model writes after held-out sources: bits per byte of the targets, and greedy texts scored against them.
 
-    bits_per_byte        of targets, `_wiped`: without their sources
-    exact_match, f1      of normalised words, bleu, rouge_l: of greedy texts, from 0 to 100 (memtx.evaluation.text)
+bits_per_byte        of targets, `_wiped`: without their sources
+exact_match, f1      of normalised words, bleu, rouge_l: of greedy texts, from 0 to 100 (memtx.evaluation.text)
 """
 
 from __future__ import annotations
