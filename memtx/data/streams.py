@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -54,9 +53,12 @@ class Batch:
 
 def segment_of(batch: Batch, *, wiped: bool = False) -> Segment:
     """The Segment of a batch whose leaves have lost their P axis. wiped: memory begins anew, without a source."""
-    batch = jax.tree.map(jnp.asarray, batch)
-    reset_B, shared = (jnp.ones_like(batch.reset_BP), {}) if wiped else (batch.reset_BP, batch.shared)
-    return Segment(batch.position_BPT, batch.length_BP, reset_B, batch.source_BP, shared=shared)
+    position_BT, length_B, reset_B, source_B = map(
+        jnp.asarray, (batch.position_BPT, batch.length_BP, batch.reset_BP, batch.source_BP)
+    )
+    if wiped:
+        return Segment(position_BT, length_B, jnp.ones_like(reset_B), source_B)
+    return Segment(position_BT, length_B, reset_B, source_B, shared={key: jnp.asarray(a) for key, a in batch.shared.items()})
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,7 +33,7 @@ class Example:
     label_L   int32, NOTHING where nothing is asked
     slices    what to tell results apart by: a number or a word, of the whole example or of each of its A labels
     scored_A  bool, the labels that accuracy counts; None: all. Loss counts all
-    source_S  int32, what an encoder reads before the first token; None: nothing
+    source_S  int32, what an encoder reads before the first token, if anything
     answer    the text that the labels are, as it should be written
     """
 
@@ -40,7 +41,7 @@ class Example:
     label_L: np.ndarray
     slices: Mapping[str, Any]
     scored_A: np.ndarray | None = None
-    source_S: np.ndarray | None = None
+    source_S: np.ndarray = dataclasses.field(default_factory=partial(np.zeros, 0, np.int32))
     answer: str = ""
 
 

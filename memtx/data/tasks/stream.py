@@ -140,7 +140,7 @@ class Examples(Iterator[Batch]):
         token_BPS = np.zeros((len(examples), self._segments, self._source), np.int32)
         length_BP = np.zeros((len(examples), self._segments), np.int32)
         for row, example in enumerate(examples):
-            if part == 0 and example is not None and example.source_S is not None:
+            if part == 0 and example is not None:
                 length_BP[row, 0] = len(example.source_S)
                 token_BPS[row, 0, : len(example.source_S)] = example.source_S
         return {"source/token": token_BPS, "source/length": length_BP}
