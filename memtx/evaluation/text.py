@@ -34,7 +34,8 @@ def rouge(predictions: Sequence[str], references: References, kinds: Sequence[st
 
 def check_scorers() -> None:
     """UserError if what BLEU and ROUGE need is not installed."""
-    optional("sacrebleu", "eval"), optional("rouge_score.rouge_scorer", "eval")
+    for module in ("sacrebleu", "rouge_score.rouge_scorer"):
+        optional(module, "eval")
 
 
 def exact_match(predictions: Sequence[str], references: References) -> float:

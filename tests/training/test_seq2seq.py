@@ -31,7 +31,7 @@ def reversals(count: int, least: int, most: int) -> list[dict]:
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
-    path.write_text("\n".join(map(json.dumps, reversals(300, 2, 4))))
+    path.write_text("\n".join(map(json.dumps, reversals(600, 2, 5))))
     return path
 
 
@@ -46,7 +46,7 @@ def config(file, **groups):
             "ff_dim": 64,
         },
         "memory": {"full": {"capacity": 8}, "cross": {"capacity": 8}},
-        "data": {"corpus": "task:pairs", "task": {"path": str(file)}, "segment": 5},
+        "data": {"corpus": "task:pairs", "task": {"path": str(file)}, "segment": 6},
         "optim": {"lr": 5e-3, "warmup": 2, "weight_decay": 0.0},
         "train": {"steps": 4, "batch": 16, "segments": 1, "log_every": 1},
         "eval": {"every": 2, "batch": 8, "examples": 12, "generate": 10},
@@ -162,22 +162,21 @@ def test_an_encoder_reads_a_source_once_however_many_calls_its_target_takes(file
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient["encoder"])) > 1e-3
 
 
-def test_memory_tokens_carry_a_long_source_through_an_encoder(file):
-    """rmt_encoder around the encoder: what begins a source reaches the encoding of its end, segment by segment."""
+@pytest.mark.parametrize("around", ["", "rmt_encoder"])
+def test_memory_tokens_carry_a_long_source_through_an_encoder(file, around):
+    """Segment by segment: what begins a source reaches the encoding of its end, but not the other way round."""
+    memory = {"full": {"capacity": 8}, "cross": {"capacity": 9}, "rmt_encoder": {"segment": 3, "memory": 2}}
+    lm = build(memtx.configure(config(file, model={"encoder_body": around}, memory=memory)), vocab_size=264)
+    params, encode = lm.init(jax.random.key(0)), jax.jit(lm.encode)
 
-    def reach(around: str) -> float:
-        segments = {"rmt_encoder": {"segment": 3, "memory": 2}} if around else {}
-        memory = {"full": {"capacity": 8}, "cross": {"capacity": 9}, **segments}
-        lm = build(memtx.configure(config(file, model={"encoder_body": around}, memory=memory)), vocab_size=264)
-        params = lm.init(jax.random.key(0))
-        token = np.arange(1, 10)[None]
-        keys = [
-            lm.encode(params, np.where(np.arange(9) == 0, first, token), lm.init_state(1)).body[0][0][1].k_BSKH
-            for first in (100, 200)
-        ]
-        return float(np.abs(keys[0] - keys[1])[..., -1, :, :].max())
+    def moved(changed: int, seen: int) -> float:
+        """How much what cross-attention keeps of one place depends on the token at another."""
+        tokens = [np.where(np.arange(9) == changed, token, 7)[None] for token in (100, 200)]
+        first, second = (encode(params, token, lm.init_state(1)).body[0][0][1][0].k_BSKH for token in tokens)
+        return float(np.abs(first - second)[0, 0, seen].max())
 
-    assert reach("rmt_encoder") > 1e-4
+    assert moved(0, 8) > 1e-4
+    assert (moved(8, 0) > 1e-4) == (not around)  # the control: it is read in segments
 
 
 # --- files --------------------------------------------------------------------------------------------------------------------
@@ -225,7 +224,7 @@ def test_what_is_cut_is_cut_by_a_setting_and_keeps_its_end(file):
     task = Pairs(Pairs.Config(path=str(file), source_tokens=3, target_tokens=2))
     assert (task.source, task.length) == (3, 2)
     whole = Pairs(Pairs.Config(path=str(file)))
-    assert (whole.source, whole.length) == (5, 5)
+    assert (whole.source, whole.length) == (6, 6)
     assert {example.label_L[-1] for found in (*task.examples.values(), *whole.examples.values()) for example in found} == {256}
     assert task.fingerprint != whole.fingerprint
 
@@ -255,10 +254,10 @@ def test_files_that_cannot_be_read_are_user_errors(tmp_path, text, message):
     ("changes", "message"),
     [
         ({"model": {"encoder": (), "stacks": ((("full",), 1),)}}, "has no encoder"),
-        ({"memory": {"full": {"capacity": 8}, "cross": {"capacity": 4}}}, r"a source has 5 tokens; set it to 5, or cut"),
-        ({"data": {"segment": 4}}, r"a target has 5 tokens.*set data\.segment=5, or cut targets"),
+        ({"memory": {"full": {"capacity": 8}, "cross": {"capacity": 4}}}, r"a source has 6 tokens; set it to 6, or cut"),
+        ({"data": {"segment": 4}}, r"a target has 6 tokens.*set data\.segment=6, or cut targets"),
         ({"data": {"task": {"path": ""}}}, r"data\.task\.path is not set"),
-        ({"eval": {"examples": 500}}, r"valid has 14 examples: set eval\.examples=14"),
+        ({"eval": {"examples": 500}}, r"valid has 16 examples: set eval\.examples=16"),
         ({"model": {"encoder_body": "rmt"}}, r"set model\.encoder_body=rmt_encoder"),
     ],
 )
