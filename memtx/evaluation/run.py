@@ -34,5 +34,5 @@ def evaluate_run(
     changes = {name: value for name, value in given.items() if value is not None}
     config = dataclasses.replace(run.config, eval=dataclasses.replace(run.config.eval, **changes), mesh=Mesh())
     data = source(config, run.tokenizer)
-    run.lm.check_learns(data.classes, data.source)
+    data.check(run.lm)
     return data.evaluator(run.lm, Layout(config.mesh))(run.params), run.step

@@ -172,10 +172,8 @@ class LM:
                 f"source (a task's: data.task.source_tokens={capacity})"
             )
 
-    def check_learns(self, classes: int, source: int = 0) -> None:
-        """UserError unless it gives logits of so many classes (0: of next tokens), and reads sources of so many tokens."""
-        if source:
-            self.check_reads(source)
+    def check_learns(self, classes: int) -> None:
+        """UserError unless it gives logits of so many classes; 0: of next tokens."""
         if not classes:
             self.check_next_token()
         elif self.model.output != "classes" or self.model.classes < classes:

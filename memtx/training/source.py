@@ -38,13 +38,11 @@ class Batches(Protocol):
 
 
 class Source(Protocol):
-    """classes: how many, if a label is the class of what was read; 0: labels are tokens.
-    source: the most tokens that an encoder has to read; 0: it has nothing to read.
-    """
-
     tokenizer: Tokenizer
-    classes: int
-    source: int
+
+    def check(self, lm: LM) -> None:
+        """UserError unless the model can learn from it."""
+        ...
 
     def stream(self) -> Batches:
         """What to train on."""
@@ -63,13 +61,14 @@ def source(config: Config, tokenizer: Tokenizer | None = None) -> Source:
 class TextSource:
     """Documents of a corpus, judged by bits per byte."""
 
-    classes = source = 0
-
     def __init__(self, config: Config, tokenizer: Tokenizer | None = None):
         self._config = config
         self._corpus = corpus(config.data.corpus, config.data.cache)
         self.tokenizer = tokenizer or make_tokenizer(config.data.tokenizer, self._corpus, config.data.cache)
         self._held_out = self._tokens(config.eval.split)
+
+    def check(self, lm: LM) -> None:
+        lm.check_next_token()
 
     def stream(self) -> Stream:
         return train_stream(self._tokens("train"), self._config)
@@ -88,19 +87,24 @@ class TaskSource:
     def __init__(self, config: Config):
         self._config = config
         self._stages, self._task = stages(config.data), held_out(config)
-        self.tokenizer, self.classes = self._task.tokenizer, self._task.classes
+        self.tokenizer = self._task.tokenizer
         tasks = [self._task, *(task for _, task in self._stages)]
-        self.source, longest = max(task.source for task in tasks), max(task.length for task in tasks)
+        self._source, longest = max(task.source for task in tasks), max(task.length for task in tasks)
         # what is wrong with the held-out examples shows before anything is written
         eval_examples(self._task, config)
         self._held_out = [self._task.draw(config.seed, config.eval.split, index) for index in range(config.eval.examples)]
         if config.eval.generate:
             check_scorers()
-        if self.source and longest > (room := config.train.segments * config.data.segment):
+        if self._source and longest > (room := config.train.segments * config.data.segment):
             raise UserError(
                 f"a target has {longest} tokens, a step train.segments x data.segment = {room}, and an encoder learns from no "
                 f"more: set data.segment={longest}, or cut targets (data.task.target_tokens={room})"
             )
+
+    def check(self, lm: LM) -> None:
+        if self._source:
+            lm.check_reads(self._source)
+        lm.check_learns(self._task.classes)
 
     def stream(self) -> Examples:
         c = self._config
@@ -121,7 +125,7 @@ class TaskSource:
 
         def evaluate(params: Params) -> Recall:
             found = recall(params, eval_examples(self._task, c))
-            return replace(found, text=self._text(lm, params, found)) if self.source else found
+            return replace(found, text=self._text(lm, params, found)) if self._source else found
 
         return evaluate
 
