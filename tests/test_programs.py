@@ -152,9 +152,8 @@ def test_a_pretrained_t5_is_fine_tuned_on_pairs(t5_folder, pairs_file, tmp_path,
     batch = next(data.stream())
     assert set(batch.token_BPT[:, 0, 0]) == {0}  # <pad> begins, </s> ends source and target
     assert {row[row >= 0][-1] for row in batch.target_BPT[:, 0]} == {1}
-    assert {
-        row[length - 1] for row, length in zip(batch.shared["source/token"][:, 0], batch.shared["source/length"][:, 0])
-    } == {1}
+    token_BS, length_B = batch.shared["source/token"][:, 0], batch.shared["source/length"][:, 0]
+    assert set(np.take_along_axis(token_BS, length_B[:, None] - 1, 1)[:, 0]) == {1}
     done = memtx.train(config, tmp_path / "run", say=lambda *_: None)
     losses = [json.loads(line).get("train/loss") for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [loss for loss in losses if loss]
