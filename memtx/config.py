@@ -72,6 +72,7 @@ class Data:
     task: Any = field(default_factory=dict)  # settings of a task: its Config, by name in files
     curriculum: tuple = ()  # of a task: stages (steps, settings) that come before those of `task`
     examples: int = 0  # of a task: train on this many different ones; 0: ever new ones
+    mask: float = 0.0  # share of a text's tokens that are hidden and asked for, of model.output=masked_lm
     cache: str = "~/.cache/memtx"
 
 
@@ -236,8 +237,8 @@ def complete_task(data: Data) -> Data:
             raise UserError("data.task, data.curriculum and data.examples are for data.corpus=task:NAME")
         return data
     cls = task_class(name).Config
-    if data.tokenizer != "bytes":
-        raise UserError("a task brings its own tokens; leave data.tokenizer at bytes")
+    if data.tokenizer != "bytes" or data.mask:
+        raise UserError("a task brings its own tokens and asks; leave data.tokenizer at bytes and data.mask at 0")
     task = data.task if isinstance(data.task, cls) else to_dataclass(cls, data.task, "data.task")
     for stage in data.curriculum:
         if len(stage) != 2 or type(stage[0]) is not int or stage[0] < 1 or not isinstance(stage[1], Mapping):
@@ -366,6 +367,8 @@ def _check(config: Config) -> None:
     check_known(config.eval.split, ["valid", "test", "train"], "eval.split")
     if config.train.batch % config.train.accumulate:
         raise UserError(f"train.accumulate={config.train.accumulate} does not divide train.batch={config.train.batch}")
+    if not 0 <= config.data.mask < 1:
+        raise UserError(f"data.mask must be in [0, 1), not {config.data.mask}")
     if not 0 <= config.model.dropout < 1:
         raise UserError(f"model.dropout must be in [0, 1), not {config.model.dropout}")
     for name in {"xl", "compressive"} & set(config.model.memory):

@@ -10,6 +10,7 @@ import jax
 
 from memtx.config import Config
 from memtx.data.corpora import corpus
+from memtx.data.masked import Masked
 from memtx.data.streams import Batch, Stream
 from memtx.data.tasks.base import Task
 from memtx.data.tasks.stages import held_out, stages
@@ -68,14 +69,24 @@ class TextSource:
         self._held_out = self._tokens(config.eval.split)
 
     def check(self, lm: LM) -> None:
-        lm.check_next_token()
+        if (lm.model.output == "masked_lm") != (self._config.data.mask > 0):
+            raise UserError(
+                "model.output=masked_lm and data.mask, such as 0.15, go together: the model gives back hidden tokens"
+            )
+        if not self._config.data.mask:
+            lm.check_next_token()
 
-    def stream(self) -> Stream:
-        return train_stream(self._tokens("train"), self._config)
+    def stream(self) -> Batches:
+        return self._masked(train_stream(self._tokens("train"), self._config), self._config.train.batch)
 
     def evaluator(self, lm: LM, layout: Layout) -> Evaluator:
         evaluate = make_evaluator(lm, self.tokenizer.bytes_V, layout)
-        return lambda params: evaluate(params, eval_batches(self._held_out, self._config))
+        batch = eval_rows(self._held_out, self._config)
+        return lambda params: evaluate(params, self._masked(eval_batches(self._held_out, self._config), batch))
+
+    def _masked(self, batches, rows: int):
+        c, first = self._config, jax.process_index() * rows // jax.process_count()
+        return Masked(batches, self.tokenizer, c.data.mask, seed=c.seed, first_row=first) if c.data.mask else batches
 
     def _tokens(self, split: str) -> Tokens:
         return tokenize(self._corpus, self.tokenizer, split, self._config.data.cache)
@@ -151,10 +162,9 @@ def train_stream(tokens: Tokens, config: Config) -> Stream:
 
 def eval_batches(tokens: Tokens, config: Config) -> Iterator[Batch]:
     """The held-out documents in order, one segment at a time, at most `eval.segments` of them; no more rows than documents."""
-    devices = jax.device_count()
     stream = Stream(
         tokens,
-        batch=min(config.eval.batch, -(-len(tokens.names) // devices) * devices),
+        batch=eval_rows(tokens, config),
         segments=1,
         time=config.data.segment,
         shuffle=False,
@@ -166,6 +176,11 @@ def eval_batches(tokens: Tokens, config: Config) -> Iterator[Batch]:
         if config.eval.segments and index >= config.eval.segments:
             return
         yield batch
+
+
+def eval_rows(tokens: Tokens, config: Config) -> int:
+    devices = jax.device_count()
+    return min(config.eval.batch, -(-len(tokens.names) // devices) * devices)
 
 
 def eval_examples(task: Task, config: Config) -> Examples:

@@ -72,6 +72,13 @@ class Tokenizer:
         """What a decoder reads first, once its encoder has read a source: <pad> as in T5, else `bos`."""
         return self.specials.get("<pad>", self.bos)
 
+    @property
+    def mask(self) -> int:
+        """What stands for a hidden token; -1 if there is none."""
+        named = [self.specials[name] for name in ("[MASK]", "<mask>") if name in self.specials]
+        spare = not self.specials and not self.pieces[-1]  # one of the SPECIALS
+        return named[0] if named else self.vocab_size - 1 if spare else -1
+
     def cut(self, ids_T: np.ndarray, most: int) -> np.ndarray:
         """The first `most` tokens of a framed text (0: all), of which the last is the special that ends it, if it has one."""
         if not most or len(ids_T) <= most:
