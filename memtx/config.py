@@ -282,7 +282,7 @@ def complete_model(model: Model) -> Model:
     check_known(model.norm, ["rms", "layer"], "model.norm")
     check_known(model.position, ["rope", "alibi", "t5", "learned", "none"], "model.position")
     check_known(model.dtype, ["float32", "bfloat16", "float16"], "model.dtype")
-    positive(model, "model", "width", "num_heads", "max_position", "classes")
+    positive(model, "width", "num_heads", "max_position", "classes", path="model.")
     check_known(model.output, ["", *OUTPUTS], "model.output")
     check_known(model.pool, ["cls", "mean"], "model.pool")
     if not stacks or any(not pattern or groups < 1 for pattern, groups in stacks + encoder):
@@ -338,7 +338,10 @@ def to_dataclass(cls, values: Mapping, path: str):
             continue
         raise _wrong_type(f"{path}.{name}", default, value)
     tuples = {name for name, f in fields.items() if isinstance(_default(f), tuple)}  # JSON and config files have lists
-    return cls(**{name: tuple(value) if name in tuples else value for name, value in values.items()})
+    try:
+        return cls(**{name: tuple(value) if name in tuples else value for name, value in values.items()})
+    except UserError as error:  # of its __post_init__, which does not know where in the config it stands
+        raise UserError(f"{path}: {error}") from None
 
 
 def _wrong_type(name: str, default, value) -> UserError:
@@ -357,11 +360,11 @@ def _plain(value: Any) -> Any:
 
 
 def _check(config: Config) -> None:
-    positive(config.data, "data", "segment")
-    positive(config.train, "train", "steps", "batch", "segments", "accumulate", "log_every")
-    positive(config.eval, "eval", "batch", "examples")
-    positive(config.checkpoint, "checkpoint", "every")
-    positive(config.mesh, "mesh", "model")
+    positive(config.data, "segment", path="data.")
+    positive(config.train, "steps", "batch", "segments", "accumulate", "log_every", path="train.")
+    positive(config.eval, "batch", "examples", path="eval.")
+    positive(config.checkpoint, "every", path="checkpoint.")
+    positive(config.mesh, "model", path="mesh.")
     check_known(config.optim.name, ["adamw", "adafactor", "lion", "muon"], "optim.name")
     check_known(config.optim.schedule, ["cosine", "linear", "constant"], "optim.schedule")
     check_known(config.eval.split, ["valid", "test", "train"], "eval.split")

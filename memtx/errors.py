@@ -20,11 +20,11 @@ def check_known(name: str, known, what: str) -> None:
     raise UserError(f"unknown {what} {name!r}; {hint}known: {', '.join(known)}")
 
 
-def positive(group, path: str, *names: str) -> None:
-    """Raise a UserError if one of these fields of a dataclass is below 1."""
+def positive(group, *names: str, path: str = "") -> None:
+    """Raise a UserError if one of these fields of a dataclass is below 1. path: what stands before the field's name."""
     for name in names:
         if getattr(group, name) < 1:
-            raise UserError(f"{path}.{name} must be at least 1, not {getattr(group, name)}")
+            raise UserError(f"{path}{name} must be at least 1, not {getattr(group, name)}")
 
 
 def optional(module: str, extra: str = "hf") -> ModuleType:

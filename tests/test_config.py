@@ -32,6 +32,10 @@ def test_an_int_passes_for_a_float_but_not_the_other_way():
         configure({"train": {"steps": 1.5}})
 
 
+def only(memory: str) -> dict:
+    return {"stacks": (((memory,), 1),)}
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -40,7 +44,10 @@ def test_an_int_passes_for_a_float_but_not_the_other_way():
         ({"model": {"stacks": ((("windw",), 1),)}}, "did you mean window.*full"),
         ({"memory": {"windw": {}}}, "did you mean window"),
         ({"memory": {"window": {"windoww": 3}}}, "did you mean window"),
-        ({"memory": {"window": {"window": 0}}}, "memory.window.window must be at least 1"),
+        ({"memory": {"window": {"window": 0}}}, "memory.window: window must be at least 1"),
+        ({"model": only("titans_mag"), "memory": {"titans_mag": {"chunk": 0}}}, "memory.titans_mag: chunk must be at least 1"),
+        ({"model": only("kda"), "memory": {"kda": {"chunk": 12}}}, "memory.kda: chunk must be a power of two"),
+        ({"data": {"corpus": "task:mqar", "task": {"pairs": 0}}}, "data.task: "),
         ({"model": {"width": 130}}, "num_heads=4 does not divide model.width=130"),
         ({"model": {"num_kv_heads": 3}}, "num_kv_heads=3 does not divide"),
         ({"model": {"width": 12}}, "even head_dim"),

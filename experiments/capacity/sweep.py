@@ -39,3 +39,10 @@ report = {
     "varies": ("state_bytes", "params", "flops_per_token"),
     "floor": 0.1,
 }
+
+
+def claims(table):
+    exact = {(name, how): table[name, how, "exact match, 8 pairs"].mean for name in ("rmt", "armt") for how in (CURRICULUM, ())}
+    yield "with the curriculum ARMT holds more than RMT (0.2)", exact["armt", CURRICULUM] > exact["rmt", CURRICULUM] + 0.2
+    yield "RMT answers less without the curriculum (0.1)", exact["rmt", ()] < exact["rmt", CURRICULUM] - 0.1
+    yield "so does ARMT (0.1)", exact["armt", ()] < exact["armt", CURRICULUM] - 0.1

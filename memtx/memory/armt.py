@@ -24,7 +24,6 @@ B stream, T time, M memory tokens, F features = 2 nu `features`, D model.
 """
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -119,11 +118,10 @@ class ARMT(Segmented):
         nu: int = 3  # rolls of DPFP
         value_scale: float = 0.0  # deviation of Wv at first; 0: the paper's
         write: bool = True  # False: read only
-        path: ClassVar[str] = "memory.armt"
 
         def __post_init__(self):
             super().__post_init__()
-            positive(self, self.path, "features", "nu")
+            positive(self, "features", "nu")
 
     tiny = (Config(segment=4, memory=2, remat=False, features=3, nu=2, value_scale=0.3),)
 

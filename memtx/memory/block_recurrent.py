@@ -65,10 +65,10 @@ class BlockRecurrent(nnx.Module):
         gate: str = "fixed"  # fixed | lstm
 
         def __post_init__(self):
-            positive(self, "memory.block_recurrent", "block", "window", "states")
-            check_known(self.gate, ("fixed", "lstm"), "memory.block_recurrent.gate")
+            positive(self, "block", "window", "states")
+            check_known(self.gate, ("fixed", "lstm"), "gate")
             if self.window < self.block:
-                raise UserError(f"memory.block_recurrent.window={self.window} must hold a block: at least block={self.block}")
+                raise UserError(f"window={self.window} must hold a block: at least block={self.block}")
 
     tiny = (Config(block=4, window=5, states=3),)
 

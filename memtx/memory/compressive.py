@@ -22,7 +22,6 @@ B stream, T time, M memory slots, C segment, c rate, S compressed slots, U = C /
 """
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -53,17 +52,16 @@ class Compressive(TransformerXL):
         compressed: int = 128  # compressed states kept; 0: Transformer-XL
         rate: int = 4  # hidden states that become one
         compression: str = "conv"  # conv | mean | max | most_used
-        path: ClassVar[str] = "memory.compressive"
 
         def __post_init__(self):
             super().__post_init__()
-            check_known(self.compression, ("conv", "mean", "max", "most_used"), "memory.compressive.compression")
+            check_known(self.compression, ("conv", "mean", "max", "most_used"), "compression")
             if self.compressed < 0 or self.rate < 1:
-                raise UserError("memory.compressive.compressed must be at least 0 and rate at least 1")
+                raise UserError("compressed must be at least 0 and rate at least 1")
             if self.segment % self.rate:
-                raise UserError(f"memory.compressive.rate={self.rate} does not divide segment={self.segment}")
+                raise UserError(f"rate={self.rate} does not divide segment={self.segment}")
             if self.memory % self.segment:
-                raise UserError(f"memory.compressive.segment={self.segment} does not divide memory={self.memory}")
+                raise UserError(f"segment={self.segment} does not divide memory={self.memory}")
 
     config: Config
     tiny = (Config(segment=4, memory=4, compressed=3, rate=2),)

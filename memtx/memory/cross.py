@@ -43,7 +43,7 @@ class Cross(nnx.Module):
         capacity: int = 512  # S, tokens of the source
 
         def __post_init__(self):
-            positive(self, "memory.cross", "capacity")
+            positive(self, "capacity")
 
     tiny = (Config(capacity=4),)
 

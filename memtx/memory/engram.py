@@ -65,17 +65,17 @@ class Engram(nnx.Module):
         canonical: tuple[int, ...] = ()  # P, an id for every token of the vocabulary (see canonical_ids); (): the identity
 
         def __post_init__(self):
-            positive(self, "memory.engram", "heads", "rows", "dim", "kernel", "dilation")
+            positive(self, "heads", "rows", "dim", "kernel", "dilation")
             for name in ("orders", "canonical"):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
             if not self.orders or self.orders[0] < 2 or list(self.orders) != sorted(set(self.orders)):
-                raise UserError(f"memory.engram.orders={self.orders} must list lengths of n-grams from 2 on, in rising order")
+                raise UserError(f"orders={self.orders} must list lengths of n-grams from 2 on, in rising order")
             if self.kernel < 2:
-                raise UserError("memory.engram.kernel must be at least 2")
+                raise UserError("kernel must be at least 2")
             if self.rows >= 2**30:
-                raise UserError(f"memory.engram.rows={self.rows} must be below 2^30")
+                raise UserError(f"rows={self.rows} must be below 2^30")
             if self.pad < 0:
-                raise UserError(f"memory.engram.pad={self.pad} must be an id, 0 or more")
+                raise UserError(f"pad={self.pad} must be an id, 0 or more")
 
     tiny = (Config(orders=(2, 3), heads=2, rows=5, dim=3, kernel=3, dilation=2, seed=7, pad=1, conv_scale=0.5),)
 

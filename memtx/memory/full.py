@@ -44,7 +44,7 @@ class Full(nnx.Module):
         capacity: int = 2048  # tokens that a query sees, itself included
 
         def __post_init__(self):
-            positive(self, "memory.full", "capacity")
+            positive(self, "capacity")
 
     tiny = (Config(capacity=7),)
 

@@ -69,9 +69,9 @@ class Infini(nnx.Module):
         gate_lr: float = 10.0  # learning rate of the gates, as a multiple
 
         def __post_init__(self):
-            positive(self, "memory.infini", "segment")
+            positive(self, "segment")
             if self.update not in ("delta", "linear"):
-                raise UserError(f"memory.infini.update must be delta or linear, not {self.update!r}")
+                raise UserError(f"update must be delta or linear, not {self.update!r}")
 
     tiny = (Config(segment=4),)
 

@@ -67,13 +67,13 @@ class KNNLM(nnx.Module):
         recall: float = 1.0  # of the search: 1 is exact
 
         def __post_init__(self):
-            positive(self, "memory.knn_lm", "neighbours", "chunk")
+            positive(self, "neighbours", "chunk")
             if min(self.memory, self.datastore) < 0 or not self.memory + self.datastore:
-                raise UserError("memory.knn_lm needs memory or datastore to be at least 1, and neither below 0")
+                raise UserError("memory or datastore must be at least 1, and neither below 0")
             if self.neighbours > min(size for size in (self.memory, self.datastore) if size):
-                raise UserError(f"memory.knn_lm.neighbours={self.neighbours} is more than memory or datastore holds")
+                raise UserError(f"neighbours={self.neighbours} is more than memory or datastore holds")
             if not 0 < self.lam < 1 or not self.temperature > 0 or not 0 < self.recall <= 1:
-                raise UserError("memory.knn_lm needs 0 < lam < 1, temperature > 0 and 0 < recall <= 1")
+                raise UserError("it needs 0 < lam < 1, temperature > 0 and 0 < recall <= 1")
 
     tiny = (Config(memory=6, neighbours=4, temperature=8.0, chunk=4),)
 

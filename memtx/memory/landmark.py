@@ -58,9 +58,9 @@ class Landmark(nnx.Module):
         neighbours: int = 4  # blocks that each query and head reads
 
         def __post_init__(self):
-            positive(self, "memory.landmark", "block", "memory", "neighbours")
+            positive(self, "block", "memory", "neighbours")
             if self.neighbours > self.memory:
-                raise UserError(f"memory.landmark.neighbours={self.neighbours} is more than memory={self.memory} keeps")
+                raise UserError(f"neighbours={self.neighbours} is more than memory={self.memory} keeps")
 
     tiny = (Config(block=3, memory=3, neighbours=2),)
 

@@ -59,11 +59,11 @@ class MatrixMemory(nnx.Module):
         chunk: int = 32  # tokens worked on at once, a power of two
 
         def __post_init__(self):
-            positive(self, type(self).__qualname__, "chunk")
+            positive(self, "chunk")
             if self.chunk & (self.chunk - 1):
-                raise UserError(f"{type(self).__qualname__}.chunk must be a power of two, not {self.chunk}")
+                raise UserError(f"chunk must be a power of two, not {self.chunk}")
             if min(self.key_dim, self.value_dim, self.conv) < 0:
-                raise UserError(f"{type(self).__qualname__}: key_dim, value_dim and conv cannot be negative")
+                raise UserError("key_dim, value_dim and conv cannot be negative")
 
     def __init__(self, config: Config, dims: Dims, key: Array):
         qkv, conv, gate, out, rates = jax.random.split(key, 5)
@@ -195,7 +195,7 @@ class GLA(MatrixMemory):
 
         def __post_init__(self):
             super().__post_init__()
-            positive(self, "GLA.Config", "rank")
+            positive(self, "rank")
 
     config: Config
     tiny = (Config(chunk=4, rank=3),)

@@ -55,11 +55,11 @@ class Memorizing(nnx.Module):
         normalise: bool = True  # False for a pretrained backbone: q and k as they are, scores / sqrt(H)
 
         def __post_init__(self):
-            positive(self, "memory.memorizing", "window", "segment", "memory", "neighbours")
+            positive(self, "window", "segment", "memory", "neighbours")
             if self.neighbours > self.memory:
-                raise UserError(f"memory.memorizing.neighbours={self.neighbours} is more than memory={self.memory} holds")
+                raise UserError(f"neighbours={self.neighbours} is more than memory={self.memory} holds")
             if not 0 < self.recall <= 1:
-                raise UserError(f"memory.memorizing.recall must be above 0 and at most 1, not {self.recall}")
+                raise UserError(f"recall must be above 0 and at most 1, not {self.recall}")
 
     tiny = (Config(window=3, segment=4, memory=5, neighbours=3),)
 

@@ -21,7 +21,6 @@ B stream, T time, N = B T, D model, H heads, M sub-keys, C half of a key, R = H 
 
 import dataclasses
 import math
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +39,6 @@ from memtx.ops.table import dots, pool
 class Keys:
     """What finds entries."""
 
-    path: ClassVar[str]
-
     keys: int = 64  # n sub-keys on each side: a table of n^2 entries
     heads: int = 4
     top_k: int = 16  # entries that a head reads
@@ -49,11 +46,11 @@ class Keys:
     value_lr: float = 4.0  # learning rate of the table, as a multiple of the model's
 
     def __post_init__(self):
-        positive(self, self.path, "keys", "heads", "top_k", "key_dim")
+        positive(self, "keys", "heads", "top_k", "key_dim")
         if self.key_dim % 2:
-            raise UserError(f"{self.path}.key_dim={self.key_dim} must be even: a query has two halves")
+            raise UserError(f"key_dim={self.key_dim} must be even: a query has two halves")
         if self.top_k > self.keys**2:
-            raise UserError(f"{self.path}.top_k={self.top_k} is more than the table's keys^2 = {self.keys**2} entries")
+            raise UserError(f"top_k={self.top_k} is more than the table's keys^2 = {self.keys**2} entries")
 
 
 class Search(nnx.Module):
@@ -130,10 +127,7 @@ class ProductKey(Table):
     block = "window/product_key"
     place = staticmethod(lambda layers: (layers // 2,))
 
-    @dataclasses.dataclass(frozen=True)
-    class Config(Keys):
-        path = "memory.product_key"
-
+    Config = Keys
     tiny = (Config(keys=4, heads=2, top_k=3, key_dim=4),)
 
     def __init__(self, config: Config, dims: Dims, key: Array):
@@ -161,8 +155,6 @@ class MemoryPlus(Table):
 
     @dataclasses.dataclass(frozen=True)
     class Config(Keys):
-        path = "memory.memory_plus"
-
         top_k: int = 32
         value_dim: int = 0  # 0: the model's width
         qk_norm: bool = False  # for stability in large models
@@ -198,8 +190,6 @@ class PEER(Table):
 
     @dataclasses.dataclass(frozen=True)
     class Config(Keys):
-        path = "memory.peer"
-
         heads: int = 8
         value_lr: float = 1.0
 

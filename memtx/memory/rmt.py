@@ -24,7 +24,6 @@ B stream, T time, Q slots in a block, C tokens of a segment, M memory tokens, I 
 """
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -66,10 +65,9 @@ class Segmented(nnx.Module):
         segment: int = 128  # tokens between two writes
         memory: int = 16  # memory tokens
         remat: bool = True  # recompute each segment in the backward pass
-        path: ClassVar[str] = "memory.rmt"
 
         def __post_init__(self):
-            positive(self, self.path, "segment", "memory")
+            positive(self, "segment", "memory")
 
     before: int  # memory tokens that a segment begins with, and ends with
     after: int
@@ -115,9 +113,10 @@ class Segmented(nnx.Module):
 
             def call(boundary: bool):
                 def work(state: Recurrence, tokens, place: Place | None):
+                    x_BQD, token_BQ = tokens
                     if place is None:
-                        return self.whole_call(state, *tokens, seg, step_key)
-                    return self.inner_call(state, *tokens, place, seg, step_key, boundary)
+                        return self.whole_call(state, x_BQD, token_BQ, seg, step_key)
+                    return self.inner_call(state, x_BQD, token_BQ, place, seg, step_key, boundary)
 
                 return rematerialised(work) if self.config.remat else work
 
@@ -202,7 +201,7 @@ class RMT(Segmented):
 
         def __post_init__(self):
             super().__post_init__()
-            check_known(self.inner, ("wipe", "keep"), f"{self.path}.inner")
+            check_known(self.inner, ("wipe", "keep"), "inner")
 
     tiny = (Config(segment=4, memory=2, remat=False),)
 

@@ -13,9 +13,6 @@ Source: Bulatov et al. 2022 (arXiv 2207.06881), 2023 (2304.11062).
 B stream, T time, P segments, C tokens of a segment, M memory tokens, I tokens of an inner call, D model.
 """
 
-import dataclasses
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -35,10 +32,7 @@ class RMTEncoder(nnx.Module):
     block = "bidirectional"
     causal = False
 
-    @dataclasses.dataclass(frozen=True)
-    class Config(Segmented.Config):
-        path: ClassVar[str] = "memory.rmt_encoder"
-
+    Config = Segmented.Config
     tiny = (Config(segment=5, memory=2, remat=False),)
 
     def __init__(self, config: Config, dims: Dims, key: Array, body: Layer):

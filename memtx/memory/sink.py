@@ -43,7 +43,7 @@ class Sink(nnx.Module):
         sinks: int = 4
 
         def __post_init__(self):
-            positive(self, "memory.sink", "window", "sinks")
+            positive(self, "window", "sinks")
 
     tiny = (Config(window=4, sinks=2),)
 

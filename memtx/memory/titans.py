@@ -53,11 +53,11 @@ class Settings:
     clip: float = 1.0  # largest norm of a token's gradient; 0: not clipped, as in the paper
 
     def __post_init__(self):
-        positive(self, "memory.titans", "chunk", "depth", "expansion", "conv")
+        positive(self, "chunk", "depth", "expansion", "conv")
         if not 1 <= self.depth <= 4:
-            raise UserError(f"memory.titans.depth must be from 1 to 4, not {self.depth}")
+            raise UserError(f"depth must be from 1 to 4, not {self.depth}")
         if self.lr <= 0 or self.clip < 0:
-            raise UserError("memory.titans.lr must be above 0, memory.titans.clip at least 0")
+            raise UserError("lr must be above 0, clip at least 0")
 
 
 @pytree

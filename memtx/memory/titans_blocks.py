@@ -72,7 +72,7 @@ class Windowed(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        positive(self, "memory.titans", "window", "persistent")
+        positive(self, "window", "persistent")
 
 
 class MemoryAndWindow(nnx.Module):
@@ -147,7 +147,7 @@ class MAC(nnx.Module):
 
         def __post_init__(self):
             super().__post_init__()
-            positive(self, "memory.titans_mac", "persistent")
+            positive(self, "persistent")
 
     tiny = (Config(chunk=4, persistent=2),)
 

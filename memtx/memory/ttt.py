@@ -60,9 +60,9 @@ class TTTLinear(nnx.Module):
         gate: bool = False  # gelu(x Wg) on the output
 
         def __post_init__(self):
-            positive(self, type(self).__qualname__, "mini_batch")
+            positive(self, "mini_batch")
             if not self.base_lr > 0:
-                raise UserError(f"{type(self).__qualname__}.base_lr must be above 0, not {self.base_lr}")
+                raise UserError(f"base_lr must be above 0, not {self.base_lr}")
 
     tiny = (Config(mini_batch=4),)
 

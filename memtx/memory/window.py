@@ -73,7 +73,7 @@ class Window(nnx.Module):
         window: int = 256  # tokens that a query sees, itself included
 
         def __post_init__(self):
-            positive(self, "memory.window", "window")
+            positive(self, "window")
 
     tiny = (Config(window=5),)
 

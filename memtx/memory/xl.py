@@ -17,7 +17,6 @@ B stream, T time, K blocks, Q slots in a block, M memory slots, C segment, S = M
 """
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -54,12 +53,11 @@ class TransformerXL(nnx.Module):
         segment: int = 128  # tokens between two writes
         memory: int = 128  # hidden states kept
         position: str = "relative"  # relative (the paper's) | rope
-        path: ClassVar[str] = "memory.xl"
 
         def __post_init__(self):
-            positive(self, self.path, "segment", "memory")
+            positive(self, "segment", "memory")
             if self.position not in ("relative", "rope"):
-                raise UserError(f"{self.path}.position must be relative or rope, not {self.position!r}")
+                raise UserError(f"position must be relative or rope, not {self.position!r}")
 
     tiny = (Config(segment=4, memory=6), Config(segment=4, memory=6, position="rope"))
 

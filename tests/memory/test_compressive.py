@@ -116,7 +116,7 @@ def test_without_compressed_states_it_is_transformer_xl():
         ({"rate": 3}, "rate=3 does not divide segment=4"),
         ({"memory": 6}, "segment=4 does not divide memory=6"),
         ({"compression": "cnov"}, "did you mean conv"),
-        ({"memory": 0}, "memory.compressive.memory must be at least 1"),
+        ({"memory": 0}, "memory must be at least 1"),
         ({"compressed": -1}, "at least 0"),
     ],
 )

@@ -166,7 +166,7 @@ def test_armt_overwrites_what_it_wrote_under_the_same_key():
 
 @pytest.mark.parametrize("cls", [RMT, ARMT])
 def test_what_cannot_be_is_a_clear_error(cls):
-    with pytest.raises(UserError, match=rf"{cls.Config.path}\.memory must be at least 1"):
+    with pytest.raises(UserError, match="memory must be at least 1"):
         dataclasses.replace(cls.tiny[0], memory=0)
-    with pytest.raises(UserError, match=r"memory\.rmt\.inner"):
+    with pytest.raises(UserError, match="unknown inner .forget"):
         dataclasses.replace(RMT.tiny[0], inner="forget")

@@ -154,7 +154,7 @@ def test_memory_plus_has_one_table_for_all_of_its_layers():
     [
         ({"top_k": 17, "keys": 4}, "top_k=17 is more than the table's keys^2 = 16"),
         ({"key_dim": 5}, "key_dim=5 must be even"),
-        ({"heads": 0}, "product_key.heads must be at least 1"),
+        ({"heads": 0}, "heads must be at least 1"),
     ],
 )
 def test_what_cannot_be_is_said(changes, message):

@@ -136,4 +136,4 @@ def tenth(fraction: float) -> int:
 def check(condition: bool, message: str) -> None:
     """UserError with a message about settings of the task, unless the condition holds."""
     if not condition:
-        raise UserError(f"data.task: {message}")
+        raise UserError(message)

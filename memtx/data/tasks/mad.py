@@ -6,6 +6,7 @@ fuzzy        the same, with keys and values of one to three tokens
 copying      tokens with blanks between, the copy mark, blanks: on these, the tokens in order
 compression  tokens, the compression mark, blanks: on these, all tokens again
 memorization k ? k ? ...  a map that is the same in all examples: on "?", the v; examples carry nothing to read it from
+             (key_tokens: keys of several tokens, which is not in MAD)
 
 recall labels what was seen before in training too (the reference trains on every next token and tests so). compression asks
 the same model for the tokens where the reference decodes the mark's activation with an MLP: a model that sees its inputs
@@ -16,6 +17,7 @@ the same model for the tokens where the reference decodes the mark's activation 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -44,13 +46,16 @@ class Mad(Task):
         noise: float = 0.2  # of noisy: the share of pairs that are noise
         copies: int = 16  # of copying
         map_seed: int = 12345  # of memorization
+        key_tokens: int = 1  # of memorization: facts about pairs, triples, .. of tokens, which no embedding can hold
 
         def __post_init__(self):
             check_known(self.kind, PUBLISHED, "data.task.kind")
             check(0 <= self.noise < 1, "noise must be in [0, 1)")
             v, length = Mad.sizes(self)
             check(v - (self.noise_vocabulary if self.kind == "noisy" else 0) >= 6, f"vocabulary={v} is too small")
-            check(length >= (2 * self.copies + 1 if self.kind == "copying" else 4), f"length={length} is too short")
+            check(self.key_tokens >= 1, "key_tokens must be at least 1")
+            least = {"copying": 2 * self.copies + 1, "memorization": max(4, self.key_tokens + 1)}.get(self.kind, 4)
+            check(length >= least, f"length={length} is too short")
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -113,9 +118,20 @@ class Mad(Task):
         return token_L, label_L, {"items": size - 1}
 
     def _memorization(self, rng):
-        keys, values = (self.vocabulary - 1) // 2, self.vocabulary - 1 - (self.vocabulary - 1) // 2
-        map_K = keys + np.random.Generator(np.random.PCG64(self.config.map_seed)).permutation(values)[:keys]
-        key = rng.integers(keys, size=self.length // 2)
-        token_L = np.stack([key, np.full_like(key, self.vocabulary - 1)], 1).ravel()
-        label_L = np.stack([np.full_like(key, NOTHING), map_K[key]], 1).ravel()
-        return token_L, label_L, {"facts": keys}
+        size, blank = self.config.key_tokens, self.vocabulary - 1
+        keys, count = blank // 2, self.length // (size + 1)
+        key = rng.integers(keys, size=(count, size))
+        token_L, label_L = np.full(self.length, blank), np.full(self.length, NOTHING)
+        token_L[: count * (size + 1)].reshape(count, size + 1)[:, :-1] = key
+        label_L[size : count * (size + 1) : size + 1] = self._map[tuple(key.T)]
+        return token_L, label_L, {"facts": keys**size}
+
+    @functools.cached_property
+    def _map(self) -> np.ndarray:
+        """The value of every key. Single tokens have one each; the values of longer keys are drawn anew."""
+        rng = np.random.Generator(np.random.PCG64(self.config.map_seed))
+        keys = (self.vocabulary - 1) // 2
+        values = self.vocabulary - 1 - keys
+        if self.config.key_tokens == 1:
+            return keys + rng.permutation(values)[:keys]
+        return keys + rng.integers(values, size=(keys,) * self.config.key_tokens)

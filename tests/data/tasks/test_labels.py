@@ -2,6 +2,7 @@
 
 import math
 import re
+from itertools import repeat
 
 import numpy as np
 import pytest
@@ -138,11 +139,15 @@ def by_unblanking(task, example):
 
 
 def by_heart(task, example):
-    learned = {}
-    for index in range(200):
-        other = task.draw(0, "train", index)
-        learned |= dict(zip(other.token_L[::2].tolist(), other.label_L[1::2].tolist(), strict=True))
-    return [learned[t] for t in example.token_L[::2].tolist()]
+    def facts(other):
+        at = asked(other)
+        return zip(map(key, repeat(other.token_L), at), other.label_L[at].tolist(), strict=True)
+
+    def key(token_L, at):
+        return tuple(token_L[at - task.config.key_tokens : at].tolist())
+
+    learned = dict(fact for index in range(200) for fact in facts(task.draw(0, "train", index)))
+    return [learned[key(example.token_L, at)] for at in asked(example)]
 
 
 def text_of(task, example) -> str:
@@ -253,6 +258,7 @@ CASES = [
     *[("mad", {"kind": kind}, by_recalling) for kind in ("recall", "noisy", "fuzzy")],
     *[("mad", {"kind": kind}, by_unblanking) for kind in ("copying", "compression")],
     ("mad", {"kind": "memorization"}, by_heart),
+    ("mad", {"kind": "memorization", "key_tokens": 2, "vocabulary": 17}, by_heart),
     ("passkey", {}, answer(passkey)),
     ("phonebook", {}, answer(phonebook)),
     *[
