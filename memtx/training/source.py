@@ -104,7 +104,7 @@ class TaskSource:
         # what is wrong with the held-out examples shows before anything is written
         eval_examples(self._task, config)
         self._held_out = [self._task.draw(config.seed, config.eval.split, index) for index in range(config.eval.examples)]
-        if config.eval.generate:
+        if self._source and config.eval.generate:
             check_scorers()
         if self._source and longest > (room := config.train.segments * config.data.segment):
             raise UserError(

@@ -54,7 +54,7 @@ class FileTask(Task):
         found = self.examples[split]
         if split == "train":
             epoch, at = divmod(index, len(found))
-            return found[int(np.argsort(np.random.PCG64([seed, stage, epoch]).random_raw(len(found)), kind="stable")[at])]
+            return found[int(_order(seed, stage, epoch, len(found))[at])]
         if index >= len(found):
             raise UserError(f"{split} has {len(found)} examples: set eval.examples={len(found)} or less")
         return found[index]
@@ -63,6 +63,11 @@ class FileTask(Task):
     def fingerprint(self) -> str:
         """Of all that is in the files, too."""
         return digest(type(self).__name__, dataclasses.asdict(self.config), self._content)
+
+
+@lru_cache(4)
+def _order(seed: int, stage: int, epoch: int, count: int) -> np.ndarray:
+    return np.argsort(np.random.PCG64([seed, stage, epoch]).random_raw(count), kind="stable")
 
 
 @lru_cache(8)
