@@ -140,7 +140,7 @@ def test_the_loss_is_that_of_the_targets_tokens_given_their_sources(file):
     for row, target in zip(token_BT, ids, strict=True):
         row[: len(target)] = np.append(data.tokenizer.start, target[:-1])
     state = jax.jit(lm.encode)(params, token_BS, lm.init_state(4), length_B)
-    log_p = np.asarray(jax.nn.log_softmax(jax.jit(lm)(params, token_BT, state)[0]))
+    log_p = np.asarray(jax.nn.log_softmax(jax.jit(lm.__call__)(params, token_BT, state)[0]))
     nll = [-log_p[row, place, id] for row, target in enumerate(ids) for place, id in enumerate(target)]
     assert len(set(texts)) > 1
     assert len(nll) == asked
