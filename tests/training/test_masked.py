@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import memtx
 from memtx.data import tokenizers
 from memtx.data.masked import Masked
 from memtx.data.streams import Stream
@@ -56,6 +57,15 @@ def test_what_cannot_be_hidden_is_a_user_error(root, tmp_path):
     with pytest.raises(UserError, match=r"data\.mask must be in"):
         tiny(root, data={"mask": 1.5})
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("memory", ["none", "rmt_encoder"])
+def test_the_config_file_makes_a_model_of_hidden_tokens(memory):
+    config = memtx.configure(memtx.load_config(f"configs/masked.py:size=micro,memory={memory}"))
+    assert config.data.mask == 0.15
+    assert (config.model.output, config.model.body) == ("masked_lm", "" if memory == "none" else memory)
+    with pytest.raises(UserError, match="segment should be a number above 0, not x"):
+        memtx.load_config("configs/masked.py:segment=x")
 
 
 @pytest.mark.thorough

@@ -279,3 +279,15 @@ def test_labels_of_a_table_are_split_and_learned_the_same_way(tmp_path):
     task = Labelled(Labelled.Config(path=str(path)))
     assert task.names == ["a", "b"]
     assert [len(task.examples[split]) for split in ("train", "valid", "test")] == [36, 2, 2]
+
+
+@pytest.mark.parametrize("memory", ["none", "rmt_encoder"])
+def test_the_config_file_makes_a_new_model_that_fits_its_file(file, memory):
+    sizes = f"size=micro,source=8,target=6,memory={memory},segment=4"
+    c = memtx.configure(memtx.load_config(f"configs/seq2seq.py:path={file},{sizes}"))
+    data = source(c)
+    lm = build(c.model, vocab_size=data.tokenizer.vocab_size)
+    data.check(lm)
+    assert ("initial" in lm.abstract_params["encoder"]["body"]) == (memory == "rmt_encoder")
+    with pytest.raises(UserError, match="source, target and segment should be numbers above 0, not x, 6"):
+        memtx.load_config(f"configs/seq2seq.py:path={file},source=x,target=6")
