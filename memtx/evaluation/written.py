@@ -22,7 +22,7 @@ from memtx.models.lm import LM, Params
 def bits_per_byte(recall: Recall, examples: Sequence[Example], bytes_V: np.ndarray) -> dict[str, float]:
     size = sum(int(bytes_V[example.label_L].sum()) for example in examples)
     both = (("", recall.carried), ("_wiped", recall.wiped))
-    return {f"bits_per_byte{suffix}": score.loss * recall.labels / math.log(2) / size for suffix, score in both}
+    return {f"bits_per_byte{suffix}": score.loss * recall.labels / math.log(2) / max(size, 1) for suffix, score in both}
 
 
 def greedy_scores(
