@@ -265,7 +265,9 @@ def complete_model(model: Model) -> Model:
     named = patterns.names(stacks + encoder, model.body, model.encoder_body, model.head)
     for name in [*model.memory, *named]:
         check_known(name, MEMORIES, "memory")
-    _check_sites(model, stacks + encoder, {name: MEMORIES[name].site for name in named})
+    _check_sites(model, stacks + encoder, {name: MEMORIES[name] for name in named})
+    for part in (stacks, encoder):
+        patterns.readings(part)  # each reader has something to read
     for name in named:
         settings = model.memory.get(name, {})
         cls = MEMORIES[name].Config
@@ -303,8 +305,9 @@ def complete_model(model: Model) -> Model:
     return dataclasses.replace(model, stacks=stacks, encoder=encoder, memory=memory, **sizes)
 
 
-def _check_sites(model: Model, stacks, site: Mapping[str, str]) -> None:
+def _check_sites(model: Model, stacks, classes: Mapping[str, Any]) -> None:
     """Each mechanism stands where it can be called."""
+    site = {name: cls.site for name, cls in classes.items()}
     for key, at in (("body", "body"), ("encoder_body", "body"), ("head", "head")):
         if (name := getattr(model, key)) and site[name] != at:
             raise UserError(f"model.{key}={name} cannot be: {name} has its place in model.stacks")
@@ -313,6 +316,10 @@ def _check_sites(model: Model, stacks, site: Mapping[str, str]) -> None:
             for name in branch.names:
                 if site.get(name) in ("body", "head"):
                     raise UserError(f"{name} cannot stand in model.stacks; set model.{site[name]}={name}")
+            for name in branch.read:
+                if site.get(name) != "attention" or not getattr(classes[name], "readable", True):
+                    readable = "memories of keys and values that are written without parameters of their own"
+                    raise UserError(f"^{name} in {entry!r} cannot be: other layers read {readable}")
             if branch.gated and model.closed:
                 raise UserError(f"{entry!r}: a gate between memories begins half open; with model.closed write + for *")
 

@@ -28,7 +28,7 @@ import memtx.memory
 from memtx.memory import MEMORIES
 from memtx.memory.base import batch_axes, detach, segment, state_bytes
 from memtx.models.lm import LM
-from tests.contract import BATCH, DIMS, Case, at, distance, mesh, place, rows_differ
+from tests.contract import BATCH, DIMS, Case, at, cut, distance, mesh, place, rows_differ
 from tests.golden import make
 
 # float32 rounding (armt through a language model comes to 2.4e-5; nothing else was seen above 2e-5); what a control must change
@@ -200,6 +200,27 @@ def test_c2_padding_is_not_seen(case):
     assert distance(same, after) <= EXACT
     other, _ = case.call(junk, state, at([7, 4, 6, 5], 7))  # control: the same as real tokens
     np.testing.assert_array_equal(rows_differ(y, other), length < 7)
+
+
+def test_c2_another_layer_reads_the_same_memory_however_text_is_cut(case):
+    """A reader (memtx/models/readers.py): parameters and queries of its own, the writer's keys, values and state."""
+    if case.cls.site != "attention":
+        pytest.skip("only at the attention site do layers read what others write")
+    x, q = case.x(0), case.x(5)[0]
+    rng = np.random.default_rng(0)
+    own = jax.tree.map(lambda a: place(a + rng.normal(0, 0.5, a.shape).astype(a.dtype), -1), case.params)
+
+    def read(cuts):
+        state, outs, start = case.init_state(), [], 0
+        for time in cuts:
+            (mine, k, v), seg = cut((q, *x[1:]), start, time), at(start, time)
+            outs.append(np.asarray(case.jitted(own, place((mine, k, v)), state, place(seg))[0]))
+            _, state = case.call(cut(x, start, time), state, seg)
+            start += time
+        return np.concatenate(outs, 1)
+
+    readable = getattr(case.cls, "readable", True) and case.causal
+    assert (distance(read(ODD), read([16])) <= EXACT) == readable, "readable=False where it writes by parameters of its own"
 
 
 # --- C3, C4, C5 -------------------------------------------------------------------------------------------------------------

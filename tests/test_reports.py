@@ -20,7 +20,7 @@ from memtx.reports.draw import apart, inline_svg, png, svg
 from memtx.reports.figures import pictures
 from memtx.reports.formats import as_csv, grid, latex, markdown
 from memtx.reports.runs import POINTS, Run, thin
-from memtx.reports.study import Study, report
+from memtx.reports.study import Study, load_study, report
 from memtx.reports.table import tabulate
 from memtx.sweep.spec import load_sweep
 
@@ -390,12 +390,13 @@ def test_the_page_needs_no_other_file_and_escapes_what_it_shows(swept):
     assert len(ids) == len(set(ids))
 
 
-def test_stored_runs_give_the_same_report_and_fill_the_readme_between_its_marks(swept):
+def test_stored_runs_give_the_same_report_and_the_readme_up_to_its_mark(swept):
     results, readme, work = swept / "results", swept / "README.md", swept.parent / "work"
-    readme.write_text("# Mine\n\n<!-- table -->\noutdated\n<!-- end -->\n\nThe verdict, by hand.\n")
+    readme.write_text("# Old\n\noutdated\n<!-- end -->\n\nThe verdict, by hand.\n")
     report_on(swept, f"--workdir={work}", f"--store={results}")
     text = readme.read_text()
-    assert text.startswith("# Mine\n\n<!-- table -->\n| memory | bits & bytes |")
+    asked = load_study(swept / "sweep.py")
+    assert text.startswith(f"# {asked.title}\n\n{asked.question}\n\n| memory | bits & bytes |")
     assert text.endswith("<!-- end -->\n\nThe verdict, by hand.\n")
     assert "outdated" not in text
     assert "- **holds**: xl \\<beats> window" in text
@@ -443,12 +444,12 @@ def test_mistakes_are_one_line(argv, message, swept, capsys):
     assert error.count("\n") == 1
 
 
-def test_a_readme_without_marks_and_a_damaged_run_are_named(swept, capsys):
+def test_a_readme_without_its_mark_and_a_damaged_run_are_named(swept, capsys):
     work = swept.parent / "work"
     (swept / "README.md").write_text("# Mine\n")
     with pytest.raises(SystemExit):
         report_on(swept, f"--workdir={work}", f"--store={swept / 'results'}")
-    assert "<!-- table -->" in capsys.readouterr().err
+    assert "needs the line <!-- end -->" in capsys.readouterr().err
     assert (swept / "README.md").read_text() == "# Mine\n"
     path = next(work.glob("runs/*/run.json"))
     path.write_text('{"name": ')

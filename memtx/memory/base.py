@@ -129,6 +129,8 @@ class Memory(Protocol):
     causal = True                  whether a token sees nothing after it; if not, a text must come in one call
     encoded = False                whether it is written by what an encoder gave, `seg.shared["encoded/..."]`, and not by x
     gradient = True                whether a gradient passes through the state, until it is detached
+    readable = True                at the attention site: whether other layers may read what one wrote, "^NAME" in a pattern;
+                                   not if it writes by parameters of its own
     shared(config, dims, key)      parameters that its layers share, by name, found in `seg.shared["NAME/name"]`
     wrap_layer(config, dims, key, layer)      at the body site: what stands for each layer of the body
     """
@@ -199,12 +201,15 @@ def wants(kind: str) -> bool:
 
 
 def wants_only(kind: str) -> bool:
-    """Whether nobody asked for another kind."""
-    return set(_tap.get()[0]) <= {kind}
+    """Whether nobody asked for another kind; "memory", which layers hand on to later ones, does not count."""
+    return set(_tap.get()[0]) <= {kind, "memory"}
 
 
-def emit(name: str, value: Array) -> None:
-    """Hand out an auxiliary value: "loss/...", which training adds; "metric/...", "attribution/...", "hidden" if asked for."""
+def emit(name: str, value: Any) -> None:
+    """Hand out an auxiliary value: "loss/...", which training adds; "metric/...", "attribution/...", "hidden" if asked for.
+
+    An array; "memory/...", which a body hands on to its later layers, is a tree of them.
+    """
     kinds, store = _tap.get()
     if name.split("/")[0] in kinds:
         store.setdefault(name, []).append(value)
@@ -217,16 +222,17 @@ def emit_all(aux: Mapping[str, tuple[Array, ...]]) -> None:
             emit(name, value)
 
 
-def collect(f: Callable, *kinds: str) -> Callable:
+def collect(f: Callable, *kinds: str, also: tuple[str, ...] = ()) -> Callable:
     """`g(*args) -> (f(*args), {name: values emitted inside})`, for use inside jit.
 
     Without kinds: those that the enclosing collect asked for; this is how emissions cross a scan, a checkpoint or a vmap.
+    `also`: kinds that may be emitted beside them.
     Raises LookupError if a named kind other than "loss" was emitted by nothing: a compiled f emits only while it is traced.
     """
 
     def g(*args, **kwargs):
         store: dict[str, list] = {}
-        token = _tap.set((kinds or _tap.get()[0], store))
+        token = _tap.set(((kinds or _tap.get()[0]) + also, store))
         try:
             out = f(*args, **kwargs)
         finally:

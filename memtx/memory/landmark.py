@@ -50,6 +50,7 @@ class Landmark(nnx.Module):
 
     site = "attention"
     kind = "bank of blocks of keys and values"
+    readable = False  # landmarks are made by `pool`
 
     @dataclasses.dataclass(frozen=True)
     class Config:

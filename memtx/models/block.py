@@ -20,6 +20,7 @@ from jax import Array
 from memtx.config import Model
 from memtx.memory.base import Dims, Segment
 from memtx.memory.cross import Cross
+from memtx.models.readers import Reader
 from memtx.nn.attention import Projections
 from memtx.nn.linear import Linear, Norm, dropout
 from memtx.nn.mlp import MLP
@@ -29,15 +30,16 @@ class Branch(nnx.Module):
     """Memories side by side: their outputs are added, or mixed by weights softmax(x Wg) that begin equal.
 
     Each of `makes` builds one from (dims, key); its `site` says what it is called with. Those at the attention site share
-    one set of projections. With `model.closed`, what a backbone does not have of itself (every memory at the residual site,
-    and at the attention site all but the first) has a learned gain that begins at 0.
+    one set of projections, without keys and values if all are readers. With `model.closed`, what a backbone does not have of
+    itself (every memory at the residual site, and at the attention site all but the first) has a learned gain that begins at 0.
     """
 
     def __init__(self, model: Model, dims: Dims, makes, gated: bool, key: Array):
         attention, gate, *keys = jax.random.split(key, 2 + len(makes))
         self.memories = nnx.List([make(dims, k) for make, k in zip(makes, keys, strict=True)])
         sites = [memory.site for memory in self.memories]
-        projections = partial(Projections, attention, dims, bias=model.bias, qkv_bias=model.qkv_bias)
+        writes = any(map(_writes, self.memories))
+        projections = partial(Projections, attention, dims, bias=model.bias, qkv_bias=model.qkv_bias, kv=writes)
         self.attention = projections() if "attention" in sites else None
         self.gate = Linear(gate, dims.width, len(makes), scale=0.0) if gated else None
         self.added = _added(self.memories) if model.closed else ()
@@ -67,9 +69,14 @@ class Branch(nnx.Module):
         return jnp.einsum("BTJ,BTDJ->BTD", weight_BTJ, jnp.stack(outs, -1)), tuple(new)
 
 
+def _writes(memory) -> bool:
+    """Whether it attends to keys and values of its own."""
+    return memory.site == "attention" and not isinstance(memory, Reader)
+
+
 def _added(memories) -> tuple[int, ...]:
     """Which of a branch's memories a plain Transformer would not have."""
-    attention = [i for i, memory in enumerate(memories) if memory.site == "attention"]
+    attention = [i for i, memory in enumerate(memories) if _writes(memory)]
     own = {*attention[:1], *(i for i, memory in enumerate(memories) if isinstance(memory, (MLP, Cross)))}
     return tuple(i for i in range(len(memories)) if i not in own)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from functools import partial
 
 import jax
@@ -13,6 +14,7 @@ from memtx.config import Model
 from memtx.memory import MEMORIES
 from memtx.memory.base import Dims, Layer
 from memtx.models.block import Block, Branch
+from memtx.models.readers import KIND, Reader, Written
 from memtx.models.stack import Sequence, Stack
 from memtx.nn.mlp import MLP
 
@@ -21,19 +23,32 @@ def body(model: Model, dims: Dims, key: Array) -> Layer:
     """Every layer between embedding and head: stacks of blocks, inside the mechanism that `model.body` names, if any."""
     around = MEMORIES[model.body] if model.body else None
     outer, *keys = jax.random.split(key, 1 + len(model.stacks))
-    stacks = []
-    for (pattern, groups), stack_key in zip(model.stacks, keys, strict=True):
-        makes = [partial(Block, model, dims, [_branch(model, dims, b) for b in patterns.parse(entry)]) for entry in pattern]
+    stacks, read, later = [], defaultdict(set), defaultdict(set)
+    for name, writer, reader in patterns.readings(model.stacks):
+        read[writer].add(name)
+        if reader[0] > writer[0]:
+            later[writer[0]].add(f"{KIND}/{name}")
+    for s, ((pattern, groups), stack_key) in enumerate(zip(model.stacks, keys, strict=True)):
+        makes = [_block(model, dims, entry, read[s, p]) for p, entry in enumerate(pattern)]
         if wrap := getattr(around, "wrap_layer", None):
             makes = [partial(_wrapped, partial(wrap, model.memory[model.body], dims), make) for make in makes]
-        stacks.append(Stack(makes, groups, stack_key, scan=model.scan, remat=model.remat))
+        stacks.append(Stack(makes, groups, stack_key, scan=model.scan, remat=model.remat, handed=sorted(later[s])))
     layers = Sequence(stacks)
     return layers if around is None else around(model.memory[model.body], dims, outer, layers)
 
 
-def _branch(model: Model, dims: Dims, branch: patterns.Branch):
-    mlp = partial(MLP, ff_dim=model.ff_dim, activation=model.activation, bias=model.bias)
-    makes = [mlp if name == patterns.MLP else partial(MEMORIES[name], model.memory[name]) for name in branch.names]
+def _block(model: Model, dims: Dims, entry: str, read: set[str]):
+    """read: the mechanisms whose memory other blocks read."""
+    return partial(Block, model, dims, [_branch(model, dims, branch, read) for branch in patterns.parse(entry)])
+
+
+def _branch(model: Model, dims: Dims, branch: patterns.Branch, read: set[str]):
+    mlp, makes = partial(MLP, ff_dim=model.ff_dim, activation=model.activation, bias=model.bias), []
+    for i, name in enumerate(branch.names):
+        make = mlp if name == patterns.MLP else partial(MEMORIES[name], model.memory[name])
+        if i in branch.readers or name in read:
+            make = partial(Reader if i in branch.readers else Written, name, make)
+        makes.append(make)
     return partial(Branch, model, dims, makes, branch.gated)
 
 

@@ -149,7 +149,7 @@ def _slots(entry: str, root: str, layer: str, paths) -> dict[str, str]:
     for b, branch in enumerate(patterns.parse(entry)):
         for j, name in enumerate(branch.names):
             kind = name if name in (patterns.MLP, "cross") else MEMORIES[name].site
-            if kind not in found:
+            if kind not in found and j not in branch.readers:
                 where = {patterns.MLP: f"memories/{j}", "cross": f"memories/{j}/attention"}.get(name, "attention")
                 found |= {kind: f"{block}branches/{b}/{where}", f"{kind}_norm": f"{block}norms/{b}"}
     return found

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from memtx.memory.base import Segment, collect, emit_all, scan
+from memtx.memory.base import Segment, collect, emit, emit_all, scan
+from memtx.models.readers import KIND, hand_on, last_group
 
 
 class Stack(nnx.Module):
@@ -20,10 +21,11 @@ class Stack(nnx.Module):
 
     scan=True keeps compile time independent of depth; scan=False unrolls the loop, which runs faster on a CPU.
     remat=True recomputes each layer in the backward pass; what a mechanism has read from a bank is saved (it is named "read").
+    Layers read memories (see readers.py) of earlier ones in their group; `handed` names those that later stacks read.
     """
 
-    def __init__(self, makes, groups: int, key: Array, *, scan: bool = True, remat: bool = False):
-        self.groups, self.unroll, self.remat = groups, 1 if scan else groups, remat
+    def __init__(self, makes, groups: int, key: Array, *, scan: bool = True, remat: bool = False, handed=()):
+        self.groups, self.unroll, self.remat, self.handed = groups, 1 if scan else groups, remat, tuple(handed)
         keys = jax.random.split(key, len(makes))
         self.layers = nnx.List([stacked(make, k, groups) for make, k in zip(makes, keys, strict=True)])
 
@@ -34,26 +36,31 @@ class Stack(nnx.Module):
     def __call__(self, x_BTD: Array, state, seg: Segment, *, key: Array | None = None):
         graphs, params = zip(*(nnx.split(layer) for layer in self.layers), strict=True)
 
-        def call(i, params, x, state, key):
+        def call(i, seg, params, x, state, key):
             return nnx.merge(graphs[i], params)(x, state, seg, key=key)
 
         def group(x, slices):
             params, state, g = slices
-            new = []
+            told, new = seg, []
             for i in range(len(graphs)):
-                layer = collect(partial(call, i))
+                layer = collect(partial(call, i, told))
                 if self.remat:
                     layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.save_only_these_names("read"))
                 layer_key = None if key is None else jax.random.fold_in(jax.random.fold_in(key, i), g)
                 (x, layer_state), aux = layer(params[i], x, state[i], layer_key)
+                told, aux = hand_on(told, aux)
                 emit_all(aux)
                 new.append(layer_state)
+            for name in self.handed:
+                emit(name, told.shared[name])
             return x, tuple(new)
 
         return scan(group, x_BTD, (params, state, jnp.arange(self.groups)), unroll=self.unroll)
 
 
 class Sequence(nnx.Module):
+    """Stacks, of which each may read memories of those before."""
+
     def __init__(self, bodies):
         self.bodies = nnx.List(bodies)
 
@@ -63,7 +70,10 @@ class Sequence(nnx.Module):
     def __call__(self, x_BTD: Array, state, seg: Segment, *, key: Array | None = None):
         new = []
         for i, (body, body_state) in enumerate(zip(self.bodies, state, strict=True)):
-            x_BTD, body_state = body(x_BTD, body_state, seg, key=None if key is None else jax.random.fold_in(key, i))
+            body_key = None if key is None else jax.random.fold_in(key, i)
+            (x_BTD, body_state), aux = collect(body, also=(KIND,))(x_BTD, body_state, seg, key=body_key)
+            seg, aux = hand_on(seg, aux, last_group)
+            emit_all(aux)
             new.append(body_state)
         return x_BTD, tuple(new)
 

@@ -200,18 +200,20 @@ def position_bias(age_BTS: Places, future: bool, seg: Segment, dims: Dims) -> Ar
 
 
 class Projections(nnx.Module):
-    """The q, k, v and output maps around an attention-site memory."""
+    """The q, k, v and output maps around an attention-site memory; those to k and v only with `kv`."""
 
-    def __init__(self, key: Array, dims: Dims, *, bias: bool = False, qkv_bias: bool = False):
-        q, kv, out = jax.random.split(key, 3)
+    def __init__(self, key: Array, dims: Dims, *, bias: bool = False, qkv_bias: bool = False, kv: bool = True):
+        for_q, for_kv, for_out = jax.random.split(key, 3)
         self.dims = dims
-        self.q = Linear(q, dims.width, dims.num_heads * dims.head_dim, bias=bias or qkv_bias)
-        self.kv = Linear(kv, dims.width, 2 * dims.num_kv_heads * dims.head_dim, bias=bias or qkv_bias)
-        self.out = Linear(out, dims.num_heads * dims.head_dim, dims.width, bias=bias)
+        self.q = Linear(for_q, dims.width, dims.num_heads * dims.head_dim, bias=bias or qkv_bias)
+        width = 2 * dims.num_kv_heads * dims.head_dim
+        self.kv = Linear(for_kv, dims.width, width, bias=bias or qkv_bias) if kv else None
+        self.out = Linear(for_out, dims.num_heads * dims.head_dim, dims.width, bias=bias)
 
-    def heads(self, x_BTD: Array) -> tuple[Array, Array, Array]:
+    def heads(self, x_BTD: Array) -> tuple[Array, Array | None, Array | None]:
         """-> q_BTNH, k_BTKH, v_BTKH"""
-        return self.queries(x_BTD), *self.keys_values(x_BTD)
+        q = self.queries(x_BTD)
+        return (q, *self.keys_values(x_BTD)) if self.kv else (q, None, None)
 
     def queries(self, x_BTD: Array) -> Array:
         """-> q_BTNH"""
@@ -219,6 +221,7 @@ class Projections(nnx.Module):
 
     def keys_values(self, x_BTD: Array) -> tuple[Array, Array]:
         """-> k_BTKH, v_BTKH"""
+        assert self.kv is not None
         k, v = jnp.split(self.kv(x_BTD).reshape(*x_BTD.shape[:2], 2 * self.dims.num_kv_heads, self.dims.head_dim), 2, 2)
         return k, v
 

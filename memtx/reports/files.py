@@ -13,7 +13,7 @@ from memtx.reports.formats import as_csv, escaped, latex, markdown
 from memtx.reports.page import page
 from memtx.training.workdir import write_atomic
 
-MARKED = re.compile(r"(<!-- table -->\n).*?(<!-- end -->)", re.DOTALL)
+END = "<!-- end -->"  # of what is written here in a README.md
 
 
 def write(found: Findings, folder: Path) -> Path:
@@ -30,23 +30,18 @@ def write(found: Findings, folder: Path) -> Path:
 
 
 def publish(found: Findings, results: Path) -> Path:
-    """Figures to `results`, and the rest between the marks of the README.md beside the sweep file, whose path it returns.
+    """Figures to `results`, and the rest to the README.md beside the sweep file, whose path it returns.
 
-    What stands outside the marks, the verdict in words, is left as it is. UserError if there is no such pair of marks.
+    What stands there after the end mark, the verdict in words, is left as it is. UserError if there is no such mark.
     """
     readme = found.study.path.with_name("README.md")
-    text = (
-        readme.read_text(encoding="utf-8")
-        if readme.exists()
-        else f"# {found.study.title}\n\n{found.study.question}\n\n<!-- table -->\n<!-- end -->\n"
-    )
-    if len(MARKED.findall(text)) != 1:
-        raise UserError(
-            f"{readme} needs the line <!-- table --> and below it the line <!-- end -->, once; the report goes between"
-        )
+    _, mark, after = readme.read_text(encoding="utf-8").partition(END) if readme.exists() else ("", END, "\n")
+    if not mark:
+        raise UserError(f"{readme} needs the line {END}: the report is written before it, what follows is kept")
     for picture in found.pictures:
         (results / f"{_stem(picture.name)}.png").write_bytes(png(picture))
-    write_atomic(readme, MARKED.sub(lambda m: m[1] + section(found, results) + m[2], text))
+    question = f"# {found.study.title}\n\n{found.study.question}\n\n"
+    write_atomic(readme, question + section(found, results) + END + after)
     return readme
 
 
