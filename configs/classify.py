@@ -2,7 +2,8 @@
 
     memtx train --config=configs/classify.py:path=FOLDER,classes=2 --workdir=runs/classify
 
-path       a folder with train.jsonl, valid.jsonl and test.jsonl, lines {"text": "...", "label": "..."}
+path       a folder with train.jsonl, valid.jsonl and test.jsonl, lines {"text": "...", "label": "..."}; or one file (.csv and
+           .tsv too), split by text 90/5/5
 classes    how many labels there are
 backbone   minilm | a Hugging Face folder | a name of the hub
 memory     rmt_encoder: memory tokens carry what was read; none: only the first segment is read

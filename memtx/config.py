@@ -27,6 +27,7 @@ class Model:
 
     stacks: tuple[tuple[tuple[str, ...], int], ...] = ((("window",), 4),)
     encoder: tuple[tuple[tuple[str, ...], int], ...] = ()  # stacks that read the source of an encoder-decoder
+    encoder_body: str = ""  # a mechanism around those, such as rmt_encoder
     body: str = ""  # a mechanism around the stacks, such as rmt
     head: str = ""  # a mechanism over the logits, such as knn_lm
     output: str = ""  # in place of next tokens' logits: masked_lm | pooled | classes | span; see memtx.models.heads
@@ -71,6 +72,7 @@ class Data:
     task: Any = field(default_factory=dict)  # settings of a task: its Config, by name in files
     curriculum: tuple = ()  # of a task: stages (steps, settings) that come before those of `task`
     examples: int = 0  # of a task: train on this many different ones; 0: ever new ones
+    mask: float = 0.0  # share of a text's tokens that are hidden and asked for, of model.output=masked_lm
     cache: str = "~/.cache/memtx"
 
 
@@ -106,6 +108,7 @@ class Eval:
     segments: int = 64  # at most this many calls on the held-out text; 0: all of it
     examples: int = 512  # of a task: held-out ones
     task: Mapping[str, Any] = field(default_factory=dict)  # settings in which held-out examples differ from data.task
+    generate: int = 0  # of task:pairs: so many of them are answered by greedy texts, which are scored
     split: str = "valid"
     prompt: str = ""  # of the sample written at the end
     sample_tokens: int = 200
@@ -163,7 +166,8 @@ def get_config(**groups) -> ml_collections.ConfigDict:
         values["data"]["task"] = _plain(complete_task(Data(**values["data"])).task)
     values["memory"] = {}
     model = values["model"]
-    for name in patterns.names([*model["stacks"], *model["encoder"]], model["body"], model["head"]):
+    around = [model[key] for key in ("body", "encoder_body", "head")]
+    for name in patterns.names([*model["stacks"], *model["encoder"]], *around):
         check_known(name, MEMORIES, "memory")
         values["memory"][name] = _plain(MEMORIES[name].Config(**settings.get(name, {})))
     config = ml_collections.ConfigDict(values, convert_dict=True)
@@ -233,8 +237,8 @@ def complete_task(data: Data) -> Data:
             raise UserError("data.task, data.curriculum and data.examples are for data.corpus=task:NAME")
         return data
     cls = task_class(name).Config
-    if data.tokenizer != "bytes":
-        raise UserError("a task brings its own tokens; leave data.tokenizer at bytes")
+    if data.tokenizer != "bytes" or data.mask:
+        raise UserError("a task brings its own tokens and asks; leave data.tokenizer at bytes and data.mask at 0")
     task = data.task if isinstance(data.task, cls) else to_dataclass(cls, data.task, "data.task")
     for stage in data.curriculum:
         if len(stage) != 2 or type(stage[0]) is not int or stage[0] < 1 or not isinstance(stage[1], Mapping):
@@ -258,7 +262,7 @@ def complete_model(model: Model) -> Model:
 
     stacks, encoder = (tuple((tuple(pattern), groups) for pattern, groups in part) for part in (model.stacks, model.encoder))
     memory = {}
-    named = patterns.names(stacks + encoder, model.body, model.head)
+    named = patterns.names(stacks + encoder, model.body, model.encoder_body, model.head)
     for name in [*model.memory, *named]:
         check_known(name, MEMORIES, "memory")
     _check_sites(model, stacks + encoder, {name: MEMORIES[name] for name in named})
@@ -268,11 +272,14 @@ def complete_model(model: Model) -> Model:
         settings = model.memory.get(name, {})
         cls = MEMORIES[name].Config
         memory[name] = settings if isinstance(settings, cls) else to_dataclass(cls, settings, f"memory.{name}")
-    inside = [MEMORIES[name] for name in patterns.names(stacks)] if model.body else []
-    if not all(getattr(cls, "causal", True) for cls in inside) and getattr(MEMORIES[model.body], "causal", True):
-        raise UserError(f"model.body={model.body} is for causal layers; around bidirectional ones set model.body=rmt_encoder")
-    if any(getattr(cls, "encoded", False) for cls in inside):
-        raise UserError(f"model.body={model.body} clears what its layers remember, and so what cross-attention reads")
+    if model.encoder_body and not encoder:
+        raise UserError(f"model.encoder_body={model.encoder_body} has nothing to stand around: set model.encoder")
+    for key, around, part in (("body", model.body, stacks), ("encoder_body", model.encoder_body, encoder)):
+        inside = [MEMORIES[name] for name in patterns.names(part)] if around else []
+        if not all(getattr(cls, "causal", True) for cls in inside) and getattr(MEMORIES[around], "causal", True):
+            raise UserError(f"model.{key}={around} is for causal layers; around bidirectional ones set model.{key}=rmt_encoder")
+        if any(getattr(cls, "encoded", False) for cls in inside):
+            raise UserError(f"model.{key}={around} clears what its layers remember, and so what cross-attention reads")
     check_known(model.activation, ACTIVATIONS, "model.activation")
     check_known(model.norm, ["rms", "layer"], "model.norm")
     check_known(model.position, ["rope", "alibi", "t5", "learned", "none"], "model.position")
@@ -301,9 +308,9 @@ def complete_model(model: Model) -> Model:
 def _check_sites(model: Model, stacks, classes: Mapping[str, Any]) -> None:
     """Each mechanism stands where it can be called."""
     site = {name: cls.site for name, cls in classes.items()}
-    for name, at in ((model.body, "body"), (model.head, "head")):
-        if name and site[name] != at:
-            raise UserError(f"model.{at}={name} cannot be: {name} has its place in model.stacks")
+    for key, at in (("body", "body"), ("encoder_body", "body"), ("head", "head")):
+        if (name := getattr(model, key)) and site[name] != at:
+            raise UserError(f"model.{key}={name} cannot be: {name} has its place in model.stacks")
     for entry in (entry for pattern, _ in stacks for entry in pattern):
         for branch in patterns.parse(entry):
             for name in branch.names:
@@ -370,6 +377,8 @@ def _check(config: Config) -> None:
     check_known(config.eval.split, ["valid", "test", "train"], "eval.split")
     if config.train.batch % config.train.accumulate:
         raise UserError(f"train.accumulate={config.train.accumulate} does not divide train.batch={config.train.batch}")
+    if not 0 <= config.data.mask < 1:
+        raise UserError(f"data.mask must be in [0, 1), not {config.data.mask}")
     if not 0 <= config.model.dropout < 1:
         raise UserError(f"model.dropout must be in [0, 1), not {config.model.dropout}")
     for name in {"xl", "compressive"} & set(config.model.memory):

@@ -31,7 +31,7 @@ def embed(loaded: Loaded, texts: Sequence[str], *, max_tokens: int = 256, batch:
         raise UserError(f"model.output={lm.model.output or 'next tokens'} gives no vectors; load it with output='pooled'")
     if isinstance(texts, str):
         raise UserError("embed takes a list of texts")
-    ids = [_cut(loaded.tokenizer.frame(text)[0], max_tokens) for text in texts]
+    ids = [loaded.tokenizer.cut(loaded.tokenizer.frame(text)[0], max_tokens) for text in texts]
 
     @jax.jit
     def vectors(params, token_BT, length_B):
@@ -50,8 +50,3 @@ def embed(loaded: Loaded, texts: Sequence[str], *, max_tokens: int = 256, batch:
             token_BT[i, : length_B[i]] = ids[row]
         found[rows] = np.asarray(vectors(params, token_BT, length_B))[: len(rows)]
     return found
-
-
-def _cut(ids_T: np.ndarray, most: int) -> np.ndarray:
-    """The first tokens, and the special that ends a text."""
-    return ids_T if len(ids_T) <= most else np.concatenate([ids_T[: most - 1], ids_T[-1:]])

@@ -20,6 +20,7 @@ import memtx
 from memtx.config import complete_model
 from memtx.data import tokenizers
 from memtx.models import bert, pretrained, t5
+from memtx.training.source import source
 
 HF = Path(__file__).parent / "golden" / "hf"
 
@@ -131,3 +132,35 @@ def test_questions_of_unequal_lengths_are_answered_together_by_beams_too(t5_fold
         together = answer(["", ""], source=sources, beams=beams).texts
         assert together == [answer([""], source=[source], beams=beams).texts[0] for source in sources]
         assert together[0] != together[1]
+
+
+@pytest.fixture
+def pairs_file(tmp_path) -> Path:
+    lines = [{"source": f"question: how many ships? He counted {i}.", "target": f"He wrote {i}."} for i in range(1200, 1240)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return tmp_path / "pairs.jsonl"
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("memory", ["none", "rmt_encoder"])
+def test_a_pretrained_t5_is_fine_tuned_on_pairs(t5_folder, pairs_file, tmp_path, memory):
+    sizes = f"source=64,target=32,memory={memory},segment=16"
+    config = memtx.load_config(f"configs/seq2seq.py:path={pairs_file},backbone={t5_folder},{sizes}")
+    config.update({"train": {"steps": 30, "batch": 4}, "eval": {"examples": 2, "generate": 2}})
+    config.optim.update({"lr": 1e-2, "warmup": 2, "schedule": "constant"})
+    data = source(memtx.configure(config))
+    batch = next(data.stream())
+    assert set(batch.token_BPT[:, 0, 0]) == {0}  # <pad> begins, </s> ends source and target
+    assert {row[row >= 0][-1] for row in batch.target_BPT[:, 0]} == {1}
+    token_BS, length_B = batch.shared["source/token"][:, 0], batch.shared["source/length"][:, 0]
+    assert set(np.take_along_axis(token_BS, length_B[:, None] - 1, 1)[:, 0]) == {1}
+    done = memtx.train(config, tmp_path / "run", say=lambda *_: None)
+    losses = [json.loads(line).get("train/loss") for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [loss for loss in losses if loss]
+    assert losses[-1] < losses[0] - 1
+    assert done.evaluation.text["bits_per_byte"] < 3
+
+
+def test_a_backbone_without_an_encoder_reads_no_source(bert_folder, pairs_file):
+    with pytest.raises(memtx.UserError, match="has no encoder, so it reads no source"):
+        memtx.load_config(f"configs/seq2seq.py:path={pairs_file},backbone={bert_folder}")

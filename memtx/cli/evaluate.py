@@ -60,9 +60,11 @@ def summarise(result, workdir: Path, console: Console) -> Path:
     from memtx.evaluation.summary import plot, recall_plot
 
     title = show(result, workdir.name, console)
-    draw, file = (recall_plot, "accuracy.png") if isinstance(result, Recall) else (plot, "loss_by_position.png")
-    draw(result, workdir / file, title)
-    return workdir / file
+    if isinstance(result, Recall):
+        recall_plot(result, path := workdir / "accuracy.png", title)
+    else:
+        plot(result, path := workdir / "loss_by_position.png", title)
+    return path
 
 
 def show(result, name: str, console: Console) -> str:

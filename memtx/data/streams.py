@@ -12,14 +12,15 @@ Legend: B stream, P segments per step, T tokens per segment, D documents.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
+import jax.numpy as jnp
 import numpy as np
 
 from memtx.data.tokens import Tokens
 from memtx.errors import UserError
-from memtx.memory.base import pytree
+from memtx.memory.base import Segment, pytree
 
 
 @pytree
@@ -32,6 +33,8 @@ class Batch:
     length_BP     int32, how many of the T tokens are real; 0 in a row that has nothing left to read
     reset_BP      bool, a document begins at this segment's first token
     source_BP     int32, index of the document in the split; -1 in a row that has nothing left to read
+    shared        what else a model is handed, as in a Segment: "source/token" [B, P, S] and "source/length" [B, P], where
+                  there is something for an encoder to read
     """
 
     token_BPT: np.ndarray
@@ -40,11 +43,22 @@ class Batch:
     length_BP: np.ndarray
     reset_BP: np.ndarray
     source_BP: np.ndarray
+    shared: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def asked_BPT(self) -> np.ndarray:
         """bool, where there is something to predict."""
         return (np.arange(self.target_BPT.shape[-1]) < self.length_BP[..., None]) & (self.target_BPT >= 0)
+
+
+def segment_of(batch: Batch, *, wiped: bool = False) -> Segment:
+    """The Segment of a batch whose leaves have lost their P axis. wiped: memory begins anew, without a source."""
+    position_BT, length_B, reset_B, source_B = map(
+        jnp.asarray, (batch.position_BPT, batch.length_BP, batch.reset_BP, batch.source_BP)
+    )
+    if wiped:
+        return Segment(position_BT, length_B, jnp.ones_like(reset_B), source_B)
+    return Segment(position_BT, length_B, reset_B, source_B, shared={key: jnp.asarray(a) for key, a in batch.shared.items()})
 
 
 @dataclass(frozen=True)

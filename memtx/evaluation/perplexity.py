@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from memtx.data.streams import Batch
+from memtx.data.streams import Batch, segment_of
 from memtx.memory.base import Segment, pytree
 from memtx.models.lm import LM
 from memtx.training.losses import token_nll
@@ -86,12 +86,11 @@ def make_evaluator(lm: LM, bytes_V: np.ndarray, layout: Layout):
         part = jax.tree.map(lambda a: a[:, 0], batch)
         new_memories, new_sums = [], []
         for memory, total, wiped in zip(memories, sums, (False, True), strict=True):
-            reset_B = jnp.ones_like(part.reset_BP) if wiped else part.reset_BP
-            seg = Segment(part.position_BPT, part.length_BP, reset_B, part.source_BP)
+            seg = segment_of(part, wiped=wiped)
             logits, memory = lm(params, part.token_BPT, memory, seg)
             nll_BT = token_nll(logits, part.target_BPT)[0]
             new_memories.append(memory)
-            new_sums.append(add(total, nll_BT, jnp.asarray(bytes_V)[part.target_BPT], seg))
+            new_sums.append(add(total, nll_BT, jnp.asarray(bytes_V)[part.target_BPT], seg, part.asked_BPT))
         return tuple(new_memories), tuple(new_sums)
 
     memory_shardings = (layout.state(lm.init_state),) * 2
@@ -114,8 +113,8 @@ def make_evaluator(lm: LM, bytes_V: np.ndarray, layout: Layout):
     return evaluate
 
 
-def add(sums: Sums, nll_BT: Array, bytes_BT: Array, seg: Segment) -> Sums:
-    mask_BT = seg.mask_BT
+def add(sums: Sums, nll_BT: Array, bytes_BT: Array, seg: Segment, mask_BT: Array) -> Sums:
+    """mask_BT: where something is asked."""
     nll_BT = jnp.where(mask_BT, nll_BT, 0.0)
     one_BT = mask_BT.astype(jnp.int32)
     octave_BT = jnp.log2(seg.position_BT.astype(jnp.float32) + 1)

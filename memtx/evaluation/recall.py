@@ -1,6 +1,7 @@
 """How many labels of a task a model gets right, with its memory carried and with it wiped.
 
-The same weights read the same held-out examples twice: with memory carried from segment to segment, and wiped at every segment.
+The same weights read the same held-out examples twice: with memory carried from segment to segment, and wiped at every segment
+(of an encoder-decoder: as if there were no source, since that is what its memory holds).
 A label is right if it is the likeliest token at its place; an example is an exact match if all its labels are. For labels that
 are the next tokens this is what greedy generation gives: it writes the whole answer if and only if every step of it is right.
 
@@ -10,15 +11,14 @@ Legend: B stream, T time, E examples, A labels of an example.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memtx.data.streams import Batch
+from memtx.data.streams import Batch, segment_of
 from memtx.data.tasks.base import Example
-from memtx.memory.base import Segment
 from memtx.models.lm import LM
 from memtx.training.losses import at_each_place, token_nll
 from memtx.training.sharding import Layout
@@ -40,10 +40,13 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Recall:
+    """text: of targets that are texts, what memtx.evaluation.written says of them, by name."""
+
     carried: Score
     wiped: Score
     examples: int
     labels: int
+    text: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         found = {}
@@ -52,7 +55,7 @@ class Recall:
         for score, suffix in ((self.carried, ""), (self.wiped, "_wiped")):
             found |= {f"eval/accuracy{suffix}/{name}": value for name, value in score.by_slice.items()}
             found |= {f"eval/exact{suffix}/{name}": value for name, value in score.exact_by_slice.items()}
-        return found
+        return found | {f"eval/{name}": value for name, value in self.text.items()}
 
 
 def make_recall(lm: LM, examples: Sequence[Example], layout: Layout):
@@ -65,9 +68,7 @@ def make_recall(lm: LM, examples: Sequence[Example], layout: Layout):
         part = jax.tree.map(lambda a: a[:, 0], batch)
         new, right, nll = [], [], []
         for memory, wiped in zip(memories, (False, True), strict=True):
-            reset_B = jnp.ones_like(part.reset_BP) if wiped else part.reset_BP
-            seg = Segment(part.position_BPT, part.length_BP, reset_B, part.source_BP)
-            logits, memory = lm(params, part.token_BPT, memory, seg)
+            logits, memory = lm(params, part.token_BPT, memory, segment_of(part, wiped=wiped))
             logits = at_each_place(logits, part.target_BPT.shape[1])
             new.append(memory)
             right.append(logits.argmax(-1) == part.target_BPT)

@@ -31,7 +31,9 @@ def evaluate_run(
     """
     run = load_run(Path(workdir))
     config = _changed(run.config, str(workdir), split=split, segments=segments, examples=examples, task=task)
-    return source(config, run.tokenizer).evaluator(run.lm, Layout(config.mesh))(run.params), run.step
+    data = source(config, run.tokenizer)
+    data.check(run.lm)
+    return data.evaluator(run.lm, Layout(config.mesh))(run.params), run.step
 
 
 def evaluate_config(config, **given) -> Result:
@@ -39,7 +41,7 @@ def evaluate_config(config, **given) -> Result:
     config = _changed(configure(config), "the config", **given)
     data = source(config)
     lm = build(config.model, vocab_size=data.tokenizer.vocab_size)
-    lm.check_learns(data.classes)
+    data.check(lm)
     key = jax.random.fold_in(jax.random.key(config.seed), 0)  # as training begins
     params = load_params(lm, key, cache=config.data.cache) if config.model.pretrained else lm.init(key)
     return data.evaluator(lm, Layout(config.mesh))(params)

@@ -55,17 +55,21 @@ def plot(evaluation: Evaluation, path: Path, title: str) -> None:
 
 
 def recall_table(recall: Recall, title: str) -> Table:
-    """Accuracy carried and wiped side by side, and of each slice."""
+    """Accuracy carried and wiped side by side, of each slice, and what was written after sources."""
     carried, wiped = recall.carried, recall.wiped
     out = Table(title=title, caption=f"{recall.examples:,} held-out examples, {recall.labels:,} labels", min_width=60)
     out.add_column("accuracy")
-    for name in ("memory carried", "wiped every segment"):
+    for name in ("source read", "no source") if recall.text else ("memory carried", "wiped every segment"):
         out.add_column(name, justify="right")
     for name, of in (("labels", "accuracy"), ("whole examples", "exact"), ("nats per label", "loss")):
         out.add_row(name, f"{getattr(carried, of):.4f}", f"{getattr(wiped, of):.4f}")
     out.add_section()
     for name, value in carried.by_slice.items():
         out.add_row(name, f"{value:.4f}", f"{wiped.by_slice[name]:.4f}")
+    out.add_section()
+    for name in (name for name in recall.text if not name.endswith("_wiped")):
+        both = [recall.text.get(key) for key in (name, f"{name}_wiped")]
+        out.add_row(name.replace("_", " "), *("" if value is None else f"{value:.4f}" for value in both))
     return out
 
 

@@ -32,6 +32,12 @@ def rouge(predictions: Sequence[str], references: References, kinds: Sequence[st
     return {kind: 100 * sum(scores[kind].fmeasure for scores in found) / len(found) for kind in kinds}
 
 
+def check_scorers() -> None:
+    """UserError if what BLEU and ROUGE need is not installed."""
+    for module in ("sacrebleu", "rouge_score.rouge_scorer"):
+        optional(module, "eval")
+
+
 def exact_match(predictions: Sequence[str], references: References) -> float:
     """How many are a reference once both are normalised (Rajpurkar et al. 2016, SQuAD)."""
     return _mean_of_best(predictions, references, lambda a, b: float(normalised(a) == normalised(b)))

@@ -50,7 +50,7 @@ def complete(
     stop            texts that end a row; they are not given back, though the memory has read them
     seed            0
     state           where an earlier call stopped; None begins documents
-    source          texts that an encoder-decoder's encoder reads, one a row
+    source          texts, or their tokens, that an encoder-decoder's encoder reads, one a row
     start           the token that a document begins with; None: as the tokenizer frames texts, or its <pad> after a source
     specials        False; whether specials that a prompt spells out, as chat templates do, are those tokens
     chunk           512, the tokens of a prompt that are read at a time
@@ -78,7 +78,7 @@ def _stream(
     stop: Sequence[str] = (),
     seed: int = 0,
     state: LMState | None = None,
-    source: Sequence[str] | None = None,
+    source: Sequence[str | np.ndarray] | None = None,
     start: int | None = None,
     specials: bool = False,
     chunk: int = CHUNK,
@@ -92,10 +92,10 @@ def _stream(
         raise UserError(f"{len(source)} sources for {len(prompts)} prompts: give one each")
     if isinstance(stop, str):
         raise UserError(f"stop is a list of texts, as in [{stop!r}]")
-    framed_source = None if source is None else [tokenizer.frame(text)[0] for text in source]
+    framed_source = None if source is None else [_framed(tokenizer, text) for text in source]
     begin = state is None and (framed_source is not None or start is not None)
     if begin and start is None:
-        start = tokenizer.specials.get("<pad>", tokenizer.bos)
+        start = tokenizer.start
     ids = [_ids(tokenizer, prompt, start if begin else None, state is None, specials) for prompt in prompts]
     if beams > 1 and sampling is not None and sampling.temperature > 0:
         raise UserError("beams search for the likeliest text: set the temperature to 0, or beams to 1")
@@ -132,6 +132,10 @@ def _ids(tokenizer: Tokenizer, prompt: str, start: int | None, begins: bool, spe
         return tokenizer.encode(prompt, specials=specials)
     ids = tokenizer.frame(prompt)[0]
     return ids if len(ids) or tokenizer.bos < 0 else np.asarray([tokenizer.bos], np.int32)
+
+
+def _framed(tokenizer: Tokenizer, text: str | np.ndarray) -> np.ndarray:
+    return tokenizer.frame(text)[0] if isinstance(text, str) else text
 
 
 def _masks(tokenizer: Tokenizer, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -47,7 +47,7 @@ class Writer:
             raise UserError(f"the memory is of {len(state.position_B)} streams, the prompts are {len(ids)}")
         memory: LMState = jax.tree.map(jnp.copy, state) if state is not None else _fresh(lm, len(ids))
         if source is not None:
-            memory = _encode(lm, params, *padded(source), memory)
+            memory = _encode(lm, params, *_padded_sources(lm, source), memory)
         memory = read(lm, params, [row[:-1] for row in ids], memory, chunk)
         self.stacked, self.lm = lm, unstacked(lm)
         if self.lm is not lm:
@@ -103,6 +103,13 @@ def padded(ids: Sequence[np.ndarray], size: int = 0) -> tuple[np.ndarray, np.nda
     for row, part in zip(token_BT, ids, strict=True):
         row[: len(part)] = part
     return token_BT, np.asarray([*map(len, ids)], np.int32)
+
+
+def _padded_sources(lm: LM, source: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Padded to few sizes, since each is compiled. UserError if the model's encoder cannot read them."""
+    longest = max(map(len, source))
+    lm.check_reads(longest)
+    return padded(source, min(-(-longest // LEAST) * LEAST, lm.model.memory["cross"].capacity))
 
 
 @partial(jax.jit, static_argnames=("lm", "batch"))

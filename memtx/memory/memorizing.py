@@ -26,7 +26,7 @@ from jax import Array, lax
 from memtx.errors import UserError, positive
 from memtx.memory import bank
 from memtx.memory.bank import Bank
-from memtx.memory.base import Dims, Segment, emit, pytree, wants
+from memtx.memory.base import Dims, Layer, Segment, emit, pytree, wants
 from memtx.memory.sink import Sink, Sinks
 from memtx.memory.window import Recent, Window
 from memtx.nn.attention import MASKED
@@ -73,8 +73,10 @@ class Memorizing(nnx.Module):
 
     def __init__(self, config: Config, dims: Dims, key: Array):
         self.config, self.dims = config, dims
-        near = Sink.Config(config.window, config.sinks) if config.sinks else Window.Config(config.window)
-        self.near = (Sink if config.sinks else Window)(near, dims, key)
+        if config.sinks:
+            self.near: Layer = Sink(Sink.Config(config.window, config.sinks), dims, key)
+        else:
+            self.near = Window(Window.Config(config.window), dims, key)
         self.gate = nnx.Param(jnp.full(dims.num_heads, config.gate), optim="no_decay")
         if config.normalise:
             self.scale = nnx.Param(jnp.full(dims.num_heads, dims.head_dim**0.5), optim="no_decay")

@@ -93,8 +93,8 @@ class MemoryAndWindow(nnx.Module):
         return self.memory.init_state(batch_size), Recent.empty(batch_size, self.config.window, self.dims)
 
     def window(self, x_BTD: Array, recent: Recent, seg: Segment) -> tuple[Array, Recent]:
-        q, k, v = self.near.attention.heads(x_BTD)
-        size = self.config.window
+        attention, size = self.near.attention, self.config.window
+        q, (k, v) = attention.queries(x_BTD), attention.keys_values(x_BTD)
         y_BTD = self.near.attend(q, [recent.source(seg, size), own(k, v, seg, size)], seg)
         return y_BTD, recent.write(k, v, seg)
 

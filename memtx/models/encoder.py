@@ -1,6 +1,7 @@
 """The encoder of an encoder-decoder: what becomes of a source before cross-attention reads it.
 
-    E = norm(body(embedded source))          `model.encoder`: its stacks, bidirectional as a rule; T5's bias is its own
+    E = norm(body(embedded source))          `model.encoder`: its stacks, bidirectional as a rule; T5's bias is its own;
+                                             `model.encoder_body`: a mechanism around them, such as rmt_encoder
 
 Whatever its layers remember begins anew with each source. B stream, S source time, D model, N heads.
 """
@@ -23,7 +24,7 @@ from memtx.nn.positions import T5_BUCKETS
 class Encoder(nnx.Module):
     def __init__(self, model: Model, dims: Dims, key: Array):
         for_body, bias = jax.random.split(key)
-        self.body = body(dataclasses.replace(model, stacks=model.encoder, body=""), dims, for_body)
+        self.body = body(dataclasses.replace(model, stacks=model.encoder, body=model.encoder_body), dims, for_body)
         self.norm = None if model.post_norm else Norm(model.norm, model.width, model.norm_epsilon)
         t5 = model.position == "t5"
         self.relative_bias = normal(bias, (T5_BUCKETS, model.num_heads), 0.02, optim="no_decay") if t5 else None

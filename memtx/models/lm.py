@@ -21,12 +21,13 @@ from jax import Array
 from memtx.config import Config, Model, complete_model, configure
 from memtx.errors import UserError
 from memtx.memory import MEMORIES
-from memtx.memory.base import Dims, Segment, State, emit, pytree, reset, segment
+from memtx.memory.base import Dims, Layer, Segment, State, emit, pytree, reset, segment
 from memtx.models.body import body, hand_out, shared
 from memtx.models.encoder import Encoder
 from memtx.models.heads import OUTPUTS
 from memtx.nn.linear import Linear, Norm, dense, dropout, normal
 from memtx.nn.positions import T5_BUCKETS
+from memtx.ops.grid import skip_if_empty
 from memtx.patterns import names
 
 Params = Mapping[str, Any]
@@ -76,7 +77,7 @@ class Decoder(nnx.Module):
         if self.relative_bias is not None:
             handed["relative_bias"] = self.relative_bias[...]
         seg = seg.replace(token_BT=token_BT, shared=handed)
-        h, body_state = self.body(self.embedded(token_BT, seg, for_embed), state.body, seg, key=for_body)
+        h, body_state = self.body(self.embedded(token_BT, seg, for_embed, self.body), state.body, seg, key=for_body)
         h = self.norm(h) if self.norm else h
         emit("hidden", h)
         logits, head_state = self.logits(h, seg, for_head), state.head
@@ -86,11 +87,11 @@ class Decoder(nnx.Module):
         position_B = jnp.where(seg.length_B > 0, last_B + 1, state.position_B)
         return logits, LMState(position_B, body_state, head_state)
 
-    def embedded(self, token_BT: Array, seg: Segment, key: Array | None) -> Array:
-        """Tokens, and with learned tables their places and types: h_BTD."""
+    def embedded(self, token_BT: Array, seg: Segment, key: Array | None, body: Layer) -> Array:
+        """Tokens, and with learned tables their places and types: h_BTD, for a body to read."""
         h = self.embed[...].astype(self.model.dtype)[token_BT] * self.model.embed_scale
         if self.place is not None:
-            local = getattr(self.body, "local_position", lambda position_BT: position_BT)
+            local = getattr(body, "local_position", lambda position_BT: position_BT)
             h = h + self.place[...].astype(h.dtype)[jnp.minimum(local(seg.position_BT), self.model.max_position - 1)]
         if self.types is not None:
             h = h + self.types[...].astype(h.dtype)[seg.shared.get("token_type", jnp.zeros_like(token_BT))]
@@ -103,7 +104,11 @@ class Decoder(nnx.Module):
         for_embed, for_body = (None, None) if key is None else jax.random.split(key)
         place_BS = jnp.broadcast_to(jnp.arange(token_BS.shape[1]), token_BS.shape)
         seg = segment(place_BS, length_B).replace(token_BT=token_BS, shared=handed)
-        h_BSD = encoder(self.embedded(token_BS, seg, for_embed), seg, key=for_body)
+
+        def work(nothing):
+            return nothing, encoder(self.embedded(token_BS, seg, for_embed, encoder.body), seg, key=for_body)
+
+        _, h_BSD = skip_if_empty(length_B > 0, work, ())  # as in calls that go on with a target
         return {"encoded/h": h_BSD, "encoded/length": length_B}
 
     def logits(self, h_BTD: Array, seg: Segment, key: Array | None) -> Array:
@@ -150,13 +155,22 @@ class LM:
 
         Differentiable. UserError if the model has no encoder.
         """
-        if not self.model.encoder:
-            raise UserError("this model has no encoder: set model.encoder, and let memories named cross stand in model.stacks")
+        self.check_reads(token_BS.shape[1])
         batch = len(token_BS)
         length_B = jnp.full(batch, token_BS.shape[1], jnp.int32) if length_B is None else length_B
         nothing = segment(state.position_B[:, None], jnp.zeros(batch, jnp.int32))
         seg = nothing.replace(shared={"source/token": token_BS, "source/length": length_B})
         return self(params, jnp.zeros((batch, 1), jnp.int32), state, seg, key=key)[1]
+
+    def check_reads(self, tokens: int) -> None:
+        """UserError unless it has an encoder that may give so many tokens to cross-attention."""
+        if not self.model.encoder or "cross" not in self.model.memory:
+            raise UserError("this model has no encoder: set model.encoder, and let memories named cross stand in model.stacks")
+        if tokens > (capacity := self.model.memory["cross"].capacity):
+            raise UserError(
+                f"memory.cross.capacity={capacity} is too small: a source has {tokens} tokens; set it to {tokens}, or cut the "
+                f"source (a task's: data.task.source_tokens={capacity})"
+            )
 
     def check_learns(self, classes: int) -> None:
         """UserError unless it gives logits of so many classes; 0: of next tokens."""

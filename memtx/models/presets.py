@@ -34,6 +34,15 @@ def preset(memory: str, size: str) -> dict:
     return {"stacks": tuple(((entry,), len(list(run))) for entry, run in groupby(entries)), **model}
 
 
+def encoder_decoder(size: str) -> dict:
+    """The `model` group of an encoder-decoder as T5 v1.1 is."""
+    check_known(size, SIZES, "size")
+    model = dict(SIZES[size])
+    layers = model.pop("layers")
+    stacks = {"stacks": ((("full/cross/mlp",), layers),), "encoder": ((("bidirectional",), layers),)}
+    return {**stacks, "position": "t5", "activation": "geglu", **model}
+
+
 SIGHT = {"full": "capacity", "window": "window", "sink": "window", "memorizing": "window"}  # the setting that `context` is
 
 

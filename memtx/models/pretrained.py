@@ -33,6 +33,7 @@ CACHE = "~/.cache/memtx"
 FREE = (
     "stacks",
     "body",
+    "encoder_body",
     "memory",
     "closed",
     "head",
@@ -181,7 +182,7 @@ def _check_whole(lm: LM, found: list[Place], theirs: Model, kind: str) -> None:
     """UserError if what they would load is not this model."""
     entries = zip(layers(lm.model.stacks), layers(theirs.stacks), strict=True)
     lost = [f"{ours} (layer {i})" for i, (ours, plain) in enumerate(entries) if ours != plain]
-    lost += [f"model.{key}={getattr(lm.model, key)}" for key in ("body", "head") if getattr(lm.model, key)]
+    lost += [f"model.{key}={getattr(lm.model, key)}" for key in ("body", "encoder_body", "head") if getattr(lm.model, key)]
     lost += [
         f"model.{f.name}={getattr(lm.model, f.name)!r}"
         for f in dataclasses.fields(Model)

@@ -54,7 +54,7 @@ def train(config: ml_collections.ConfigDict | Mapping | Config, workdir: str | P
     layout.check_batch("eval.batch", config.eval.batch)
     data = source(config)
     lm = build(config.model, vocab_size=data.tokenizer.vocab_size)
-    lm.check_learns(data.classes)
+    data.check(lm)
     tx = optimizer(config.optim, config.train.steps, lm)
     stream = data.stream()
 

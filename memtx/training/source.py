@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Protocol
 
 import jax
 
 from memtx.config import Config
 from memtx.data.corpora import corpus
+from memtx.data.masked import Masked
 from memtx.data.streams import Batch, Stream
 from memtx.data.tasks.base import Task
 from memtx.data.tasks.stages import held_out, stages
@@ -16,8 +18,11 @@ from memtx.data.tasks.stream import Examples
 from memtx.data.tokenizers import Tokenizer
 from memtx.data.tokenizers import tokenizer as make_tokenizer
 from memtx.data.tokens import Tokens, tokenize
+from memtx.errors import UserError
 from memtx.evaluation.perplexity import Evaluation, make_evaluator
 from memtx.evaluation.recall import Recall, make_recall
+from memtx.evaluation.text import check_scorers
+from memtx.evaluation.written import bits_per_byte, greedy_scores
 from memtx.models.lm import LM, Params
 from memtx.training.sharding import Layout
 
@@ -34,10 +39,11 @@ class Batches(Protocol):
 
 
 class Source(Protocol):
-    """classes: how many, if a label is the class of what was read; 0: labels are tokens."""
-
     tokenizer: Tokenizer
-    classes: int
+
+    def check(self, lm: LM) -> None:
+        """UserError unless the model can learn from it."""
+        ...
 
     def stream(self) -> Batches:
         """What to train on."""
@@ -56,20 +62,31 @@ def source(config: Config, tokenizer: Tokenizer | None = None) -> Source:
 class TextSource:
     """Documents of a corpus, judged by bits per byte."""
 
-    classes = 0
-
     def __init__(self, config: Config, tokenizer: Tokenizer | None = None):
         self._config = config
         self._corpus = corpus(config.data.corpus, config.data.cache)
         self.tokenizer = tokenizer or make_tokenizer(config.data.tokenizer, self._corpus, config.data.cache)
         self._held_out = self._tokens(config.eval.split)
 
-    def stream(self) -> Stream:
-        return train_stream(self._tokens("train"), self._config)
+    def check(self, lm: LM) -> None:
+        if (lm.model.output == "masked_lm") != (self._config.data.mask > 0):
+            raise UserError(
+                "model.output=masked_lm and data.mask, such as 0.15, go together: the model gives back hidden tokens"
+            )
+        if not self._config.data.mask:
+            lm.check_next_token()
+
+    def stream(self) -> Batches:
+        return self._masked(train_stream(self._tokens("train"), self._config), self._config.train.batch)
 
     def evaluator(self, lm: LM, layout: Layout) -> Evaluator:
         evaluate = make_evaluator(lm, self.tokenizer.bytes_V, layout)
-        return lambda params: evaluate(params, eval_batches(self._held_out, self._config))
+        batch = eval_rows(self._held_out, self._config)
+        return lambda params: evaluate(params, self._masked(eval_batches(self._held_out, self._config), batch))
+
+    def _masked(self, batches, rows: int):
+        c, first = self._config, jax.process_index() * rows // jax.process_count()
+        return Masked(batches, self.tokenizer, c.data.mask, seed=c.seed, first_row=first) if c.data.mask else batches
 
     def _tokens(self, split: str) -> Tokens:
         return tokenize(self._corpus, self.tokenizer, split, self._config.data.cache)
@@ -81,8 +98,24 @@ class TaskSource:
     def __init__(self, config: Config):
         self._config = config
         self._stages, self._task = stages(config.data), held_out(config)
-        self.tokenizer, self.classes = self._task.tokenizer, self._task.classes
-        eval_examples(self._task, config)  # what is wrong with them shows before anything is written
+        self.tokenizer = self._task.tokenizer
+        tasks = [self._task, *(task for _, task in self._stages)]
+        self._source, longest = max(task.source for task in tasks), max(task.length for task in tasks)
+        # what is wrong with the held-out examples shows before anything is written
+        eval_examples(self._task, config)
+        self._held_out = [self._task.draw(config.seed, config.eval.split, index) for index in range(config.eval.examples)]
+        if self._source and config.eval.generate:
+            check_scorers()
+        if self._source and longest > (room := config.train.segments * config.data.segment):
+            raise UserError(
+                f"a target has {longest} tokens, a step train.segments x data.segment = {room}, and an encoder learns from no "
+                f"more: set data.segment={longest}, or cut targets (data.task.target_tokens={room})"
+            )
+
+    def check(self, lm: LM) -> None:
+        if self._source:
+            lm.check_reads(self._source)
+        lm.check_learns(self._task.classes)
 
     def stream(self) -> Examples:
         c = self._config
@@ -99,9 +132,20 @@ class TaskSource:
 
     def evaluator(self, lm: LM, layout: Layout) -> Evaluator:
         c = self._config
-        drawn = [self._task.draw(c.seed, c.eval.split, index) for index in range(c.eval.examples)]
-        evaluate = make_recall(lm, drawn, layout)
-        return lambda params: evaluate(params, eval_examples(self._task, c))
+        recall = make_recall(lm, self._held_out, layout)
+
+        def evaluate(params: Params) -> Recall:
+            found = recall(params, eval_examples(self._task, c))
+            return replace(found, text=self._text(lm, params, found)) if self._source else found
+
+        return evaluate
+
+    def _text(self, lm: LM, params: Params, recall: Recall) -> dict[str, float]:
+        c, text = self._config.eval, bits_per_byte(recall, self._held_out, self.tokenizer.bytes_V)
+        if some := self._held_out[: c.generate]:
+            length = self._task.length
+            text |= greedy_scores(lm, params, self.tokenizer, some, batch=min(c.batch, len(some)), max_tokens=length)
+        return text
 
 
 def train_stream(tokens: Tokens, config: Config) -> Stream:
@@ -118,10 +162,9 @@ def train_stream(tokens: Tokens, config: Config) -> Stream:
 
 def eval_batches(tokens: Tokens, config: Config) -> Iterator[Batch]:
     """The held-out documents in order, one segment at a time, at most `eval.segments` of them; no more rows than documents."""
-    devices = jax.device_count()
     stream = Stream(
         tokens,
-        batch=min(config.eval.batch, -(-len(tokens.names) // devices) * devices),
+        batch=eval_rows(tokens, config),
         segments=1,
         time=config.data.segment,
         shuffle=False,
@@ -133,6 +176,11 @@ def eval_batches(tokens: Tokens, config: Config) -> Iterator[Batch]:
         if config.eval.segments and index >= config.eval.segments:
             return
         yield batch
+
+
+def eval_rows(tokens: Tokens, config: Config) -> int:
+    devices = jax.device_count()
+    return min(config.eval.batch, -(-len(tokens.names) // devices) * devices)
 
 
 def eval_examples(task: Task, config: Config) -> Examples:

@@ -13,19 +13,11 @@ import optax
 from jax import Array
 
 from memtx.config import Config
-from memtx.data.streams import Batch
-from memtx.memory.base import Segment, batch_axes, collect, detach, scan
+from memtx.data.streams import Batch, segment_of
+from memtx.memory.base import batch_axes, collect, detach, scan
 from memtx.models.lm import LM
 from memtx.training.losses import at_each_place, cross_entropy
 from memtx.training.optim import trained
-
-
-def segment_of(batch: Batch) -> Segment:
-    """The Segment of a batch whose leaves have lost their P axis."""
-    position_BT, length_B, reset_B, source_B = map(
-        jnp.asarray, (batch.position_BPT, batch.length_BP, batch.reset_BP, batch.source_BP)
-    )
-    return Segment(position_BT, length_B, reset_B, source_B)
 
 
 def make_loss(lm: LM, config: Config):

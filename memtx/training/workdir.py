@@ -9,6 +9,7 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
+from memtx.config import Config, to_json
 from memtx.errors import UserError
 
 LOCK, RECORD, LOG = ".lock", "run.json", "log.txt"
@@ -84,13 +85,13 @@ def _check_same(here: Mapping, there: Mapping, workdir: Path) -> None:
 
 
 def differences(here: Mapping, there: Mapping, free: tuple[str, ...] = FREE) -> list[str]:
-    """How two configs differ in other keys than those that are free."""
-    ours, theirs = _dotted(here), _dotted(there)
+    """How two configs differ in other keys than those that are free. A key that came later had its default before."""
+    ours, theirs, default = map(_dotted, (here, there, to_json(Config())))
+    both = {key: [side.get(key, default.get(key, "absent")) for side in (ours, theirs)] for key in ours.keys() | theirs.keys()}
     return [
-        f"{key}: {ours.get(key, 'absent')} here, {theirs.get(key, 'absent')} in the checkpoint"
-        for key in sorted(ours.keys() | theirs.keys())
-        if ours.get(key, "absent") != theirs.get(key, "absent")
-        and not any(key == name or key.startswith(f"{name}.") for name in free)
+        f"{key}: {mine} here, {its} in the checkpoint"
+        for key, (mine, its) in sorted(both.items())
+        if mine != its and not any(key == name or key.startswith(f"{name}.") for name in free)
     ]
 
 

@@ -59,7 +59,7 @@ def test_labels_stand_at_the_last_token_and_each_pass_has_each_document(folder):
     assert sorted(passes[0]) == sorted(passes[1])
     assert passes[0] == whole
     assert passes[0] != passes[1]
-    with pytest.raises(memtx.UserError, match=r"valid\.jsonl has 16 documents: set eval\.examples=16"):
+    with pytest.raises(memtx.UserError, match=r"valid has 16 examples: set eval\.examples=16"):
         task.draw(0, "valid", 16)
 
 

@@ -5,8 +5,10 @@ import sys
 
 import pytest
 
+from memtx.config import Config, to_json
 from memtx.errors import UserError
 from memtx.training.checkpoint import Checkpointer
+from memtx.training.workdir import differences
 from tests.training.runs import CONFIG, resume, same
 
 
@@ -17,6 +19,14 @@ def test_another_config_is_refused(saved):
     assert "model.width: 256 here, 128 in the checkpoint" in str(error.value)
     assert "model.stacks" in str(error.value)
     assert "extra: 1 here, absent in the checkpoint" in str(error.value)
+
+
+def test_a_key_that_an_older_run_does_not_know_was_at_its_default():
+    now = to_json(Config())
+    older = now | {"data": {key: value for key, value in now["data"].items() if key != "mask"}}
+    assert differences(now, older) == differences(older, now) == []
+    hidden = now | {"data": now["data"] | {"mask": 0.15}}
+    assert differences(hidden, older) == ["data.mask: 0.15 here, 0.0 in the checkpoint"]
 
 
 def test_steps_and_evaluation_may_change(saved):

@@ -1,6 +1,6 @@
 """Tasks: `data.corpus="task:NAME"`, with settings in `data.task`. One generator per file; base.py is the contract.
 
-All are synthetic but `labelled`, which reads documents of yours.
+All are synthetic but `labelled` and `pairs`, which read files of yours.
 """
 
 from memtx.data.tasks.algorithmic import Algorithmic
@@ -17,6 +17,7 @@ from memtx.data.tasks.mqar import MQAR
 from memtx.data.tasks.needle import Needle
 from memtx.data.tasks.ngram import Ngram
 from memtx.data.tasks.object_collision import ObjectCollision
+from memtx.data.tasks.pairs import Pairs
 from memtx.data.tasks.passkey import Passkey
 from memtx.data.tasks.phonebook import Phonebook
 from memtx.data.tasks.ruler import Ruler
@@ -35,6 +36,7 @@ TASKS: dict[str, type[Task]] = {
     "needle": Needle,
     "ngram": Ngram,
     "object_collision": ObjectCollision,
+    "pairs": Pairs,
     "passkey": Passkey,
     "phonebook": Phonebook,
     "ruler": Ruler,

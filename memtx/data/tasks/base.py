@@ -12,6 +12,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,12 +33,16 @@ class Example:
     label_L   int32, NOTHING where nothing is asked
     slices    what to tell results apart by: a number or a word, of the whole example or of each of its A labels
     scored_A  bool, the labels that accuracy counts; None: all. Loss counts all
+    source_S  int32, what an encoder reads before the first token, if anything
+    answer    the text that the labels are, as it should be written
     """
 
     token_L: np.ndarray
     label_L: np.ndarray
     slices: Mapping[str, Any]
     scored_A: np.ndarray | None = None
+    source_S: np.ndarray = dataclasses.field(default_factory=partial(np.zeros, 0, np.int32))
+    answer: str = ""
 
 
 class Task(abc.ABC):
@@ -47,11 +52,13 @@ class Task(abc.ABC):
     length     the most tokens that an example has
     block      examples are fed so many tokens at a time, whatever the segment; 0: as many as a segment holds
     classes    how many classes there are, if a label is the class of what was read; 0: labels are tokens
+    source     the most tokens that an encoder has to read before an example; 0: it has nothing to read
     """
 
     Config: ClassVar[type]
     block: int = 0
     classes: int = 0
+    source: int = 0
     tokenizer: Tokenizer
     length: int
 

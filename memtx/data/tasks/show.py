@@ -19,6 +19,8 @@ def show(data: Data, index: int = 0) -> Text:
     out = Text(f"{data.corpus}  {settings}\n")
     out.append(f"{len(example.token_L)} of at most {task.length} tokens, a vocabulary of {task.tokenizer.vocab_size}; ")
     out.append(f"{int((example.label_L >= 0).sum())} labels; {_slices(example.slices)}\n\n")
+    if len(example.source_S):
+        out.append(f"source, {len(example.source_S)} tokens: {task.tokenizer.decode(example.source_S)}\n\n")
     answers, asked = [], False
     for place, (token, label) in enumerate(zip(example.token_L, example.label_L, strict=True)):
         after = example.token_L[place + 1] if place + 1 < len(example.token_L) else None

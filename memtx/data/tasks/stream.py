@@ -8,7 +8,10 @@ step.
 A curriculum is a list of stages, each of a number of steps with settings of its own; after the last stage comes the task as
 it is configured. The stage is a function of the step, and shapes do not change. A stage begins with new examples.
 
-Legend: B stream, P segments per step, T tokens per segment, K steps of an example, L tokens of an example, C calls.
+What an encoder reads before an example comes with the example's first call, padded to the longest of all.
+
+Legend: B stream, P segments per step, T tokens per segment, K steps of an example, L tokens of an example, C calls, S tokens
+of a source.
 """
 
 from __future__ import annotations
@@ -65,6 +68,7 @@ class Examples(Iterator[Batch]):
         self._begins = np.cumsum([0, *(steps for steps, _ in stages[:-1])])
         self._batch, self._segments, self._time = batch, segments, time
         self._seed, self._split, self._count, self._repeat = seed, split, count, repeat
+        self._source = max(task.source for _, task in stages)
         rows = batch // process_count
         self._rows = range(process_index * rows, (process_index + 1) * rows)
         self._step = 0
@@ -89,6 +93,7 @@ class Examples(Iterator[Batch]):
             length_BP=length_BP,
             reset_BP=(position_BPT[..., 0] == 0) & (length_BP > 0),
             source_BP=np.where(length_BP > 0, np.asarray(indices)[:, None], -1).astype(np.int32),
+            shared=self._sources(self._drawn[1], place.part) if self._source else {},
         )
 
     def get_state(self) -> dict:
@@ -130,6 +135,15 @@ class Examples(Iterator[Batch]):
     def _draw(self, stage: int, index: int) -> Example | None:
         ended = not self._repeat and index >= self._count
         return None if ended else self._stages[stage][1].draw(self._seed, self._split, index, stage)
+
+    def _sources(self, examples: Sequence[Example | None], part: int) -> dict[str, np.ndarray]:
+        token_BPS = np.zeros((len(examples), self._segments, self._source), np.int32)
+        length_BP = np.zeros((len(examples), self._segments), np.int32)
+        for row, example in enumerate(examples):
+            if part == 0 and example is not None:
+                length_BP[row, 0] = len(example.source_S)
+                token_BPS[row, 0, : len(example.source_S)] = example.source_S
+        return {"source/token": token_BPS, "source/length": length_BP}
 
     def _cut(self, task: Task, example: Example | None, part: int):
         """-> (token_PT, target_PT, position_PT, length_P) of the P calls of a part; calls after the example's end are empty."""

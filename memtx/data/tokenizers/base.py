@@ -67,6 +67,25 @@ class Tokenizer:
         ids = np.concatenate([np.asarray([self.bos] if self.bos >= 0 else [], np.int32), self.encode(text)])
         return ids, np.zeros_like(ids)
 
+    @property
+    def start(self) -> int:
+        """What a decoder reads first, once its encoder has read a source: <pad> as in T5, else `bos`."""
+        return self.specials.get("<pad>", self.bos)
+
+    @property
+    def mask(self) -> int:
+        """What stands for a hidden token; -1 if there is none."""
+        named = [self.specials[name] for name in ("[MASK]", "<mask>") if name in self.specials]
+        spare = not self.specials and not self.pieces[-1]  # one of the SPECIALS
+        return named[0] if named else self.vocab_size - 1 if spare else -1
+
+    def cut(self, ids_T: np.ndarray, most: int) -> np.ndarray:
+        """The first `most` tokens of a framed text (0: all), of which the last is the special that ends it, if it has one."""
+        if not most or len(ids_T) <= most:
+            return ids_T
+        ends = int(ids_T[-1]) in {*self.eos, *self.specials.values()}
+        return np.concatenate([ids_T[: most - 1], ids_T[-1:]]) if ends else ids_T[:most]
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; specials are dropped, and bytes that are not UTF-8 become U+FFFD."""
         return b"".join(self.pieces[int(id)] for id in ids).decode("utf-8", errors="replace")

@@ -1,0 +1,45 @@
+"""Hidden tokens of a text, given back by an encoder that is pretrained or new (masked-LM).
+
+    memtx train --config=configs/masked.py:backbone=minilm,data=books --workdir=runs/masked
+
+backbone   minilm | a Hugging Face folder of a BERT | a name of the hub; "": a new one, with bytes for tokens
+size       of a new one: micro | tiny | small | base | 1b
+memory     none: each segment is a text of its own | rmt_encoder: memory tokens carry what was read
+segment    tokens of a segment                      data       pycode | books | speeches | textdir:PATH | tfds:NAME
+"""
+
+import dataclasses
+
+from memtx.config import get_config as default_config
+from memtx.config import parse_arg
+from memtx.errors import UserError, check_known
+from memtx.models.presets import preset
+from memtx.models.pretrained import settings
+
+
+def get_config(arg: str = ""):
+    choice = parse_arg(arg, backbone="", size="tiny", memory="none", segment="128", data="books")
+    check_known(choice.memory, ["none", "rmt_encoder"], "memory")
+    if not choice.segment.isdecimal() or not int(choice.segment):
+        raise UserError(f"segment should be a number above 0, not {choice.segment}")
+    segment, around = int(choice.segment), "" if choice.memory == "none" else choice.memory
+    return default_config(
+        model=_model(choice.backbone, choice.size, around),
+        memory={around: {"segment": segment, "memory": 16}} if around else {},
+        data={
+            "corpus": choice.data,
+            "tokenizer": f"pretrained:{choice.backbone}" if choice.backbone else "bytes",
+            "segment": segment,
+            "mask": 0.15,
+        },
+        train={"steps": 1000, "batch": 8, "segments": 2},
+        optim={"lr": 5e-5 if choice.backbone else 3e-3, "weight_decay": 0.01, "schedule": "linear", "final_lr": 0.0},
+        eval={"every": 250, "batch": 8, "segments": 32, "sample_tokens": 0},
+    )
+
+
+def _model(backbone: str, size: str, around: str) -> dict:
+    if not backbone:
+        return preset(around or "bidirectional", size) | {"output": "masked_lm"}
+    model = settings(backbone, output="masked_lm", body=around, dropout=0.1)
+    return {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name != "memory"}

@@ -1,0 +1,148 @@
+"""Tasks whose examples are in files of one's own.
+
+`path` is a folder with train.jsonl, valid.jsonl and test.jsonl; or one file, split 90/5/5 by what examples begin with, so that
+no source or text is on two sides. A file is JSON Lines, or .csv or .tsv with a line of names. To train, each pass takes the
+examples in an order of its own; held-out ones come as they stand.
+"""
+
+from __future__ import annotations
+
+import abc
+import csv
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from memtx.data import tokenizers
+from memtx.data.cache import digest
+from memtx.data.corpora import by_hash
+from memtx.data.hub import find
+from memtx.data.tasks.base import SPLITS, Example, Task
+from memtx.data.tokenizers import Tokenizer, byte_tokenizer
+from memtx.errors import UserError
+
+Rows = Mapping[str, list[tuple[str, ...]]]  # by split: the values of a task's keys
+DIALECTS = {".csv": ",", ".tsv": "\t"}
+
+
+class FileTask(Task):
+    """keys: what each line of a file has, none of them empty. Config has path, tokenizer and cache, as in `labelled`."""
+
+    keys: ClassVar[tuple[str, ...]]
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.tokenizer = named(config.tokenizer, config.cache)
+        self.examples, self._content = _prepared(type(self), config, _files(config.path))
+        self.length = max(len(example.token_L) for found in self.examples.values() for example in found)
+
+    @classmethod
+    @abc.abstractmethod
+    def made(cls, config, tokenizer: Tokenizer, rows: Rows) -> dict[str, list[Example]]:
+        """The examples of each split."""
+
+    def example(self, rng: np.random.Generator) -> Example:
+        found = self.examples["train"]
+        return found[int(rng.integers(len(found)))]
+
+    def draw(self, seed: int, split: str, index: int, stage: int = 0) -> Example:
+        found = self.examples[split]
+        if split == "train":
+            epoch, at = divmod(index, len(found))
+            return found[int(_order(seed, stage, epoch, len(found))[at])]
+        if index >= len(found):
+            raise UserError(f"{split} has {len(found)} examples: set eval.examples={len(found)} or less")
+        return found[index]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that is in the files, too."""
+        return digest(type(self).__name__, dataclasses.asdict(self.config), self._content)
+
+
+@lru_cache(4)
+def _order(seed: int, stage: int, epoch: int, count: int) -> np.ndarray:
+    return np.argsort(np.random.PCG64([seed, stage, epoch]).random_raw(count), kind="stable")
+
+
+@lru_cache(8)
+def named(name: str, cache: str) -> Tokenizer:
+    kind, _, source = name.partition(":")
+    if kind == "pretrained":
+        return tokenizers.pretrained(find(source, cache))
+    if name != "bytes":
+        raise UserError(f"data.task.tokenizer={name!r} should be bytes or pretrained:NAME")
+    return byte_tokenizer()
+
+
+def _files(path: str) -> tuple[tuple[Path, int, int], ...]:
+    """The files that hold the examples, and what changes when they do."""
+    if not path:
+        raise UserError("data.task.path is not set: give a folder with train.jsonl, valid.jsonl and test.jsonl, or one file")
+    place = Path(path).expanduser()
+    files = [place / f"{split}.jsonl" for split in SPLITS] if place.is_dir() else [place]
+    try:
+        return tuple((file, (stat := file.stat()).st_mtime_ns, stat.st_size) for file in files)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from None
+
+
+@lru_cache(8)
+def _prepared(cls: type[FileTask], config, files) -> tuple[dict[str, list[Example]], str]:
+    """The examples of each split, and what stands for them. A run makes its tasks several times, and reads them once."""
+    found = [_read(file, cls.keys) for file, *_ in files]
+    if len(files) == 1:
+        split = by_hash(sorted({row[0] for row in found[0]}))
+        if not all(split.values()):
+            raise UserError(f"{files[0][0]} has too little to split: three different values of {cls.keys[0]!r} are the fewest")
+        sides = {begin: side for side, begins in split.items() for begin in begins}
+        rows = {side: [row for row in found[0] if sides[row[0]] == side] for side in SPLITS}
+    else:
+        rows = dict(zip(SPLITS, found, strict=True))
+    return cls.made(config, named(config.tokenizer, config.cache), rows), digest(rows)
+
+
+def _read(file: Path, keys: tuple[str, ...]) -> list[tuple[str, ...]]:
+    form = ", ".join(f'"{key}": "..."' for key in keys)
+    rows = []
+    try:
+        for number, line in _lines(file):
+            values = tuple(_value(line, key) for key in keys)
+            if not all(values):
+                fault = "not JSON" if line is None else f'no text at "{keys[values.index("")]}"'
+                raise UserError(f"{file}, line {number}: {fault}; each line should be {{{form}}}")
+            rows.append(values)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read {file}: {error}") from None
+    if not rows:
+        raise UserError(f"{file} holds no examples")
+    return rows
+
+
+def _lines(file: Path) -> Iterator[tuple[int, Any]]:
+    """(number, what it holds) of each line that is not blank."""
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        if delimiter := DIALECTS.get(file.suffix):
+            reader = csv.DictReader(stream, delimiter=delimiter)
+            yield from ((reader.line_num, row) for row in reader)
+        else:
+            yield from ((number, _json(line)) for number, line in enumerate(stream, 1) if line.strip())
+
+
+def _json(line: str):
+    """What a line says; None if it is not JSON."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _value(line, key: str) -> str:
+    """Its text; "" if there is none."""
+    value = line.get(key) if isinstance(line, Mapping) else None
+    return str(value) if isinstance(value, str | int | float) else ""
