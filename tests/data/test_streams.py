@@ -20,7 +20,14 @@ def calls(batch: Batch):
     rows, segments = batch.length_BP.shape
     for p in range(segments):
         for b in range(rows):
-            yield b, {f.name.rsplit("_", 1)[0]: getattr(batch, f.name)[b, p] for f in dataclasses.fields(batch)}
+            yield (
+                b,
+                {
+                    f.name.rsplit("_", 1)[0]: getattr(batch, f.name)[b, p]
+                    for f in dataclasses.fields(batch)
+                    if f.name != "shared"
+                },
+            )
 
 
 def read(batches):
