@@ -108,7 +108,7 @@ def likeliest(lm, params, ids, end, size, steps, length_penalty):
     return best[1]
 
 
-@pytest.mark.parametrize("length_penalty", [0.0, 2.0])
+@pytest.mark.parametrize("length_penalty", [pytest.param(0.0, marks=pytest.mark.thorough), 2.0])
 def test_with_enough_beams_the_search_finds_the_likeliest_of_all_texts(length_penalty):
     size, steps = 4, 3
     lm, params = make("full", size=size, groups=1)

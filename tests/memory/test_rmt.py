@@ -94,6 +94,7 @@ def reach(cls, between) -> np.ndarray:
     return np.abs(jax.jit(jax.jacrev(outputs))(x)).reshape(3, 3, -1).max(-1) > 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("cls", [RMT, ARMT])
 def test_the_gradient_flows_through_all_segments_until_detached(cls):
     np.testing.assert_array_equal(reach(cls, lambda state: state), np.tri(3, dtype=bool))

@@ -67,6 +67,7 @@ def test_what_is_frozen_has_no_optimiser_state(tmp_path, backbone, name):
     assert {path for path, update in flat(updates).items() if update.any()} <= {p for p in flat(params) if "gate" in p}
 
 
+@pytest.mark.thorough
 def test_a_config_is_evaluated_as_it_begins(tmp_path, backbone):
     c = config(tmp_path, backbone, optim={"lr": 0.0})
     trained = train(c, tmp_path / "run", say=lambda _: None).evaluation
@@ -96,7 +97,7 @@ def test_the_config_file_puts_a_memory_on_a_backbone(backbone, memory):
     assert memory in "".join(named) + c.model.body + c.model.head + "none"
 
 
-@pytest.mark.parametrize("attention", ["own", "window", "sink"])
+@pytest.mark.parametrize("attention", [*(pytest.param(name, marks=pytest.mark.thorough) for name in ("own", "window")), "sink"])
 def test_a_memory_closed_is_the_attention_of_the_other_layers(backbone, attention):
     token = np.random.default_rng(0).integers(0, 264, (2, 48))
 

@@ -93,6 +93,7 @@ def test_a_run_says_how_well_it_writes(whole):
     assert found[-1]["eval/bits_per_byte"] == pytest.approx(result.carried.loss * result.labels / np.log(2) / size)
 
 
+@pytest.mark.thorough
 def test_a_run_told_to_stop_goes_on_bit_identically(whole, file, tmp_path):
     workdir, _ = whole
     assert run_until_next_line(config(file), tmp_path / "run").step < 4

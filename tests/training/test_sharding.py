@@ -53,7 +53,9 @@ def run(devices: int, configs: list) -> list[dict]:
     return [json.loads(line) for line in out.stdout.splitlines() if line.startswith("{")]
 
 
-@pytest.mark.parametrize(("memory", "meshes"), [("window", ["data", "model", "fsdp"]), ("xl", ["model"])])
+@pytest.mark.parametrize(
+    ("memory", "meshes"), [("window", ["data", "model", "fsdp"]), pytest.param("xl", ["model"], marks=pytest.mark.thorough)]
+)
 def test_every_mesh_gives_the_losses_of_one_device(root, memory, meshes):
     values = {"train": {"batch": 8}, "model": {"width": 32, "num_heads": 4, "ff_dim": 64}}
     alone = run(1, [tiny(root, memory, **values)])[0]
