@@ -10,10 +10,8 @@ memory     rmt_encoder: memory tokens carry what was read; none: only the first 
 segment    tokens of a segment                       tokens     of a document, at most
 """
 
-import dataclasses
-
 from memtx.config import get_config as default_config
-from memtx.config import parse_arg
+from memtx.config import model_group, parse_arg
 from memtx.errors import UserError, check_known
 from memtx.models.pretrained import settings
 
@@ -29,7 +27,7 @@ def get_config(arg: str = ""):
     tokens = tokens if body else segment
     model = settings(choice.backbone, output="classes", classes=classes, pool="mean", body=body, dropout=0.1)
     return default_config(
-        model={f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name != "memory"},
+        model=model_group(model),
         memory={"rmt_encoder": {"segment": segment, "memory": 16}} if body else {},
         data={
             "corpus": "task:labelled",

@@ -8,10 +8,8 @@ memory     none: each segment is a text of its own | rmt_encoder: memory tokens 
 segment    tokens of a segment                      data       pycode | books | speeches | textdir:PATH | tfds:NAME
 """
 
-import dataclasses
-
 from memtx.config import get_config as default_config
-from memtx.config import parse_arg
+from memtx.config import model_group, parse_arg
 from memtx.errors import UserError, check_known
 from memtx.models.presets import preset
 from memtx.models.pretrained import settings
@@ -42,4 +40,4 @@ def _model(backbone: str, size: str, around: str) -> dict:
     if not backbone:
         return preset(around or "bidirectional", size) | {"output": "masked_lm"}
     model = settings(backbone, output="masked_lm", body=around, dropout=0.1)
-    return {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name != "memory"}
+    return model_group(model)

@@ -13,10 +13,8 @@ segment    tokens of such a segment
 What is longer is an error; to cut it: --config.data.task.source_tokens=512 --config.data.task.target_tokens=128.
 """
 
-import dataclasses
-
 from memtx.config import get_config as default_config
-from memtx.config import parse_arg
+from memtx.config import model_group, parse_arg
 from memtx.errors import UserError, check_known
 from memtx.models.presets import encoder_decoder
 from memtx.models.pretrained import settings
@@ -53,4 +51,4 @@ def _model(backbone: str, size: str) -> dict:
     model = settings(backbone)
     if not model.encoder:
         raise UserError(f"{backbone} has no encoder, so it reads no source: give a T5, or train it with configs/pretrained.py")
-    return {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name != "memory"}
+    return model_group(model)

@@ -324,6 +324,11 @@ def _check_sites(model: Model, stacks, classes: Mapping[str, Any]) -> None:
                 raise UserError(f"{entry!r}: a gate between memories begins half open; with model.closed write + for *")
 
 
+def model_group(model: Model) -> dict[str, Any]:
+    """The group `model` of a config file that gives this model; its memories are a group of their own."""
+    return {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name != "memory"}
+
+
 def to_json(config: Config) -> dict:
     """The config as plain JSON values, in the groups that a ConfigDict has; `configure` reads it back."""
     values = json.loads(json.dumps(_plain(config)))

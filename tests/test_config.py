@@ -48,6 +48,7 @@ def only(memory: str) -> dict:
         ({"model": only("titans_mag"), "memory": {"titans_mag": {"chunk": 0}}}, "memory.titans_mag: chunk must be at least 1"),
         ({"model": only("kda"), "memory": {"kda": {"chunk": 12}}}, "memory.kda: chunk must be a power of two"),
         ({"data": {"corpus": "task:mqar", "task": {"pairs": 0}}}, "data.task: "),
+        ({"data": {"corpus": "task:mqar", "task": {"filler": "saef"}}}, "^data.task: unknown filler 'saef'; did you mean safe"),
         ({"model": {"width": 130}}, "num_heads=4 does not divide model.width=130"),
         ({"model": {"num_kv_heads": 3}}, "num_kv_heads=3 does not divide"),
         ({"model": {"width": 12}}, "even head_dim"),

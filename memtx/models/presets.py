@@ -5,7 +5,7 @@ import re
 from itertools import groupby
 
 from memtx import patterns
-from memtx.config import complete_model
+from memtx.config import complete_model, model_group
 from memtx.errors import UserError, check_known
 from memtx.memory import MEMORIES
 from memtx.memory.sink import Sink
@@ -75,7 +75,7 @@ def on_pretrained(backbone: str, memory: str, layers: str, attention: str, conte
         changes["memory"]["memorizing"] |= {"normalise": False, "sinks": Sink.Config.sinks if attention == "sink" else 0}
     model = complete_model(dataclasses.replace(model, **changes))
     new = new_parameters(LM(model))
-    group = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name != "memory"}
+    group = model_group(model)
     memories = {name: dataclasses.asdict(config) for name, config in model.memory.items()}
     return group, memories, f"^({'|'.join(map(re.escape, new))})$" if new else ""
 

@@ -52,7 +52,7 @@ class Babilong(TextTask):
         def __post_init__(self):
             check(len(self.tasks) > 0, "tasks must name at least one")
             for task in self.tasks:
-                check_known(task, STORIES, "task in data.task.tasks")
+                check_known(task, STORIES, "task")
             check(self.facts >= 2, "facts must be at least 2")
             if self.background != "noise":
                 sentences(self.background)

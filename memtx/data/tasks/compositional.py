@@ -28,7 +28,7 @@ class Compositional(Numbered):
         filler: str = "zero"  # zero | zoology | safe
 
         def __post_init__(self):
-            check_known(self.filler, FILLERS, "data.task.filler")
+            check_known(self.filler, FILLERS, "filler")
             check(self.pairs >= 1 and math.isqrt(self.pairs) ** 2 == self.pairs, f"pairs={self.pairs} is not a square number")
             check(6 * self.pairs <= self.length, "length must be at least 6 pairs")
             check(self.vocabulary // 3 > self.pairs, "vocabulary is too small for so many pairs")

@@ -28,7 +28,7 @@ class Copying(Task):
         length: int = 256  # of selective: places that the n tokens are spread over
 
         def __post_init__(self):
-            check_known(self.kind, ("copy", "reverse", "selective"), "data.task.kind")
+            check_known(self.kind, ("copy", "reverse", "selective"), "kind")
             check(min(self.symbols, self.items, self.repeats) >= 1, "symbols, items and repeats must be at least 1")
             check(self.kind != "selective" or self.items <= self.length, "length must be at least items")
 

@@ -31,9 +31,15 @@ DIALECTS = {".csv": ",", ".tsv": "\t"}
 
 
 class FileTask(Task):
-    """keys: what each line of a file has, none of them empty. Config has path, tokenizer and cache, as in `labelled`."""
+    """keys: what each line of a file has, none of them empty."""
 
     keys: ClassVar[tuple[str, ...]]
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        path: str = ""  # a folder, or a file
+        tokenizer: str = "bytes"  # bytes | pretrained:NAME
+        cache: str = "~/.cache/memtx"
 
     def __init__(self, config):
         super().__init__(config)

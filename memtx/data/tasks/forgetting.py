@@ -28,7 +28,7 @@ class Forgetting(Numbered):
         filler: str = "zero"  # zero | zoology | safe
 
         def __post_init__(self):
-            check_known(self.filler, FILLERS, "data.task.filler")
+            check_known(self.filler, FILLERS, "filler")
             check(0 <= self.updates <= self.pairs and self.pairs >= 1, "updates must be from 0 to pairs")
             check(
                 2 * (self.pairs + self.updates) + 2 * self.pairs <= self.length, "length must be 2 (pairs + updates) + 2 pairs"

@@ -19,11 +19,8 @@ class Labelled(FileTask):
     keys = ("text", "label")
 
     @dataclasses.dataclass(frozen=True)
-    class Config:
-        path: str = ""  # a folder, or a file
-        tokenizer: str = "bytes"  # bytes | pretrained:NAME
+    class Config(FileTask.Config):
         tokens: int = 0  # the first so many of each document; 0: all
-        cache: str = "~/.cache/memtx"
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -35,7 +32,7 @@ class Labelled(FileTask):
         names = _names({split: [label for _, label in found] for split, found in rows.items()})
 
         def example(text: str, label: str) -> Example:
-            token_L = tokenizer.frame(text)[0][: config.tokens or None]
+            token_L = tokenizer.cut(tokenizer.frame(text)[0], config.tokens)
             label_L = np.full(len(token_L), NOTHING, np.int32)
             label_L[-1:] = names.index(label)
             return Example(token_L, label_L, {"class": label})

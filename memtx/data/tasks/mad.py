@@ -49,7 +49,7 @@ class Mad(Task):
         key_tokens: int = 1  # of memorization: facts about pairs, triples, .. of tokens, which no embedding can hold
 
         def __post_init__(self):
-            check_known(self.kind, PUBLISHED, "data.task.kind")
+            check_known(self.kind, PUBLISHED, "kind")
             check(0 <= self.noise < 1, "noise must be in [0, 1)")
             v, length = Mad.sizes(self)
             check(v - (self.noise_vocabulary if self.kind == "noisy" else 0) >= 6, f"vocabulary={v} is too small")

@@ -36,7 +36,7 @@ class MQAR(Task):
         filler: str = "zero"  # zero | zoology | safe
 
         def __post_init__(self):
-            check_known(self.filler, FILLERS, "data.task.filler")
+            check_known(self.filler, FILLERS, "filler")
             for length, pairs, weight in self.mix or ((self.length, self.pairs, 1),):
                 check(pairs >= 1 and 4 * pairs <= length and length % 2 == 0, f"{length=} must be even and at least 4 {pairs=}")
                 check(weight > 0, "the weights of mix must be above 0")

@@ -32,7 +32,7 @@ class Ngram(Task):
         letters: int = 26
 
         def __post_init__(self):
-            check_known(self.kind, ("copy", "prefix", "suffix"), "data.task.kind")
+            check_known(self.kind, ("copy", "prefix", "suffix"), "kind")
             check(2 <= self.letters <= 26, "letters must be from 2 to 26")
             check(self.ngram >= 1 and self.answer >= 0, "ngram must be at least 1 and answer 0 or more")
             least = self.answer + 1 + (self.ngram if self.kind != "copy" else 0)

@@ -22,12 +22,9 @@ class Pairs(FileTask):
     keys = ("source", "target")
 
     @dataclasses.dataclass(frozen=True)
-    class Config:
-        path: str = ""  # a folder, or a file
-        tokenizer: str = "bytes"  # bytes | pretrained:NAME
+    class Config(FileTask.Config):
         source_tokens: int = 0  # the first so many of each source; 0: all
         target_tokens: int = 0  # the first so many of each target, the end included; 0: all
-        cache: str = "~/.cache/memtx"
 
     def __init__(self, config: Config):
         super().__init__(config)

@@ -71,7 +71,7 @@ class Ruler(TextTask):
         others: int = 3  # times that every other one does
 
         def __post_init__(self):
-            check_known(self.task, [*NEEDLES, "vt", "cwe", "fwe"], "data.task.task")
+            check_known(self.task, [*NEEDLES, "vt", "cwe", "fwe"], "task")
             check(min(self.chains, self.hops) >= 1, "chains and hops must be at least 1")
             check(self.common > self.others >= 1, "common must be above others, and others at least 1")
             Ruler(self).example(np.random.default_rng(0))  # so that a length that is too short shows at once
