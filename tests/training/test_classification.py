@@ -63,6 +63,24 @@ def test_labels_stand_at_the_last_token_and_each_pass_has_each_document(folder):
         task.draw(0, "valid", 16)
 
 
+def test_training_takes_pieces_from_anywhere_and_asks_on_the_way(folder):
+    task = Labelled(Labelled.Config(path=str(folder), tokens=6, anywhere=True, every=2))
+    whole = Labelled(Labelled.Config(path=str(folder)))
+    assert task.length == 6
+    starts = set()
+    for epoch in range(50):
+        piece, document = task.draw(0, "train", 32 * epoch), whole.draw(0, "train", 32 * epoch)
+        label = task.names.index(piece.slices["class"])
+        assert piece.label_L.tolist() == [-1, label] * 3
+        found = [i for i in range(9) if document.token_L[i : i + 6].tolist() == piece.token_L.tolist()]
+        assert found
+        starts.add(found[0])
+    assert len(starts) > 4
+    held_out = task.draw(0, "valid", 1)  # its beginning, and asked at its end
+    assert held_out.label_L.tolist() == [-1, -1, -1, -1, -1, 1]
+    assert held_out.token_L[:5].tolist() == whole.draw(0, "valid", 1).token_L[:5].tolist()
+
+
 def test_what_cannot_be_learned_is_refused(folder, tmp_path):
     with pytest.raises(memtx.UserError, match=r"the labels are 2 classes: set model\.output=classes"):
         memtx.train(config(folder, output=""), tmp_path / "run")
