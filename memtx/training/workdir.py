@@ -9,8 +9,9 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from memtx.config import Config, to_json
+from memtx.config import Config, Model, to_json
 from memtx.errors import UserError
+from memtx.memory import MEMORIES
 
 LOCK, RECORD, LOG = ".lock", "run.json", "log.txt"
 OURS = (LOCK, RECORD, LOG)  # may be in the folder of a run that has not begun: a sweep's record of it and what it printed
@@ -86,7 +87,9 @@ def _check_same(here: Mapping, there: Mapping, workdir: Path) -> None:
 
 def differences(here: Mapping, there: Mapping, free: tuple[str, ...] = FREE) -> list[str]:
     """How two configs differ in other keys than those that are free. A key that came later had its default before."""
-    ours, theirs, default = map(_dotted, (here, there, to_json(Config())))
+    named = {*here.get("memory", {}), *there.get("memory", {})} & MEMORIES.keys()
+    defaults = Config(model=Model(memory={name: MEMORIES[name].Config() for name in named}))
+    ours, theirs, default = map(_dotted, (here, there, to_json(defaults)))
     both = {key: [side.get(key, default.get(key, "absent")) for side in (ours, theirs)] for key in ours.keys() | theirs.keys()}
     return [
         f"{key}: {mine} here, {its} in the checkpoint"

@@ -27,6 +27,10 @@ def test_a_key_that_an_older_run_does_not_know_was_at_its_default():
     assert differences(now, older) == differences(older, now) == []
     hidden = now | {"data": now["data"] | {"mask": 0.15}}
     assert differences(hidden, older) == ["data.mask: 0.15 here, 0.0 in the checkpoint"]
+    now, older = ({"memory": {"memorizing": settings}} for settings in ({"memory": 64, "sinks": 0}, {"memory": 64}))
+    assert differences(now, older) == differences(older, now) == []
+    sunk = {"memory": {"memorizing": {"memory": 64, "sinks": 4}}}
+    assert differences(sunk, older) == ["memory.memorizing.sinks: 4 here, 0 in the checkpoint"]
 
 
 def test_steps_and_evaluation_may_change(saved):
