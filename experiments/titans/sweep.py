@@ -1,7 +1,9 @@
 """Titans beside Gated DeltaNet
 
-The same recall (MQAR, 8 pairs in 64 tokens, a vocabulary of 128), two layers of width 64. Titans' memory is an MLP that
-learns by gradient descent while it reads; with a single linear layer, without momentum, it is Gated DeltaNet's rule.
+The same recall (MQAR, 8 pairs in 64 tokens, a vocabulary of 128), two layers of width 64. Titans' memory, here as a layer before
+a window of 16 tokens, is an MLP that learns by gradient descent while it reads, 16 tokens at the same weights; with a single
+linear layer, without momentum, it is Gated DeltaNet's rule but for those 16 tokens. A token's step is up to 1 (lr = 16): with up
+to 1/16 (lr = 1) `titans_mag` answered what its window holds and no more (seeds 0 and 1: 0.45 to 0.50, whatever depth and momentum).
 
 The claim (Behrouz et al. 2024): a deep memory with momentum recalls more than a matrix.
 """
@@ -24,19 +26,13 @@ common = {
 
 
 def sweep():
-    titans = {"config": TASK.format("titans_mag"), "memory.titans_mag.window": 16, "memory.titans_mag.chunk": 16}
-    runs = [
-        {},
-        *(
-            titans | {"memory.titans_mag.depth": depth, "memory.titans_mag.momentum": momentum}
-            for depth, momentum in ((1, False), (1, True), (2, True))
-        ),
-    ]
-    return product({"seed": [0, 1, 2]}, runs)
+    titans = {"config": TASK.format("titans_mal")} | {f"memory.titans_mal.{key}": 16 for key in ("window", "chunk", "lr")}
+    linear = {"memory.titans_mal.depth": 1, "memory.titans_mal.momentum": False}
+    return product({"seed": [0, 1, 2]}, [{}, titans | linear, titans])
 
 
 report = {
-    "rows": ("memory", "memory.titans_mag.depth", "memory.titans_mag.momentum"),
+    "rows": ("memory", "memory.titans_mal.depth"),
     "columns": {"recall": "eval/accuracy"},
     "varies": ("state_bytes", "params", "flops_per_token"),
     "floor": 0.05,
@@ -44,10 +40,8 @@ report = {
 
 
 def claims(table):
-    matrix = table["gated_deltanet", "default", "default", "recall"].mean
-    linear, momentum, deep = (
-        table["titans_mag", depth, momentum, "recall"].mean for depth, momentum in ((1, False), (1, True), (2, True))
-    )
-    yield "Titans with depth 2 and momentum recalls more than Gated DeltaNet (0.02)", deep > matrix + 0.02
-    yield "momentum adds to a linear memory (0.02)", momentum > linear + 0.02
-    yield "depth adds to momentum (0.02)", deep > momentum + 0.02
+    matrix, linear = table["gated_deltanet", "default", "recall"].mean, table["titans_mal", "1", "recall"].mean
+    deep = table["titans_mal", "default", "recall"].mean
+    yield "a linear memory without momentum recalls as much as Gated DeltaNet (within 0.1)", abs(linear - matrix) < 0.1
+    yield "depth 2 with momentum recalls more than Gated DeltaNet (0.02)", deep > matrix + 0.02
+    yield "and more than the linear memory (0.02)", deep > linear + 0.02
