@@ -48,7 +48,7 @@ def sweep():
 def run(config, workdir):
     """Of all held-out addresses, each to its end where there is a memory."""
     tokens = 0 if config.model.body else config.data.segment
-    path = Path(config.data.task["path"])
+    path = Path(config.data.task.path)
     examples = len((path / "test.jsonl").read_text().splitlines())
     result, _ = evaluate_run(workdir, split="test", examples=examples, task={"tokens": tokens})
     return {name.replace("eval", "test", 1): value for name, value in result.metrics().items()}
