@@ -88,4 +88,6 @@ def test_what_cannot_be_learned_is_refused(folder, tmp_path):
         build(memtx.configure(config(folder)), vocab_size=264).check_learns(0)
     with pytest.raises(memtx.UserError, match="cannot read"):
         Labelled(Labelled.Config(path=str(tmp_path / "none")))
+    with pytest.raises(memtx.UserError, match="every must be at least 0, not -1"):
+        Labelled.Config(every=-1)
     assert not (tmp_path / "run").exists()

@@ -41,6 +41,11 @@ class FileTask(Task):
         tokenizer: str = "bytes"  # bytes | pretrained:NAME
         cache: str = "~/.cache/memtx"
 
+        def __post_init__(self):
+            for name, value in vars(self).items():
+                if isinstance(value, int) and value < 0:
+                    raise UserError(f"{name} must be at least 0, not {value}")
+
     def __init__(self, config):
         super().__init__(config)
         self.tokenizer = named(config.tokenizer, config.cache)
