@@ -1,6 +1,7 @@
 """Reports say what the runs say: hand-worked means, missing runs counted, the same bytes for the same input."""
 
 import csv
+import dataclasses
 import io
 import itertools
 import json
@@ -208,6 +209,12 @@ def test_an_override_may_be_the_axis():
     ]
     (found,) = pictures(study(figures={"width": {"y": "eval/loss", "x": "width"}}), swept)
     assert [(p.x, p.mean) for p in found.lines[0].points] == [(2, 2.5), (4, 4.5)]
+
+
+def test_slices_come_before_a_setting_of_the_same_name():
+    named = [dataclasses.replace(run, settings={**run.settings, "distance": "4"}) for run in runs()]
+    [far] = pictures(study(figures={"far": {"y": "eval/accuracy", "x": "distance"}}), named)
+    assert [point.x for point in far.lines[0].points] == [1, 4, 16]
 
 
 def test_a_figure_of_what_no_run_has_is_one_line_with_the_nearest():

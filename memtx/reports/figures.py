@@ -1,7 +1,7 @@
 """A study's figures: what is drawn. `memtx.reports.draw` draws it.
 
 A figure has lines of points, a point a mean over seeds: a metric over the steps of training, over slices of the evaluation
-(`eval/accuracy/distance=…`, `eval/loss/position=…`), over a setting, or over a budget.
+(`eval/accuracy/distance=…`, `eval/loss/position=…`), else over a setting of that name, or over a budget.
 """
 
 from __future__ import annotations
@@ -85,10 +85,10 @@ def _numbers(figure: Figure, runs: Iterable[Run]) -> dict[float, list[float]]:
             pairs = run.curves.get(figure.y, [])
         elif figure.x in BUDGETS:
             pairs = [(run.budget.get(figure.x), run.number(figure.y))]
-        elif (x := _as_number(run.value(figure.x))) is not None:
-            pairs = [(x, run.number(figure.y))]
+        elif sliced := [(float(m[1]), number) for name, number in run.result.items() if (m := slices.fullmatch(name))]:
+            pairs = sliced
         else:
-            pairs = [(float(m[1]), number) for name, number in run.result.items() if (m := slices.fullmatch(name))]
+            pairs = [(_as_number(run.value(figure.x)), run.number(figure.y))]
         for x, y in pairs:
             if x is not None and y is not None and x >= figure.start:
                 found.setdefault(x, []).append(y)
