@@ -1,7 +1,7 @@
 """Loss by position on whole plays
 
 `tiny` models read Shakespeare's plays, in segments of 128 bytes, 200 steps. Loss by how far into a play a byte stands (of bins
-that grow by 1.2: those that begin at 332, 1,117 and 5,312), and over all with memory carried and wiped at every segment.
+that grow by 1.2: those around 332, 1,117 and 5,312), and over all with memory carried and wiped at every segment.
 
 The claim (Dai et al. 2019, and most papers since): with a memory the loss goes on falling as a text goes on.
 """

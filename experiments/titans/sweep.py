@@ -3,7 +3,7 @@
 The same recall (MQAR, 8 pairs in 64 tokens, a vocabulary of 128), two layers of width 64. Titans' memory, here as a layer
 before a window of 16 tokens, is an MLP that learns by gradient descent while it reads, 16 tokens at the same weights; with a
 single linear layer, without momentum, it is Gated DeltaNet's rule but for those 16 tokens. A token's step is up to 1 (lr =
-16): with up to 1/16 (lr = 1) `titans_mag` answered what its window holds and no more (seeds 0 and 1: 0.45 to 0.50, whatever
+16): with up to 1/16 (lr = 1) `titans_mag` answered what its window holds and no more (seeds 0 and 1: 0.44 to 0.50, whatever
 depth and momentum).
 
 The claim (Behrouz et al. 2024): a deep memory with momentum recalls more than a matrix.
