@@ -89,6 +89,7 @@ class Optim:
     clip: float = 1.0  # global norm; 0: none
     z_loss: float = 0.0
     label_smoothing: float = 0.0
+    new_lr: float = 1.0  # of lr, for parameters that the pretrained weights do not have: a new head, memory tokens, gates
     train: str = ""  # a regex of the paths of parameters to train, the others stay as they are; "": all
 
 

@@ -85,20 +85,25 @@ def load_params(lm: LM, key: Array, *, cache: str | Path = CACHE) -> Params:
     Tensors are read one by one, so that hardly more than the weights is in host memory. UserError, before any tensor is
     read, if the model is not theirs or a tensor is missing, unknown or of another shape.
     """
+    weights, found, called = _found(lm, cache)
+    return _with_new(lm, _read(lm, found, weights, called), key)
+
+
+def new_parameters(lm: LM, *, cache: str | Path = CACHE) -> list[str]:
+    """The paths of those that the pretrained weights do not have: a head, a memory. UserError as `load_params`."""
+    _, found, _ = _found(lm, cache)
+    theirs = {path for place in found for path, *_ in place.ours}
+    return [path for path in flat(lm.abstract_params) if path not in theirs]
+
+
+def _found(lm: LM, cache: str | Path) -> tuple[Weights, list[Place], dict[str, str]]:
+    """The weights of a model, the places that they fill, and what they call those."""
     name = lm.model.pretrained
     weights = open_weights(find(name, cache))
     _check_same(lm.model, _settings(weights, name, CONTEXT), name)
     names = _family(weights).NAMES
-    found = places(names, lm)
-    found, called = check(found, names, weights.shapes, str(weights.path))
-    return _with_new(lm, _read(lm, found, weights, called), key)
-
-
-def new_parameters(lm: LM) -> list[str]:
-    """The paths of those that the pretrained backbone does not have."""
-    names = next(family for family in FAMILIES if family.holds(lm.model)).NAMES
-    theirs = {path for place in places(names, lm) for path, *_ in place.ours}
-    return [path for path in flat(lm.abstract_params) if path not in theirs]
+    found, called = check(places(names, lm), names, weights.shapes, str(weights.path))
+    return weights, found, called
 
 
 def _read(lm: LM, found: list[Place], weights: Weights, called: Mapping[str, str]) -> dict[str, Array]:

@@ -1,6 +1,7 @@
 """Optimisers by config, with the needs that mechanisms declare on their parameters.
 
-A parameter with `optim="no_decay"` gets no weight decay; one with `lr=5.0` learns five times as fast. Muon treats the
+A parameter with `optim="no_decay"` gets no weight decay; one with `lr=5.0` learns five times as fast, and what a pretrained
+model's weights do not have (a head, a memory) `optim.new_lr` times as fast. Muon treats the
 matrices inside blocks; embeddings, heads, vectors and what declares `optim="no_decay"` are left to Adam.
 
 `optim.train`, a regex of paths ("memories/0", "embed|to_logits"), leaves all others as they are, without optimiser state.
@@ -15,6 +16,7 @@ from memtx.config import Optim
 from memtx.errors import UserError
 from memtx.models.lm import LM, Params
 from memtx.models.names import flat
+from memtx.models.pretrained import new_parameters
 
 
 def schedule(optim: Optim, steps: int) -> optax.Schedule:
@@ -54,7 +56,7 @@ def trained(optim: Optim, lm: LM) -> Params:
 
 def _chain(optim: Optim, steps: int, lm: LM) -> optax.GradientTransformation:
     decays = jax.tree.map(lambda label: "no_decay" not in label, lm.declared("optim", ""))
-    factors = lm.declared("lr", 1.0)
+    factors = _factors(optim, lm)
     parts = [optax.clip_by_global_norm(optim.clip)] if optim.clip else []
     parts.append(_precondition(optim, lm, decays))
     if optim.weight_decay:
@@ -63,6 +65,18 @@ def _chain(optim: Optim, steps: int, lm: LM) -> optax.GradientTransformation:
         parts.append(optax.stateless(lambda updates, _: jax.tree.map(_scaled, factors, updates)))
     parts.append(optax.scale_by_learning_rate(schedule(optim, steps)))
     return optax.chain(*parts)
+
+
+def _factors(optim: Optim, lm: LM) -> Params:
+    """Per parameter, how fast it learns. UserError if `new_lr` is set and nothing is new beside pretrained weights."""
+    factors = lm.declared("lr", 1.0)
+    if optim.new_lr == 1.0:
+        return factors
+    new = set(new_parameters(lm)) if lm.model.pretrained else set()
+    if not new:
+        raise UserError(f"optim.new_lr={optim.new_lr} needs a pretrained model with new parameters beside it; set optim.lr")
+    paths = jax.tree.unflatten(jax.tree.structure(factors), list(flat(lm.abstract_params)))
+    return jax.tree.map(lambda path, factor: factor * optim.new_lr if path in new else factor, paths, factors)
 
 
 def _scaled(factor: float, update):

@@ -67,6 +67,25 @@ def test_what_is_frozen_has_no_optimiser_state(tmp_path, backbone, name):
     assert {path for path, update in flat(updates).items() if update.any()} <= {p for p in flat(params) if "gate" in p}
 
 
+def test_what_the_weights_do_not_have_learns_as_much_faster_as_is_said(tmp_path, backbone):
+    c = config(tmp_path, backbone, optim={"new_lr": 10.0, "lr": 0.1, "warmup": 0, "weight_decay": 0.0, "clip": 0.0})
+    lm = build(dataclasses.replace(c.model, output="classes", classes=2))
+    params = lm.init(jax.random.key(0))
+
+    def moves(train: str) -> dict[str, float]:
+        tx = optimizer(dataclasses.replace(c.optim, train=train), 10, lm)
+        updates, _ = tx.update(jax.tree.map(np.ones_like, params), tx.init(params), params)
+        return {path: round(-float(np.asarray(update).mean()), 4) for path, update in flat(updates).items()}
+
+    new = set(pretrained.new_parameters(lm))
+    assert {path.rsplit("/", 1)[-1] for path in new} >= {"gate", "w", "b"}  # memory's gate; the head, which the table knows
+    assert moves("") == {path: 1.0 if path in new else 0.1 for path in flat(params)}
+    assert moves("gate") == {path: 1.0 if "gate" in path else 0.0 for path in flat(params)}
+    for model in (dataclasses.replace(c.model, pretrained=""), pretrained.settings(backbone)):
+        with pytest.raises(UserError, match=r"optim.new_lr=10.0 needs a pretrained model with new parameters"):
+            optimizer(c.optim, 10, build(model))
+
+
 @pytest.mark.thorough
 def test_a_config_is_evaluated_as_it_begins(tmp_path, backbone):
     c = config(tmp_path, backbone, optim={"lr": 0.0})

@@ -122,15 +122,19 @@ def test_a_step_holds_a_whole_example_or_carries_its_memory_on():
     assert reach == {3: [12], 1: [0, 0, 12]}
 
 
-def test_steps_do_not_recompile_from_stage_to_stage():
-    config = tiny()
+@pytest.mark.parametrize(("segments", "shapes"), [(1, [1] * 6), (2, [2] * 6), (4, [2, 2, 3, 3, 4, 4])])
+def test_a_stage_has_the_segments_that_it_needs_and_no_step_recompiles_within_it(segments, shapes):
+    config = tiny(train={"segments": segments})
     data = source(config)
     lm = build(config.model, vocab_size=data.tokenizer.vocab_size)
     run = Run(config, lm, optimizer(config.optim, 6, lm), Layout(config.mesh))
-    stream, state = data.stream(), run.init()
+    stream, state, seen = data.stream(), run.init(), []
     for step in range(6):
-        *state, _ = run.step(*state, run.layout.place(next(stream)), np.int32(step), run.key)
-    assert run.step._cache_size() == 1
+        batch = next(stream)
+        seen.append(batch.token_BPT.shape[1])
+        *state, _ = run.step(*state, run.layout.place(batch), np.int32(step), run.key)
+    assert seen == shapes
+    assert run.step._cache_size() == len(set(shapes))
 
 
 def test_a_task_s_config_survives_json():

@@ -6,7 +6,8 @@ segments of T tokens for a whole example, K is 1 and gradients pass through all 
 step.
 
 A curriculum is a list of stages, each of a number of steps with settings of its own; after the last stage comes the task as
-it is configured. The stage is a function of the step, and shapes do not change. A stage begins with new examples.
+it is configured. The stage is a function of the step. A stage begins with new examples, and one of short examples has no more
+segments a step than they need: empty ones would cost nearly as much as full ones. So there is a shape for each stage at most.
 
 What an encoder reads before an example comes with the example's first call, padded to the longest of all.
 
@@ -93,7 +94,7 @@ class Examples(Iterator[Batch]):
             length_BP=length_BP,
             reset_BP=(position_BPT[..., 0] == 0) & (length_BP > 0),
             source_BP=np.where(length_BP > 0, np.asarray(indices)[:, None], -1).astype(np.int32),
-            shared=self._sources(self._drawn[1], place.part) if self._source else {},
+            shared=self._sources(self._drawn[1], place.part, token_BPT.shape[1]) if self._source else {},
         )
 
     def get_state(self) -> dict:
@@ -118,12 +119,16 @@ class Examples(Iterator[Batch]):
 
     def _place(self) -> Place:
         stage = int(np.searchsorted(self._begins, self._step, side="right")) - 1
-        calls = -(-self._stages[stage][1].length // self._span(self._stages[stage][1]))
-        return Place(stage, *divmod(self._step - int(self._begins[stage]), -(-calls // self._segments)))
+        parts = -(-self._calls(self._stages[stage][1]) // self._segments)
+        return Place(stage, *divmod(self._step - int(self._begins[stage]), parts))
 
     def _span(self, task: Task) -> int:
         """Tokens of a call."""
         return task.block or self._time
+
+    def _calls(self, task: Task) -> int:
+        """Of a whole example."""
+        return -(-task.length // self._span(task))
 
     def _index(self, number: int) -> int:
         """The example that comes as `number`: each of `count` once in an epoch. Sorts raw bits, which NumPy never changes."""
@@ -136,9 +141,9 @@ class Examples(Iterator[Batch]):
         ended = not self._repeat and index >= self._count
         return None if ended else self._stages[stage][1].draw(self._seed, self._split, index, stage)
 
-    def _sources(self, examples: Sequence[Example | None], part: int) -> dict[str, np.ndarray]:
-        token_BPS = np.zeros((len(examples), self._segments, self._source), np.int32)
-        length_BP = np.zeros((len(examples), self._segments), np.int32)
+    def _sources(self, examples: Sequence[Example | None], part: int, calls: int) -> dict[str, np.ndarray]:
+        token_BPS = np.zeros((len(examples), calls, self._source), np.int32)
+        length_BP = np.zeros((len(examples), calls), np.int32)
         for row, example in enumerate(examples):
             if part == 0 and example is not None:
                 length_BP[row, 0] = len(example.source_S)
@@ -147,8 +152,8 @@ class Examples(Iterator[Batch]):
 
     def _cut(self, task: Task, example: Example | None, part: int):
         """-> (token_PT, target_PT, position_PT, length_P) of the P calls of a part; calls after the example's end are empty."""
-        span, calls = self._span(task), self._segments
-        first = part * calls * span
+        span, calls = self._span(task), min(self._segments, self._calls(task))
+        first = part * calls * span  # of an example of several parts, each has all P calls
         token_L = np.zeros(0, np.int32) if example is None else example.token_L[first : first + calls * span]
         label_L = token_L if example is None else example.label_L[first : first + calls * span]
 
