@@ -65,7 +65,7 @@ def task(memory: str, name: str, task: dict, *, steps: int, batch: int = 64, seg
         data={"corpus": f"task:{name}", "segment": 64, "task": task, **data},
         train={"steps": steps, "batch": batch, "segments": segments, "log_every": 100},
         optim={"lr": 3e-3, "warmup": 50},
-        eval={"every": 0, "batch": 64, "segments": 8, "sample_tokens": 0},
+        eval={"every": 0, "batch": 64, "examples": 256, "sample_tokens": 0},
         checkpoint={"every": 100_000},
     )
 
