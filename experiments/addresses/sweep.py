@@ -27,15 +27,16 @@ from memtx.memory.base import segment
 CACHE = "~/.cache/memtx"
 SIDES = {1: "valid", 3: "test"}  # of each five presidents
 YEARS = 40
-READ = (240, 480, 960, 1920, 3840, 7680, 15360)  # tokens
+READ = (480, 960, 1920, 3840, 7680, 15360)  # tokens
 
 config = "configs/classify.py:classes=6"
 common = {
     "data.task.path": str(root(CACHE) / "derived" / f"addresses_by_{YEARS}_years"),
     "model.dropout": 0.0,
     "train.batch": 8,
-    "optim.lr": 4e-4,
-    "optim.warmup": 15,
+    "optim.lr": 1e-4,
+    "optim.new_lr": 30.0,
+    "optim.warmup": 10,
     "eval.every": 0,
     "eval.batch": 1,
     "eval.examples": 8,
@@ -45,11 +46,12 @@ common = {
 def sweep():
     built(Path(common["data.task.path"]), _write)
     whole = {
-        "config": f"{config},memory=rmt_encoder,segment=240,tokens=960",
-        "memory.rmt_encoder.remat": False,
-        "data.task.every": 240,
-        "data.curriculum": ((40, {"tokens": 240}), (30, {"tokens": 480})),
-        "train.steps": 100,
+        "config": f"{config},memory=rmt_encoder,segment=480,tokens=1920",
+        "memory.rmt_encoder.carry": "mean",
+        "data.task.anywhere": True,
+        "data.task.every": 480,
+        "data.curriculum": ((40, {"tokens": 480}), (20, {"tokens": 960})),
+        "train.steps": 85,
     }
     first = {"config": f"{config},memory=none", "train.steps": 60}
     return ({"seed": seed} | settings for seed in range(3) for settings in (whole, first))
