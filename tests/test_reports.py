@@ -287,6 +287,9 @@ def test_a_rerun_agrees_within_two_stored_deviations_or_the_floor():
     assert [cell.verdict for cell in compare(one, one, 0.0)] == ["agrees", "agrees"]
     part = compare(stored, table(runs({"gla": (0.3,)}), rows="memory"), 0.0)
     assert [cell.verdict for cell in part] == ["agrees", "not rerun"]
+    speeds = table(runs(result={"stream/tokens_per_s": 9.0}), columns={"speed": "stream/tokens_per_s"})
+    assert [len(row.cells) for row in speeds.rows] == [1, 1]
+    assert compare(speeds, speeds, 0.0) == []  # of a machine, not of a result
 
 
 # --- files and the command ---------------------------------------------------------------------------------------------------

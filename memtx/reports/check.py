@@ -29,12 +29,15 @@ class Comparison:
 
 
 def compare(stored: Table, again: Table, floor: float) -> list[Comparison]:
-    """Every measured cell of the stored table. floor: the least that is allowed, also where one seed has no spread."""
+    """Every measured cell of the stored table but speeds, which are a machine's.
+
+    floor: the least that is allowed, also where one seed has no spread.
+    """
     reruns = {row.labels: row for row in again.rows}
     found = []
     for row in stored.rows:
         for heading, cell in row.cells.items():
-            if not cell.by_seed:
+            if not cell.by_seed or stored.columns[heading].metric.endswith("tokens_per_s"):
                 continue
             other = reruns[row.labels].cells[heading] if row.labels in reruns else None
             mean = other.mean if other and other.by_seed else None
