@@ -1,8 +1,8 @@
 """The runs of the table of mechanisms: `config.py:column=mqar,memory=xl`.
 
 Every task's column trains a model of the same size (`micro`: width 64, 2 layers) from random weights; windows see 16 tokens, so
-that what is asked lies beyond them, and mechanisms with a segment, block or window of their own have one of that size too. Tasks
-begin with short examples: without, full attention had learned nothing of the 16 pairs in 400 steps, with it all.
+that what is asked lies beyond them, and mechanisms with a segment, block or window of their own have one of that size too.
+Tasks begin with short examples: without, full attention told 0.10 of 16 pairs after 400 steps, with it all (seed 0).
 """
 
 from __future__ import annotations
