@@ -31,7 +31,7 @@ class Model:
     body: str = ""  # a mechanism around the stacks, such as rmt
     head: str = ""  # a mechanism over the logits, such as knn_lm
     output: str = ""  # in place of next tokens' logits: masked_lm | pooled | classes | span; see memtx.models.heads
-    pool: str = "cls"  # cls | mean: the one vector of a call, for pooled and classes
+    pool: str = "cls"  # cls | mean | document: the one vector, for pooled and classes
     classes: int = 2
     memory: Mapping[str, Any] = field(default_factory=dict)  # settings by mechanism name: the config group `memory`
     pretrained: str = ""  # begin with its weights: a folder, a .gguf file, smollm2, a name of the hub; see memtx.data.hub
@@ -287,7 +287,7 @@ def complete_model(model: Model) -> Model:
     check_known(model.dtype, ["float32", "bfloat16", "float16"], "model.dtype")
     positive(model, "width", "num_heads", "max_position", "classes", path="model.")
     check_known(model.output, ["", *OUTPUTS], "model.output")
-    check_known(model.pool, ["cls", "mean"], "model.pool")
+    check_known(model.pool, ["cls", "mean", "document"], "model.pool")
     if not stacks or any(not pattern or groups < 1 for pattern, groups in stacks + encoder):
         raise UserError("model.stacks needs at least one (pattern, groups), each with a name and groups >= 1")
     if not model.head_dim and model.width % model.num_heads:

@@ -46,21 +46,23 @@ common = {
 def sweep():
     built(Path(common["data.task.path"]), _write)
     whole = {
-        "config": f"{config},memory=rmt_encoder,segment=480,tokens=1920",
-        "memory.rmt_encoder.carry": "mean",
+        "config": f"{config},memory=rmt_encoder,segment=480,tokens=960",
+        "model.pool": "document",
+        "memory.rmt_encoder.remat": False,
         "data.task.anywhere": True,
         "data.task.every": 480,
-        "data.curriculum": ((40, {"tokens": 480}), (20, {"tokens": 960})),
-        "train.steps": 85,
+        "data.curriculum": ((40, {"tokens": 480}),),
+        "train.steps": 65,
     }
     first = {"config": f"{config},memory=none", "train.steps": 60}
     return ({"seed": seed} | settings for seed in range(3) for settings in (whole, first))
 
 
 def run(config, workdir):
-    """The share of test addresses that are told, after so many tokens and at their end; and by their last segment alone."""
+    """The share of test addresses that are told: after so many tokens and at their end, also with memory tokens wiped before
+    each segment, and by the last segment alone."""
     trained = memtx.load(workdir)
-    task = dataclasses.replace(config.data.task, tokens=0 if config.model.body else config.data.segment)
+    task = dataclasses.replace(config.data.task, anywhere=False, tokens=0 if config.model.body else config.data.segment)
     right = {}
     for example in Labelled(task).examples["test"]:
         for place, logits in _said(trained, example.token_L, config.data.segment):
@@ -70,7 +72,7 @@ def run(config, workdir):
 
 def _said(trained, token_L, size):
     """(place, logits) of one document."""
-    state = fresh = trained.lm.init_state(1)
+    state = wiped = fresh = trained.lm.init_state(1)
     read = 0
     for start in range(0, len(token_L), size):
         token_T = token_L[start : start + size]
@@ -79,7 +81,9 @@ def _said(trained, token_L, size):
         before, read = read, start + len(token_T)
         logits, state = _call(trained.lm, trained.params, token_BT, state, seg)
         yield from ((f"/tokens={place}", logits) for place in READ if before < min(place, len(token_L)) <= read)
+        logits_wiped, wiped = _call(trained.lm, trained.params, token_BT, dataclasses.replace(wiped, body=fresh.body), seg)
     yield "", logits
+    yield "/wiped", logits_wiped
     yield "/last segment", _call(trained.lm, trained.params, token_BT, fresh, seg)[0]
 
 
@@ -108,6 +112,7 @@ report = {
     "columns": {
         "accuracy": "test/accuracy",
         "after 480 tokens": "test/accuracy/tokens=480",
+        "memory tokens wiped": "test/accuracy/wiped",
         "last segment alone": "test/accuracy/last segment",
     },
     "figures": {"Accuracy by tokens read": {"y": "test/accuracy", "x": "tokens"}},

@@ -2,26 +2,22 @@
 
     [m' ; y] = body([m ; x])            x: a segment of n tokens; m: M memory tokens, m' the body's outputs for them
     m <- norm m'                        m starts at a learned value, and again at the start of a document
-    m <- m + (norm m' - m) / p          carry="mean", after p segments: each has the same say, however long ago it was read
 
 Such a segment cannot come in parts, so each call is cut into segments from its own start, and a shorter one at its end is a
 segment too: calls of a multiple of n tokens give what one call gives. Layers' own memory is fresh in each segment.
 
 What is differentiable: everything, through the memory tokens as far back as the caller's `detach` lets it. Each segment is
-recomputed in the backward pass (remat). Deviations: the norm is RMT's own, as in rmt.py; carry="mean" is ours.
+recomputed in the backward pass (remat). Deviation: the norm is RMT's own, as in rmt.py.
 
 Source: Bulatov et al. 2022 (arXiv 2207.06881), 2023 (2304.11062).
 B stream, T time, P segments, C tokens of a segment, M memory tokens, I tokens of an inner call, D model.
 """
-
-import dataclasses
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from memtx.errors import check_known
 from memtx.memory.base import Dims, Layer, Segment, scan
 from memtx.memory.rmt import Segmented, Tokens, rematerialised
 from memtx.nn.linear import Norm, normal
@@ -36,15 +32,8 @@ class RMTEncoder(nnx.Module):
     block = "bidirectional"
     causal = False
 
-    @dataclasses.dataclass(frozen=True)
-    class Config(Segmented.Config):
-        carry: str = "last"  # last | mean: whose m' is carried, the last segment's or that of all
-
-        def __post_init__(self):
-            super().__post_init__()
-            check_known(self.carry, ("last", "mean"), "carry")
-
-    tiny = (Config(segment=5, memory=2, remat=False), Config(segment=5, memory=2, remat=False, carry="mean"))
+    Config = Segmented.Config
+    tiny = (Config(segment=5, memory=2, remat=False),)
 
     def __init__(self, config: Config, dims: Dims, key: Array, body: Layer):
         self.config, self.width, self.body = config, dims.width, body
@@ -95,7 +84,5 @@ class RMTEncoder(nnx.Module):
         y_BID, _ = self.body(x_BID, self.body.init_state(batch), inner, key=key)
         read_B = length_B > 0
         new_BMD = self.norm(y_BID[:, :memory].astype(jnp.float32))
-        if self.config.carry == "mean":  # the learned value at the start is no part of it
-            new_BMD = state.memory_BMD + (new_BMD - state.memory_BMD) / (state.segments_B + 1)[:, None, None]
         kept_BMD = jnp.where(read_B[:, None, None], new_BMD, state.memory_BMD)
         return Tokens(kept_BMD, state.segments_B + read_B), y_BID[:, memory:]

@@ -35,11 +35,12 @@ Params = Mapping[str, Any]
 
 @pytree
 class LMState:
-    """What B streams remember: the place each has come to in its document, the body's memories and the head's."""
+    """What B streams remember: the place each has come to in its document, the memories of body and head, and the output's."""
 
     position_B: Array
     body: State
     head: State
+    output: State
 
 
 class Decoder(nnx.Module):
@@ -64,7 +65,8 @@ class Decoder(nnx.Module):
 
     def init_state(self, batch_size: int) -> LMState:
         head = self.head.init_state(batch_size) if self.head else ()
-        return LMState(jnp.zeros(batch_size, jnp.int32), self.body.init_state(batch_size), head)
+        output = self.output.init_state(batch_size) if self.output else ()
+        return LMState(jnp.zeros(batch_size, jnp.int32), self.body.init_state(batch_size), head, output)
 
     def __call__(self, token_BT: Array, state: LMState, seg: Segment | None = None, *, key: Array | None = None):
         if seg is None:
@@ -80,12 +82,13 @@ class Decoder(nnx.Module):
         h, body_state = self.body(self.embedded(token_BT, seg, for_embed, self.body), state.body, seg, key=for_body)
         h = self.norm(h) if self.norm else h
         emit("hidden", h)
-        logits, head_state = self.logits(h, seg, for_head), state.head
+        logits, output_state = self.logits(h, state.output, seg, for_head)
+        head_state = state.head
         if self.head:
             logits, head_state = self.head((h, logits), head_state, seg, key=for_head)
         last_B = jnp.take_along_axis(seg.position_BT, jnp.maximum(seg.length_B - 1, 0)[:, None], 1)[:, 0]
         position_B = jnp.where(seg.length_B > 0, last_B + 1, state.position_B)
-        return logits, LMState(position_B, body_state, head_state)
+        return logits, LMState(position_B, body_state, head_state, output_state)
 
     def embedded(self, token_BT: Array, seg: Segment, key: Array | None, body: Layer) -> Array:
         """Tokens, and with learned tables their places and types: h_BTD, for a body to read."""
@@ -111,12 +114,12 @@ class Decoder(nnx.Module):
         _, h_BSD = skip_if_empty(length_B > 0, work, ())  # as in calls that go on with a target
         return {"encoded/h": h_BSD, "encoded/length": length_B}
 
-    def logits(self, h_BTD: Array, seg: Segment, key: Array | None) -> Array:
+    def logits(self, h_BTD: Array, state: State, seg: Segment, key: Array | None) -> tuple[Array, State]:
         """Of next tokens, or what `model.output` gives; float32."""
         if self.output is not None:
-            return self.output(h_BTD, self.embed[...], seg, key=key)
+            return self.output(h_BTD, self.embed[...], state, seg, key=key)
         logits = dense(h_BTD, self.embed[...].T) if self.to_logits is None else self.to_logits(h_BTD)
-        return logits.astype(jnp.float32) * self.model.logit_scale
+        return logits.astype(jnp.float32) * self.model.logit_scale, state
 
 
 class LM:

@@ -107,16 +107,15 @@ def rmt(a, position: str, segment: int, memory: int):
     return np.concatenate(outs)
 
 
-def rmt_encoder(a, position: str, segment: int, memory: int, carry: str):
+def rmt_encoder(a, position: str, segment: int, memory: int):
     """Memory tokens before the text alone; each call of 4 tokens is in segments of its own, the last one shorter."""
-    m, outs, written = a["param.initial"], [], []
+    m, outs = a["param.initial"], []
     for call in range(0, TIME, 4):
         for start in range(call, call + 4, segment):
             text = a["x.x"][start : min(start + segment, call + 4)]
             y = block_of(a, LAYER, np.concatenate([m, text]), TIME, future=True)
             outs.append(y[memory:])
-            written.append(y[:memory] / np.sqrt((y[:memory] ** 2).mean(-1, keepdims=True) + 1e-6) * a["param.norm.scale"])
-            m = written[-1] if carry == "last" else np.mean(written, 0)
+            m = y[:memory] / np.sqrt((y[:memory] ** 2).mean(-1, keepdims=True) + 1e-6) * a["param.norm.scale"]
     return np.concatenate(outs)
 
 
@@ -159,10 +158,10 @@ _BLOCK = {
 }
 
 
-def _rmt(name: str = "rmt", oracle=rmt, segment: int = 4, **config) -> Golden:
+def _rmt(name: str = "rmt", oracle=rmt, segment: int = 4) -> Golden:
     shapes = {LAYER + key: shape for key, shape in _BLOCK.items()}
     shapes |= {"x.x": (TIME, D), "param.initial": (2, D), "param.norm.scale": (D,)}
-    return Golden(name, oracle, shapes, {"segment": segment, "memory": 2, **config})
+    return Golden(name, oracle, shapes, {"segment": segment, "memory": 2})
 
 
 def _armt() -> Golden:
@@ -208,7 +207,6 @@ GOLDENS = {
     "compressive-rope": _compressive("conv", "rope"),
     **{f"block_recurrent-{gate}": _block_recurrent(gate) for gate in ("fixed", "lstm")},
     "rmt": _rmt(),
-    "rmt_encoder": _rmt("rmt_encoder", rmt_encoder, 3, carry="last"),
-    "rmt_encoder-mean": _rmt("rmt_encoder", rmt_encoder, 3, carry="mean"),
+    "rmt_encoder": _rmt("rmt_encoder", rmt_encoder, 3),
     "armt": _armt(),
 }
