@@ -25,7 +25,8 @@ def get_config(arg: str = ""):
     classes, segment, tokens = map(int, numbers)
     body = {"none": "", "rmt_encoder": "rmt_encoder"}[choice.memory]
     tokens = tokens if body else segment
-    model = settings(choice.backbone, output="classes", classes=classes, pool="mean", body=body, dropout=0.1)
+    pool = "document" if body else "mean"  # of all that was read, whatever calls it came in
+    model = settings(choice.backbone, output="classes", classes=classes, pool=pool, body=body, dropout=0.1)
     return default_config(
         model=model_group(model),
         memory={"rmt_encoder": {"segment": segment, "memory": 16}} if body else {},

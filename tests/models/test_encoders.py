@@ -249,6 +249,32 @@ def test_memory_tokens_carry_a_document_through_bert(model):
     assert not close(read(other), np.asarray(whole), 1e-4)
 
 
+@pytest.mark.parametrize("output", ["pooled", "classes"])
+def test_a_document_s_vector_is_the_mean_of_its_tokens_however_many_calls_they_came_in(output, model):
+    _, plain, _ = model("bert-classification")
+    changes = {"body": "rmt_encoder", "memory": {"rmt_encoder": {"segment": 6, "memory": 2}}, "output": output}
+    lm = LM(complete_model(dataclasses.replace(plain.model, **changes, pool="document")))
+    params, rng = lm.init(jax.random.key(0)), np.random.default_rng(0)
+    hidden, state = [[], []], lm.init_state(2)
+
+    @jax.jit
+    def call(token, state, seg):
+        return collect(lambda: lm(params, token, state, seg), "hidden")()
+
+    def then(y_D):
+        return y_D @ params["output"]["classes"]["w"] + params["output"]["classes"]["b"] if output == "classes" else y_D
+
+    # the first row ends early and begins another document, the second is idle for a call
+    for lengths, resets in (([6, 6], [1, 1]), ([4, 0], [0, 0]), ([6, 6], [1, 0]), ([2, 5], [0, 0])):
+        seg = segment(jnp.broadcast_to(jnp.arange(6), (2, 6)), jnp.array(lengths), jnp.array(resets, bool))
+        (y, state), aux = call(rng.integers(2, 40, (2, 6)), state, seg)
+        for row in range(2):
+            hidden[row] = [*([] if resets[row] else hidden[row]), *np.asarray(aux["hidden"][0])[row, : lengths[row]]]
+            assert close(y[row], then(np.mean(hidden[row], 0)))
+    assert [len(read) for read in hidden] == [8, 17]
+    assert not close(y[1], then(np.mean(hidden[1][-5:], 0)), 1e-4)  # control: of the last call alone
+
+
 def test_a_body_that_cannot_hold_its_layers_is_refused(model):
     reader, writer = (dataclasses.replace(model(name)[1].model, body="rmt") for name in ("bert-model", "t5-v1.0"))
     with pytest.raises(UserError, match=r"around bidirectional ones set model\.body=rmt_encoder"):
