@@ -1,8 +1,8 @@
 """Optimisers by config, with the needs that mechanisms declare on their parameters.
 
 A parameter with `optim="no_decay"` gets no weight decay; one with `lr=5.0` learns five times as fast, and what a pretrained
-model's weights do not have (a head, a memory) `optim.new_lr` times as fast. Muon treats the
-matrices inside blocks; embeddings, heads, vectors and what declares `optim="no_decay"` are left to Adam.
+model's weights do not have (a head, a memory) `optim.new_lr` times as fast. Muon treats the matrices inside blocks; embeddings,
+heads, vectors and what declares `optim="no_decay"` are left to Adam.
 
 `optim.train`, a regex of paths ("memories/0", "embed|to_logits"), leaves all others as they are, without optimiser state.
 """
