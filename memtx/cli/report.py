@@ -80,7 +80,8 @@ def _check(stored: Findings, again: Findings, out: Console) -> None:
 
     cells = compare(stored.table, again.table, stored.study.report.floor)
     shown = Table(
-        caption="a mean agrees if it is within 2 stored standard deviations of the stored mean, or within report['floor']; speeds are not compared"
+        caption="a mean agrees if it is within 2 stored standard deviations of the stored mean, or within report['floor']; "
+        "speeds are not compared"
     )
     for name in ("row", "column", "stored", "again", "allowed", "verdict"):
         shown.add_column(name, justify="right" if name in ("stored", "again", "allowed") else "left")
