@@ -2,7 +2,8 @@
 
 Every task's column trains a model of the same size (`micro`: width 64, 2 layers) from random weights; windows see 16 tokens, so
 that what is asked lies beyond them, and mechanisms with a segment, block or window of their own have one of that size too.
-Tasks begin with short examples: without, full attention told 0.10 of 16 pairs after 400 steps, with it all (seed 0).
+What keeps tokens, keys or blocks for long has room for an example's. Tasks begin with short examples: without, full attention
+told 0.10 of 16 pairs after 400 steps, with it all (seed 0).
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ from memtx.models.presets import preset
 from memtx.patterns import names
 
 WINDOW = 16
-# settings by their names, wherever they occur
-LOCAL = {"window": WINDOW, "segment": WINDOW, "block": WINDOW, "sinks": 4, "capacity": 2048}
+LOCAL = {"window": WINDOW, "segment": WINDOW, "block": WINDOW, "sinks": 4}  # settings by their names, wherever they occur
+NEAR = {
+    "xl": {"memory": WINDOW},
+    "compressive": {"memory": WINDOW, "compressed": 4 * WINDOW},
+    "block_recurrent": {"states": 2 * WINDOW},
+}
 DISTANCES = (4, 16, 64)  # of the needle, in windows
 VOCABULARY = 64
 
@@ -64,7 +69,7 @@ def task(memory: str, name: str, task: dict, *, steps: int, batch: int = 64, seg
     model = preset(memory, "micro") | {"scan": False}
     return default_config(
         model=model,
-        memory=settings(model),
+        memory=settings(model, 64 * segments),
         data={"corpus": f"task:{name}", "segment": 64, "task": task, **data},
         train={"steps": steps, "batch": batch, "segments": segments, "log_every": 100},
         optim={"lr": 3e-3, "warmup": 50},
@@ -73,9 +78,17 @@ def task(memory: str, name: str, task: dict, *, steps: int, batch: int = 64, seg
     )
 
 
-def settings(model: dict) -> dict[str, dict]:
-    """For every mechanism of the model, those of LOCAL that it has."""
-    used = names(model["stacks"], model.get("body", ""), model.get("head", ""))
+def settings(model: dict, length: int) -> dict[str, dict]:
+    """Of every mechanism of a model that reads so many tokens."""
+    room = {
+        "full": {"capacity": 4 * WINDOW if "body" in model else length},  # in a body, a segment and its memory tokens
+        "memorizing": {"memory": length},
+        "landmark": {"memory": length // WINDOW},
+        "knn_lm": {"memory": length},
+    }
     return {
-        name: {f.name: LOCAL[f.name] for f in dataclasses.fields(MEMORIES[name].Config) if f.name in LOCAL} for name in used
+        name: {f.name: LOCAL[f.name] for f in dataclasses.fields(MEMORIES[name].Config) if f.name in LOCAL}
+        | NEAR.get(name, {})
+        | room.get(name, {})
+        for name in names(model["stacks"], model.get("body", ""), model.get("head", ""))
     }
