@@ -2,7 +2,7 @@
 
 pytest                                             one device
 pytest --devices=8                                 eight host devices; what carries a batch is sharded over them
-pytest tests/test_memory_contract.py --memory=my_memory.py:MyMemory      the contract, on a mechanism of your own
+pytest tests/contract --memory=my_memory.py:MyMemory      the contract, on a mechanism of your own
 """
 
 import os
@@ -42,14 +42,13 @@ def pytest_configure(config):
 
 def pytest_generate_tests(metafunc):
     """`case`: each mechanism at each of its tiny settings. `golden`: each golden of those mechanisms."""
-    from tests import contract
+    from tests.contract.case import cases
     from tests.golden.make import GOLDENS
 
     given = metafunc.config.getoption("memory")
     if "case" in metafunc.fixturenames:
-        cases = contract.cases(given)
         # with -n 2 --dist loadgroup one process has all tests of a mechanism, and compiles its programs once
-        group = [pytest.param(case, id=case.id, marks=pytest.mark.xdist_group(case.name)) for case in cases]
+        group = [pytest.param(case, id=case.id, marks=pytest.mark.xdist_group(case.name)) for case in cases(given)]
         metafunc.parametrize("case", group)
     if "golden" in metafunc.fixturenames:
         metafunc.parametrize("golden", [] if given else list(GOLDENS))

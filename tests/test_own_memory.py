@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests import contract
+from tests.contract import case
 from tests.runs import write_texts
 
 AVERAGE = '''
@@ -66,7 +67,7 @@ def file(tmp_path) -> Path:
 
 
 def contract_of(file: Path, name: str, *options: str) -> subprocess.CompletedProcess:
-    suite = Path(contract.__file__).with_name("test_memory_contract.py")
+    suite = Path(contract.__file__).parent
     command = [sys.executable, "-m", "pytest", suite, f"--memory={file}:{name}", "-p", "no:cacheprovider", *options]
     return subprocess.run(command, cwd=suite.parent.parent, capture_output=True, text=True, check=False)
 
@@ -128,4 +129,4 @@ def test_one_that_sees_the_future_or_depends_on_calls_is_caught(file):
 )
 def test_mistakes_are_named(file, given, message):
     with pytest.raises(pytest.UsageError, match=message):
-        contract.load(given.format(file=file))
+        case.load(given.format(file=file))

@@ -10,7 +10,7 @@ import pytest
 from memtx.errors import UserError
 from memtx.memory.base import segment
 from memtx.memory.block_recurrent import BlockRecurrent
-from tests.contract import DIMS
+from tests.contract.case import DIMS
 
 (TINY,) = BlockRecurrent.tiny
 

@@ -12,7 +12,7 @@ from memtx.errors import UserError
 from memtx.memory.base import collect, scan, segment
 from memtx.memory.compressive import Compressive
 from memtx.memory.xl import TransformerXL
-from tests.contract import DIMS
+from tests.contract.case import DIMS
 from tests.golden.make import STEP
 from tests.golden.tokens import compressive
 

@@ -8,7 +8,7 @@ import pytest
 from memtx.errors import UserError
 from memtx.memory.base import collect
 from memtx.memory.infini import Infini
-from tests.contract import BATCH, DIMS, Case, at
+from tests.contract.case import BATCH, DIMS, Case, at
 
 CASE = Case("infini", Infini, Infini.Config(segment=4))
 

@@ -12,7 +12,7 @@ from memtx.memory.base import segment
 from memtx.memory.delta import KDA, DeltaNet, GatedDeltaNet
 from memtx.memory.linear import GLA, LinearAttention, MatrixMemory, RetNet
 from memtx.ops.delta import delta_rule
-from tests.contract import BATCH, DIMS
+from tests.contract.case import BATCH, DIMS
 
 ALL = [LinearAttention, RetNet, GLA, DeltaNet, GatedDeltaNet, KDA]
 

@@ -21,7 +21,7 @@ from memtx.memory.landmark import Landmark
 from memtx.memory.memorizing import Memorizing
 from memtx.models.lm import build
 from memtx.ops.topk import measured_recall
-from tests.contract import BATCH, DIMS, Case, at, distance
+from tests.contract.case import BATCH, DIMS, Case, at, distance
 from tests.golden.base import K, N, softmax
 
 EXACT, MOVED = 2e-5, 1e-3

@@ -16,7 +16,7 @@ from memtx.memory.full import Full
 from memtx.memory.rmt import RMT
 from memtx.models.stack import Sequence, Stack
 from memtx.nn.attention import Projections
-from tests.contract import DIMS, distance
+from tests.contract.case import DIMS, distance
 
 M, SEGMENT, EXACT = 2, 4, 2e-5
 

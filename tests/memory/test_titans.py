@@ -12,7 +12,7 @@ from flax import nnx
 from memtx.errors import UserError
 from memtx.memory.base import segment
 from memtx.memory.titans import Gates, NeuralMemory, Settings, apply, gradient, learn
-from tests.contract import DIMS
+from tests.contract.case import DIMS
 
 B, N, H, E = 2, 3, 4, 6
 

@@ -9,7 +9,7 @@ from flax import nnx
 from memtx.errors import UserError
 from memtx.memory.base import segment
 from memtx.memory.xl import TransformerXL
-from tests.contract import DIMS
+from tests.contract.case import DIMS
 
 SEGMENT = 4
 

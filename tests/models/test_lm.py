@@ -12,7 +12,7 @@ from memtx.memory import MEMORIES
 from memtx.memory.base import segment
 from memtx.models import lm as models
 from memtx.models.lm import LM
-from tests.contract import distance
+from tests.contract.case import distance
 
 WINDOW = MEMORIES["window"].tiny[0]
 MODEL = Model(

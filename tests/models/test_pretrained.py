@@ -17,7 +17,7 @@ from memtx.models.gguf import GGUF
 from memtx.models.lm import build
 from memtx.models.names import flat, places
 from memtx.models.weights import open_weights
-from tests.contract import distance
+from tests.contract.case import distance
 
 GOLDENS = Path(__file__).parent.parent / "golden" / "hf"
 DECODERS = ("llama2", "llama3", "llama-linear", "smollm2", "mistral", "qwen2", "qwen2-window", "gpt2", "gpt2-untied")

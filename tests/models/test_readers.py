@@ -21,7 +21,7 @@ from memtx.models.llama import NAMES
 from memtx.models.lm import build
 from memtx.models.names import flat, places
 from memtx.models.readers import KIND, Reader, Written, hand_on
-from tests.contract import distance
+from tests.contract.case import distance
 
 EXACT, MOVED = 3e-5, 1e-3
 SIZES = {"width": 16, "num_heads": 4, "num_kv_heads": 2, "ff_dim": 16, "vocab_size": 11}

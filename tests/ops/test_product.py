@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from memtx.ops.product import product_top_k, top_k
-from tests.contract import mesh, place
-from tests.test_memory_contract import gathers
+from tests.contract.case import gathers, mesh, place
 
 
 def brute_force(left, right, k: int):
