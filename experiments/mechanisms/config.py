@@ -51,6 +51,11 @@ def needle(memory: str):
     return task(memory, "needle", far, steps=300, batch=16, segments=17, curriculum=((200, near),))
 
 
+def passkey(memory: str):
+    """Bytes of text: five digits, 3 to 7 windows back, and the model is to say all of them."""
+    return task(memory, "passkey", {"length": 320}, steps=400, batch=32, segments=5)
+
+
 def books(memory: str):
     return default_config(
         model=preset(memory, "tiny") | {"scan": False},
@@ -62,7 +67,7 @@ def books(memory: str):
     )
 
 
-COLUMNS = {"mqar": mqar, "forgetting": forgetting, "needle": needle, "books": books}
+COLUMNS = {"mqar": mqar, "forgetting": forgetting, "needle": needle, "passkey": passkey, "books": books}
 
 
 def task(memory: str, name: str, task: dict, *, steps: int, batch: int = 64, segments: int = 1, **data):
