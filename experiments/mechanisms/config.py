@@ -52,7 +52,7 @@ def needle(memory: str):
 
 
 def passkey(memory: str):
-    """Bytes of text: five digits, 3 to 7 windows back, and the model is to say all of them."""
+    """Bytes of text: a space and five digits, 3 to 7 windows back; full attention with its memory wiped told 0.27 of them."""
     return task(memory, "passkey", {"length": 320}, steps=400, batch=32, segments=5)
 
 

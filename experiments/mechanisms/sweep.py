@@ -17,11 +17,12 @@ config = "experiments/mechanisms/config.py"
 
 # those of a decoder: they see no token that comes next, and need no encoder
 NAMES = [name for name, cls in MEMORIES.items() if getattr(cls, "causal", True) and not getattr(cls, "encoded", False)]
+COLUMNS = ("mqar", "forgetting", "needle", "passkey", "books")
 NEEDLES = {f"needle {n} W": f"eval/accuracy/distance={16 * n}" for n in (4, 16, 64)}
 
 
 def sweep():
-    runs = (f"{config}:column={column},memory={m}" for column in ("mqar", "forgetting", "needle", "books") for m in NAMES)
+    runs = (f"{config}:column={column},memory={m}" for column in COLUMNS for m in NAMES)
     return product({"seed": [0, 1, 2]}, {"config": runs})
 
 
@@ -48,6 +49,7 @@ report = {
         "MQAR": {"metric": "eval/accuracy", "where": {"column": "mqar"}, "digits": 2},
         "forgetting": {"metric": "eval/accuracy/updated=yes", "where": {"column": "forgetting"}, "digits": 2},
         **{name: {"metric": metric, "where": {"column": "needle"}, "digits": 2} for name, metric in NEEDLES.items()},
+        "passkey": {"metric": "eval/accuracy", "where": {"column": "passkey"}, "digits": 2},
         "books, bits per byte": {"metric": "eval/bits_per_byte", "where": {"column": "books"}, "better": "lower"},
     },
 }
