@@ -9,11 +9,9 @@ from __future__ import annotations
 import fnmatch
 import json
 import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from memtx.sweep import record as records
 from memtx.sweep.execute import folder_of
 from memtx.sweep.jobs import SUBMITIT, Executor, Job
 from memtx.sweep.spec import Sweep
+from memtx.training.interrupt import told_to_stop
 from memtx.training.workdir import LOCK, LOG, InUse, hold, write_atomic
 
 BUSY = 75  # exit status of a run that another process has (EX_TEMPFAIL)
@@ -94,7 +93,7 @@ class Scheduler:
                 self.waiting.append(name)
             if state == "failed":
                 self.failed_before.add(name)
-        with _signals() as stopped:
+        with told_to_stop() as stopped:
             while not stopped.is_set() and (self.waiting or self.jobs or self.elsewhere):
                 self._start()
                 tick()
@@ -183,18 +182,3 @@ class Scheduler:
 def _last_line(log: Path, status: int) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
     return lines[-1].strip() if lines else f"exit status {status}"
-
-
-@contextmanager
-def _signals():
-    """An event that SIGINT and SIGTERM set. Only in the main thread, where signals arrive."""
-    stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-    previous = {number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopped
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

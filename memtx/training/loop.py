@@ -8,11 +8,8 @@ waits for the host.
 from __future__ import annotations
 
 import dataclasses
-import signal
-import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -26,6 +23,7 @@ from memtx.models.lm import LM, build
 from memtx.models.pretrained import load_params
 from memtx.training.checkpoint import Checkpointer
 from memtx.training.cpu import compiler_options
+from memtx.training.interrupt import told_to_stop
 from memtx.training.metrics import Metrics
 from memtx.training.optim import optimizer, schedule
 from memtx.training.sharding import Layout
@@ -35,7 +33,7 @@ from memtx.training.step import make_step
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """Where a run stands: `finished` is False if it was told to stop (SIGTERM) and will go on when started again."""
+    """Where a run stands: `finished` is False if it was told to stop (SIGTERM, Ctrl-C) and will go on when started again."""
 
     step: int
     finished: bool
@@ -139,7 +137,7 @@ class Run:
             values |= {"train/lr": np.asarray(rate(step - 1)).item(), "train/tokens_per_s": tokens * steps / max(elapsed, 1e-9)}
             metrics.write(step, values)
 
-        with stop_signal() as stopped:
+        with told_to_stop() as stopped:
             for step in range(max(done, 0), total + 1):
                 last = step == total
                 stop = self._agree(stopped.is_set())
@@ -173,17 +171,3 @@ class Run:
     def _agree(self, stop: bool) -> bool:
         """Whether any process was told to stop."""
         return stop if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(stop)).any())
-
-
-@contextmanager
-def stop_signal():
-    """An event that SIGTERM sets, so that the run saves and ends well. Only in the main thread, where signals arrive."""
-    stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-    previous = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-    try:
-        yield stopped
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -73,20 +73,21 @@ def test_a_finished_run_is_not_trained_further(whole, root):
     assert (lines(workdir), bits(workdir)) == before
 
 
-def test_a_run_told_to_stop_saves_and_goes_on_bit_identically(whole, root, tmp_path):
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_run_told_to_stop_saves_and_goes_on_bit_identically(whole, root, tmp_path, told):
     workdir, _ = whole
-    stops = [run_until_next_line(tiny(root, "xl"), tmp_path / "run").step]
+    stops = [run_until_next_line(tiny(root, "xl"), tmp_path / "run", told).step]
     while stops[-1] < 6:
-        stops.append(run_until_next_line(tiny(root, "xl"), tmp_path / "run").step)
+        stops.append(run_until_next_line(tiny(root, "xl"), tmp_path / "run", told).step)
     assert len(stops) > 1
     assert lines(tmp_path / "run") == lines(workdir)
     assert bits(tmp_path / "run") == bits(workdir)
 
 
-def run_until_next_line(config, workdir):
-    """Train until the run has written one more line of metrics, then send it SIGTERM."""
+def run_until_next_line(config, workdir, told=signal.SIGTERM):
+    """Train until the run has written one more line of metrics, then send it a signal."""
     done = threading.Event()
-    watcher = threading.Thread(target=stop_after_next_line, args=(workdir / "metrics.jsonl", done))
+    watcher = threading.Thread(target=stop_after_next_line, args=(workdir / "metrics.jsonl", done, told))
     watcher.start()
     trained = train(config, workdir, say=lambda _: None)
     done.set()
@@ -94,11 +95,11 @@ def run_until_next_line(config, workdir):
     return trained
 
 
-def stop_after_next_line(path, done: threading.Event) -> None:
+def stop_after_next_line(path, done: threading.Event, told) -> None:
     size = path.stat().st_size if path.exists() else 0
     while not done.is_set():
         if path.exists() and path.stat().st_size > size:
-            return os.kill(os.getpid(), signal.SIGTERM)
+            return os.kill(os.getpid(), told)
         time.sleep(0.002)
 
 

@@ -1,0 +1,38 @@
+"""Being told to stop: once to save and end well, twice to end at once."""
+
+import os
+import signal
+
+import pytest
+
+from memtx.training.interrupt import told_to_stop
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_an_event_and_its_handler_is_as_before_afterwards(number):
+    before = signal.getsignal(number)
+    with told_to_stop() as stopped:
+        assert not stopped.is_set()
+        os.kill(os.getpid(), number)
+        assert stopped.is_set()
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_interrupts_and_a_second_sigterm_does_not():
+    with told_to_stop() as stopped:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        assert stopped.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_what_was_ignored_stays_ignored():
+    """A run in the background of a script does not stop when Ctrl-C is meant for what is in front."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with told_to_stop() as stopped:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not stopped.is_set()
+    finally:
+        signal.signal(signal.SIGINT, before)
