@@ -68,7 +68,7 @@ def markdown(results: dict[str, list[dict]]) -> str:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--memories", default="", help="names, with commas between; all that memtx has, if none is given")
+    parser.add_argument("--memories", default="", help="names, with commas between; all of a decoder, if none is given")
     parser.add_argument("--size", default="micro")
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--segment", type=int, default=512)
@@ -94,7 +94,7 @@ def main():
 def every_memory() -> list[str]:
     from memtx.memory import MEMORIES
 
-    return list(MEMORIES)
+    return [name for name, cls in MEMORIES.items() if getattr(cls, "causal", True) and not getattr(cls, "encoded", False)]
 
 
 if __name__ == "__main__":
