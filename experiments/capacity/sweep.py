@@ -27,7 +27,13 @@ common = {
 
 def sweep():
     models = [
-        {"config": TASK.format(name), f"memory.{name}.segment": 4, f"memory.{name}.memory": 4, f"memory.{name}.remat": False}
+        {
+            "config": TASK.format(name),
+            f"memory.{name}.segment": 4,
+            f"memory.{name}.memory": 4,
+            f"memory.{name}.remat": False,
+            "memory.full.capacity": 12,  # a segment, and memory tokens before and after it
+        }
         for name in ("rmt", "armt")
     ]
     return product({"seed": [0, 1, 2]}, models, {"data.curriculum": [CURRICULUM, ()]})
