@@ -256,7 +256,7 @@ def task_class(name: str):
 
 
 def complete_model(model: Model) -> Model:
-    """Zeros replaced by what they stand for, and memory settings by each mechanism's own Config."""
+    """Zeros replaced by what they stand for, and memory settings by each mechanism's own Config: no larger than a body uses."""
     from memtx.memory import MEMORIES
     from memtx.models.heads import OUTPUTS
     from memtx.nn.mlp import ACTIVATIONS, GATED
@@ -273,6 +273,8 @@ def complete_model(model: Model) -> Model:
         settings = model.memory.get(name, {})
         cls = MEMORIES[name].Config
         memory[name] = settings if isinstance(settings, cls) else to_dataclass(cls, settings, f"memory.{name}")
+    if room := getattr(memory.get(model.body), "room", None):
+        memory = {name: at.within(room) if hasattr(at, "within") else at for name, at in memory.items()}
     if model.encoder_body and not encoder:
         raise UserError(f"model.encoder_body={model.encoder_body} has nothing to stand around: set model.encoder")
     for key, around, part in (("body", model.body, stacks), ("encoder_body", model.encoder_body, encoder)):

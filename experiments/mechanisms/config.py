@@ -86,7 +86,7 @@ def task(memory: str, name: str, task: dict, *, steps: int, batch: int = 64, seg
 def settings(model: dict, length: int) -> dict[str, dict]:
     """Of every mechanism of a model that reads so many tokens."""
     room = {
-        "full": {"capacity": 4 * WINDOW if "body" in model else length},  # in a body, a segment and its memory tokens
+        "full": {"capacity": length},
         "memorizing": {"memory": length},
         "landmark": {"memory": length // WINDOW},
         "knn_lm": {"memory": length},

@@ -46,6 +46,10 @@ class Full(nnx.Module):
         def __post_init__(self):
             positive(self, "capacity")
 
+        def within(self, room: int) -> "Full.Config":
+            """What it comes to in a body that shows it `room` tokens and then wipes it."""
+            return dataclasses.replace(self, capacity=min(self.capacity, room))
+
     tiny = (Config(capacity=7),)
 
     def __init__(self, config: Config, dims: Dims, key: Array):

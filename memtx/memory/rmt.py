@@ -6,9 +6,9 @@
 The layers inside see one segment and its memory tokens: their own memory is wiped at each segment, row by row
 (inner="keep": it runs on, as in the paper's Transformer-XL with memory tokens). Layers must be causal, and are called with the
 tokens as they come: a segment's first call brings the read tokens, its last one the write tokens, so that results do not
-depend on calls. So an inner memory of keys and values must hold a whole segment, n + 2 M tokens (`full` with that capacity,
-`window` with that window), for a token to see all of its segment; any other causal layer is right too, and then sees what it
-sees of it. Inner positions count from 0 in each segment, read tokens first.
+depend on calls. So an inner memory of keys and values must hold a whole segment, n + 2 M tokens, for a token to see all of its
+segment (`full` is cut to that, `window` needs that window); any other causal layer is right too, and then sees what it sees of
+it. Inner positions count from 0 in each segment, read tokens first.
 
 What is differentiable: everything, through the memory tokens as far back as the caller's `detach` lets it; no boundary of its
 own. Each segment is recomputed in the backward pass (remat).
@@ -68,6 +68,11 @@ class Segmented(nnx.Module):
 
         def __post_init__(self):
             positive(self, "segment", "memory")
+
+        @property
+        def room(self) -> int | None:
+            """Tokens that the layers inside see before they are wiped, memory tokens among them; None: they are not."""
+            return self.segment + 2 * self.memory
 
     before: int  # memory tokens that a segment begins with, and ends with
     after: int
@@ -202,6 +207,10 @@ class RMT(Segmented):
         def __post_init__(self):
             super().__post_init__()
             check_known(self.inner, ("wipe", "keep"), "inner")
+
+        @property
+        def room(self) -> int | None:
+            return None if self.inner == "keep" else super().room
 
     tiny = (Config(segment=4, memory=2, remat=False),)
 

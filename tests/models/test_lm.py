@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memtx.config import Model
+from memtx.config import Model, complete_model
 from memtx.memory import MEMORIES
 from memtx.memory.base import segment
 from memtx.models import lm as models
@@ -145,3 +145,27 @@ def test_groups_have_parameters_of_their_own_and_patterns_follow_one_another():
     assert w.shape == (2, lstm.hidden, 4 * lstm.hidden)
     assert (w[0] != w[1]).all()
     assert lm(params, TOKENS, lm.init_state(2))[0].shape == (2, 8, 11)
+
+
+def test_a_cache_in_a_body_that_wipes_it_is_cut_to_what_it_is_shown_and_answers_the_same():
+    rmt = MEMORIES["rmt"].Config(segment=3, memory=1, remat=False)
+    large = {"rmt": rmt, "full": MEMORIES["full"].Config(capacity=64)}
+    model = complete_model(dataclasses.replace(MODEL, stacks=((("full",), 2),), body="rmt", memory=large))
+    assert model.memory["full"].capacity == 5  # 3 tokens and 2 x 1 of memory
+    kept = complete_model(dataclasses.replace(model, memory=large | {"rmt": dataclasses.replace(rmt, inner="keep")}))
+    assert kept.memory["full"].capacity == 64
+
+    lm, uncut, less = (
+        LM(dataclasses.replace(model, memory=large | {"full": MEMORIES["full"].Config(capacity=n)})) for n in (5, 64, 3)
+    )
+    params = lm.init(jax.random.key(0))
+
+    def read(lm):
+        state, parts = lm.init_state(2), []
+        for start, stop in ((0, 2), (2, 7), (7, 8)):
+            logits, state = jax.jit(lm.__call__)(params, TOKENS[:, start:stop], state)
+            parts.append(logits)
+        return jnp.concatenate(parts, 1)
+
+    assert distance(read(lm), read(uncut)) <= 1e-6
+    assert distance(read(less), read(uncut)) > 1e-3
