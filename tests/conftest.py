@@ -6,6 +6,7 @@ pytest tests/contract --memory=my_memory.py:MyMemory      the contract, on a mec
 """
 
 import os
+import signal
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,8 @@ FAST = ["--xla_backend_optimization_level=0"]
 if version("jax").startswith("0.10."):
     FAST.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(FAST))
+# What a script starts with `&` ignores Ctrl-C, and so does all that it starts; tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
