@@ -48,7 +48,9 @@ report = {
 
 
 def claims(table):
-    exact = {(name, how): table[name, how, "exact match, 8 pairs"].mean for name in ("rmt", "armt") for how in (CURRICULUM, ())}
-    yield "with the curriculum ARMT holds more than RMT (0.2)", exact["armt", CURRICULUM] > exact["rmt", CURRICULUM] + 0.2
-    yield "RMT answers less without the curriculum (0.1)", exact["rmt", ()] < exact["rmt", CURRICULUM] - 0.1
-    yield "so does ARMT (0.1)", exact["armt", ()] < exact["armt", CURRICULUM] - 0.1
+    def exact(name: str, how=CURRICULUM) -> float:
+        return table[name, how, "exact match, 8 pairs"].mean
+
+    yield "with the curriculum ARMT holds more than RMT (0.2)", exact("armt") > exact("rmt") + 0.2
+    yield "RMT answers less without the curriculum (0.1)", exact("rmt", ()) < exact("rmt") - 0.1
+    yield "so does ARMT (0.1)", exact("armt", ()) < exact("armt") - 0.1
