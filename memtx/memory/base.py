@@ -133,6 +133,8 @@ class Memory(Protocol):
                                    not if it writes by parameters of its own
     shared(config, dims, key)      parameters that its layers share, by name, found in `seg.shared["NAME/name"]`
     wrap_layer(config, dims, key, layer)      at the body site: what stands for each layer of the body
+    Config.room                    at the body site: tokens that layers see before it wipes them, or None
+    Config.within(room)            the settings in such a body: no more kept than it will show
     """
 
     site: ClassVar[str]
