@@ -32,7 +32,6 @@ def sweep():
             f"memory.{name}.segment": 4,
             f"memory.{name}.memory": 4,
             f"memory.{name}.remat": False,
-            "memory.full.capacity": 12,  # a segment, and memory tokens before and after it
         }
         for name in ("rmt", "armt")
     ]
