@@ -18,7 +18,7 @@ B stream, T query time, S source time, N query heads, K kv heads, G = N / K, H h
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import reduce
 
 import jax
@@ -107,22 +107,25 @@ def read(q_BTNH: Array, source: Source, seg: Segment, dims: Dims) -> tuple[Array
     q_BKGTH = (q * dims.scale).reshape(batch, time, dims.num_kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
     k_BKSH, v_BKSH = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     rows, columns = tile_shape(time, k.shape[1])
-    cuts = list(range(columns, k.shape[1], columns))
-    ks, vs = jnp.split(k_BKSH, cuts, 2), jnp.split(v_BKSH, cuts, 2)
+    ks, vs, qs = pieces(k_BKSH, columns, 2), pieces(v_BKSH, columns, 2), pieces(q_BKGTH, rows, 3)
     blocks = []
-    for start in range(0, time, rows):
-        stop = min(start + rows, time)
-        q = q_BKGTH[:, :, :, start:stop]
+    for start, q in zip(range(0, time, rows), qs, strict=True):
+        stop = start + q.shape[3]
         first, end = source.visible(start, stop)
         tiles = range(first // columns, -(-end // columns))
         scores = []
         for i in tiles:
             keys = slice(i * columns, (i + 1) * columns)
-            score = jnp.einsum("BKGTH,BKSH->BKGTS", q, ks[i], preferred_element_type=jnp.float32)
+            score = dot("BKTH,BKSH->BKTS", q, ks[i])
             age_BTS = at_BT[:, start:stop, None] - at_BS[:, None, keys]
             scores.append(score + position_bias(age_BTS, source.future, seg, dims) + hidden(age_BTS, source, keys))
         blocks.append(sums(scores, [vs[i] for i in tiles], q))
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, 3), *blocks)
+
+
+def pieces(x: Array, size: int, axis: int) -> list[Array]:
+    """Cut along an axis; by `split`, whose gradient is one concatenation."""
+    return jnp.split(x, list(range(size, x.shape[axis], size)), axis)
 
 
 def hidden(age_BTS: Places, source: Source, keys: slice) -> ArrayLike:
@@ -151,13 +154,26 @@ def sums(scores: list[Array], values: list[Array], q_BKGTH: Array) -> tuple[Arra
     if not scores:
         nothing = jnp.zeros((*q_BKGTH.shape[:-1], 1), jnp.float32)
         return jnp.zeros(q_BKGTH.shape, jnp.float32), nothing, nothing + MASKED
-    m = lax.stop_gradient(reduce(jnp.maximum, [score.max(-1, keepdims=True) for score in scores]))
+    m = lax.stop_gradient(over_keys(jnp.maximum, jnp.max, scores))
     exps = [jnp.exp(score - m) for score in scores]
-    y = add(
-        jnp.einsum("BKGTS,BKSH->BKGTH", e.astype(v.dtype), v, preferred_element_type=jnp.float32)
-        for e, v in zip(exps, values, strict=True)
-    )
-    return y, add(e.sum(-1, keepdims=True) for e in exps), m
+    y = add(dot("BKTS,BKSH->BKTH", e.astype(v.dtype), v) for e, v in zip(exps, values, strict=True))
+    return y, over_keys(jnp.add, jnp.sum, exps), m
+
+
+def over_keys(combine: Callable, along: Callable, tiles: list[Array]) -> Array:
+    """Tiles [..., S] -> [..., 1]. Those of one width are combined first: then one pass goes along the keys, the slow axis."""
+    widths: dict[int, Array] = {}
+    for tile in tiles:
+        width = tile.shape[-1]
+        widths[width] = combine(widths[width], tile) if width in widths else tile
+    return reduce(combine, [along(tile, -1, keepdims=True) for tile in widths.values()])
+
+
+def dot(spec: str, x_BKGT_: Array, y_BKSH: Array) -> Array:
+    """An einsum without G, in float32 -> BKGT_. With G and T as one axis its gradients transpose no tile."""
+    batch, kv_heads, groups, time, _ = x_BKGT_.shape
+    flat = x_BKGT_.reshape(batch, kv_heads, groups * time, -1)
+    return jnp.einsum(spec, flat, y_BKSH, preferred_element_type=jnp.float32).reshape(batch, kv_heads, groups, time, -1)
 
 
 def add(terms: Iterable[Array]) -> Array:
