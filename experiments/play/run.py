@@ -92,7 +92,7 @@ def folder(workdir: Path, name: str) -> Path:
 
 def read(name: str, heads: dict, text: tuple[str, str], limit: int, workdir: Path) -> dict[str, dict]:
     """By head, "" for none: what each call on the text costs in nats and seconds, and the memory of this process after it."""
-    from memtx.training.cpu import compiler_options, keep_pages
+    from memtx.training.cpu import keep_pages
 
     keep_pages()
     import jax
@@ -122,8 +122,8 @@ def read(name: str, heads: dict, text: tuple[str, str], limit: int, workdir: Pat
         logits, state = head(given, state, seg.replace(token_BT=x))
         return state, token_nll(logits, y)[0]
 
-    how = {"donate_argnums": 0, "compiler_options": compiler_options()}
-    first, mixed = jax.jit(backbone, **how), {head: jax.jit(partial(mixture, over[head]), **how) for head in heads}
+    first = jax.jit(backbone, donate_argnums=0)
+    mixed = {head: jax.jit(partial(mixture, over[head]), donate_argnums=0) for head in heads}
     states = {head: jax.jit(partial(module.init_state, 1))() for head, module in over.items()}
     calls: dict[str, list] = {head: [] for head in over}
     for start in range(0, len(ids), CALL):

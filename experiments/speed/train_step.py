@@ -18,7 +18,7 @@ from memtx.config import configure
 from memtx.data.streams import Batch
 from memtx.models.lm import build
 from memtx.models.presets import preset
-from memtx.training.cpu import compiler_options, keep_pages
+from memtx.training.cpu import keep_pages
 from memtx.training.optim import optimizer
 from memtx.training.step import make_step
 
@@ -68,7 +68,7 @@ class Trainer:
         self.begun, self.number = READ.get(name, 0), 0
         self.state = (params, tx.init(params), self.read(params, self.begun))
         step = make_step(self.lm, tx, config)
-        jitted = jax.jit(step, donate_argnums=(0, 1, 2), compiler_options=compiler_options())
+        jitted = jax.jit(step, donate_argnums=(0, 1, 2))
         self.compiled = jitted.lower(*self.state, *self.inputs()).compile()
 
     def read(self, params, tokens: int):

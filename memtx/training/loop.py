@@ -22,7 +22,6 @@ from memtx.errors import UserError
 from memtx.models.lm import LM, build
 from memtx.models.pretrained import load_params
 from memtx.training.checkpoint import Checkpointer
-from memtx.training.cpu import compiler_options
 from memtx.training.interrupt import told_to_stop
 from memtx.training.metrics import Metrics
 from memtx.training.optim import optimizer, schedule
@@ -83,7 +82,6 @@ class Run:
             make_step(lm, tx, config),
             donate_argnums=(0, 1, 2),
             out_shardings=(*self.shardings, layout.whole),
-            compiler_options=compiler_options(),
         )
         self.key = jax.random.key(config.seed)
 
