@@ -124,6 +124,6 @@ if __name__ == "__main__":
     parser.add_argument("--segment", type=int, default=512)
     parser.add_argument("--segments", type=int, default=1, help="of a step: the depth of backpropagation through time")
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--warmup", type=int, default=8, help="the heap grows in some of the first steps")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="for the record: XLA takes the cores it may use")
     main(parser.parse_args())
