@@ -27,11 +27,11 @@ from flax import nnx
 from jax import Array, lax
 
 from memtx.errors import UserError, check_known, positive
-from memtx.memory.base import Dims, Segment, pytree, scan, segment, where_rows
+from memtx.memory.base import Dims, Segment, pytree, segment, where_rows
 from memtx.memory.window import Recent, own
 from memtx.nn.attention import Source, attend
 from memtx.nn.linear import Linear, Norm, normal
-from memtx.ops.grid import Grid, skip_if_empty
+from memtx.ops.chunks import Place, in_chunks
 from memtx.ops.rows import put, take
 
 
@@ -98,24 +98,26 @@ class BlockRecurrent(nnx.Module):
         k, v = self.keys_values(self.kv(x_BTD))
         near = attend(q, [recent.source(seg, c.window), own(k, v, seg, c.window)], seg, self.dims)
 
-        grid = Grid(seg.mask_BT, recent.count_B % c.block, c.block)
-
-        def work(block: Block, inputs):
-            q, k, v, valid_BQ, slot_BQ, complete_B = inputs
-            slot = jnp.where(valid_BQ, slot_BQ, c.block)
-            block = Block(block.state_BSD, put(block.k_BCKH, slot, k), put(block.v_BCKH, slot, v))
+        def step(block: Block, tokens, place: Place | None):
+            q, k, v = tokens
+            if place is None:
+                block = Block(block.state_BSD, k.astype(jnp.float32), v.astype(jnp.float32))
+            else:
+                slot = jnp.where(place.valid_BQ, place.slot_BQ, c.block)
+                block = Block(block.state_BSD, put(block.k_BCKH, slot, k), put(block.v_BCKH, slot, v))
             s_BSD = self.named(block.state_BSD, x_BTD.dtype)
             y = self.look(q, *self.keys_values(self.kv_state(s_BSD)))
-            change = lambda b: where_rows(complete_B, self.change(b, s_BSD), b, rows)  # noqa: E731
+            if place is None:
+                return self.change(block, s_BSD), y
             rows = jax.tree.map(lambda _: 0, block)
-            return lax.cond(complete_B.any(), change, lambda b: b, block), y
+            change = lambda b: where_rows(place.complete_B, self.change(b, s_BSD), b, rows)  # noqa: E731
+            return lax.cond(place.complete_B.any(), change, lambda b: b, block), y
 
         first = jnp.broadcast_to(self.initial[...], state.state_BSD.shape)
         block = Block(jnp.where((recent.count_B == 0)[:, None, None], first, state.state_BSD), *self.under_way(recent))
-        inputs = (*map(grid.pack, (q_cross, k, v)), grid.valid_KBQ, grid.slot_KBQ, grid.complete_KB)
-        block, far_KBQNH = scan(lambda s, i: skip_if_empty(i[3], work, s, i), block, inputs)
+        far, block = in_chunks(c.block, step, (q_cross, k, v), block, recent.count_B % c.block, seg)
 
-        y = jnp.concatenate([near, grid.unpack(far_KBQNH)], 2)
+        y = jnp.concatenate([near, far], 2)
         read_B = (seg.length_B > 0)[:, None, None]
         after = Recurrence(jnp.where(read_B, block.state_BSD, state.state_BSD), recent.write(k, v, seg))
         return self.out(y.reshape(*x_BTD.shape[:2], -1)), after
