@@ -31,10 +31,10 @@ from flax import nnx
 from jax import Array
 
 from memtx.errors import UserError, positive
-from memtx.memory.base import Dims, Segment, pytree, scan, where_rows
+from memtx.memory.base import Dims, Segment, pytree, where_rows
 from memtx.nn.linear import Linear, Norm, normal
 from memtx.nn.positions import rope
-from memtx.ops.grid import Grid, skip_if_empty
+from memtx.ops.chunks import Place, in_chunks
 
 Layers = Any  # ((w [..., N, I, O], b [..., N, 1, O]), ...), or the same of gradients
 
@@ -98,28 +98,29 @@ class TTTLinear(nnx.Module):
 
     def __call__(self, x_BTD, state: FastWeights, seg: Segment, *, key: Array | None = None):
         size = self.config.mini_batch
-        grid = Grid(seg.mask_BT, state.offset_B, size)
         first = tuple((getattr(self, f"w{i}")[...], getattr(self, f"b{i}")[...]) for i in range(self.depth))
         row_n = jnp.maximum(1 / jnp.arange(1, size + 1) + self.tau[...], 0)
         norm = partial(layer_norm, self.scale[...], self.bias[...])
 
-        def work(state: FastWeights, block):
-            q, k, v, rate, valid_BQ, slot_BQ, complete_B = block
-            start = jax.tree.map(jnp.add, first, state.moved)
-            rate = jnp.where(valid_BQ[:, None, :, None], rate, 0)
-            o, gradient = train_and_read(start, state.gradient, q, k, v, rate, row_n[slot_BQ][:, None, :, None], norm)
+        def step(state: FastWeights, tokens, place: Place | None):
+            q, k, v, rate = (a.swapaxes(1, 2) for a in tokens)
+            start, row = jax.tree.map(jnp.add, first, state.moved), row_n[None]
+            if place is not None:
+                rate, row = jnp.where(place.valid_BQ[:, None, :, None], rate, 0), row_n[place.slot_BQ]
+            o, gradient = train_and_read(start, state.gradient, q, k, v, rate, row[:, None, :, None], norm)
             moved = jax.tree.map(lambda m, g: m - row_n[-1] * g, state.moved, gradient)
             done = FastWeights(moved, jax.tree.map(jnp.zeros_like, gradient), state.offset_B)
-            going = dataclasses.replace(state, gradient=gradient)
-            return where_rows(complete_B, done, going, jax.tree.map(lambda _: 0, done)), o
+            if place is not None:
+                going = dataclasses.replace(state, gradient=gradient)
+                done = where_rows(place.complete_B, done, going, jax.tree.map(lambda _: 0, done))
+            return done, o.swapaxes(1, 2)
 
-        heads = (grid.pack(a).swapaxes(2, 3) for a in (*self.heads(x_BTD, state.offset_B), self.rates(x_BTD)))
-        blocks = (*heads, grid.valid_KBQ, grid.slot_KBQ, grid.complete_KB)
-        state, o_KBNQH = scan(lambda s, block: skip_if_empty(block[4], work, s, block), state, blocks)
-        y = self.norm(grid.unpack(o_KBNQH.swapaxes(2, 3)).reshape(*x_BTD.shape[:2], -1))
+        tokens = (*self.heads(x_BTD, state.offset_B), self.rates(x_BTD))
+        o_BTNH, state = in_chunks(size, step, tokens, state, state.offset_B, seg)
+        y = self.norm(o_BTNH.reshape(*x_BTD.shape[:2], -1))
         if self.gate is not None:
             y = y * jax.nn.gelu(self.gate(x_BTD).astype(jnp.float32))
-        return self.out(y.astype(x_BTD.dtype)), dataclasses.replace(state, offset_B=grid.offset_B)
+        return self.out(y.astype(x_BTD.dtype)), dataclasses.replace(state, offset_B=(state.offset_B + seg.length_B) % size)
 
     def heads(self, x_BTD: Array, offset_B: Array) -> list[Array]:
         """q, k rotated by the place in the mini-batch, and v: float32 [B, T, N, H]."""
