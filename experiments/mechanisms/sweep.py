@@ -52,4 +52,5 @@ report = {
         "passkey": {"metric": "eval/accuracy", "where": {"column": "passkey"}, "digits": 2},
         "books, bits per byte": {"metric": "eval/bits_per_byte", "where": {"column": "books"}, "better": "lower"},
     },
+    "figures": {"Needle by distance": {"y": "eval/accuracy", "x": "distance", "where": {"column": "needle"}}},
 }
