@@ -6,7 +6,8 @@ Keys and values are digits base 16, keys distinct (little-endian digits of a per
 drawn with repeats, and then the last value counts. With `vary` an example has its last n of P pairs, n uniform in 1..P. The
 loss is on gen, vt and eos, as in the reference; accuracy and exact match on vt and eos, which is what the reference
 generates. Here n is drawn per example (the reference: per batch), and the marks are tokens 16, 17, 18 instead of 100, 101,
-102. Source: RodkinIvan/associative-recurrent-memory-transformer.  Legend: P pairs, L tokens.
+102. Our own are `keys`, how many of the 16^key_size occur at all: with few, a curriculum begins where the same two keys are
+told apart again and again. Source: RodkinIvan/associative-recurrent-memory-transformer.  Legend: P pairs, L tokens.
 """
 
 from __future__ import annotations
@@ -27,15 +28,25 @@ class Associative(Task):
         pairs: int = 10  # P
         key_size: int = 1
         value_size: int = 1
+        keys: int = 0  # that occur; 0: all 16^key_size
         rewrite: bool = False
         vary: bool = True
 
         def __post_init__(self):
             check(min(self.pairs, self.key_size, self.value_size) >= 1, "pairs, key_size and value_size must be at least 1")
+            possible = 16**self.key_size
             check(
-                self.rewrite or self.pairs <= 16**self.key_size,
-                f"pairs={self.pairs} distinct keys need a larger key_size than {self.key_size}",
+                0 <= self.keys <= possible,
+                f"keys={self.keys} is not in 0..{possible}, all that key_size={self.key_size} can write",
             )
+            check(
+                self.rewrite or self.pairs <= self.choice,
+                f"pairs={self.pairs} distinct keys are more than the {self.choice} there are",
+            )
+
+        @property
+        def choice(self) -> int:
+            return self.keys or 16**self.key_size
 
     tokenizer = Words("digits", [*map(str, range(16)), "sep", "gen", "eos"])
 
@@ -46,10 +57,7 @@ class Associative(Task):
 
     def example(self, rng):
         c = self.config
-        if c.rewrite:
-            keys = rng.integers(16**c.key_size, size=c.pairs)
-        else:
-            keys = rng.choice(16**c.key_size, c.pairs, replace=False)
+        keys = rng.integers(c.choice, size=c.pairs) if c.rewrite else rng.choice(c.choice, c.pairs, replace=False)
         values = rng.integers(16, size=(c.pairs, c.value_size))
         n = int(rng.integers(1, c.pairs + 1)) if c.vary else c.pairs
         keys, values = keys[-n:], values[-n:]
