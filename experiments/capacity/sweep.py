@@ -1,11 +1,11 @@
 """ARMT holds more pairs than RMT; neither learns to hold any without a curriculum
 
-One pair of key and value a segment, 8 of them, then a key is asked for: everything passes through memory tokens (RMT, 4 of
-them) or an associative matrix of each layer (ARMT). With the curriculum, examples have 2 pairs of the same 2 keys at first,
-then more of both; without, 8 pairs of 16 keys from the first step. Asked are 2 to 16 pairs.
+One pair of key and value a segment, then a key is asked for: everything passes through memory tokens (RMT, 4 of them) or an
+associative matrix of each layer (ARMT). With the curriculum, examples have 2 pairs of the same 2 keys at first, then more of
+both, up to 5 pairs of 16 keys; without, these from the first step. Asked are 2 to 16 pairs.
 
-The claims (Bulatov et al. 2022; Rodkin et al. 2024): ARMT > RMT by 0.2, also at twice the pairs it was trained with; without a
-curriculum neither learns it.
+The claims (Bulatov et al. 2022; Rodkin et al. 2024): RMT holds 5 pairs; ARMT twice as many as it was trained with, more than
+RMT by 0.2; without a curriculum neither learns it.
 """
 
 from memtx.sweep import product
@@ -14,19 +14,19 @@ TASK = "configs/task.py:task=associative,size=micro,memory={}"
 CURRICULUM = (
     (500, {"pairs": 2, "keys": 2}),
     (200, {"pairs": 2, "keys": 4}),
-    (300, {"pairs": 3, "keys": 6}),
-    (300, {"pairs": 5, "keys": 10}),
+    (1000, {"pairs": 3, "keys": 6}),
+    (1300, {"pairs": 5, "keys": 10}),
 )
-PAIRS = (2, 5, 8, 16)
+PAIRS = (2, 5, 10, 16)
 
-config = TASK.format("rmt")
+config = TASK.format("full")
 common = {
-    "data.task.pairs": 8,
+    "data.task.pairs": 5,
     "data.task.vary": False,
     "data.segment": 4,
-    "train.segments": 9,
+    "train.segments": 6,
     "train.batch": 128,
-    "train.steps": 2000,
+    "train.steps": 3500,
     "optim.lr": 2e-3,
     "optim.schedule": "constant",
     "optim.warmup": 50,
@@ -47,7 +47,7 @@ def sweep():
         }
         for name, more in (("rmt", {}), ("armt", {"memory.armt.features": 16, "memory.armt.value_scale": 0.3}))
     ]
-    return product({"seed": [0, 1, 2]}, models, {"data.curriculum": [CURRICULUM, ()]})
+    return product({"seed": [0, 1, 2], "data.curriculum": [CURRICULUM, ()]}, models)
 
 
 report = {
@@ -63,8 +63,7 @@ def claims(table):
     def exact(name: str, pairs: int, how=CURRICULUM) -> float:
         return table[name, how, f"{pairs} pairs"].mean
 
-    yield "ARMT answers from 8 pairs (0.9)", exact("armt", 8) > 0.9
-    yield "more often than RMT (0.2)", exact("armt", 8) > exact("rmt", 8) + 0.2
-    yield "and from twice as many (0.8)", exact("armt", 16) > 0.8
-    yield "RMT answers from 5 (0.9)", exact("rmt", 5) > 0.9
-    yield "without the curriculum, neither does from 2 (0.6)", max(exact("rmt", 2, ()), exact("armt", 2, ())) < 0.6
+    yield "RMT answers from 5 pairs (0.9)", exact("rmt", 5) > 0.9
+    yield "ARMT from 10, twice what it was trained with (0.9)", exact("armt", 10) > 0.9
+    yield "more often than RMT (0.2)", exact("armt", 10) > exact("rmt", 10) + 0.2
+    yield "without the curriculum, neither does from 5 (0.5)", max(exact("rmt", 5, ()), exact("armt", 5, ())) < 0.5
