@@ -14,8 +14,12 @@ query's own; a landmark is scored as if its block were the one before. A block's
 What is differentiable: everything but the choice of blocks, into the bank too, as far as the caller's detach lets it. While
 training, a read keeps `neighbours` x `block` keys and values per query and head.
 
+All blocks of a call go at once: they are written first, and each query sees the last `memory` ids before its own block's, so
+the bank has AHEAD slots more than `memory`, and longer calls go in pieces of as many blocks.
+
 Source: Mohtashami & Jaggi 2023 (arXiv 2305.16300). Deviations: see the card; no token is inserted into the text.
-B stream, T time, Q queries of a grid block, C tokens in a block, N query heads, K kv heads, H head dim, R neighbours.
+B stream, T time, J blocks of a call, Q queries in one, C tokens in a block, N query heads, K kv heads, H head dim,
+R neighbours.
 """
 
 import dataclasses
@@ -23,16 +27,18 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array, lax
+from jax import Array
 
 from memtx.errors import UserError, positive
 from memtx.memory import bank
 from memtx.memory.bank import Bank
-from memtx.memory.base import Dims, Segment, emit, pytree, scan, wants, where_rows
+from memtx.memory.base import Dims, Segment, emit, pytree, wants
 from memtx.nn.attention import MASKED
 from memtx.nn.positions import alibi_slopes, rope, t5_bucket
-from memtx.ops.grid import Grid, skip_if_empty
-from memtx.ops.rows import put
+from memtx.ops.grid import Grid
+from memtx.ops.rows import put, take
+
+AHEAD = 16
 
 
 @pytree
@@ -73,88 +79,94 @@ class Landmark(nnx.Module):
         c, heads, head_dim = self.config, self.dims.num_kv_heads, self.dims.head_dim
         landmark = jax.ShapeDtypeStruct((heads, head_dim), jnp.float32)
         tokens = jax.ShapeDtypeStruct((heads, c.block, head_dim), jnp.float32)
-        full = bank.rows(bank.empty(c.memory, landmark, {"k": tokens, "v": tokens}), batch_size)
+        full = bank.rows(bank.empty(c.memory + AHEAD, landmark, {"k": tokens, "v": tokens}), batch_size)
         current = (batch_size, c.block, heads, head_dim)
         return Blocks(full, jnp.zeros(current), jnp.zeros(current), jnp.zeros(batch_size, jnp.int32))
 
     def __call__(self, x, state: Blocks, seg: Segment, *, key: Array | None = None):
         q, k, v = x
         if k is None:  # every query stands where the next token will
-            slot_BT = jnp.broadcast_to(state.offset_B[:, None], q.shape[:2])
-            y, reads = self.read(q, slot_BT, slot_BT - 1, state, seg)
-            self.report(reads)
-            return y, state
-        grid = Grid(seg.mask_BT, state.offset_B, self.config.block)
-
-        def work(state: Blocks, block):
-            q_BQNH, k_BQKH, v_BQKH, position_BQ, valid_BQ, slot_BQ, complete_B = block
-            slot = jnp.where(valid_BQ, slot_BQ, self.config.block)
-            state = dataclasses.replace(state, k_BCKH=put(state.k_BCKH, slot, k_BQKH), v_BCKH=put(state.v_BCKH, slot, v_BQKH))
-            y, reads = self.read(q_BQNH, slot_BQ, slot_BQ, state, seg)
-            full = jax.vmap(self.write)(state, complete_B, seg.source_B, position_BQ[:, 0] - slot_BQ[:, 0])
-            return self.begin(dataclasses.replace(state, bank=full), complete_B), (y, reads)
-
-        packed = (*map(grid.pack, (q, k, v, seg.position_BT)), grid.valid_KBQ, grid.slot_KBQ, grid.complete_KB)
-        state, outs = scan(lambda s, block: skip_if_empty(block[4], work, s, block), state, packed)
-        y, reads = jax.tree.map(grid.unpack, outs)
+            slot_BJQ = jnp.broadcast_to(state.offset_B[:, None, None], (len(q), 1, q.shape[1]))
+            now = (a[:, None] for a in (q, state.k_BCKH, state.v_BCKH))
+            y, reads = self.read(*now, slot_BJQ, slot_BJQ - 1, state.bank, state.bank.cursor[:, None], seg)
+            y, reads = jax.tree.map(lambda a: a[:, 0], (y, reads))
+        else:
+            y, reads, state = self.read_and_write(q, k, v, state, seg)
         self.report(reads)
-        return y, dataclasses.replace(state, offset_B=grid.offset_B)
+        return y, state
 
-    def write(self, state: Blocks, complete, source, position) -> Bank:
-        """One stream's bank after its block, if that is complete."""
-        k_CKH, size = state.k_BCKH, self.config.block
-        weight_CK = jax.nn.softmax(jnp.einsum("CKH,KH->CK", k_CKH, self.pool[...]) * self.dims.scale, 0)
-        landmark = jnp.einsum("CK,CKH->KH", weight_CK, k_CKH)
-        value = {"k": self.turn(k_CKH[None], jnp.arange(size)[None])[0], "v": state.v_BCKH}
-        value = jax.tree.map(lambda a: a.swapaxes(0, 1)[None], value)
-        return bank.write(state.bank, landmark[None], value, mask_T=complete[None], source=source, position=position)
+    def read_and_write(self, q, k, v, state: Blocks, seg: Segment):
+        """In pieces whose blocks the bank has room for."""
+        size, outs = AHEAD * self.config.block, []
+        for start in range(0, q.shape[1], size):
+            part = slice(start, start + size)
+            tokens = (a[:, part] for a in (q, k, v, seg.position_BT, seg.mask_BT))
+            *out, state = self.piece(*tokens, state, seg)
+            outs.append(out)
+        return *jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *outs), state
 
-    def begin(self, state: Blocks, complete_B: Array) -> Blocks:
-        """An empty block where one was completed."""
-        current = (state.k_BCKH, state.v_BCKH)
-        k, v = where_rows(complete_B, jax.tree.map(jnp.zeros_like, current), current, (0, 0))
-        return dataclasses.replace(state, k_BCKH=k, v_BCKH=v)
+    def piece(self, q, k, v, position_BT, mask_BT, state: Blocks, seg: Segment):
+        """All blocks at once: finished ones are written first, and a query sees those with ids before its own block's."""
+        size, grid = self.config.block, Grid(mask_BT, state.offset_B, self.config.block)
+        at_BT = jnp.where(mask_BT, state.offset_B[:, None] + jnp.arange(mask_BT.shape[1]), (grid.blocks + 1) * size)
 
-    def read(self, q_BQNH: Array, slot_BQ: Array, last_BQ: Array, state: Blocks, seg: Segment):
-        """The grouped softmax of queries at places slot_BQ of the block under way, which they see up to last_BQ."""
-        size, groups = self.config.block, self.dims.num_heads // self.dims.num_kv_heads
-        wide = (q_BQNH * self.dims.scale).astype(jnp.float32)
-        k, v = (jnp.repeat(a, groups, 2) for a in (state.k_BCKH, state.v_BCKH))
+        def line(current_BC, new_BT):
+            """The block under way and the tokens of this call, in blocks; one more stays empty."""
+            rest = jnp.zeros((len(current_BC), grid.blocks * size, *current_BC.shape[2:]), current_BC.dtype)
+            return put(jnp.concatenate([current_BC, rest], 1), at_BT, new_BT).reshape(len(rest), -1, *current_BC.shape[1:])
+
+        k, v = line(state.k_BCKH, k), line(state.v_BCKH, v)
+        q, position, slot = (jnp.moveaxis(a, 0, 1) for a in (grid.pack(q), grid.pack(position_BT), grid.slot_KBQ))
+        first = position[..., 0] - slot[..., 0]
+        full = jax.vmap(self.write)(state.bank, k[:, :-1], v[:, :-1], grid.complete_KB.T, seg.source_B, first)
+        id_BJ = state.bank.cursor[:, None] + jnp.arange(grid.blocks)
+        out = self.read(q, k[:, :-1], v[:, :-1], slot, slot, full, id_BJ, seg)
+        y, reads = jax.tree.map(lambda a: grid.unpack(jnp.moveaxis(a, 1, 0)), out)
+        under_way_B1 = (state.offset_B + mask_BT.sum(1, dtype=jnp.int32))[:, None] // size
+        k, v = (take(a, under_way_B1)[:, 0] for a in (k, v))
+        return y, reads, Blocks(full, k, v, grid.offset_B)
+
+    def write(self, full: Bank, k_JCKH: Array, v_JCKH: Array, complete_J, source, position_J) -> Bank:
+        """One stream's bank after those of J blocks that are complete."""
+        weight_JCK = jax.nn.softmax(jnp.einsum("JCKH,KH->JCK", k_JCKH, self.pool[...]) * self.dims.scale, 1)
+        landmark = jnp.einsum("JCK,JCKH->JKH", weight_JCK, k_JCKH)
+        place_JC = jnp.broadcast_to(jnp.arange(self.config.block), k_JCKH.shape[:2])
+        value = {"k": self.turn(k_JCKH, place_JC).swapaxes(1, 2), "v": v_JCKH.swapaxes(1, 2)}
+        return bank.write(full, landmark, value, mask_T=complete_J, source=source, position=position_J)
+
+    def read(self, q_BJQNH, k_BJCKH, v_BJCKH, slot_BJQ, last_BJQ, full: Bank, id_BJ, seg: Segment):
+        """The grouped softmax of queries at places slot_BJQ of blocks id_BJ, which they see up to last_BJQ, each its own."""
+        batch, blocks, queries, heads, _ = q_BJQNH.shape
+        size, groups = self.config.block, heads // self.dims.num_kv_heads
+        flat = lambda a: a.reshape(batch, -1, *a.shape[3:])  # noqa: E731  # all blocks of a row in one line
+        wide, slot = flat((q_BJQNH * self.dims.scale).astype(jnp.float32)), flat(slot_BJQ)
         place_C = jnp.arange(size)
-        own = jnp.einsum("BQNH,BCNH->BQNC", self.turn(wide, slot_BQ), self.turn(k, place_C[None]))
-        own = own + self.bias(slot_BQ[:, :, None, None] - place_C, seg)
-        own = jnp.where((place_C <= last_BQ[:, :, None])[:, :, None], own, MASKED)
+        k, v = (jnp.repeat(a, groups, 3) for a in (k_BJCKH, v_BJCKH))
+        k = self.turn(flat(k), jnp.broadcast_to(jnp.tile(place_C, blocks), (batch, blocks * size))).reshape(k.shape)
+        own = jnp.einsum("BJQNH,BJCNH->BJQNC", self.turn(wide, slot).reshape(q_BJQNH.shape), k)
+        own = flat(own) + self.bias(slot[:, :, None, None] - place_C, seg)
+        own = jnp.where((place_C <= flat(last_BJQ)[:, :, None])[:, :, None], own, MASKED)
 
-        asked = self.turn(wide, slot_BQ + 1)  # the age of a landmark at the end of the block before
-        landmark, value, index, found = self.retrieve(asked, state.bank)
-        gate = jnp.einsum("BQNH,BQNRH->BQNR", asked, landmark) + self.bias(slot_BQ[:, :, None, None] + 1, seg)
+        asked = self.turn(wide, slot + 1)  # the age of a landmark at the end of the block before
+        end_BT = jnp.repeat(id_BJ, queries, 1)
+        score, index = bank.search(full, asked, self.config.neighbours, first_BT=end_BT - self.config.memory, end_BT=end_BT)
+        found = score > -jnp.inf
+        block = bank.gather(full, index, jnp.arange(heads)[:, None] // groups)
+        gate = jnp.einsum("BTNH,BTNRH->BTNR", asked, block.key) + self.bias(slot[:, :, None, None] + 1, seg)
         p = jax.nn.softmax(jnp.concatenate([own, jnp.where(found, gate, MASKED)], -1), -1)
         p_own, p_block = p[..., :size], p[..., size:] * found
 
-        labels = bank.gather(state.bank, index)
-        reads = {name: jnp.where(found, getattr(labels, name), -1) for name in ("id", "source", "position")}
+        reads = {name: jnp.where(found, getattr(block, name), -1) for name in ("id", "source", "position")}
         ago = ((reads["id"][..., None, :] >= reads["id"][..., None]) & found[..., None, :]).sum(-1, dtype=jnp.int32)
-        start = slot_BQ[:, :, None, None] + size * ago  # tokens since the block began
-        each = jnp.broadcast_to(wide[..., None, :], landmark.shape)
-        turned = self.turn(each.reshape(len(wide), -1, 1, wide.shape[-1]), start.reshape(len(wide), -1)).reshape(each.shape)
-        score = jnp.einsum("BQNRH,BQNRCH->BQNRC", turned, value["k"])
+        start = slot[:, :, None, None] + size * ago  # tokens since the block began
+        each = jnp.broadcast_to(wide[..., None, :], block.key.shape)
+        turned = self.turn(each.reshape(batch, -1, 1, each.shape[-1]), start.reshape(batch, -1)).reshape(each.shape)
+        score = jnp.einsum("BTNRH,BTNRCH->BTNRC", turned, block.value["k"])
         inside = jax.nn.softmax(score + self.bias(start[..., None] - place_C, seg), -1) * p_block[..., None]
-        y = jnp.einsum("BQNC,BCNH->BQNH", p_own, v) + jnp.einsum("BQNRC,BQNRCH->BQNH", inside, value["v"])
-        return y.astype(q_BQNH.dtype), reads | {"weight": p_block}
-
-    def retrieve(self, asked_BQNH: Array, full: Bank):
-        """Each query's best blocks: landmark, tokens, slots, and whether there is one. Empty banks cost nothing."""
-        head_N1 = jnp.arange(self.dims.num_heads)[:, None] // (self.dims.num_heads // self.dims.num_kv_heads)
-
-        def work(asked, full):
-            score, index = bank.search(full, asked, self.config.neighbours)
-            read = bank.gather(full, index, head_N1)
-            return read.key, read.value, index, score > -jnp.inf
-
-        def skip(*args):
-            return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(work, *args))
-
-        return lax.cond((full.cursor > 0).any(), work, skip, lax.stop_gradient(asked_BQNH), full)
+        y = flat(jnp.einsum("BJQNC,BJCNH->BJQNH", p_own.reshape(*q_BJQNH.shape[:4], size), v))
+        y = y + jnp.einsum("BTNRC,BTNRCH->BTNH", inside, block.value["v"])
+        out = y.astype(q_BJQNH.dtype), reads | {"weight": p_block}
+        return jax.tree.map(lambda a: a.reshape(batch, blocks, queries, *a.shape[2:]), out)
 
     def turn(self, x_BTNH: Array, position_BT: Array) -> Array:
         if self.dims.position != "rope":
