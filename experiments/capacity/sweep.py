@@ -12,8 +12,8 @@ from memtx.sweep import product
 
 TASK = "configs/task.py:task=associative,size=micro,memory={}"
 CURRICULUM = (
-    (500, {"pairs": 2, "keys": 2}),
-    (200, {"pairs": 2, "keys": 4}),
+    (1500, {"pairs": 2, "keys": 2}),
+    (300, {"pairs": 2, "keys": 4}),
     (1000, {"pairs": 3, "keys": 6}),
     (1300, {"pairs": 5, "keys": 10}),
 )
@@ -26,7 +26,7 @@ common = {
     "data.segment": 4,
     "train.segments": 6,
     "train.batch": 128,
-    "train.steps": 3500,
+    "train.steps": 4500,
     "optim.lr": 2e-3,
     "optim.schedule": "constant",
     "optim.warmup": 50,
