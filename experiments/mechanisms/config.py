@@ -23,6 +23,7 @@ NEAR = {
     "xl": {"memory": WINDOW},
     "compressive": {"memory": WINDOW, "compressed": 4 * WINDOW},
     "block_recurrent": {"states": 2 * WINDOW},
+    "titans_mac": {"chunk": WINDOW},  # its segment: every token of it is attended to
 }
 DISTANCES = (4, 16, 64)  # of the needle, in windows
 VOCABULARY = 64
