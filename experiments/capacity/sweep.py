@@ -44,7 +44,10 @@ def sweep():
             f"memory.{name}.remat": False,
             **more,
         }
-        for name, more in (("rmt", {}), ("armt", {"memory.armt.features": 16, "memory.armt.value_scale": 0.3}))
+        for name, more in (
+            ("rmt", {"optim.schedule": "constant", "optim.b2": 0.999}),
+            ("armt", {"memory.armt.features": 16, "memory.armt.value_scale": 0.3}),
+        )
     ]
     return product({"seed": [0, 1, 2], "data.curriculum": [CURRICULUM, ()]}, models)
 
