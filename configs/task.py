@@ -6,12 +6,14 @@
 task    algorithmic | associative | babilong | compositional | copying | forgetting | induction | mad | mqar | mqar_b | needle |
         ngram | object_collision | passkey | phonebook | ruler          memory, size    as in configs/lm.py
 
-A whole example is one train step: as many segments as it needs. Settings of the task are keys too: --config.data.task.pairs=8
-(a longer example also needs --config.train.segments=N, or its memory is carried from step to step).
+A whole example is one train step: as many segments as it needs, after each of which RMT and ARMT write. Settings of the task
+are keys too: --config.data.task.pairs=8 (a longer example also needs --config.train.segments=N, or its memory is carried from
+step to step).
 """
 
 from memtx.config import get_config as default_config
 from memtx.config import parse_arg, task_class
+from memtx.memory import MEMORIES
 from memtx.models.presets import preset
 
 SEGMENT = 128  # tokens of a call at most; tasks made of blocks take one block a call
@@ -24,7 +26,7 @@ STUDIES = {  # where a task is more than its defaults
             "filler": "zoology",
         },
     },
-    "associative": {  # few keys first: to tell two apart is learned in hundreds of steps, sixteen at once in none that we ran
+    "associative": {  # few keys first: two are told apart after hundreds of steps
         "task": {"pairs": 5, "vary": False},
         "curriculum": (
             (1500, {"pairs": 2, "keys": 2}),
@@ -47,8 +49,10 @@ def get_config(arg: str = ""):
     settings = study.get("task", {})
     task = cls(cls.Config(**settings))
     segment = task.block or min(task.length, SEGMENT)
+    by_segments = getattr(MEMORIES.get(choice.memory), "site", "") == "body"
     return default_config(
         model=preset(choice.memory, choice.size) | {"scan": False},
+        memory={choice.memory: {"segment": segment}} if by_segments else {},
         data={
             "corpus": f"task:{name}",
             "segment": segment,
