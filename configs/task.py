@@ -29,13 +29,13 @@ STUDIES = {  # where a task is more than its defaults
     "associative": {  # few keys first: two are told apart after hundreds of steps
         "task": {"pairs": 5, "vary": False},
         "curriculum": (
-            (1500, {"pairs": 2, "keys": 2}),
-            (300, {"pairs": 2, "keys": 4}),
-            (1000, {"pairs": 3, "keys": 6}),
-            (1300, {"pairs": 5, "keys": 10}),
+            (1000, {"pairs": 2, "alphabet": 2}),
+            (200, {"pairs": 2, "alphabet": 4}),
+            (600, {"pairs": 3, "alphabet": 6}),
+            (1000, {"pairs": 5, "alphabet": 10}),
         ),
-        "train": {"steps": 5000, "batch": 128},
-        "optim": {"lr": 2e-3, "warmup": 50, "weight_decay": 1e-3, "schedule": "linear"},
+        "train": {"steps": 3500, "batch": 128},
+        "optim": {"lr": 2e-3, "b2": 0.999, "warmup": 50, "weight_decay": 1e-3, "schedule": "constant"},
     },
     "mad": {"examples": 12_800},
 }

@@ -12,10 +12,10 @@ from memtx.sweep import product
 
 TASK = "configs/task.py:task=associative,size=micro,memory={}"
 CURRICULUM = (
-    (1500, {"pairs": 2, "keys": 2}),
-    (300, {"pairs": 2, "keys": 4}),
-    (1000, {"pairs": 3, "keys": 6}),
-    (1300, {"pairs": 5, "keys": 10}),
+    (1000, {"pairs": 2, "alphabet": 2}),
+    (200, {"pairs": 2, "alphabet": 4}),
+    (600, {"pairs": 3, "alphabet": 6}),
+    (1000, {"pairs": 5, "alphabet": 10}),
 )
 PAIRS = (2, 5, 10, 16)
 
@@ -26,9 +26,11 @@ common = {
     "data.segment": 4,
     "train.segments": 6,
     "train.batch": 128,
-    "train.steps": 5000,
+    "train.steps": 3500,
     "optim.lr": 2e-3,
+    "optim.schedule": "constant",
     "optim.warmup": 50,
+    "optim.b2": 0.999,
     "eval.every": 0,
     "eval.examples": 4096,
     "eval.task": {"pairs": 16, "vary": True},
@@ -44,10 +46,7 @@ def sweep():
             f"memory.{name}.remat": False,
             **more,
         }
-        for name, more in (
-            ("rmt", {"optim.schedule": "constant", "optim.b2": 0.999}),
-            ("armt", {"memory.armt.features": 16, "memory.armt.value_scale": 0.3}),
-        )
+        for name, more in (("rmt", {}), ("armt", {"memory.armt.features": 16, "memory.armt.value_scale": 0.3}))
     ]
     return product({"seed": [0, 1, 2], "data.curriculum": [CURRICULUM, ()]}, models)
 

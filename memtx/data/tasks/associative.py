@@ -6,7 +6,7 @@ Keys and values are digits base 16, keys distinct (little-endian digits of a per
 drawn with repeats, and then the last value counts. With `vary` an example has its last n of P pairs, n uniform in 1..P. The
 loss is on gen, vt and eos, as in the reference; accuracy and exact match on vt and eos, which is what the reference
 generates. Here n is drawn per example (the reference: per batch), and the marks are tokens 16, 17, 18 instead of 100, 101,
-102. Our own are `keys`, how many of the 16^key_size occur at all: with few, a curriculum begins where the same two keys are
+102. Our own is `alphabet`, how many of the 16^key_size keys occur: with few, a curriculum begins where the same two keys are
 told apart again and again. Source: RodkinIvan/associative-recurrent-memory-transformer.  Legend: P pairs, L tokens.
 """
 
@@ -28,25 +28,19 @@ class Associative(Task):
         pairs: int = 10  # P
         key_size: int = 1
         value_size: int = 1
-        keys: int = 0  # that occur; 0: all 16^key_size
+        alphabet: int = 0  # keys that occur; 0: all 16^key_size
         rewrite: bool = False
         vary: bool = True
 
         def __post_init__(self):
             check(min(self.pairs, self.key_size, self.value_size) >= 1, "pairs, key_size and value_size must be at least 1")
-            possible = 16**self.key_size
-            check(
-                0 <= self.keys <= possible,
-                f"keys={self.keys} is not in 0..{possible}, all that key_size={self.key_size} can write",
-            )
-            check(
-                self.rewrite or self.pairs <= self.choice,
-                f"pairs={self.pairs} distinct keys are more than the {self.choice} there are",
-            )
+            most, keys = 16**self.key_size, f"alphabet={self.alphabet} of key_size={self.key_size}"
+            check(0 <= self.alphabet <= most, f"{keys} cannot be: there are {most}")
+            check(self.rewrite or self.pairs <= self.choice, f"pairs={self.pairs} is more than the keys that differ: {keys}")
 
         @property
         def choice(self) -> int:
-            return self.keys or 16**self.key_size
+            return self.alphabet or 16**self.key_size
 
     tokenizer = Words("digits", [*map(str, range(16)), "sep", "gen", "eos"])
 

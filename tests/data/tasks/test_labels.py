@@ -247,7 +247,7 @@ CASES = [
     ("associative", {}, by_blocks),
     ("associative", {"pairs": 40, "key_size": 2, "value_size": 3}, by_blocks),
     ("associative", {"pairs": 40, "rewrite": True, "vary": False}, by_blocks),
-    ("associative", {"pairs": 2, "keys": 3, "vary": False}, by_blocks),
+    ("associative", {"pairs": 2, "alphabet": 3, "vary": False}, by_blocks),
     *[("copying", {"kind": kind}, by_copying) for kind in ("copy", "reverse", "selective")],
     ("induction", {}, after_the_mark),
     ("needle", {}, after_the_key),
@@ -391,7 +391,7 @@ def test_forgetting_asks_for_the_new_value_of_updated_keys_and_the_old_of_others
 
 
 def test_associative_uses_only_so_many_keys_as_it_is_told():
-    few = make("associative", {"pairs": 3, "keys": 3, "vary": False})
+    few = make("associative", {"pairs": 3, "alphabet": 3, "vary": False})
     for index in range(5):
         key_P = few.draw(0, "train", index).token_L[:-3:4]
         assert sorted(key_P.tolist()) == [0, 1, 2]
