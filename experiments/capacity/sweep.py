@@ -8,47 +8,29 @@ The claims (Bulatov et al. 2022; Rodkin et al. 2024): RMT holds 5 pairs; ARMT tw
 RMT by 0.2; without a curriculum neither learns it.
 """
 
+from memtx import load_config
 from memtx.sweep import product
 
 TASK = "configs/task.py:task=associative,size=micro,memory={}"
-CURRICULUM = (
-    (1000, {"pairs": 2, "alphabet": 2}),
-    (200, {"pairs": 2, "alphabet": 4}),
-    (600, {"pairs": 3, "alphabet": 6}),
-    (1000, {"pairs": 5, "alphabet": 10}),
-)
 PAIRS = (2, 5, 10, 16)
 
 config = TASK.format("full")
-common = {
-    "data.task.pairs": 5,
-    "data.task.vary": False,
-    "data.segment": 4,
-    "train.segments": 6,
-    "train.batch": 128,
-    "train.steps": 3500,
-    "optim.lr": 2e-3,
-    "optim.schedule": "constant",
-    "optim.warmup": 50,
-    "optim.b2": 0.999,
-    "eval.every": 0,
-    "eval.examples": 4096,
-    "eval.task": {"pairs": 16, "vary": True},
-}
+CURRICULUM = load_config(config).data.curriculum
+common = {"eval.every": 0, "eval.examples": 4096, "eval.task": {"pairs": 16, "vary": True}}
+MODELS = [
+    {"config": TASK.format("rmt"), "memory.rmt.memory": 4, "memory.rmt.remat": False},
+    {
+        "config": TASK.format("armt"),
+        "memory.armt.memory": 4,
+        "memory.armt.remat": False,
+        "memory.armt.features": 16,
+        "memory.armt.value_scale": 0.3,
+    },
+]
 
 
 def sweep():
-    models = [
-        {
-            "config": TASK.format(name),
-            f"memory.{name}.segment": 4,
-            f"memory.{name}.memory": 4,
-            f"memory.{name}.remat": False,
-            **more,
-        }
-        for name, more in (("rmt", {}), ("armt", {"memory.armt.features": 16, "memory.armt.value_scale": 0.3}))
-    ]
-    return product({"seed": [0, 1, 2], "data.curriculum": [CURRICULUM, ()]}, models)
+    return product({"seed": [0, 1, 2], "data.curriculum": [CURRICULUM, ()]}, MODELS)
 
 
 report = {
