@@ -38,7 +38,7 @@ from memtx.nn.positions import alibi_slopes, rope, t5_bucket
 from memtx.ops.grid import Grid
 from memtx.ops.rows import put, take
 
-AHEAD = 16
+AHEAD = 16  # blocks written before they are read
 
 
 @pytree

@@ -17,7 +17,7 @@ from memtx.errors import UserError
 from memtx.memory import knn_lm
 from memtx.memory.base import collect
 from memtx.memory.knn_lm import KNNLM
-from memtx.memory.landmark import Landmark
+from memtx.memory.landmark import AHEAD, Landmark
 from memtx.memory.memorizing import Memorizing
 from memtx.models.lm import build
 from memtx.ops.topk import measured_recall
@@ -141,6 +141,17 @@ def test_landmark_reads_blocks_across_three_wraps_and_says_which():
         expected = [-1] * (4 - min(now, 4)) + list(range(max(0, now - 4), now))
         assert (np.sort(found["id"][:, t], -1) == expected).all()
     np.testing.assert_array_equal(found["position"], np.where(found["id"] < 0, -1, 3 * found["id"]))
+
+
+def test_landmark_reads_the_same_in_calls_longer_than_its_bank_has_room_for():
+    landmark = case(Landmark, block=3, memory=4, neighbours=2)
+    x = landmark.x(0, 3 * (2 * AHEAD + 5))
+    whole, state = landmark.run(x, [x[0].shape[1]])
+    cut, after = landmark.run(x, [5, 40, 1, 32, 33])
+    assert distance(whole, cut) <= EXACT
+    assert distance(state, after) <= EXACT
+    short = landmark.run(tuple(a[:, 6:] for a in x), [x[0].shape[1] - 6])[0]  # control: begins two blocks later
+    assert distance(whole[:, 6:12], short[:, :6]) > MOVED
 
 
 # --- knn_lm: the shared datastore -------------------------------------------------------------------------------------------
