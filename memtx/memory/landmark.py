@@ -87,26 +87,26 @@ class Landmark(nnx.Module):
         q, k, v = x
         if k is None:  # every query stands where the next token will
             slot_BJQ = jnp.broadcast_to(state.offset_B[:, None, None], (len(q), 1, q.shape[1]))
-            now = (a[:, None] for a in (q, state.k_BCKH, state.v_BCKH))
-            y, reads = self.read(*now, slot_BJQ, slot_BJQ - 1, state.bank, state.bank.cursor[:, None], seg)
-            y, reads = jax.tree.map(lambda a: a[:, 0], (y, reads))
+            q, k, v = (a[:, None] for a in (q, state.k_BCKH, state.v_BCKH))
+            out = self.read(q, k, v, slot_BJQ, slot_BJQ - 1, state.bank, state.bank.cursor[:, None], seg)
+            y, reads = jax.tree.map(lambda a: a[:, 0], out)
         else:
-            y, reads, state = self.read_and_write(q, k, v, state, seg)
+            y, reads, state = self.read_and_write(x, state, seg)
         self.report(reads)
         return y, state
 
-    def read_and_write(self, q, k, v, state: Blocks, seg: Segment):
+    def read_and_write(self, x, state: Blocks, seg: Segment):
         """In pieces whose blocks the bank has room for."""
         size, outs = AHEAD * self.config.block, []
-        for start in range(0, q.shape[1], size):
-            part = slice(start, start + size)
-            tokens = (a[:, part] for a in (q, k, v, seg.position_BT, seg.mask_BT))
-            *out, state = self.piece(*tokens, state, seg)
-            outs.append(out)
+        for start in range(0, seg.position_BT.shape[1], size):
+            *qkv, position_BT, mask_BT = (a[:, start : start + size] for a in (*x, seg.position_BT, seg.mask_BT))
+            y, reads, state = self.piece(qkv, position_BT, mask_BT, state, seg)
+            outs.append((y, reads))
         return *jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *outs), state
 
-    def piece(self, q, k, v, position_BT, mask_BT, state: Blocks, seg: Segment):
+    def piece(self, x, position_BT: Array, mask_BT: Array, state: Blocks, seg: Segment):
         """All blocks at once: finished ones are written first, and a query sees those with ids before its own block's."""
+        q, k, v = x
         size, grid = self.config.block, Grid(mask_BT, state.offset_B, self.config.block)
         at_BT = jnp.where(mask_BT, state.offset_B[:, None] + jnp.arange(mask_BT.shape[1]), (grid.blocks + 1) * size)
 
