@@ -2,35 +2,32 @@
 
 One pair of key and value a segment, then a key is asked for: everything passes through memory tokens (RMT, 4 of them) or an
 associative matrix of each layer (ARMT). With the curriculum, examples have 2 pairs of the same 2 keys at first, then more of
-both, up to 5 pairs of 16 keys; without, these from the first step. Asked are 2 to 16 pairs.
+both, up to 5 pairs of 16 keys; without, these from the first step. RMT, which learns them later, has 5,000 steps, ARMT 3,500.
+Asked are 2 to 16 pairs.
 
 The claims (Bulatov et al. 2022; Rodkin et al. 2024): RMT holds 5 pairs; ARMT twice as many as it was trained with, more than
 RMT by 0.2; without a curriculum neither learns it.
 """
 
 from memtx import load_config
-from memtx.sweep import product
+from memtx.sweep import chain, product
 
 TASK = "configs/task.py:task=associative,size=micro,memory={}"
 PAIRS = (2, 5, 10, 16)
 
 config = TASK.format("full")
-CURRICULUM = load_config(config).data.curriculum
 common = {"eval.every": 0, "eval.examples": 4096, "eval.task": {"pairs": 16, "vary": True}}
-MODELS = [
-    {"config": TASK.format("rmt"), "memory.rmt.memory": 4, "memory.rmt.remat": False},
-    {
-        "config": TASK.format("armt"),
-        "memory.armt.memory": 4,
-        "memory.armt.remat": False,
-        "memory.armt.features": 16,
-        "memory.armt.value_scale": 0.3,
-    },
-]
+CURRICULUM = load_config(config).data.curriculum
+LONGER = (*CURRICULUM[:2], *((1500, at) for _, at in CURRICULUM[2:]))
+RMT = {"config": TASK.format("rmt"), "memory.rmt.memory": 4, "memory.rmt.remat": False, "train.steps": 5000}
+ARMT = {"config": TASK.format("armt"), "memory.armt.memory": 4, "memory.armt.remat": False}
+ARMT |= {"memory.armt.features": 16, "memory.armt.value_scale": 0.3}
 
 
 def sweep():
-    return product({"seed": [0, 1, 2], "data.curriculum": [CURRICULUM, ()]}, MODELS)
+    armt = product({"data.curriculum": [CURRICULUM, ()]}, [ARMT])
+    rmt = product({"data.curriculum": [LONGER, ()]}, [RMT])
+    return product({"seed": [0, 1, 2]}, chain(rmt, armt))
 
 
 report = {
@@ -43,10 +40,13 @@ report = {
 
 
 def claims(table):
-    def exact(name: str, pairs: int, how=CURRICULUM) -> float:
-        return table[name, how, f"{pairs} pairs"].mean
+    learned = {"rmt": LONGER, "armt": CURRICULUM}
+
+    def exact(name: str, pairs: int, curriculum: bool = True) -> float:
+        return table[name, learned[name] if curriculum else (), f"{pairs} pairs"].mean
 
     yield "RMT answers from 5 pairs (0.9)", exact("rmt", 5) > 0.9
     yield "ARMT from 10, twice what it was trained with (0.9)", exact("armt", 10) > 0.9
     yield "more often than RMT (0.2)", exact("armt", 10) > exact("rmt", 10) + 0.2
-    yield "without the curriculum, neither does from 5 (0.5)", max(exact("rmt", 5, ()), exact("armt", 5, ())) < 0.5
+    yield "RMT does not answer from 5 without the curriculum (below 0.5)", exact("rmt", 5, False) < 0.5
+    yield "nor ARMT (below 0.5)", exact("armt", 5, False) < 0.5
