@@ -7,6 +7,7 @@ is counted in its cell.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import statistics
 from collections.abc import Iterable, Mapping
@@ -20,6 +21,7 @@ NOT_BEGUN = "–"
 STRAY = "not of the sweep file, left out"
 MATCHED = 1.05  # budgets whose ratio is larger make a comparison unfair
 HIGHER = ("accuracy", "exact", "tokens_per_s")  # metrics of these names are better when higher; losses when lower
+LONGEST = 32  # characters of a row's label
 LOWER = ("loss", "perplexity", "bits_per_byte", "seconds")
 
 
@@ -139,12 +141,13 @@ def varying(runs: Iterable[Run]) -> list[str]:
 
 
 def label(value) -> str:
-    """A setting's value in a table."""
+    """A setting's value in a table; a long one is cut, and a digest tells it from others that begin like it."""
     if value is None:
         return "default"
     if isinstance(value, float):
         return f"{value:g}"
-    return value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 6]}… {hashlib.sha256(text.encode()).hexdigest()[:4]}"
 
 
 def judge(study: Study, table: Table) -> tuple[list[tuple[str, bool]], str]:

@@ -42,6 +42,16 @@ def test_a_loss_is_better_when_lower_and_what_prints_alike_shares_the_bold():
     assert [row.cells["loss"].best for row in table(losses, columns={"loss": "eval/loss"}).rows] == [True, True, False]
 
 
+def test_long_settings_are_cut_and_still_told_apart():
+    stages = [[[1000, {"pairs": pairs, "alphabet": 16}] for pairs in (1, last)] for last in (2, 3)]
+    made = [Run(str(i), settings={"data.curriculum": at}, result={"eval/accuracy": i}) for i, at in enumerate(stages)]
+    found = table(made, rows="data.curriculum")
+    names = [row.name for row in found.rows]
+    assert len(set(names)) == 2
+    assert max(map(len, names)) <= 32
+    assert all(found[at, "accuracy"].mean == i for i, at in enumerate(stages))
+
+
 def test_columns_may_be_of_different_runs():
     wide = [Run(f"{r.name}w", settings={**r.settings, "width": 64}, seed=r.seed, result={"eval/accuracy": 0.5}) for r in runs()]
     columns = {
