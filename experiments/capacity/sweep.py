@@ -1,4 +1,4 @@
-"""ARMT holds more pairs than RMT; neither learns to hold any without a curriculum
+"""ARMT holds more pairs than RMT; neither learns it without a curriculum
 
 One pair of key and value a segment, then a key is asked for: everything passes through memory tokens (RMT, 4 of them) or an
 associative matrix of each layer (ARMT). With the curriculum, examples have 2 pairs of the same 2 keys at first, then more of

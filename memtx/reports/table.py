@@ -21,8 +21,8 @@ NOT_BEGUN = "–"
 STRAY = "not of the sweep file, left out"
 MATCHED = 1.05  # budgets whose ratio is larger make a comparison unfair
 HIGHER = ("accuracy", "exact", "tokens_per_s")  # metrics of these names are better when higher; losses when lower
-LONGEST = 32  # characters of a row's label
 LOWER = ("loss", "perplexity", "bits_per_byte", "seconds")
+LONGEST = 32  # characters of a row's label
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ class Table:
 
     def __getitem__(self, place) -> Cell:
         """`table["deltanet", "updates"]`: the labels of a row, then a column. UserError for a cell with no finished run."""
-        *labels, heading = map(label, place if isinstance(place, tuple) else (place,))
+        *labels, heading = place if isinstance(place, tuple) else (place,)
+        labels, heading = list(map(label, labels)), str(heading)
         row = next((row for row in self.rows if row.labels == tuple(labels)), None)
         if row is None or heading not in self.columns:
             name, known = ", ".join((*labels, heading)), [f"{row.name}, {name}" for row in self.rows for name in self.columns]
