@@ -65,7 +65,7 @@ def run(config, workdir):
 
 report = {
     "rows": "memory",
-    "columns": {f"{n:,} bytes": {"metric": f"exact/length={n}", "digits": 2} for n in LENGTHS},
+    "columns": {f"{n:,} bytes": {"metric": f"exact/length={n}", "digits": 2, "better": "higher"} for n in LENGTHS},
     "varies": ("state_bytes", "params", "flops_per_token"),
     "floor": 0.1,
 }
