@@ -61,7 +61,7 @@ class Model:
     dropout: float = 0.0
     dtype: str = "float32"  # of activations; parameters and states are float32
     remat: bool = False
-    scan: bool = True  # scan over groups (compile time independent of depth) or unroll them (faster on a CPU)
+    scan: bool = True  # compile loops over groups and segments once, or unroll them (faster on a CPU)
 
 
 @dataclass(frozen=True)

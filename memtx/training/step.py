@@ -19,6 +19,8 @@ from memtx.models.lm import LM
 from memtx.training.losses import at_each_place, cross_entropy
 from memtx.training.optim import trained
 
+UNROLLED = 4  # segments of a step, at most, that are unrolled where the model's loops are: compile time grows with them
+
 
 def make_loss(lm: LM, config: Config):
     """loss(params, memory, batch, asked, key) -> (objective, (memory, nll)), per place asked in the whole step."""
@@ -39,11 +41,12 @@ def make_loss(lm: LM, config: Config):
 
         params = jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, learns)
         segments = batch.token_BPT.shape[1]
+        unroll = segments if not config.model.scan and segments <= UNROLLED else 1
         by_segment = jax.tree.map(lambda a: a.swapaxes(0, 1), batch)
         start = (detach(memory), jnp.zeros(()), jnp.zeros(()))
 
         def run():
-            return scan(segment, start, (by_segment, jnp.arange(segments)))[0]
+            return scan(segment, start, (by_segment, jnp.arange(segments)), unroll=unroll)[0]
 
         (memory, objective, nll), aux = collect(run, "loss")()
         extra = sum(jnp.sum(value) for values in aux.values() for value in values) / (segments * config.train.accumulate)
