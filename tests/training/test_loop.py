@@ -188,6 +188,20 @@ def test_accumulation_gives_the_same_step(root, memory):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+def test_a_step_unrolled_is_the_step_in_a_loop(root, monkeypatch):
+    results, programs = [], []
+    for most in (1, 3):
+        monkeypatch.setattr("memtx.training.step.UNROLLED", most)
+        run, stream = pieces(tiny(root, "xl", model={"scan": False, "dropout": 0.2}, train={"segments": 3}))
+        args = (*run.init(), run.layout.place(next(stream)), np.int32(0), run.key)
+        programs.append(run.step.lower(*args).as_text())
+        _, *rest = run.step(*args)
+        results.append(rest)  # the optimiser's moments, the memory, the loss
+    assert len(programs[0]) < len(programs[1])
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
 def test_dropout_is_random_by_step_and_the_same_again(root):
     losses = []
     for _ in range(2):
