@@ -150,8 +150,7 @@ class BlockRecurrent(nnx.Module):
 
     def look(self, q_BTNH: Array, k_BSKH: Array, v_BSKH: Array) -> Array:
         """Attention of every query to every key, without positions."""
-        batch, size = k_BSKH.shape[:2]
-        everywhere = Source(k_BSKH, v_BSKH, jnp.zeros((batch, size), jnp.int32), jnp.ones((batch, size), bool))
+        everywhere = Source(k_BSKH, v_BSKH, jnp.zeros(k_BSKH.shape[:2], jnp.int32), None, future=True)
         return attend(q_BTNH, [everywhere], segment(jnp.zeros(q_BTNH.shape[:2])), self.unplaced)
 
     def heads(self, q_BTE: Array) -> Array:
