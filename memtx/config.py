@@ -171,6 +171,11 @@ def get_config(**groups) -> ml_collections.ConfigDict:
     for name in patterns.names([*model["stacks"], *model["encoder"]], *around):
         check_known(name, MEMORIES, "memory")
         values["memory"][name] = _plain(MEMORIES[name].Config(**settings.get(name, {})))
+    for name, given in {**values["memory"], values["data"]["corpus"]: values["data"]["task"]}.items():
+        if taken := [key for key in given if hasattr(ml_collections.ConfigDict, key)]:
+            raise UserError(
+                f"{name} has a setting {taken[0]!r}, which no flag could set: a ConfigDict has a method of that name"
+            )
     config = ml_collections.ConfigDict(values, convert_dict=True)
     return config.lock()
 

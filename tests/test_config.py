@@ -1,9 +1,14 @@
 """Config files become frozen, checked Configs, and every mistake is one line that says how to mend it."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import pytest
+from ml_collections import ConfigDict
 
 from memtx import patterns
 from memtx.config import Config, Model, configure, get_config, load_config, parse_arg, to_json
+from memtx.data.tasks import TASKS
 from memtx.errors import UserError
 from memtx.memory import MEMORIES
 
@@ -72,6 +77,23 @@ def test_a_bad_argument_of_a_config_file_is_named():
         parse_arg("xl", memory="window")
     with pytest.raises(UserError, match="no config file"):
         load_config("configs/none.py")
+
+
+def test_every_setting_can_be_a_flag():
+    classes = {**MEMORIES, **TASKS}
+    assert not [
+        (name, f.name) for name, cls in classes.items() for f in dataclasses.fields(cls.Config) if hasattr(ConfigDict, f.name)
+    ]
+
+
+def test_a_setting_that_no_flag_can_set_is_named(monkeypatch):
+    @dataclasses.dataclass
+    class Settings:
+        keys: int = 3
+
+    monkeypatch.setitem(MEMORIES, "own", SimpleNamespace(Config=Settings))
+    with pytest.raises(UserError, match="own has a setting 'keys'"):
+        get_config(model=only("own"))
 
 
 def test_config_dicts_are_locked():

@@ -29,11 +29,11 @@ common = {
 
 
 def sweep():
-    return product({"seed": [0, 1, 2]}, {"memory.infini.update": ["linear", "delta"]})
+    return product({"seed": [0, 1, 2]}, {"memory.infini.rule": ["linear", "delta"]})
 
 
 report = {
-    "rows": "memory.infini.update",
+    "rows": "memory.infini.rule",
     "columns": {f"{d // 8} back": {"metric": f"eval/accuracy/distance={d}", "digits": 2} for d in FAR},
     "figures": {"Accuracy by distance": {"y": "eval/accuracy", "x": "distance"}},
     "floor": 0.1,
@@ -41,8 +41,8 @@ report = {
 
 
 def claims(table):
-    for update in ("linear", "delta"):
-        mean = [table[update, f"{d // 8} back"].mean for d in FAR]
-        yield f"{update}: one segment back is answered (0.95)", mean[0] > 0.95
-        yield f"{update}: so are eight, as many as in training (0.95)", mean[1] > 0.95
-        yield f"{update}: from 64 segments back less is recalled (0.1)", mean[-1] < mean[0] - 0.1
+    for rule in ("linear", "delta"):
+        mean = [table[rule, f"{d // 8} back"].mean for d in FAR]
+        yield f"{rule}: one segment back is answered (0.95)", mean[0] > 0.95
+        yield f"{rule}: so are eight, as many as in training (0.95)", mean[1] > 0.95
+        yield f"{rule}: from 64 segments back less is recalled (0.1)", mean[-1] < mean[0] - 0.1

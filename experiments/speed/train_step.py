@@ -32,7 +32,7 @@ SETTINGS: dict[str, dict] = {  # of each mechanism, and of what stands beside it
     "infini": {"infini": {"segment": 512}},
     "rmt": {"rmt": {"segment": 512, "memory": 16, "remat": False}, "full": {"capacity": 544}},
     "block_recurrent": {"block_recurrent": {"block": 512, "window": 768, "states": 512}, "window": {"window": 768}},
-    "product_key": {"product_key": {"keys": 128, "top_k": 32}, "full": {"capacity": 512}},
+    "product_key": {"product_key": {"subkeys": 128, "top_k": 32}, "full": {"capacity": 512}},
 }
 MODEL: dict[str, dict] = {  # where the package has one head of keys, and where it has no memory beside the table
     "memorizing": {"num_kv_heads": 1},

@@ -65,13 +65,13 @@ class Infini(nnx.Module):
     @dataclasses.dataclass(frozen=True)
     class Config:
         segment: int = 512  # tokens between two writes; local attention stays within them
-        update: str = "delta"  # delta | linear
+        rule: str = "delta"  # delta | linear
         gate_lr: float = 10.0  # learning rate of the gates, as a multiple
 
         def __post_init__(self):
             positive(self, "segment")
-            if self.update not in ("delta", "linear"):
-                raise UserError(f"update must be delta or linear, not {self.update!r}")
+            if self.rule not in ("delta", "linear"):
+                raise UserError(f"rule must be delta or linear, not {self.rule!r}")
 
     tiny = (Config(segment=4),)
 
@@ -125,7 +125,7 @@ class Infini(nnx.Module):
             q, k, v = block
             y_BQNH = self.grouped_read(q, memory)
             k, v = k.astype(jnp.float32), v.astype(jnp.float32)
-            if self.config.update == "delta":
+            if self.config.rule == "delta":
                 v = v - read(k[:, :, :, None], memory)[:, :, :, 0]
             s_BQKH = feature(k)
             if place is not None:

@@ -39,18 +39,18 @@ from memtx.ops.table import dots, pool
 class Keys:
     """What finds entries."""
 
-    keys: int = 64  # n sub-keys on each side: a table of n^2 entries
+    subkeys: int = 64  # n sub-keys on each side: a table of n^2 entries
     heads: int = 4
     top_k: int = 16  # entries that a head reads
     key_dim: int = 64  # of a query, both halves
     value_lr: float = 4.0  # learning rate of the table, as a multiple of the model's
 
     def __post_init__(self):
-        positive(self, "keys", "heads", "top_k", "key_dim")
+        positive(self, "subkeys", "heads", "top_k", "key_dim")
         if self.key_dim % 2:
             raise UserError(f"key_dim={self.key_dim} must be even: a query has two halves")
-        if self.top_k > self.keys**2:
-            raise UserError(f"top_k={self.top_k} is more than the table's keys^2 = {self.keys**2} entries")
+        if self.top_k > self.subkeys**2:
+            raise UserError(f"top_k={self.top_k} is more than the table's subkeys^2 = {self.subkeys**2} entries")
 
 
 class Search(nnx.Module):
@@ -65,7 +65,7 @@ class Search(nnx.Module):
         self.config, self.qk_norm = config, norm == "rms"
         self.query = Linear(query, width, config.heads * config.key_dim)
         self.norm = Norm(norm, config.key_dim) if norm else None
-        shape = (2, 1 if shared_keys else config.heads, config.keys, half)
+        shape = (2, 1 if shared_keys else config.heads, config.subkeys, half)
         self.keys = nnx.Param(jax.random.uniform(keys, shape, minval=-(half**-0.5), maxval=half**-0.5))
 
     def scores(self, x_BTD: Array) -> Array:
@@ -85,12 +85,12 @@ class Search(nnx.Module):
         weight_NHk = jax.nn.softmax(score_NHk, -1)
         weight_NR, index_NR = (a.reshape(len(a), -1) for a in (weight_NHk, index_NHk))
         if wants("metric"):
-            observe(weight_NR, index_NR, seg.mask_BT.reshape(-1), self.config.keys**2)
+            observe(weight_NR, index_NR, seg.mask_BT.reshape(-1), self.config.subkeys**2)
         return weight_NR, index_NR
 
     def flops_per_token(self, width: int) -> int:
         c = self.config
-        return 2 * c.heads * c.key_dim * (width + c.keys)
+        return 2 * c.heads * c.key_dim * (width + c.subkeys)
 
 
 def products(q_NHC: Array, keys_HMC: Array) -> Array:
@@ -110,7 +110,7 @@ def observe(weight_NR: Array, index_NR: Array, mask_N: Array, size: int) -> None
 
 
 def table(key: Array, config: Keys, width: int) -> nnx.Param:
-    return normal(key, (config.keys**2, width), width**-0.5, optim="no_decay", lr=config.value_lr)
+    return normal(key, (config.subkeys**2, width), width**-0.5, optim="no_decay", lr=config.value_lr)
 
 
 class Table(nnx.Module):
@@ -128,7 +128,7 @@ class ProductKey(Table):
     place = staticmethod(lambda layers: (layers // 2,))
 
     Config = Keys
-    tiny = (Config(keys=4, heads=2, top_k=3, key_dim=4),)
+    tiny = (Config(subkeys=4, heads=2, top_k=3, key_dim=4),)
 
     def __init__(self, config: Config, dims: Dims, key: Array):
         search, values = jax.random.split(key)
@@ -159,7 +159,7 @@ class MemoryPlus(Table):
         value_dim: int = 0  # 0: the model's width
         qk_norm: bool = False  # for stability in large models
 
-    tiny = (Config(keys=4, heads=2, top_k=3, key_dim=4, value_dim=6, qk_norm=True),)
+    tiny = (Config(subkeys=4, heads=2, top_k=3, key_dim=4, value_dim=6, qk_norm=True),)
 
     @staticmethod
     def shared(config: Config, dims: Dims, key: Array) -> dict[str, nnx.Param]:
@@ -193,7 +193,7 @@ class PEER(Table):
         heads: int = 8
         value_lr: float = 1.0
 
-    tiny = (Config(keys=4, heads=2, top_k=3, key_dim=4),)
+    tiny = (Config(subkeys=4, heads=2, top_k=3, key_dim=4),)
 
     def __init__(self, config: Config, dims: Dims, key: Array):
         search, up, down = jax.random.split(key, 3)

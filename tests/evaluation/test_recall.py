@@ -41,7 +41,7 @@ class Finder:
 def found():
     config = configure(
         {
-            "data": {"corpus": "task:needle", "segment": 16, "task": {"distances": [4, 40], "keys": 4, "values": 4}},
+            "data": {"corpus": "task:needle", "segment": 16, "task": {"distances": [4, 40], "key_kinds": 4, "value_kinds": 4}},
             "eval": {"batch": 8, "examples": 50},
         }
     )

@@ -18,7 +18,7 @@ def feature(x):
     return np.where(x.real > 0, x + 1, np.exp(np.where(x.real > 0, 0, x)))
 
 
-def infini(a, position: str, segment: int, update: str):
+def infini(a, position: str, segment: int, rule: str):
     q = a["x.q"]
     k, v = (np.repeat(a[name], N // K, 1) for name in ("x.k", "x.v"))
     outs, gate = [], sigmoid(a["param.gate"])
@@ -35,7 +35,7 @@ def infini(a, position: str, segment: int, update: str):
         distance = np.arange(segment)[:, None] - np.arange(segment)
         local = pairwise(q[one], k[one], v[one], distance >= 0, distance, position, a.get("shared.relative_bias"))
         y = gate[:, None] * recall(q[one]) + (1 - gate[:, None]) * local
-        target = v[one] - recall(k[one]) if update == "delta" else v[one]
+        target = v[one] - recall(k[one]) if rule == "delta" else v[one]
         memory = memory + np.einsum("tnh,tni->nhi", feature(k[one]), target)
         z = z + feature(k[one]).sum(0)
         outs.append(y)
@@ -174,10 +174,10 @@ def titans_mac(a, position: str, chunk: int, depth: int, lr: float, **config):
 # --- the cases --------------------------------------------------------------------------------------------------------------
 
 
-def _infini(update: str, position: str = "rope") -> dict[str, Golden]:
+def _infini(rule: str, position: str = "rope") -> dict[str, Golden]:
     shapes = {"x.q": (TIME, N, H), "x.k": (TIME, K, H), "x.v": (TIME, K, H), "param.gate": (N,)}
     shapes |= {"shared.relative_bias": (32, N)} if position == "t5" else {}
-    return {f"infini-{update}-{position}": Golden("infini", infini, shapes, {"segment": 4, "update": update}, position)}
+    return {f"infini-{rule}-{position}": Golden("infini", infini, shapes, {"segment": 4, "rule": rule}, position)}
 
 
 def _titans(name: str, oracle, depth: int, shapes: dict, **config) -> dict[str, Golden]:

@@ -22,8 +22,8 @@ def normed(x, scale, shift=None):
     return y if shift is None else y + shift
 
 
-def chosen(a, x, heads: int, top_k: int, keys: int, qk_norm: bool | None = None):
-    """(weight, entry) of everything that a token reads, head by head: the softmax of the best of all keys^2 scores."""
+def chosen(a, x, heads: int, top_k: int, subkeys: int, qk_norm: bool | None = None):
+    """(weight, entry) of everything that a token reads, head by head: the softmax of the best of all subkeys^2 scores."""
     found, sub = [], a["param.search.keys"]
     if qk_norm:
         sub = sub / np.sqrt((sub * sub).mean(-1, keepdims=True) + 1e-6) / np.sqrt(sub.shape[-1])
@@ -34,28 +34,28 @@ def chosen(a, x, heads: int, top_k: int, keys: int, qk_norm: bool | None = None)
             q = normed(q, a["param.search.norm.scale"], a["param.search.norm.bias"])
         left, right = np.split(q, 2)
         mine = sub[:, min(head, sub.shape[1] - 1)]
-        score = np.array([mine[0, i] @ left + mine[1, j] @ right for i in range(keys) for j in range(keys)])
+        score = np.array([mine[0, i] @ left + mine[1, j] @ right for i in range(subkeys) for j in range(subkeys)])
         best = np.argsort(-np.real(score))[:top_k]
         found += zip(softmax(score[best], np.ones(top_k, bool)), best, strict=True)
     return found
 
 
-def product_key(a, position: str, keys: int, heads: int, top_k: int, key_dim: int):
-    return np.stack([sum(w * a["param.values"][i] for w, i in chosen(a, x, heads, top_k, keys)) for x in a["x.x"]])
+def product_key(a, position: str, subkeys: int, heads: int, top_k: int, key_dim: int):
+    return np.stack([sum(w * a["param.values"][i] for w, i in chosen(a, x, heads, top_k, subkeys)) for x in a["x.x"]])
 
 
-def memory_plus(a, position: str, keys: int, heads: int, top_k: int, key_dim: int, value_dim: int, qk_norm: bool):
+def memory_plus(a, position: str, subkeys: int, heads: int, top_k: int, key_dim: int, value_dim: int, qk_norm: bool):
     outs, values = [], a["shared.memory_plus/values"]
     for x in a["x.x"]:
-        read = sum(w * values[i] for w, i in chosen(a, x, heads, top_k, keys, qk_norm))
+        read = sum(w * values[i] for w, i in chosen(a, x, heads, top_k, subkeys, qk_norm))
         gate = x @ a["param.gate.w"]
         outs.append((gate * sigmoid(gate) * read) @ a["param.out.w"])
     return np.stack(outs)
 
 
-def peer(a, position: str, keys: int, heads: int, top_k: int, key_dim: int):
+def peer(a, position: str, subkeys: int, heads: int, top_k: int, key_dim: int):
     up, down = a["param.up"], a["param.down"]
-    return np.stack([sum(w * gelu(up[i] @ x) * down[i] for w, i in chosen(a, x, heads, top_k, keys)) for x in a["x.x"]])
+    return np.stack([sum(w * gelu(up[i] @ x) * down[i] for w, i in chosen(a, x, heads, top_k, subkeys)) for x in a["x.x"]])
 
 
 def primes_from(start: int, count: int) -> list[int]:
@@ -98,12 +98,12 @@ def engram(a, position: str, orders, heads: int, rows: int, dim: int, kernel: in
     return np.stack(outs)
 
 
-_SIZES = {"keys": KEYS, "heads": HEADS, "top_k": TOP, "key_dim": KEY_DIM}
+_SIZES = {"subkeys": KEYS, "heads": HEADS, "top_k": TOP, "key_dim": KEY_DIM}
 
 
-def _search(sub_keys: int, *norms: str) -> dict:
+def _search(sets: int, *norms: str) -> dict:
     shapes: dict[str, tuple[int, ...]] = {"x.x": (16, D), "param.search.query.w": (D, HEADS * KEY_DIM)}
-    shapes["param.search.keys"] = (2, sub_keys, KEYS, KEY_DIM // 2)
+    shapes["param.search.keys"] = (2, sets, KEYS, KEY_DIM // 2)
     return shapes | {f"param.search.norm.{name}": (KEY_DIM,) for name in norms}
 
 

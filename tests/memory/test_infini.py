@@ -13,9 +13,9 @@ from tests.contract.case import BATCH, DIMS, Case, at
 CASE = Case("infini", Infini, Infini.Config(segment=4))
 
 
-@pytest.mark.parametrize("update", ["delta", "linear"])
-def test_an_open_gate_reads_memory_alone_and_a_closed_one_the_segment_alone(update):
-    case = Case("infini", Infini, Infini.Config(segment=4, update=update))
+@pytest.mark.parametrize("rule", ["delta", "linear"])
+def test_an_open_gate_reads_memory_alone_and_a_closed_one_the_segment_alone(rule):
+    case = Case("infini", Infini, Infini.Config(segment=4, rule=rule))
     x = case.x(0)
 
     def y(gate, x):
@@ -39,7 +39,7 @@ def test_gates_are_emitted_when_wanted_and_learn_fast_without_decay():
     assert (metadata["optim"], metadata["lr"]) == ("no_decay", 3.0)
 
 
-@pytest.mark.parametrize(("wrong", "message"), [({"update": "hebb"}, "delta or linear"), ({"segment": 0}, "segment")])
+@pytest.mark.parametrize(("wrong", "message"), [({"rule": "hebb"}, "delta or linear"), ({"segment": 0}, "segment")])
 def test_wrong_settings_are_clear_errors(wrong, message):
     with pytest.raises(UserError, match=message):
         Infini.Config(**wrong)

@@ -33,7 +33,7 @@ def random(*shape):
 
 
 def test_peer_that_chooses_every_expert_is_a_feed_forward_network():
-    config = PEER.Config(keys=3, heads=2, top_k=9, key_dim=4)
+    config = PEER.Config(subkeys=3, heads=2, top_k=9, key_dim=4)
     layer, x = PEER(config, DIMS, jax.random.key(0)), random(2, 5, WIDTH)
     y = jax.jit(lambda x: layer(x, (), at(2, 5))[0])(x)
     left, right = layer.search.scores(x)  # [N, H, n]
@@ -47,7 +47,7 @@ def test_peer_that_chooses_every_expert_is_a_feed_forward_network():
 def counted_flops(layer, tokens: int) -> float:
     """XLA's count for a call, per token, with loops unrolled and without the searches' comparisons, which it cannot count."""
     graph, params = nnx.split(layer)
-    shared = {"memory_plus/values": jax.ShapeDtypeStruct((layer.search.config.keys**2, WIDTH), jnp.float32)}
+    shared = {"memory_plus/values": jax.ShapeDtypeStruct((layer.search.config.subkeys**2, WIDTH), jnp.float32)}
 
     def call(params, x, shared):
         return nnx.merge(graph, params)(x, (), at(1, tokens).replace(shared=shared))[0]
@@ -66,7 +66,7 @@ def test_a_token_costs_what_is_declared_while_the_table_grows(cls, monkeypatch):
     monkeypatch.setattr(product, "_top_k", first)
     sizes = {}
     for keys in (32, 128):
-        layer = cls(cls.Config(keys=keys, heads=2, top_k=8, key_dim=128), DIMS, jax.random.key(0))
+        layer = cls(cls.Config(subkeys=keys, heads=2, top_k=8, key_dim=128), DIMS, jax.random.key(0))
         sizes[keys] = counted_flops(layer, 64)
         assert abs(sizes[keys] / layer.flops_per_token - 1) < 0.1, keys
     assert sizes[128] < 2.5 * sizes[32]  # and not 16 times
@@ -77,7 +77,7 @@ def observed(layer, x, seg):
 
 
 def test_metrics_tell_how_the_table_is_used():
-    layer = ProductKey(ProductKey.Config(keys=4, heads=2, top_k=3, key_dim=4), DIMS, jax.random.key(0))
+    layer = ProductKey(ProductKey.Config(subkeys=4, heads=2, top_k=3, key_dim=4), DIMS, jax.random.key(0))
     x, seg = random(2, 5, WIDTH), at(2, 5, [5, 2])
     metrics = observed(layer, x, seg)
     weight_NR, index_NR = layer.search(x, seg)
@@ -93,7 +93,7 @@ def test_metrics_tell_how_the_table_is_used():
 
 
 def test_uniform_use_has_no_divergence():
-    layer = ProductKey(ProductKey.Config(keys=2, heads=1, top_k=4, key_dim=2), DIMS, jax.random.key(0))
+    layer = ProductKey(ProductKey.Config(subkeys=2, heads=1, top_k=4, key_dim=2), DIMS, jax.random.key(0))
     layer.search.keys[...] = jnp.zeros_like(layer.search.keys[...])
     metrics = observed(layer, random(1, 3, WIDTH), at(1, 3))
     assert metrics["metric/usage"][0] == 1
@@ -117,7 +117,7 @@ def test_memory_plus_has_one_table_for_all_of_its_layers():
     model = preset("memory_plus", "tiny") | {"width": 32, "num_heads": 2, "ff_dim": 32, "scan": False}
     model["stacks"] = ((("window/memory_plus",), 2), (("window",), 1), (("window/memory_plus",), 1))
     lm = build(
-        get_config(model=model, memory={"memory_plus": {"keys": 8, "heads": 2, "top_k": 4, "key_dim": 8}}), vocab_size=32
+        get_config(model=model, memory={"memory_plus": {"subkeys": 8, "heads": 2, "top_k": 4, "key_dim": 8}}), vocab_size=32
     )
     params = lm.init(jax.random.key(0))
     flat = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
@@ -152,7 +152,7 @@ def test_memory_plus_has_one_table_for_all_of_its_layers():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"top_k": 17, "keys": 4}, "top_k=17 is more than the table's keys^2 = 16"),
+        ({"top_k": 17, "subkeys": 4}, "top_k=17 is more than the table's subkeys^2 = 16"),
         ({"key_dim": 5}, "key_dim=5 must be even"),
         ({"heads": 0}, "heads must be at least 1"),
     ],

@@ -23,34 +23,34 @@ class Copying(Task):
     class Config:
         kind: str = "copy"  # copy | reverse | selective
         symbols: int = 16
-        items: int = 24  # n
+        tokens: int = 24  # n
         repeats: int = 2  # of copy
         length: int = 256  # of selective: places that the n tokens are spread over
 
         def __post_init__(self):
             check_known(self.kind, ("copy", "reverse", "selective"), "kind")
-            check(min(self.symbols, self.items, self.repeats) >= 1, "symbols, items and repeats must be at least 1")
-            check(self.kind != "selective" or self.items <= self.length, "length must be at least items")
+            check(min(self.symbols, self.tokens, self.repeats) >= 1, "symbols, tokens and repeats must be at least 1")
+            check(self.kind != "selective" or self.tokens <= self.length, "length must be at least tokens")
 
     def __init__(self, config: Config):
         super().__init__(config)
         self.blank, self.mark = config.symbols, config.symbols + 1
         self.tokenizer = Words("symbols", [*map(str, range(config.symbols)), ".", "?"])
         again = {"copy": config.repeats, "reverse": 1}
-        spread = config.length + config.items
-        self.length = config.items * (1 + again[config.kind]) if config.kind in again else spread
+        spread = config.length + config.tokens
+        self.length = config.tokens * (1 + again[config.kind]) if config.kind in again else spread
 
     def example(self, rng):
         c = self.config
-        items = rng.integers(c.symbols, size=c.items)
-        slices = {"items": c.items, "length": self.length}
+        items = rng.integers(c.symbols, size=c.tokens)
+        slices = {"tokens": c.tokens, "length": self.length}
         if c.kind == "selective":
             token_L = np.full(self.length, self.mark, np.int32)
             token_L[: c.length] = self.blank
-            token_L[np.sort(rng.choice(c.length, c.items, replace=False))] = items
+            token_L[np.sort(rng.choice(c.length, c.tokens, replace=False))] = items
             label_L = np.full(self.length, NOTHING, np.int32)
             label_L[c.length :] = items
             return Example(token_L, label_L, slices)
         target = np.tile(items, c.repeats) if c.kind == "copy" else items[::-1]
         token_N = np.concatenate([items, [self.mark], target])
-        return Example(*next_token(token_N, np.arange(len(token_N)) > c.items), slices)
+        return Example(*next_token(token_N, np.arange(len(token_N)) > c.tokens), slices)
