@@ -38,6 +38,7 @@ def sweep():
 
 def recurrent():
     sizes = {f"memory.block_recurrent.{key}": WINDOW for key in ("block", "window", "states")}
+    sizes |= {"memory.window.window": WINDOW}  # of the layer before
     for gate in ("fixed", "lstm"):
         yield {"config": TASK.format("block_recurrent"), "memory.block_recurrent.gate": gate, **sizes}
 
