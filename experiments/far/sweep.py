@@ -3,7 +3,8 @@
 A needle among noise, two layers of width 64. What attends sees 16 tokens (MAC its segment of 16); what lies further back is in
 16 recurrent vectors, or in an MLP trained while it reads, with steps of up to 1 a token (lr = chunk,
 as in experiments/titans; 1/4 in MAC).
-Learned up to 4 windows back, asked at 4, 16 and 32 windows, eight times as far. Noise has tokens of its own: chance is 1/16.
+Titans learns up to 4 windows back and is asked at up to 32, eight times as far; Block-Recurrent learns up to 4, then up to 16.
+Noise has tokens of its own: chance is 1/16.
 
 The claims: recurrent states reach where attention cannot (Hutchins et al. 2022), and Titans' memory lasts well beyond the
 lengths it was trained on (Behrouz et al. 2024).
@@ -37,10 +38,14 @@ def sweep():
 
 
 def recurrent():
+    """Learns at short distances first, as from 16 windows back there is no gradient to begin with."""
     sizes = {f"memory.block_recurrent.{key}": WINDOW for key in ("block", "window", "states")}
     sizes |= {"memory.window.window": WINDOW}  # of the layer before
+    near = common["data.task.distances"]
+    further = {"data.task.distances": (*near, 256), "data.curriculum": ((250, {"distances": near}),)}
+    further |= {"train.segments": 11, "train.steps": 500}
     for gate in ("fixed", "lstm"):
-        yield {"config": TASK.format("block_recurrent"), "memory.block_recurrent.gate": gate, **sizes}
+        yield {"config": TASK.format("block_recurrent"), "memory.block_recurrent.gate": gate, **sizes, **further}
 
 
 def titans(name: str) -> dict:
