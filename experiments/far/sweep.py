@@ -2,8 +2,8 @@
 
 A needle among noise, two layers of width 64. What attends sees 16 tokens (MAC its segment of 16); what lies further back is in
 16 recurrent vectors, or in an MLP trained while it reads, with steps of up to 1 a token (lr = chunk, as in experiments/titans;
-1/4 in MAC). Titans learns up to 4 windows back and is asked at up to 32, eight times as far; Block-Recurrent learns up to 4, then
-up to 16. Noise has tokens of its own: chance is 1/16.
+1/4 in MAC). Titans learns up to 4 windows back and is asked at up to 32, eight times as far; Block-Recurrent learns up to 4,
+then up to 16. Noise has tokens of its own: chance is 1/16.
 
 The claims: recurrent states reach where attention cannot (Hutchins et al. 2022), and Titans' memory lasts well beyond the
 lengths it was trained on (Behrouz et al. 2024).
