@@ -3,8 +3,7 @@
 A map from 16,384 pairs of tokens to 128 values, the same in all examples (MAD's memorization, with keys of two tokens, so that
 embeddings cannot hold it): it can be kept in parameters only, and is seen 60 times in training. In the last branch of a model
 of two layers stands an MLP, or a product-key memory of 16,384 values; the MLP's width is solved for that table's FLOPs a
-token. Engram, beside the second layer, hashes the two tokens to its tables' rows (and any three, of which nothing can be
-learned here).
+token. Engram, beside the second layer, hashes the last two tokens, and the last three, to its tables' rows.
 
 The claims: at equal FLOPs a token, product keys hold more facts (Lample et al. 2019); so do hashed n-grams (Cheng et al. 2026;
 here at 4 % more FLOPs than the MLP).

@@ -37,7 +37,7 @@ def sweep():
 
 
 def recurrent():
-    """Learns at short distances first, as from 16 windows back there is no gradient to begin with."""
+    """Learns at short distances first."""
     sizes = {f"memory.block_recurrent.{key}": WINDOW for key in ("block", "window", "states")}
     sizes |= {"memory.window.window": WINDOW}  # of the layer before
     near = common["data.task.distances"]
