@@ -28,17 +28,21 @@ common = {
     "optim.warmup": 50,
     "eval.every": 0,
 }
-TABLE = {
-    "config": TASK.format("product_key"),
-    "model.stacks": ((("window",), 1), (("window/product_key",), 1)),
-    "memory.product_key.subkeys": 128,
-}
-FLOPS = 401_536  # of the model with the table
+TABLES = ("product_key", "memory_plus", "peer")  # each in the place of the last MLP
+FLOPS = 499_840  # of the model with PEER, the most of all
+
+
+def in_last_branch(memory):
+    return {
+        "config": TASK.format(memory),
+        "model.stacks": ((("window",), 1), ((f"window/{memory}",), 1)),
+        f"memory.{memory}.subkeys": 128,
+    }
 
 
 def sweep():
     mlp = {"match": {"flops_per_token": FLOPS}, "solve": "model.ff_dim"}
-    return product({"seed": [0, 1, 2]}, [mlp, TABLE, {"config": TASK.format("engram")}])
+    return product({"seed": [0, 1, 2]}, [mlp, *map(in_last_branch, TABLES), {"config": TASK.format("engram")}])
 
 
 report = {"rows": "memory", "columns": {"facts": "eval/accuracy"}, "varies": ("params", "state_bytes"), "floor": 0.05}
