@@ -1,10 +1,14 @@
-"""A pass key at sixteen times the trained length: landmark attention
+"""A pass key at sixteen times the trained length: landmark attention, and Infini-attention
 
 Five digits hidden in repeated sentences, read byte by byte by two layers of width 64. Learned in texts of 320 bytes, asked for
 in texts of up to 5,120, with room for all of them. `landmark` reads the 2 of all blocks of 16 bytes whose landmarks each query
-and head likes best; `full` sees every byte, at distances that it never learned; `window` sees 64.
+and head likes best; `full` sees every byte, at distances that it never learned; `window` sees 64. `infini` stands behind a
+window of 16 bytes and has segments of 64, with the linear update: at 320 bytes the key begins at most two segments before the
+one that asks for it, in longer texts anywhere.
 
-The claim (Mohtashami & Jaggi 2023): landmark attention finds pass keys in texts many times as long as those it was trained on.
+The claims: landmark attention finds pass keys in texts many times as long as those it was trained on (Mohtashami & Jaggi 2023);
+Infini-attention finds them in the last segments (Munkhdalai et al. 2024), but not after many times as many compressions as in
+training (Hugging Face's attempt, 2024).
 """
 
 from dataclasses import replace
@@ -35,7 +39,7 @@ common = {
 
 def room(length: int) -> dict:
     """What the memories need to hold a text: their settings."""
-    return {"landmark": {"memory": length // BLOCK}, "full": {"capacity": length}, "window": {}}
+    return {"landmark": {"memory": length // BLOCK}, "full": {"capacity": length}, "window": {}, "infini": {}}
 
 
 def sweep():
@@ -43,6 +47,11 @@ def sweep():
         "landmark": {"memory.landmark.block": BLOCK, "memory.landmark.neighbours": 2},
         "full": {},
         "window": {"memory.window.window": 64},
+        "infini": {
+            "model.stacks": ((("window",), 1), (("infini",), 1)),
+            "memory": {"window": {"window": 16}, "infini": {"segment": 64, "rule": "linear"}},
+            "train.steps": 1500,
+        },
     }
     for name, at in room(LENGTHS[0]).items():
         settings[name] |= {f"memory.{name}.{key}": value for key, value in at.items()}
@@ -72,6 +81,8 @@ report = {
 
 
 def claims(table):
-    mean = {(name, n): table[name, f"{n:,} bytes"].mean for name in ("landmark", "window") for n in LENGTHS}
+    mean = {(name, n): table[name, f"{n:,} bytes"].mean for name in ("landmark", "window", "infini") for n in LENGTHS}
     yield "landmark attention finds them at 16 times the trained length (0.9)", mean["landmark", LENGTHS[-1]] > 0.9
     yield "the window does not (below 0.1)", mean["window", LENGTHS[-1]] < 0.1
+    yield "infini finds them in the last three segments (0.95)", mean["infini", LENGTHS[0]] > 0.95
+    yield "and not in texts of 80 segments (below 0.5)", mean["infini", LENGTHS[-1]] < 0.5

@@ -106,11 +106,12 @@ class BlockRecurrent(nnx.Module):
                 slot = jnp.where(place.valid_BQ, place.slot_BQ, c.block)
                 block = Block(block.state_BSD, put(block.k_BCKH, slot, k), put(block.v_BCKH, slot, v))
             s_BSD = self.named(block.state_BSD, x_BTD.dtype)
-            y = self.look(q, *self.keys_values(self.kv_state(s_BSD)))
+            kv_state = self.keys_values(self.kv_state(s_BSD))
+            y = self.look(q, *kv_state)
             if place is None:
-                return self.change(block, s_BSD), y
+                return self.change(block, s_BSD, kv_state), y
             rows = jax.tree.map(lambda _: 0, block)
-            change = lambda b: where_rows(place.complete_B, self.change(b, s_BSD), b, rows)  # noqa: E731
+            change = lambda b: where_rows(place.complete_B, self.change(b, s_BSD, kv_state), b, rows)  # noqa: E731
             return lax.cond(place.complete_B.any(), change, lambda b: b, block), y
 
         first = jnp.broadcast_to(self.initial[...], state.state_BSD.shape)
@@ -132,10 +133,10 @@ class BlockRecurrent(nnx.Module):
     def named(self, state_BSD: Array, dtype) -> Array:
         return (self.norm(state_BSD) + self.ids[...]).astype(dtype)
 
-    def change(self, block: Block, s_BSD: Array) -> Block:
-        """What a whole block of tokens makes of the state."""
+    def change(self, block: Block, s_BSD: Array, kv_state: list[Array]) -> Block:
+        """What a whole block of tokens makes of the state; kv_state: the state's own keys and values."""
         k, v = (a.astype(s_BSD.dtype) for a in (block.k_BCKH, block.v_BCKH))
-        within = self.look(self.heads(self.q_state(s_BSD)), *self.keys_values(self.kv_state(s_BSD)))
+        within = self.look(self.heads(self.q_state(s_BSD)), *kv_state)
         across = self.look(self.heads(self.q_state_cross(s_BSD)), k, v)
         h = jnp.concatenate([within, across], 2).reshape(*s_BSD.shape[:2], -1)
         z = self.update(h).astype(jnp.float32)
