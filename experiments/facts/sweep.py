@@ -28,7 +28,11 @@ common = {
     "optim.warmup": 50,
     "eval.every": 0,
 }
-TABLES: dict[str, dict] = {"product_key": {}, "memory_plus": {"heads": 3}, "peer": {"heads": 4}}  # in the last MLP's place
+TABLES: dict[str, dict] = {
+    "product_key": {},
+    "memory_plus": {"heads": 3},
+    "peer": {"heads": 4, "value_lr": 4.0},
+}  # in the last MLP's place
 FLOPS = 417_920  # of the models with Engram and with PEER, the most; what tables are read with is counted
 
 

@@ -2,7 +2,7 @@
 
 A *Module* holds parameters and nothing else. A *State* is a pytree that the caller owns: its tree, shapes and dtypes never
 change between calls. A *Segment* says what this time step is. This file has those three, and what is done to any state
-(`batch_axes`, `reset`, `detach`) and around any call (`emit`, `collect`, `scan`).
+(`batch_axes`, `reset`, `detach`) and around any call (`emit`, `collect`, `rematerialised`, `scan`).
 
 Legend: B stream, T query time, S source time, M memory slots, N query heads, K kv heads, H head dim, D model.
 """
@@ -243,6 +243,18 @@ def collect(f: Callable, *kinds: str, also: tuple[str, ...] = ()) -> Callable:
             if kind != "loss" and not any(name.split("/")[0] == kind for name in store):
                 raise LookupError(f"nothing emitted {kind!r}; call collect inside the jitted function, not around it")
         return out, {name: tuple(values) for name, values in store.items()}
+
+    return g
+
+
+def rematerialised(f: Callable) -> Callable:
+    """f, made again in the backward pass, all but what a mechanism has read from a bank (it is named "read"); it may emit."""
+    tapped = jax.checkpoint(collect(f), policy=jax.checkpoint_policies.save_only_these_names("read"))
+
+    def g(*args):
+        out, aux = tapped(*args)
+        emit_all(aux)
+        return out
 
     return g
 

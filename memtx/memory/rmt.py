@@ -31,7 +31,7 @@ from flax import nnx
 from jax import Array, lax
 
 from memtx.errors import check_known, positive
-from memtx.memory.base import Dims, Layer, Segment, State, collect, emit_all, pytree, reset
+from memtx.memory.base import Dims, Layer, Segment, State, pytree, rematerialised, reset
 from memtx.nn.linear import Norm, normal
 from memtx.ops.chunks import Place, in_chunks
 from memtx.ops.grid import skip_if_empty
@@ -243,15 +243,3 @@ class RMT(Segmented):
         new = self.norm(written_BMD.astype(jnp.float32))
         tokens = jnp.where(complete_B[:, None, None], new, memory.memory_BMD)
         return Tokens(tokens, memory.segments_B + complete_B.astype(jnp.int32))
-
-
-def rematerialised(f):
-    """f under jax.checkpoint, what it emits passed on."""
-    tapped = jax.checkpoint(collect(f), policy=jax.checkpoint_policies.save_only_these_names("read"))
-
-    def g(*args):
-        out, aux = tapped(*args)
-        emit_all(aux)
-        return out
-
-    return g

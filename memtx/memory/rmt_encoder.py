@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from memtx.memory.base import Dims, Layer, Segment, scan
-from memtx.memory.rmt import Segmented, Tokens, rematerialised
+from memtx.memory.base import Dims, Layer, Segment, rematerialised, scan
+from memtx.memory.rmt import Segmented, Tokens
 from memtx.nn.linear import Norm, normal
 from memtx.ops.grid import skip_if_empty
 

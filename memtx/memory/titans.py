@@ -31,7 +31,7 @@ from flax import nnx
 from jax import Array, lax
 
 from memtx.errors import UserError, positive
-from memtx.memory.base import Dims, Segment, emit, pytree, wants, where_rows
+from memtx.memory.base import Dims, Segment, emit, pytree, rematerialised, wants, where_rows
 from memtx.nn.conv import ShortConv
 from memtx.nn.linear import Linear, dense, normal, unit
 from memtx.ops.chunks import Place, in_chunks
@@ -185,7 +185,7 @@ class NeuralMemory(nnx.Module):
         tokens_BTNF, tail = self.project(x_BTD, tail, seg.length_B)
         if wants("metric"):
             emit("metric/forget", jax.nn.sigmoid(tokens_BTNF[..., -1]).mean((0, 1)))
-        y_BTNH, fast = in_chunks(self.config.chunk, self.step, tokens_BTNF, self.warm(old), old.offset_B, seg)
+        y_BTNH, fast = in_chunks(self.config.chunk, rematerialised(self.step), tokens_BTNF, self.warm(old), old.offset_B, seg)
         return self.merge(y_BTNH, x_BTD.dtype), (settle(old, fast, seg, self.config.chunk), tail)
 
     def project(self, x_BTD: Array, tail, length_B: Array):

@@ -28,7 +28,7 @@ from flax import nnx
 from jax import Array
 
 from memtx.errors import positive
-from memtx.memory.base import Dims, Segment, pytree
+from memtx.memory.base import Dims, Segment, pytree, rematerialised
 from memtx.memory.titans import Fast, NeuralMemory, Settings, apply, settle, starts
 from memtx.memory.window import Recent, own
 from memtx.nn.attention import Projections, Source, attend
@@ -175,7 +175,7 @@ class MAC(nnx.Module):
         def step(context, tokens_BQ, place):
             return self.step(context, tokens_BQ, place, seg)
 
-        o_BTD, after = in_chunks(self.config.chunk, step, tokens, warm, state.fast.offset_B, seg)
+        o_BTD, after = in_chunks(self.config.chunk, rematerialised(step), tokens, warm, state.fast.offset_B, seg)
         fast = settle(state.fast, after.fast, seg, self.config.chunk)
         return o_BTD, dataclasses.replace(after, fast=fast)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from memtx.memory.base import Segment, collect, emit, emit_all, scan
+from memtx.memory.base import Segment, collect, emit, emit_all, rematerialised, scan
 from memtx.models.readers import KIND, hand_on, last_group
 
 
@@ -43,9 +43,8 @@ class Stack(nnx.Module):
             params, state, g = slices
             told, new = seg, []
             for i in range(len(graphs)):
-                layer = collect(partial(call, i, told))
-                if self.remat:
-                    layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.save_only_these_names("read"))
+                layer = partial(call, i, told)
+                layer = collect(rematerialised(layer) if self.remat else layer)
                 layer_key = None if key is None else jax.random.fold_in(jax.random.fold_in(key, i), g)
                 (x, layer_state), aux = layer(params[i], x, state[i], layer_key)
                 told, aux = hand_on(told, aux)
