@@ -34,7 +34,7 @@ TABLES: dict[str, dict] = {  # in the last MLP's place
     "memory_plus": {"heads": 3},
     "peer": {"heads": 4, "value_lr": 4.0},
 }
-FLOPS = 417_920  # of the models with Engram and with PEER, the most; what tables are read with is counted
+FLOPS = 417_920  # of the model with Engram; with PEER 401,536, and 16,384 for reading its table, which are not counted
 
 
 def in_last_branch(memory):

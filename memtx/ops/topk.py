@@ -137,8 +137,10 @@ def _search(q_BTNH, key_BMKH, id_BM, first_BT, end_BT, *, k, metric, recall, blo
             score = jnp.where(seen[:, None, None], score, -jnp.inf)
             if approximate:
                 score = score.reshape(*score.shape[:-1], -1, slots)
-                row, score = score.argmax(-2), score.max(-2)
-                index = start + row.astype(jnp.int32) * slots + jnp.arange(slots)
+                top = score.max(-2, keepdims=True)
+                row = lax.broadcasted_iota(jnp.int32, score.shape, score.ndim - 2)
+                row = jnp.where(score == top, row, LAST).min(-2)  # argmax, in two passes that a CPU vectorises
+                index, score = start + row * slots + jnp.arange(slots), top.squeeze(-2)
                 return jnp.maximum(best[0], score), jnp.where(score > best[0], index, best[1])
             score, index = _top(score, min(k, size))
             return _best(jnp.concatenate([best[0], score], -1), jnp.concatenate([best[1], index + start], -1), k)
