@@ -1,4 +1,4 @@
-"""Tables hold more facts than an MLP of equal FLOPs
+"""Tables hold more facts than an MLP of as many FLOPs
 
 A map from 16,384 pairs of tokens to 128 values, the same in all examples (MAD's memorization, with keys of two tokens, so that
 embeddings cannot hold it): it can be kept in parameters only, and is seen 60 times in training. In the last branch of a model
