@@ -48,8 +48,9 @@ def sweep():
         "full": {},
         "window": {"memory.window.window": 64},
         "infini": {
-            "model.stacks": ((("window",), 1), (("infini",), 1)),
-            "memory": {"window": {"window": 16}, "infini": {"segment": 64, "rule": "linear"}},
+            "config": "experiments/passkey/config.py:memory=infini",
+            "memory.infini.segment": 64,
+            "memory.infini.rule": "linear",
             "train.steps": 1500,
         },
     }

@@ -1,0 +1,16 @@
+"""A window of 16 bytes in the first layer, a memory in the second: `config.py:memory=infini`."""
+
+from memtx.config import get_config as default_config
+from memtx.config import parse_arg
+from memtx.models.presets import SIZES
+
+
+def get_config(arg: str = ""):
+    memory = parse_arg(arg, memory="infini").memory
+    size = {key: value for key, value in SIZES["micro"].items() if key != "layers"}
+    return default_config(
+        model={**size, "stacks": ((("window",), 1), ((memory,), 1)), "scan": False},
+        memory={"window": {"window": 16}, memory: {}},
+        data={"corpus": "task:passkey"},
+        eval={"sample_tokens": 0},
+    )
