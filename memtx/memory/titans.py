@@ -16,7 +16,8 @@ within a chunk, with W and S from before it,
     x W_t = keep_t x W + push_t x S - ((x a^T) * mix) d                    mix = lower(1 - alpha) lower(eta) diag(theta)
 
 which are dots of chunk x chunk, as in attention. What is differentiable: all of it (through the inner gradient too), as far
-back as the caller's `detach` lets it. A chunk under way carries its start's weights, so text may be cut anywhere.
+back as the caller's `detach` lets it. A chunk under way carries its start's weights, so text may be cut anywhere. Chunks are
+made again in the backward pass (remat).
 
 Used by titans_blocks.py. Source: Behrouz et al. 2025 (arXiv 2501.00663).
 B stream, T time, K chunks, Q slots in a chunk, N heads, H head dim, I features in, O features out, E features, F = 3 H + 3.
