@@ -17,7 +17,7 @@ Deviations: query heads that share a key head share its M and z; the state is cl
 gets no weight decay and learns `gate_lr` times as fast, without which published attempts saw it stuck near its first value.
 
 Source: Munkhdalai et al. 2024 (arXiv 2404.07143); the gate's needs: Hugging Face's account of an attempt to reproduce it.
-B stream, T time, Q slots in a block, C segment, N query heads, K kv heads, G = N / K, H head dim.
+B stream, T time, Q slots in a block, C segment, N query heads, K kv heads, G = N / K, R = G Q rows, H head dim.
 """
 
 import dataclasses
@@ -124,14 +124,14 @@ class Infini(nnx.Module):
             memory, pending = carry
             q, k, v = block
             y_BQNH = self.grouped_read(q, memory)
-            k, v = k.astype(jnp.float32), v.astype(jnp.float32)
+            k_BKQH, v_BKQH = (a.astype(jnp.float32).swapaxes(1, 2) for a in (k, v))
+            s_BKQH = feature(k_BKQH)
             if self.config.rule == "delta":
-                v = v - read(k[:, :, :, None], memory)[:, :, :, 0]
-            s_BQKH = feature(k)
+                v_BKQH = v_BKQH - read(s_BKQH, memory)
             if place is not None:
-                s_BQKH = jnp.where(place.valid_BQ[:, :, None, None], s_BQKH, 0)
-            matrix_BKHH = pending.matrix_BKHH + jnp.einsum("BQKH,BQKI->BKHI", s_BQKH, v)
-            pending = Sums(matrix_BKHH, pending.norm_BKH + s_BQKH.sum(1))
+                s_BKQH = jnp.where(place.valid_BQ[:, None, :, None], s_BKQH, 0)
+            matrix_BKHH = pending.matrix_BKHH + jnp.einsum("BKQH,BKQI->BKHI", s_BKQH, v_BKQH)
+            pending = Sums(matrix_BKHH, pending.norm_BKH + s_BKQH.sum(2))
             closed = jax.tree.map(jnp.add, memory, pending), jax.tree.map(jnp.zeros_like, pending)
             if place is not None:
                 closed = where_rows(place.complete_B, closed, (memory, pending), jax.tree.map(lambda _: 0, closed))
@@ -145,17 +145,17 @@ class Infini(nnx.Module):
 
     def grouped_read(self, q_BQNH: Array, memory: Sums) -> Array:
         """A_mem, each query head reading its key head's memory."""
-        grouped = q_BQNH.reshape(*q_BQNH.shape[:2], self.dims.num_kv_heads, -1, self.dims.head_dim)
-        return read(grouped.astype(jnp.float32), memory).reshape(q_BQNH.shape)
+        shape = (*q_BQNH.shape[:2], self.dims.num_kv_heads, -1, self.dims.head_dim)
+        q_BKGQH = q_BQNH.astype(jnp.float32).reshape(shape).transpose(0, 2, 3, 1, 4)
+        y_BKRH = read(feature(q_BKGQH.reshape(*q_BKGQH.shape[:2], -1, self.dims.head_dim)), memory)  # plain matmuls
+        return y_BKRH.reshape(q_BKGQH.shape).transpose(0, 3, 1, 2, 4).reshape(q_BQNH.shape)
 
 
 def feature(x: Array) -> Array:
     """elu(x) + 1 > 0"""
-    return jax.nn.elu(x) + 1
+    return jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0)))
 
 
-def read(x_BQKGH: Array, memory: Sums) -> Array:
-    """s(x) M / (s(x) z); 0 from an empty memory."""
-    s = feature(x_BQKGH)
-    total = jnp.einsum("BQKGH,BKH->BQKG", s, memory.norm_BKH)[..., None]
-    return jnp.einsum("BQKGH,BKHI->BQKGI", s, memory.matrix_BKHH) / jnp.maximum(total, EPSILON)
+def read(s_BKRH: Array, memory: Sums) -> Array:
+    """s M / (s z); 0 from an empty memory."""
+    return s_BKRH @ memory.matrix_BKHH / jnp.maximum(s_BKRH @ memory.norm_BKH[..., None], EPSILON)
