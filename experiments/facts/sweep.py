@@ -10,7 +10,13 @@ The claims: with no more FLOPs than an MLP, product keys hold more facts (Lample
 2024), PEER's experts (He 2024), and hashed n-grams (Cheng et al. 2026).
 """
 
+import jax
+import numpy as np
+
+import memtx
+from memtx.memory.base import collect
 from memtx.sweep import product
+from memtx.training.source import source
 
 TASK = "configs/task.py:task=mad,size=micro,memory={}"
 
@@ -51,10 +57,28 @@ def sweep():
     return product({"seed": [0, 1, 2]}, [mlp, *map(in_last_branch, TABLES), {"config": TASK.format("engram")}])
 
 
-report = {"rows": "memory", "columns": {"facts": "eval/accuracy"}, "varies": ("params", "state_bytes"), "floor": 0.05}
+def run(config, workdir):
+    """The share of a table's entries that 1,024 examples of 48 tokens read."""
+    if not TABLES.keys() & config.model.memory.keys():
+        return {}
+    trained = memtx.load(workdir)
+    lm, stream = trained.lm, source(trained.config).stream()
+    token_BT = np.concatenate([next(stream).token_BPT[:, 0] for _ in range(16)])
+    read = jax.jit(lambda params, token_BT: collect(lm, "metric")(params, token_BT, lm.init_state(len(token_BT)))[1])
+    return {"usage": float(read(trained.params, token_BT)["metric/usage"][0][0])}
+
+
+report = {
+    "rows": "memory",
+    "columns": {"facts": "eval/accuracy", "entries read": {"metric": "usage", "digits": 2}},
+    "varies": ("params", "state_bytes"),
+    "floor": 0.05,
+}
 
 
 def claims(table):
     mlp = table["window", "facts"].mean
     for name in (*TABLES, "engram"):
         yield f"{name} answers more than the MLP by 0.1", table[name, "facts"].mean > mlp + 0.1
+    for name in TABLES:
+        yield f"most of {name}'s entries are read (0.5)", table[name, "entries read"].mean > 0.5
