@@ -31,6 +31,7 @@ from jax import Array
 from memtx.errors import UserError, positive
 from memtx.memory.base import Dims, Segment, emit, pytree, wants, where_rows
 from memtx.nn.attention import Source, attend
+from memtx.nn.linear import elu_plus_one
 from memtx.ops.chunks import Place, in_chunks
 from memtx.ops.rows import shift
 
@@ -125,7 +126,7 @@ class Infini(nnx.Module):
             q, k, v = block
             y_BQNH = self.grouped_read(q, memory)
             k_BKQH, v_BKQH = (a.astype(jnp.float32).swapaxes(1, 2) for a in (k, v))
-            s_BKQH = feature(k_BKQH)
+            s_BKQH = elu_plus_one(k_BKQH)
             if self.config.rule == "delta":
                 v_BKQH = v_BKQH - read(s_BKQH, memory)
             if place is not None:
@@ -147,13 +148,8 @@ class Infini(nnx.Module):
         """A_mem, each query head reading its key head's memory."""
         shape = (*q_BQNH.shape[:2], self.dims.num_kv_heads, -1, self.dims.head_dim)
         q_BKGQH = q_BQNH.astype(jnp.float32).reshape(shape).transpose(0, 2, 3, 1, 4)
-        y_BKRH = read(feature(q_BKGQH.reshape(*q_BKGQH.shape[:2], -1, self.dims.head_dim)), memory)  # plain matmuls
+        y_BKRH = read(elu_plus_one(q_BKGQH.reshape(*q_BKGQH.shape[:2], -1, self.dims.head_dim)), memory)  # plain matmuls
         return y_BKRH.reshape(q_BKGQH.shape).transpose(0, 3, 1, 2, 4).reshape(q_BQNH.shape)
-
-
-def feature(x: Array) -> Array:
-    """elu(x) + 1 > 0"""
-    return jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0)))
 
 
 def read(s_BKRH: Array, memory: Sums) -> Array:

@@ -32,7 +32,7 @@ from jax import Array
 from memtx.errors import UserError, positive
 from memtx.memory.base import Dims, Segment, State, pytree
 from memtx.nn.conv import ShortConv
-from memtx.nn.linear import Linear, Norm
+from memtx.nn.linear import Linear, Norm, elu_plus_one
 from memtx.nn.positions import rope
 from memtx.ops.delta import delta_rule
 
@@ -143,7 +143,7 @@ class LinearAttention(MatrixMemory):
     def features(self, q_BTNK, k_BTNK, v_BTNV):
         if self.config.normaliser:  # a value that is always 1 sums up the weights
             v_BTNV = jnp.pad(v_BTNV, [(0, 0)] * 3 + [(0, 1)], constant_values=1)
-        return jax.nn.elu(q_BTNK) + 1, jax.nn.elu(k_BTNK) + 1, v_BTNV
+        return elu_plus_one(q_BTNK), elu_plus_one(k_BTNK), v_BTNV
 
 
 def divided(o_BTNV: Array) -> Array:
