@@ -2,12 +2,13 @@
 
     python experiments/speed/peers.py --peers_python=PATH [--rounds=2] [--steps=3] [--models=memorizing,titans_mac,..]
 
-PATH is a Python with torch and the packages below. A step is two segments of every stream and one update; memory goes on from
-step to step as each package means it (torch_peers.py). How it is measured: rounds.py, mechanism by mechanism. Adds to
-results/peers.json and prints the table.
+PATH is a Python with torch and the packages below. A step is some segments of every stream and one update; memory goes on from
+step to step as each package means it (torch_peers.py). How it is measured: rounds.py, row by row. Adds to results/peers.json
+and prints the table.
 """
 
 import json
+import math
 import sys
 from dataclasses import dataclass
 
@@ -20,20 +21,28 @@ class Peer:
     package: str
     goal: float  # the ratio of speeds to reach
     unlike: str  # what could not be made alike; of all: the form of the feed-forward network, norms, positions
+    streams: int = 2
+    segments: int = 2  # of a step: the depth of backpropagation through time
 
 
-PEERS = {
+TITANS = (
+    "the package adds its read to the residual stream, and starts empty in every step; "
+    "ours is read as keys and values, too, and carried"
+)
+
+PEERS = {  # by mechanism; titans_mac@N: the package's one write per N tokens, where ours is one per token in all
     "memorizing": Peer(
         "memorizing-transformers-pytorch",
         2.5,
         "package: approximate search (HNSW), XL memory of 512; ours: exact, window of 768, as many keys in the mean",
     ),
-    "titans_mac": Peer(
+    "titans_mac@1": Peer("titans-pytorch", 2.0, f"both write once per token; {TITANS}", streams=1, segments=1),
+    "titans_mac@4": Peer(
         "titans-pytorch",
         2.0,
-        "package: one write per 64 tokens, its read added to the residual stream, memory starts empty in every step; "
-        "ours: one per token, read as keys and values too, carried",
+        f"the package writes once per 4 tokens, as its author's training script does, ours per token; {TITANS}",
     ),
+    "titans_mac@64": Peer("titans-pytorch", 2.0, f"the package writes once per 64 tokens, ours per token; {TITANS}"),
     "compressive": Peer(
         "compressive-transformer-pytorch",
         3.0,
@@ -51,45 +60,55 @@ PEERS = {
 
 
 def main(args):
-    options = {name: getattr(args, name) for name in ("batch", "segment", "segments", "steps", "threads")}
     table = json.loads(args.out.read_text()) if args.out.is_file() else {}
-    for model in args.models:
-        package = PEERS[model].package
+    for name in args.models:
+        peer = PEERS[name]
+        shape = {"batch": peer.streams, "segment": args.segment, "segments": peer.segments}
+        options = {**shape, "steps": args.steps, "threads": args.threads}
         jobs = {
-            model: (sys.executable, "train_step.py", {"model": model, **options}),
-            package: (args.peers_python, "torch_peers.py", {"model": model, **options}),
+            "memtx": (sys.executable, "train_step.py", {"model": name.partition("@")[0], **options}),
+            peer.package: (args.peers_python, "torch_peers.py", {"model": name, **options}),
         }
         for rounds in measure(jobs, args.rounds):
-            tokens = args.batch * args.segment * args.segments
-            ours, theirs = (row(rounds, name, package, tokens) for name in jobs)
-            version = rounds[0][package]["version"]
+            ours, theirs = (row(rounds, job, peer.package, math.prod(shape.values())) for job in jobs)
+            version = rounds[0][peer.package]["version"]
             settings = {"machine": machine(args), "disturbed_above_cores": DISTURBED, **options}
-            table[model] = {"ours": ours, "theirs": theirs, "version": version, "settings": settings, "rounds": rounds}
+            table[name] = {"ours": ours, "theirs": theirs, "version": version, "settings": settings, "rounds": rounds}
             store(args.out, table)
-        print(markdown({model: table[model]}), flush=True)
+        print(markdown({name: table[name]}), flush=True)
     print(markdown(table))
 
 
 def markdown(table: dict) -> str:
     lines = [
-        "| mechanism | package | tokens/s (min, max) | the package's | ratio (min, max) | goal | peak MiB, the package's "
-        "| parameters, the package's | clean samples | not alike |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| mechanism | package | streams x segments | tokens/s (min, max) | the package's | ratio (min, max) | goal "
+        "| peak MiB, the package's | parameters, the package's | clean samples | not alike |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for model, pair in table.items():
-        ours, theirs, peer = pair["ours"], pair["theirs"], PEERS[model]
+    for name, peer in PEERS.items():
+        if name not in table:
+            continue
+        pair = table[name]
+        ours, theirs = pair["ours"], pair["theirs"]
         both = (ours, theirs)
         peak = ", ".join(f"{side['peak_mib']:,.0f}" for side in both)
         params = ", ".join(f"{side['params'] / 1e6:.2f} M" for side in both)
         count = ", ".join(f"{side['samples']} of {side['samples'] + side['disturbed']}" for side in both)
-        cells = [model, f"{peer.package} {pair['version']}", speed(ours), speed(theirs), ratio(ours), f"{peer.goal}"]
+        cells = [
+            name,
+            f"{peer.package} {pair['version']}",
+            f"{peer.streams} x {peer.segments}",
+            speed(ours),
+            speed(theirs),
+            ratio(ours),
+            f"{peer.goal}",
+        ]
         lines.append(f"| {' | '.join([*cells, peak, params, count, peer.unlike])} |")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    parser = arguments(__doc__, "peers.json", rounds=2, steps=3, batch=2)
+    parser = arguments(__doc__, "peers.json", rounds=2, steps=3)
     parser.add_argument("--peers_python", required=True, help="a python that has torch and the packages")
-    parser.add_argument("--segments", type=int, default=2, help="of a step")
     parser.add_argument("--models", type=lambda text: text.split(","), default=list(PEERS))
     main(parser.parse_args())

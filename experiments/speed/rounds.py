@@ -26,7 +26,6 @@ def arguments(doc: str | None, result: str, **defaults) -> argparse.ArgumentPars
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--segment", type=int, default=512)
     parser.add_argument("--threads", type=int, default=len(own_cores()))
     parser.add_argument("--out", type=Path, default=HERE / "results" / result)

@@ -77,6 +77,7 @@ def markdown(result: dict) -> str:
 
 if __name__ == "__main__":
     parser = arguments(__doc__, "train_step.json")
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--torch_python", required=True, help="a python that has torch")
     parser.add_argument("--models", type=lambda text: text.split(","), default=["full", "window", "xl"])
     main(parser.parse_args())

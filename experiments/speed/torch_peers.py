@@ -10,6 +10,7 @@ import contextlib
 import importlib.metadata
 import io
 import tempfile
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +59,7 @@ def memorizing(args):
     return model, loss
 
 
-def titans_mac(args):
+def titans_mac(args, tokens_per_write: int):
     from titans_pytorch import MemoryAsContextTransformer
 
     model = MemoryAsContextTransformer(
@@ -66,14 +67,16 @@ def titans_mac(args):
         **HEAD,
         segment_len=64,
         num_persist_mem_tokens=4,
-        neural_memory_segment_len=64,
-        neural_memory_batch_size=64,
+        neural_memory_segment_len=tokens_per_write,  # of one gradient
+        neural_memory_batch_size=64,  # tokens whose gradients are taken at the same weights
         num_residual_streams=1,
         neural_memory_kwargs={
             **HEAD,
             "heads": HEADS,
             "qk_rmsnorm": True,
-            "default_step_transform_max_lr": 0.1,  # at its default of 1 the loss is NaN at the second step
+            "default_step_transform_max_lr": 0.1
+            * tokens_per_write
+            / 64,  # at its default of 1 the loss is NaN at the second step
             "default_model_kwargs": {"depth": 2, "expansion_factor": 2.0},
         },
     )
@@ -183,7 +186,7 @@ def product_key(args):
 
 PEERS = {
     "memorizing": (memorizing, "memorizing-transformers-pytorch"),
-    "titans_mac": (titans_mac, "titans-pytorch"),
+    **{f"titans_mac@{n}": (partial(titans_mac, tokens_per_write=n), "titans-pytorch") for n in (1, 4, 64)},
     "compressive": (compressive, "compressive-transformer-pytorch"),
     "infini": (infini, "infini-transformer-pytorch"),
     "rmt": (rmt, "recurrent-memory-transformer-pytorch"),

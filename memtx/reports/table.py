@@ -20,7 +20,7 @@ from memtx.reports.study import Column, Study
 NOT_BEGUN = "–"
 STRAY = "not of the sweep file, left out"
 MATCHED = 1.05  # budgets whose ratio is larger make a comparison unfair
-HIGHER = ("accuracy", "exact", "tokens_per_s")  # metrics of these names are better when higher; losses when lower
+HIGHER = ("accuracy", "exact", "exact_match", "f1", "bleu", "rouge_l", "tokens_per_s")  # metrics that are better when higher
 LOWER = ("loss", "perplexity", "bits_per_byte", "seconds")
 LONGEST = 32  # characters of a row's label
 
