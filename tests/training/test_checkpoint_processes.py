@@ -47,7 +47,7 @@ def finish(process: subprocess.Popen) -> None:
 
 def test_killed_at_any_moment_a_run_resumes_from_a_sound_step(tmp_path):
     reached, rng = 0, random.Random()
-    for _ in range(5):
+    for kills in range(1, 50):  # on a busy machine a step can take as long as a trainer lives
         with python(TRAINER, WORKDIR=str(tmp_path / "run")) as trainer:
             line = trainer.stdout.readline().split()
             assert line, trainer.stderr.read()[-3000:]
@@ -55,9 +55,11 @@ def test_killed_at_any_moment_a_run_resumes_from_a_sound_step(tmp_path):
             reached = int(line[1])
             time.sleep(rng.uniform(0.3, 1.2))
             trainer.send_signal(signal.SIGKILL)
+        if kills >= 5 and reached > 5:
+            break
     found = resume(tmp_path / "run")
     same(found, found.step)
-    assert found.step > 5
+    assert found.step >= reached > 5
     with Checkpointer(tmp_path / "run", CONFIG, keep=1) as keeper:
         save(keeper, found.step + 1)
     assert steps(tmp_path / "run") == [found.step + 1], "what the kills left is cleaned up"
