@@ -1,6 +1,6 @@
 """Train-step speed of each mechanism, beside the PyPI package that one would take instead, at the same shape.
 
-    python experiments/speed/peers.py --peers_python=PATH [--rounds=2] [--steps=3] [--models=memorizing,titans_mac,..]
+    python experiments/speed/peers.py --peers_python=PATH [--rounds=2] [--steps=3] [--models=memorizing,titans_mac@4,..]
 
 PATH is a Python with torch and the packages below. A step is some segments of every stream and one update; memory goes on from
 step to step as each package means it (torch_peers.py). How it is measured: rounds.py, row by row. Adds to results/peers.json
