@@ -74,9 +74,8 @@ def titans_mac(args, tokens_per_write: int):
             **HEAD,
             "heads": HEADS,
             "qk_rmsnorm": True,
-            "default_step_transform_max_lr": 0.1
-            * tokens_per_write
-            / 64,  # at its default of 1 the loss is NaN at the second step
+            # at its default of 1, and 64 tokens per write, the loss is NaN at the second step
+            "default_step_transform_max_lr": 0.1 * tokens_per_write / 64,
             "default_model_kwargs": {"depth": 2, "expansion_factor": 2.0},
         },
     )

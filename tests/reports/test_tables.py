@@ -35,6 +35,12 @@ def test_the_best_is_in_bold_whichever_way_is_better(better, best):
     assert [row.name for row in found.rows if row.cells["score"].best] == [best]
 
 
+@pytest.mark.parametrize("score", ["exact_match", "f1", "bleu", "rouge_l"])
+def test_what_scores_written_texts_is_better_when_higher(score):
+    made = [Run(name, settings={"memory": name}, result={f"eval/{score}": value}) for name, value in (("a", 1.0), ("b", 2.0))]
+    assert [row.cells["score"].best for row in table(made, columns={"score": f"eval/{score}"}).rows] == [False, True]
+
+
 def test_a_loss_is_better_when_lower_and_what_prints_alike_shares_the_bold():
     found = table(runs({"a": (1.0,), "b": (1.0004,), "c": (2.0,)}, result={}), columns={"time": "seconds"})
     assert [row.cells["time"].best for row in found.rows] == [False, False, False]
