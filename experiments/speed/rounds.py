@@ -2,7 +2,7 @@
 
 Every other round goes backwards, so that slow hours of the machine fall on all alike. Samples during which other processes
 took more than a tenth of a core do not count. A ratio is of a round's medians. Both sides keep freed memory
-(memtx.training.cpu; torch by environment variables). Workers run on the cores that the driver may use: `taskset` pins all.
+(memtx.training.cpu; torch by environment variables, with one heap, which it needs no more of). Workers run on the cores that the driver may use: `taskset` pins all.
 """
 
 import argparse
@@ -35,7 +35,8 @@ def arguments(doc: str | None, result: str, **defaults) -> argparse.ArgumentPars
 
 def work(python: str, script: str, options: dict) -> dict:
     command = [python, str(HERE / script), *(f"--{name}={value}" for name, value in options.items())]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **KEEP_PAGES})
+    environment = os.environ if python == sys.executable else {**os.environ, **KEEP_PAGES}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
