@@ -1,8 +1,9 @@
 """Workers one after the other, each in a process of its own, in rounds: what run.py and peers.py share.
 
 Every other round goes backwards, so that slow hours of the machine fall on all alike. Samples during which other processes
-took more than a tenth of a core do not count. A ratio is of a round's medians. Both sides keep freed memory
-(memtx.training.cpu; torch by environment variables, with one heap, which it needs no more of). Workers run on the cores that the driver may use: `taskset` pins all.
+took more than a tenth of a core do not count. A ratio is of a round's medians. Both sides keep freed memory: ours by
+memtx.training.cpu, torch by environment variables, with one heap (three gave it nothing). Workers run on the cores that the
+driver may use: `taskset` pins all.
 """
 
 import argparse

@@ -13,17 +13,18 @@ from jax import Array, lax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
+from memtx.ops.rows import select
+
 
 @partial(custom_partitioning, static_argnums=(1,))
 def _top_k(x_NM: Array, k: int) -> tuple[Array, Array]:
-    value, index = lax.top_k(x_NM, k)
-    return value, index
+    return select(x_NM, k)
 
 
 def _rows_stay(k, mesh, arguments, results):
     rows = arguments[0].sharding.spec[:1] or (None,)
     whole = NamedSharding(mesh, PartitionSpec(*rows, None))
-    return mesh, lambda x_NM: tuple(lax.top_k(x_NM, k)), (whole, whole), (whole,)
+    return mesh, lambda x_NM: select(x_NM, k), (whole, whole), (whole,)
 
 
 _top_k.def_partition(partition=_rows_stay, sharding_rule="n m -> n k, n k", need_replication_factors=("m", "k"))

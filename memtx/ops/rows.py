@@ -1,12 +1,16 @@
 """Row-wise reads and writes under static shapes.
 
-All go through vmap: indexing with `arange(B)[:, None]` makes a partitioned program gather the whole memory on every device.
-B stream, M slots, T entries.
+Reads and writes go through vmap: indexing with `arange(B)[:, None]` makes a partitioned program gather the whole memory on
+every device.
+B stream, M slots, T entries, N rows.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+
+SIDE_BY_SIDE = 2  # calls of one top-k; XLA's CPU backend selects with one core a call. More gain nothing on two cores
+FEW = 256  # rows that are not worth dividing
 
 
 def take(a_BM: Array, index_BT: Array) -> Array:
@@ -28,3 +32,12 @@ def shift(old_BM: Array, new_BT: Array, length_B: Array) -> Array:
     """The last M of each row's old entries and the first length_B of its new ones, in old's dtype: oldest out, newest last."""
     joined = jnp.concatenate([old_BM, new_BT.astype(old_BM.dtype)], 1)
     return slice_rows(joined, length_B, old_BM.shape[1])
+
+
+def select(x_NM: Array, k: int) -> tuple[Array, Array]:
+    """`lax.top_k` along the last axis of whatever rows there are, on one device: the same, made by two cores of a CPU."""
+    rows_NM = x_NM.reshape(-1, x_NM.shape[-1])
+    size = max(-(-len(rows_NM) // SIDE_BY_SIDE), FEW)
+    parts = [lax.top_k(rows_NM[i : i + size], k) for i in range(0, len(rows_NM), size)]
+    score_Nk, place_Nk = (jnp.concatenate(a).reshape(*x_NM.shape[:-1], k) for a in zip(*parts, strict=True))
+    return score_Nk, place_Nk

@@ -29,6 +29,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
+from memtx.ops.rows import select
+
 BLOCK, TILE, GROUP = 32_768, 128, 32
 LAST = jnp.iinfo(jnp.int32).max
 
@@ -160,15 +162,14 @@ def _top(score: Array, k: int) -> tuple[Array, Array]:
     the chosen ones are put in order."""
     groups, rest = divmod(score.shape[-1], GROUP)
     if rest or groups < 2 * k:
-        score, index = lax.top_k(score, k)
-        return score, index
+        return select(score, k)
     parts = score.reshape(*score.shape[:-1], groups, GROUP)
-    chosen = jnp.sort(lax.top_k(parts.max(-1), k)[1], -1)
+    chosen = jnp.sort(select(parts.max(-1), k)[1], -1)
     score = jnp.take_along_axis(parts, chosen[..., None], -2).reshape(*score.shape[:-1], -1)
-    score, place = lax.top_k(score, k)
+    score, place = select(score, k)
     return score, jnp.take_along_axis(chosen, place // GROUP, -1) * GROUP + place % GROUP
 
 
 def _best(score: Array, index: Array, k: int) -> tuple[Array, Array]:
-    score, place = lax.top_k(score, k)
+    score, place = select(score, k)
     return score, jnp.take_along_axis(index, place, -1)

@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from jax import lax
 
-from memtx.ops.rows import put, shift, slice_rows, take
+from memtx.ops.rows import FEW, put, select, shift, slice_rows, take
 
 RNG = np.random.default_rng(0)
 A, INDEX = RNG.normal(size=(3, 5, 2)).astype(np.float32), np.array([[0, 4], [1, 0], [3, 2]])
@@ -44,3 +46,10 @@ def test_gradients_go_back_to_where_things_came_from():
     grad_a, grad_new = jax.grad(f, (0, 1))(jnp.asarray(A), jnp.ones((3, 2, 2)))
     np.testing.assert_array_equal(grad_a, 0)  # all that was read had been overwritten
     np.testing.assert_array_equal(grad_new, np.stack([np.full((3, 2), 2.0), np.zeros((3, 2))], 1))
+
+
+@pytest.mark.parametrize("rows", [1, FEW, 2 * FEW - 1, 3 * FEW + 1])
+def test_select_is_top_k_however_rows_are_divided(rows):
+    scores = RNG.integers(0, 20, (rows, 2, 30)).astype(np.float32)  # with ties
+    for ours, theirs in zip(jax.jit(select, static_argnums=1)(scores, 7), lax.top_k(scores, 7), strict=True):
+        np.testing.assert_array_equal(ours, theirs)

@@ -1,0 +1,41 @@
+"""What training on a CPU does with memory pages: in processes of their own, since malloc is set for all of one."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, sys
+import jax, jax.numpy as jnp
+from memtx.training.cpu import keep_pages
+
+if sys.argv[1] == "kept":
+    keep_pages()
+
+@jax.jit
+def step(x):  # two buffers of 128 MiB beside x, and dots that threads pack factors for
+    y = jnp.sort(jnp.broadcast_to(x, (512, 256, 256)), 0)
+    return jnp.einsum("bij,bik->jk", y, jnp.cumsum(y, 0)) / 1e6
+
+x = jnp.ones((256, 256))
+for _ in range(3):
+    x = step(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    x = step(x).block_until_ready()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 3)
+"""
+
+
+def faults(how: str) -> int:
+    """Page faults of a step, once a few were made."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, check=True, timeout=300)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="sets glibc's malloc")
+def test_a_steps_pages_are_kept_from_one_to_the_next():
+    assert faults("kept") < 1_000
+    assert faults("given back") > 20_000
