@@ -15,8 +15,8 @@ def keep_pages() -> None:
     fault for each of its pages: a fifth of a train step on a CPU. The small blocks in which its dots pack their factors come
     from the threads' own heaps, which are not given back either: in one heap for all, each is looked for in the fragments
     that compiling left, a seventh of a step. The large block must not come from a thread's heap, which it does not fit in, so
-    that it would be mapped anew at every step: hence no dispatch to a thread. The second half does nothing on other devices,
-    the first where the C library is not glibc.
+    that it would be mapped anew at every step: hence no dispatch to a thread. malloc is left alone where the C library is not
+    glibc; other devices than the CPU are dispatched to as ever.
     """
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -15,11 +15,11 @@ if sys.argv[1] == "kept":
     keep_pages()
 
 @jax.jit
-def step(x):  # two buffers of 128 MiB beside x, and dots that threads pack factors for
-    y = jnp.sort(jnp.broadcast_to(x, (512, 256, 256)), 0)
-    return jnp.einsum("bij,bik->jk", y, jnp.cumsum(y, 0)) / 1e6
+def step(x):  # a buffer of 144 MiB, and dots that threads pack factors for
+    y = x @ x.T
+    return (y @ x) / 6144
 
-x = jnp.ones((256, 256))
+x = jnp.ones((6144, 64))
 for _ in range(3):
     x = step(x).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -37,5 +37,6 @@ def faults(how: str) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="sets glibc's malloc")
 def test_a_steps_pages_are_kept_from_one_to_the_next():
-    assert faults("kept") < 1_000
-    assert faults("given back") > 20_000
+    kept = faults("kept")
+    assert kept < 1_000
+    assert faults("given back") > 10 * max(kept, 5)  # the buffer is 72 faults even where all pages are huge
