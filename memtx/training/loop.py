@@ -2,7 +2,7 @@
 
 The order within a step is what makes a run resumable bit for bit: evaluate on a memory of its own, save (before the stream
 moves), take the next batch, start the step, and only then look at the metrics of the step before, so that the device never
-waits for the host.
+waits for the host. (A CPU is the host; from the command line its steps are run where they are called: cpu.py.)
 """
 
 from __future__ import annotations
