@@ -141,8 +141,8 @@ class TransformerXL(nnx.Module):
         heads = (self.dims.num_heads, self.dims.head_dim)
         q = self.q(x_BQD).reshape(batch, queries, *heads)
         old, new = lax.stop_gradient(memory_BMD).astype(x_BQD.dtype), current_BCD.astype(x_BQD.dtype)
-        kv = jnp.concatenate([self.kv(old), self.kv(new)], 1)  # apart: the memory gets no gradient
-        k, v = jnp.split(kv.reshape(batch, slots, 2 * heads[0], heads[1]), 2, 2)
+        apart = zip(self.kv.halves(old), self.kv.halves(new), strict=True)  # the memory gets no gradient
+        k, v = (jnp.concatenate(parts, 1).reshape(batch, slots, *heads) for parts in apart)
         place_BQ = size + jnp.broadcast_to(slot, batch)[:, None] + jnp.arange(queries)
         written_BS = jnp.pad(valid_BM, ((0, 0), (0, slots - size)), constant_values=True)
         aligned = isinstance(slot, int)
@@ -186,7 +186,7 @@ class TransformerXL(nnx.Module):
                     r_BNLH, farthest - place_BQ[:, stop - 1]
                 )
             e_BNQL = jnp.einsum("BNQH,BNLH->BNQL", location[:, :, start:stop], r_window, preferred_element_type=jnp.float32)
-            e_BNQS = shear(e_BNQL, seen)
+            es = shear(e_BNQL, columns)
             q = content[:, :, start:stop]
             scores, tiles = [], range(-(-seen // columns))
             for i in tiles:
@@ -194,15 +194,16 @@ class TransformerXL(nnx.Module):
                 k = ks[i][:, :, : keys.stop - keys.start]
                 score = jnp.einsum("BNQH,BNSH->BNQS", q, k, preferred_element_type=jnp.float32)
                 visible_BQS = (jnp.arange(keys.start, keys.stop) <= place_BQ[:, start:stop, None]) & written_BS[:, None, keys]
-                scores.append(score + e_BNQS[..., keys] + jnp.where(visible_BQS, 0.0, MASKED)[:, None])
+                scores.append(score + es[i] + jnp.where(visible_BQS, 0.0, MASKED)[:, None])
             values = [vs[i][:, :, : score.shape[-1]] for i, score in zip(tiles, scores, strict=True)]
             y, total, _ = sums([score[:, :, None] for score in scores], values, q[:, :, None])
             outs.append((y / total)[:, :, 0].astype(dtype))
         return jnp.concatenate(outs, 2).swapaxes(1, 2)
 
 
-def shear(e_BNQL: Array, slots: int) -> Array:
-    """out[i, j] = e[i, Q-1-i+j] for j < slots, L = slots + Q: a reshape whose rows are one shorter."""
+def shear(e_BNQL: Array, columns: int) -> list[Array]:
+    """out[i, j] = e[i, Q-1-i+j] for j < S, L = S + Q, in tiles of keys: a reshape whose rows are one shorter, cut by `split`,
+    so that the gradient is two copies."""
     *lead, rows, length = e_BNQL.shape
-    flat = e_BNQL.reshape(*lead, rows * length)[..., rows - 1 : rows * length - 1]
-    return flat.reshape(*lead, rows, length - 1)[..., :slots]
+    flat = e_BNQL.reshape(*lead, rows * length)[..., : rows * (length - 1)]
+    return jnp.split(flat.reshape(*lead, rows, length - 1), list(range(rows - 1, length - 1, columns)), -1)[1:]

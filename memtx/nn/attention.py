@@ -238,7 +238,7 @@ class Projections(nnx.Module):
     def keys_values(self, x_BTD: Array) -> tuple[Array, Array]:
         """-> k_BTKH, v_BTKH"""
         assert self.kv is not None
-        k, v = jnp.split(self.kv(x_BTD).reshape(*x_BTD.shape[:2], 2 * self.dims.num_kv_heads, self.dims.head_dim), 2, 2)
+        k, v = (a.reshape(*x_BTD.shape[:2], self.dims.num_kv_heads, self.dims.head_dim) for a in self.kv.halves(x_BTD))
         return k, v
 
     def merge(self, y_BTNH: Array) -> Array:

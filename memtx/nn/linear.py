@@ -33,6 +33,14 @@ class Linear(nnx.Module):
         y = dense(x_BTD, self.w[...])
         return y if self.b is None else y + self.b[...].astype(y.dtype)
 
+    def halves(self, x_BTD: Array) -> tuple[Array, Array]:
+        """The first and the second half of the features, each by a dot of its own: cut from one, their gradients would be
+        joined again."""
+        ys = [dense(x_BTD, w) for w in jnp.split(self.w[...], 2, -1)]
+        if self.b is not None:
+            ys = [y + b.astype(y.dtype) for y, b in zip(ys, jnp.split(self.b[...], 2), strict=True)]
+        return ys[0], ys[1]
+
 
 class Norm(nnx.Module):
     """RMSNorm ("rms") or LayerNorm ("layer", with a bias), computed in float32."""

@@ -6,7 +6,6 @@ B stream, T time, D model.
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
@@ -24,7 +23,7 @@ GATED = ("geglu", "swiglu")
 
 
 class MLP(nnx.Module):
-    """down(act(up x)); gated: down(act(gate x) * up x), gate and up in one dot. Residual site; it remembers nothing."""
+    """down(act(up x)); gated: down(act(gate x) * up x), gate and up in one matrix. Residual site; it remembers nothing."""
 
     site = "residual"
 
@@ -38,8 +37,8 @@ class MLP(nnx.Module):
         return ()
 
     def __call__(self, x_BTD: Array, state, seg, *, key: Array | None = None) -> tuple[Array, tuple]:
-        act, h = ACTIVATIONS[self.activation], self.up(x_BTD)
+        act = ACTIVATIONS[self.activation]
         if self.activation in GATED:
-            gate, h = jnp.split(h, 2, -1)
+            gate, h = self.up.halves(x_BTD)
             return self.down(act(gate) * h), state
-        return self.down(act(h)), state
+        return self.down(act(self.up(x_BTD))), state

@@ -9,6 +9,7 @@ N queries (any leading axes), M entries of a list, k results.
 from functools import partial
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
@@ -46,9 +47,11 @@ def product_top_k(left_NM: Array, right_NM: Array, k: int) -> tuple[Array, Array
     size = left_NM.shape[-1]
     side = min(k, size)
     (left, i), (right, j) = top_k(left_NM, side), top_k(right_NM, side)
-    reach = [min(k // rank, side) for rank in range(1, side + 1)]  # how many of the right list go with each of the left
-    score_NC = jnp.concatenate([left[..., a, None] + right[..., :n] for a, n in enumerate(reach)], -1)
-    index_NC = jnp.concatenate([i[..., a, None] * size + j[..., :n] for a, n in enumerate(reach)], -1)
-    index_Nk = jnp.take_along_axis(index_NC, top_k(score_NC, k)[1], -1)
-    score_Nk = jnp.take_along_axis(left_NM, index_Nk // size, -1) + jnp.take_along_axis(right_NM, index_Nk % size, -1)
-    return score_Nk, index_Nk
+    product = np.multiply.outer(*[np.arange(1, side + 1)] * 2)
+    a, b = np.nonzero(product <= k)
+    likely = np.argsort(product[a, b], kind="stable")  # the best come first, which is less work for a heap
+    a, b = a[likely], b[likely]
+    place_Nk = top_k(left[..., a] + right[..., b], k)[1]
+    i, j = (jnp.take_along_axis(x, jnp.asarray(ranks)[place_Nk], -1) for x, ranks in ((i, a), (j, b)))
+    score_Nk = jnp.take_along_axis(left_NM, i, -1) + jnp.take_along_axis(right_NM, j, -1)
+    return score_Nk, i * size + j

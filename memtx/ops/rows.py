@@ -19,8 +19,15 @@ def take(a_BM: Array, index_BT: Array) -> Array:
 
 
 def put(a_BM: Array, index_BT: Array, new_BT: Array) -> Array:
-    """Each row written at its own indices; an index out of range is dropped. The memory's dtype is kept."""
-    return jax.vmap(lambda a, i, x: a.at[i].set(x.astype(a.dtype), mode="drop"))(a_BM, index_BT, new_BT)
+    """Each row written at its own indices, no two of which are the same; an index out of range is dropped. The memory's dtype
+    is kept.
+
+    JAX is told that they differ, those out of range too: else it works out, value and gradient, which of two writes was last.
+    """
+    size, time = a_BM.shape[1], index_BT.shape[1]
+    index_BT = jnp.where(index_BT < size, index_BT, size + jnp.arange(time))
+    write = lambda a, i, x: a.at[i].set(x.astype(a.dtype), mode="drop", unique_indices=True)  # noqa: E731
+    return jax.vmap(write)(a_BM, index_BT, new_BT)
 
 
 def slice_rows(a_BM: Array, start_B: Array, size: int) -> Array:

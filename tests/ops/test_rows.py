@@ -48,6 +48,27 @@ def test_gradients_go_back_to_where_things_came_from():
     np.testing.assert_array_equal(grad_new, np.stack([np.full((3, 2), 2.0), np.zeros((3, 2))], 1))
 
 
+def test_what_put_drops_gets_no_gradient():
+    index = jnp.array([[0, 5], [9, 9], [5, 2]])
+    grad_a, grad_new = jax.grad(lambda *args: put(args[0], index, args[1]).sum(), (0, 1))(jnp.asarray(A), jnp.ones((3, 2, 2)))
+    np.testing.assert_array_equal(grad_new[..., 0], [[1, 0], [0, 0], [0, 1]])
+    expected = np.ones_like(A)
+    expected[0, 0] = expected[2, 2] = 0
+    np.testing.assert_array_equal(grad_a, expected)
+
+
+def test_put_under_a_gradient_writes_as_often_as_without():
+    def scatters(f):
+        return str(jax.make_jaxpr(f)(jnp.asarray(A), jnp.ones((3, 2, 2)))).count("= scatter")
+
+    def loss(a, new):
+        return (put(a, jnp.asarray(INDEX), new) ** 2).sum()
+
+    # The value once, and zeros into the gradient of what was overwritten; without the promise, scattered names of writes too.
+    assert scatters(loss) == 1
+    assert scatters(jax.grad(loss, (0, 1))) == 2
+
+
 @pytest.mark.parametrize("rows", [1, FEW, 2 * FEW - 1, 3 * FEW + 1])
 def test_select_is_top_k_however_rows_are_divided(rows):
     scores = RNG.integers(0, 20, (rows, 2, 30)).astype(np.float32)  # with ties
