@@ -141,8 +141,8 @@ class TransformerXL(nnx.Module):
         heads = (self.dims.num_heads, self.dims.head_dim)
         q = self.q(x_BQD).reshape(batch, queries, *heads)
         old, new = lax.stop_gradient(memory_BMD).astype(x_BQD.dtype), current_BCD.astype(x_BQD.dtype)
-        apart = zip(self.kv.halves(old), self.kv.halves(new), strict=True)  # the memory gets no gradient
-        k, v = (jnp.concatenate(parts, 1).reshape(batch, slots, *heads) for parts in apart)
+        parts = zip(self.kv.halves(old), self.kv.halves(new), strict=True)  # apart: the memory gets no gradient
+        k, v = (jnp.concatenate(part, 1).reshape(batch, slots, *heads) for part in parts)
         place_BQ = size + jnp.broadcast_to(slot, batch)[:, None] + jnp.arange(queries)
         written_BS = jnp.pad(valid_BM, ((0, 0), (0, slots - size)), constant_values=True)
         aligned = isinstance(slot, int)

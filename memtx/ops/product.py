@@ -47,7 +47,8 @@ def product_top_k(left_NM: Array, right_NM: Array, k: int) -> tuple[Array, Array
     size = left_NM.shape[-1]
     side = min(k, size)
     (left, i), (right, j) = top_k(left_NM, side), top_k(right_NM, side)
-    product = np.multiply.outer(*[np.arange(1, side + 1)] * 2)
+    rank = np.arange(1, side + 1)
+    product = np.multiply.outer(rank, rank)
     a, b = np.nonzero(product <= k)
     likely = np.argsort(product[a, b], kind="stable")  # the best come first, which is less work for a heap
     a, b = a[likely], b[likely]
