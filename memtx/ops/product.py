@@ -6,34 +6,19 @@ multiply to k at most: k ln k candidates instead of n^2. (All pairs with both ra
 N queries (any leading axes), M entries of a list, k results.
 """
 
-from functools import partial
-
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding, PartitionSpec
 
+from memtx.ops.per_device import per_device
 from memtx.ops.rows import select
 
-
-@partial(custom_partitioning, static_argnums=(1,))
-def _top_k(x_NM: Array, k: int) -> tuple[Array, Array]:
-    return select(x_NM, k)
-
-
-def _rows_stay(k, mesh, arguments, results):
-    rows = arguments[0].sharding.spec[:1] or (None,)
-    whole = NamedSharding(mesh, PartitionSpec(*rows, None))
-    return mesh, lambda x_NM: select(x_NM, k), (whole, whole), (whole,)
-
-
-_top_k.def_partition(partition=_rows_stay, sharding_rule="n m -> n k, n k", need_replication_factors=("m", "k"))
+_top_k = per_device("n m -> n k, n k", static=(1,))(select)
 
 
 def top_k(x_NM: Array, k: int) -> tuple[Array, Array]:
     """The k largest of the last axis, sorted, and their places: `lax.top_k`, whose partitioned form gathers all rows on every
-    device; here each device sorts its own. No gradient passes, and it cannot be vmapped: give it leading axes instead."""
+    device; here each device sorts its own. No gradient passes; vmap makes a loop of it: give it leading axes instead."""
     rows = lax.stop_gradient(x_NM).reshape(-1, x_NM.shape[-1])
     value, index = _top_k(rows, k)
     return value.reshape(*x_NM.shape[:-1], k), index.reshape(*x_NM.shape[:-1], k)
