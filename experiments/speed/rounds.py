@@ -3,7 +3,7 @@
 Every other round goes backwards, so that slow hours of the machine fall on all alike. Samples during which other processes
 took more than a tenth of a core do not count. A ratio is of a round's medians. Both sides keep freed memory: ours by
 memtx.training.cpu, torch by environment variables, with one heap (three gave it nothing). Workers run on the cores that the
-driver may use: `taskset` pins all.
+driver may use: `taskset` pins all. JAX_NUM_CPU_DEVICES, LD_PRELOAD and MALLOC_CONF are the driver's, and are stored.
 """
 
 import argparse
@@ -92,7 +92,9 @@ def measure(jobs: dict[str, Job], count: int) -> Iterator[list[dict]]:
 
 
 def machine(args) -> dict:
-    return {"processor": platform.processor() or platform.machine(), "cores": own_cores(), "threads": args.threads}
+    given = {name: os.environ[name] for name in ("JAX_NUM_CPU_DEVICES", "LD_PRELOAD", "MALLOC_CONF") if name in os.environ}
+    processor = platform.processor() or platform.machine()
+    return {"processor": processor, "cores": own_cores(), "threads": args.threads, "environment": given}
 
 
 def store(path: Path, result: dict) -> None:

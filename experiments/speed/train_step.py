@@ -1,7 +1,8 @@
 """One train step of `small` with one mechanism, timed: the JAX worker of run.py and peers.py. Prints one line of JSON.
 
 `full`, `product_key`: every row begins a document at every segment, an ordinary Transformer. Elsewhere the memory goes on from
-step to step; `memorizing` has read what fills its bank before the first. The step is the one that training uses.
+step to step; `memorizing` has read what fills its bank before the first. The step is the one that training uses, on as many
+devices as JAX_NUM_CPU_DEVICES says.
 """
 
 import argparse
@@ -19,8 +20,9 @@ from memtx.data.streams import Batch
 from memtx.models.lm import build
 from memtx.models.presets import preset
 from memtx.training.cpu import keep_pages
+from memtx.training.loop import Run
 from memtx.training.optim import optimizer
-from memtx.training.step import make_step
+from memtx.training.sharding import Layout
 
 SETTINGS: dict[str, dict] = {  # of each mechanism, and of what stands beside it
     "full": {"full": {"capacity": 512}},
@@ -49,9 +51,8 @@ class Trainer:
     def __init__(self, name: str, batch: int, time: int, segments: int = 1):
         model = {**preset(name, "small"), **MODEL.get(name, {}), "memory": SETTINGS[name], "vocab_size": 264, "scan": False}
         config = configure({"model": model, "train": {"batch": batch, "segments": segments}, "data": {"segment": time}})
-        self.lm = build(config)
-        tx = optimizer(config.optim, config.train.steps, self.lm)
-        params = self.lm.init(jax.random.key(0))
+        self.lm, self.layout = build(config), Layout(config.mesh)
+        run = Run(config, self.lm, optimizer(config.optim, config.train.steps, self.lm), self.layout)
         shape = (batch, segments, time)
         token = np.random.default_rng(1).integers(264, size=(batch, segments * time + 1), dtype=np.int32)
         self.batch = Batch(
@@ -66,23 +67,22 @@ class Trainer:
             self.batch = dataclasses.replace(self.batch, position_BPT=np.broadcast_to(np.arange(time, dtype=np.int32), shape))
         self.onward = 0 if name in FRESH else segments * time
         self.begun, self.number = READ.get(name, 0), 0
-        self.state = (params, tx.init(params), self.read(params, self.begun))
-        step = make_step(self.lm, tx, config)
-        jitted = jax.jit(step, donate_argnums=(0, 1, 2))
-        self.compiled = jitted.lower(*self.state, *self.inputs()).compile()
+        params, opt_state, memory = run.init()
+        self.state = (params, opt_state, self.read(params, memory, self.begun))
+        self.compiled = run.step.lower(*self.state, *self.inputs()).compile()
 
-    def read(self, params, tokens: int):
+    def read(self, params, memory, tokens: int):
         """The memory after so many tokens."""
-        token_BT, state = self.batch.token_BPT[:, 0], self.lm.init_state(len(self.batch.token_BPT))
+        token_BT = self.layout.place(self.batch.token_BPT[:, 0])
         forward = jax.jit(lambda *args: self.lm(*args)[1], donate_argnums=2)
         for _ in range(tokens // token_BT.shape[1]):
-            state = forward(params, token_BT, state)
-        return state
+            memory = forward(params, token_BT, memory)
+        return memory
 
     def inputs(self):
         begun = self.begun + self.number * self.onward
         batch = dataclasses.replace(self.batch, position_BPT=self.batch.position_BPT + begun)
-        return batch, jnp.int32(self.number), jax.random.key(2)
+        return self.layout.place(batch), jnp.int32(self.number), jax.random.key(2)
 
     def step(self) -> None:
         *state, metrics = self.compiled(*self.state, *self.inputs())

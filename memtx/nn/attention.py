@@ -183,7 +183,7 @@ def add(terms: Iterable[Array]) -> Array:
 def read_unless_empty(q_BTNH: Array, source: Source, seg: Segment, dims: Dims) -> tuple[Array, Array, Array]:
     """`read`, but nothing at run time where no row has a valid key.
 
-    Recomputed in the backward pass: a branch that is not taken would fill its residuals with zeros.
+    The branch is recomputed in the backward pass, from its arguments: one that is not taken fills what it would keep with zeros.
     """
 
     def work(q, k, v):
@@ -195,8 +195,7 @@ def read_unless_empty(q_BTNH: Array, source: Source, seg: Segment, dims: Dims) -
 
     assert source.valid_BS is not None
     some = source.valid_BS.any()
-    choose = jax.checkpoint(lambda *arrays: lax.cond(some, work, skip, *arrays))
-    return choose(q_BTNH, source.k_BSKH, source.v_BSKH)
+    return lax.cond(some, jax.checkpoint(work), skip, q_BTNH, source.k_BSKH, source.v_BSKH)
 
 
 def position_bias(age_BTS: Places, future: bool, seg: Segment, dims: Dims) -> ArrayLike:
