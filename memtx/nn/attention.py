@@ -183,7 +183,7 @@ def add(terms: Iterable[Array]) -> Array:
 def read_unless_empty(q_BTNH: Array, source: Source, seg: Segment, dims: Dims) -> tuple[Array, Array, Array]:
     """`read`, but nothing at run time where no row has a valid key.
 
-    The branch is recomputed in the backward pass, from its arguments: one that is not taken fills what it would keep with zeros.
+    The branch is recomputed in the backward pass, from its arguments: what it keeps is filled with zeros if it is not taken.
     """
 
     def work(q, k, v):

@@ -101,7 +101,7 @@ def test_nothing_is_differentiated_and_scores_stay_in_blocks():
         return jax.jit(partial(total, block=block)).lower(q, key).compile().memory_analysis().temp_size_in_bytes
 
     scores = 4 * B * N * T * 4096
-    assert temporary(256) < scores / 4
+    assert temporary(256) < scores / 3
     assert temporary(4096) >= scores  # control: in one block, all scores exist
 
 
