@@ -54,7 +54,7 @@ def select(x_NM: Array, k: int) -> tuple[Array, Array]:
     short = rows_NM.shape[1] <= SHORT and rows_NM.dtype == jnp.float32
     on_cpu, elsewhere = by_rank if short else by_halves, lambda x_NM, k: tuple(lax.top_k(x_NM, k))
     score_Nk, place_Nk = lax.platform_dependent(rows_NM, cpu=partial(on_cpu, k=k), default=partial(elsewhere, k=k))
-    return tuple(a.reshape(*x_NM.shape[:-1], k) for a in (score_Nk, place_Nk))
+    return score_Nk.reshape(*x_NM.shape[:-1], k), place_Nk.reshape(*x_NM.shape[:-1], k)
 
 
 def by_halves(x_NM: Array, k: int) -> tuple[Array, Array]:

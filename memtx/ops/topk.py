@@ -4,8 +4,8 @@
     score_j = q . k_j - |k_j|^2 / 2      ("l2": the nearest in Euclidean distance has the highest score)
 
 *Blocks.* Scores of TILE queries and `block` entries exist at a time, never [B, N, T, M]; a block in which no query may see an
-entry is skipped at run time, so an empty bank costs nothing. Within a block, the k best are in the k groups of GROUP entries
-with the highest maxima, and only those are sorted.
+entry is skipped at run time, so an empty bank costs nothing. Within a block, the k best are in the k groups of entries with the
+highest maxima, and only those are searched: both the groups and they in the same way, until rows are short.
 
 *Approximate.* Entry j falls into bucket j mod L and only each bucket's best survives, then the best k of those: a maximum
 instead of a selection, which suits a TPU. The entry of rank r is lost if one of the r - 1 better ones shares its bucket, so
@@ -29,9 +29,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
-from memtx.ops.rows import select
+from memtx.ops.rows import SHORT, select
 
-BLOCK, TILE, GROUP = 32_768, 128, 32
+BLOCK, TILE = 32_768, 128
 LAST = jnp.iinfo(jnp.int32).max
 
 
@@ -113,8 +113,7 @@ def _search(q_BTNH, key_BMKH, id_BM, first_BT, end_BT, *, k, metric, recall, blo
     shape, (entries, heads, head_dim) = q_BTNH.shape, key_BMKH.shape[1:]
     q_BKGTH = q_BTNH.reshape(*q_BTNH.shape[:2], heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
     size = -(-entries // -(-entries // block))  # blocks of one size
-    if size > GROUP:
-        size = min(-(-size // GROUP) * GROUP, entries)
+    size = min(-(-size // group(size, k)) * group(size, k), entries)
     slots = buckets(k, recall) if recall < 1 else entries
     approximate = slots < entries
     if approximate:
@@ -157,17 +156,28 @@ def _search(q_BTNH, key_BMKH, id_BM, first_BT, end_BT, *, k, metric, recall, blo
     return score, index
 
 
+def group(size: int, k: int) -> int:
+    """Entries of a group, a power of 2, so that there are about as many groups as entries in the k best ones."""
+    return 1 << max(0, round(math.log2(size / k) / 2))
+
+
 def _top(score: Array, k: int) -> tuple[Array, Array]:
     """`lax.top_k`, of long rows by groups. Of equal scores the lower index still comes first: so it does among groups, and
     the chosen ones are put in order."""
-    groups, rest = divmod(score.shape[-1], GROUP)
-    if rest or groups < 2 * k:
+    size = score.shape[-1]
+    each = math.gcd(group(size, k), size)
+    if size <= SHORT or each == 1 or size // each < 2 * k:
         return select(score, k)
-    parts = score.reshape(*score.shape[:-1], groups, GROUP)
-    chosen = jnp.sort(select(parts.max(-1), k)[1], -1)
+    parts = score.reshape(*score.shape[:-1], -1, each)
+    chosen = _in_order(_top(parts.max(-1), k)[1])
     score = jnp.take_along_axis(parts, chosen[..., None], -2).reshape(*score.shape[:-1], -1)
-    score, place = select(score, k)
-    return score, jnp.take_along_axis(chosen, place // GROUP, -1) * GROUP + place % GROUP
+    score, place = _top(score, k)
+    return score, jnp.take_along_axis(chosen, place // each, -1) * each + place % each
+
+
+def _in_order(index: Array) -> Array:
+    """Rows of integers below 2^24, sorted; `select` takes all cores of a CPU for it, `sort` one."""
+    return -select(-index.astype(jnp.float32), index.shape[-1])[0].astype(jnp.int32)
 
 
 def _best(score: Array, index: Array, k: int) -> tuple[Array, Array]:
