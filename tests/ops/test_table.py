@@ -39,9 +39,10 @@ def test_a_read_is_a_one_hot_matmul(f, by_matmul, size):
         return f(table, index, other), gradient(table, other), twice(table, other)
 
     table, other, index = (jnp.asarray(a, t) for a, t in ((table, jnp.float32), (other, jnp.float32), (index, jnp.int32)))
-    for a, b in zip(jax.tree.leaves(both(f)), jax.tree.leaves(both(by_matmul)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=5e-5, atol=5e-6)
-        assert np.abs(b).max() > 0.1
+    for ours, theirs, rtol in zip(both(f), both(by_matmul), (1e-7, 1e-7, 1e-4), strict=True):  # second derivatives are up to 20
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_allclose(a, b, rtol=rtol, atol=2e-6)
+            assert np.abs(b).max() > 0.1
 
 
 def test_nothing_the_size_of_all_rows_is_kept():
