@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array, lax
 
 from memtx.ops.per_device import per_device
-from memtx.ops.rows import select
+from memtx.ops.select import select
 
 _top_k = per_device("n m -> n k, n k", static=(1,))(select)
 

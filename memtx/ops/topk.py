@@ -4,8 +4,7 @@
     score_j = q . k_j - |k_j|^2 / 2      ("l2": the nearest in Euclidean distance has the highest score)
 
 *Blocks.* Scores of TILE queries and `block` entries exist at a time, never [B, N, T, M]; a block in which no query may see an
-entry is skipped at run time, so an empty bank costs nothing. Within a block, the k best are in the k groups of entries with the
-highest maxima, and only those are searched: both the groups and they in the same way, until rows are short.
+entry is skipped at run time, so an empty bank costs nothing.
 
 *Approximate.* Entry j falls into bucket j mod L and only each bucket's best survives, then the best k of those: a maximum
 instead of a selection, which suits a TPU. The entry of rank r is lost if one of the r - 1 better ones shares its bucket, so
@@ -29,7 +28,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
-from memtx.ops.rows import SHORT, select
+from memtx.ops.select import group, select
 
 BLOCK, TILE = 32_768, 128
 LAST = jnp.iinfo(jnp.int32).max
@@ -57,7 +56,7 @@ def search(
     if not 0 < k <= key_BMKH.shape[1]:
         raise ValueError(f"k={k} must be between 1 and the {key_BMKH.shape[1]} entries of the bank")
     args = lax.stop_gradient((q_BTNH, key_BMKH, id_BM, first_BT, end_BT))
-    local = partial(_tiles, k=k, metric=metric, recall=recall, block=block)
+    local = partial(_blocks, k=k, metric=metric, recall=recall, block=block)
     mesh = next((m for a in args if not (m := jax.typeof(a).sharding.mesh).empty), None)
     if mesh is None:
         return local(*args)
@@ -89,95 +88,101 @@ def buckets(k: int, target: float) -> int:
     return max(k, math.ceil((k - 1) / (2 * (1 - target)) - 1e-6))
 
 
-def _tiles(q_BTNH, key_BMKH, id_BM, first_BT, end_BT, **how):
-    """Some queries after the others."""
-    shape = q_BTNH.shape
-    if key_BMKH.shape[0] == 1:  # one bank for all streams: their queries stand in one row
+def _blocks(q_BTNH, key_BMKH, id_BM, first_BT, end_BT, *, k, metric, recall, block):
+    """One block of entries after the other; in each, one tile of queries after the other."""
+    shape, (entries, heads, head_dim) = q_BTNH.shape, key_BMKH.shape[1:]
+    if len(key_BMKH) == 1:  # one bank for all streams: their queries stand in one row
         q_BTNH, first_BT, end_BT = (a.reshape(1, -1, *a.shape[2:]) for a in (q_BTNH, first_BT, end_BT))
     rows, time = first_BT.shape
-    size = min(TILE, time)
+    tile = min(TILE, time)
 
     def cut(a_BT):
-        a_BT = jnp.pad(a_BT, [(0, 0), (0, -time % size), *[(0, 0)] * (a_BT.ndim - 2)])  # first = end = 0: sees nothing
-        return a_BT.reshape(rows, -1, size, *a_BT.shape[2:]).swapaxes(0, 1)
+        a_BT = jnp.pad(a_BT, [(0, 0), (0, -time % tile), *[(0, 0)] * (a_BT.ndim - 2)], mode="edge")
+        return a_BT.reshape(rows, -1, tile, *a_BT.shape[2:]).swapaxes(0, 1)
 
-    def join(a):
-        return a.swapaxes(0, 1).reshape(rows, -1, *a.shape[3:])[:, :time].reshape(*shape[:3], -1)
-
-    tiles = cut(q_BTNH), cut(first_BT), cut(end_BT)
-    score, index = map(join, lax.map(lambda tile: _search(tile[0], key_BMKH, id_BM, *tile[1:], **how), tiles))
-    return score, index
-
-
-def _search(q_BTNH, key_BMKH, id_BM, first_BT, end_BT, *, k, metric, recall, block):
-    shape, (entries, heads, head_dim) = q_BTNH.shape, key_BMKH.shape[1:]
-    q_BKGTH = q_BTNH.reshape(*q_BTNH.shape[:2], heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
+    q_BKGTH = cut(q_BTNH.reshape(rows, time, heads, -1, head_dim)).transpose(0, 1, 3, 4, 2, 5)  # of each tile
+    tiles = q_BKGTH, cut(first_BT), cut(end_BT)
     size = -(-entries // -(-entries // block))  # blocks of one size
     size = min(-(-size // group(size, k)) * group(size, k), entries)
     slots = buckets(k, recall) if recall < 1 else entries
     approximate = slots < entries
     if approximate:
         size = min(-(-size // slots) * slots, entries // slots * slots)
-    width = slots if approximate else k
 
     def step(best, begin):
         start = jnp.minimum(begin, entries - size)  # the last block overlaps the one before, and does not count it twice
         key, id_ = (lax.dynamic_slice_in_dim(a, start, size, 1) for a in (key_BMKH, id_BM))
-        fresh = (id_ >= 0) & (start + jnp.arange(size) >= begin)
-        live = fresh & (id_ >= first_BT.min(1)[:, None]) & (id_ < end_BT.max(1)[:, None])
+        id_ = jnp.where(start + jnp.arange(size) >= begin, id_, -1)
 
-        def work(best):
-            key_ = key.astype(q_BKGTH.dtype)
-            rows_BKRH = q_BKGTH.reshape(*q_BKGTH.shape[:2], -1, head_dim)  # two axes of a batch first: a plain matmul for each
-            score = jnp.einsum("BKRH,BKMH->BKRM", rows_BKRH, key_.swapaxes(1, 2), preferred_element_type=jnp.float32)
-            score = score.reshape(*q_BKGTH.shape[:-1], size)
+        def of_tile(args):
+            tile, best = args
+            score = _scores(*tile, key.astype(q_BTNH.dtype).swapaxes(1, 2), id_)
             if metric == "l2":
-                length = 0.5 * jnp.square(key_.astype(jnp.float32)).sum(-1)
-                score = score - length.transpose(0, 2, 1)[:, :, None, None]
-            seen = fresh[:, None] & (id_[:, None] >= first_BT[..., None]) & (id_[:, None] < end_BT[..., None])
-            score = jnp.where(seen[:, None, None], score, -jnp.inf)
+                score = score - 0.5 * jnp.square(key.astype(jnp.float32)).sum(-1).transpose(0, 2, 1)[:, :, None, None]
             if approximate:
-                score = score.reshape(*score.shape[:-1], -1, slots)
-                top = score.max(-2, keepdims=True)
-                row = lax.broadcasted_iota(jnp.int32, score.shape, score.ndim - 2)
-                row = jnp.where(score == top, row, LAST).min(-2)  # argmax, in two passes that a CPU vectorises
-                index, score = start + row * slots + jnp.arange(slots), top.squeeze(-2)
-                return jnp.maximum(best[0], score), jnp.where(score > best[0], index, best[1])
-            score, index = _top(score, min(k, size))
+                return _best_of_buckets(best, score, start, slots)
+            score, index = select(score, min(k, size))
+            if size == entries:
+                return score, index
             return _best(jnp.concatenate([best[0], score], -1), jnp.concatenate([best[1], index + start], -1), k)
 
-        return lax.cond(live.any(), work, lambda best: best, best), None
+        live = _seen(id_, first_BT.min(1, keepdims=True), end_BT.max(1, keepdims=True)).any()
+        return lax.cond(live, lambda best: lax.map(of_tile, (tiles, best)), lambda best: best, best), None
 
-    none = (*q_BKGTH.shape[:-1], width)
+    none = (*q_BKGTH.shape[:-1], slots if approximate else k)
     best = jnp.full(none, -jnp.inf), jnp.zeros(none, jnp.int32)
     best, _ = lax.scan(step, best, jnp.arange(0, entries, size, dtype=jnp.int32))
     best = _best(*best, k) if approximate else best
-    score, index = (a.transpose(0, 3, 1, 2, 4).reshape(*shape[:3], k) for a in best)
+
+    def join(a):
+        return a.transpose(1, 0, 4, 2, 3, 5).reshape(rows, -1, shape[2], k)[:, :time].reshape(*shape[:3], k)
+
+    score, index = map(join, best)
     return score, index
 
 
-def group(size: int, k: int) -> int:
-    """Entries of a group, a power of 2, so that there are about as many groups as entries in the k best ones."""
-    return 1 << max(0, round(math.log2(size / k) / 2))
+def _scores(q_BKGTH, first_BT, end_BT, key_BKMH, id_BM) -> Array:
+    """q . k [B, K, G, T, M] in float32, -inf where an entry is not seen.
+
+    XLA's CPU backend does not mask while it multiplies, and a pass over the scores takes as long. So there, where all of a
+    row's queries see the same, the mask, 0 or -inf, is one more feature of the keys, by which queries have a 1.
+    """
+    shape = (*q_BKGTH.shape[:-1], key_BKMH.shape[2])
+
+    def dot(q_BKGTH, key_BKMH):
+        """[B * K, G * T, M]: one axis of a batch, a plain matmul for each."""
+        q, key = q_BKGTH.reshape(-1, math.prod(shape[2:4]), q_BKGTH.shape[-1]), key_BKMH.reshape(-1, *key_BKMH.shape[2:])
+        return jnp.einsum("BRH,BMH->BRM", q, key, preferred_element_type=jnp.float32)
+
+    def mask_after():
+        seen_BTM = _seen(id_BM[:, None], first_BT[..., None], end_BT[..., None])
+        score = dot(q_BKGTH, key_BKMH)
+        return jnp.where(seen_BTM[:, None, None], score.reshape(shape), -jnp.inf).reshape(score.shape)
+
+    def mask_within():
+        mask_BM = jnp.where(_seen(id_BM, first_BT[:, :1], end_BT[:, :1]), 0, -jnp.inf).astype(key_BKMH.dtype)
+        mask_BKM1 = jnp.broadcast_to(mask_BM[:, None, :, None], (*key_BKMH.shape[:-1], 1))
+        one = jnp.ones_like(q_BKGTH[..., :1])
+        return dot(jnp.concatenate([q_BKGTH, one], -1), jnp.concatenate([key_BKMH, mask_BKM1], -1))
+
+    def on_cpu():
+        alike = (first_BT == first_BT[:, :1]).all() & (end_BT == end_BT[:, :1]).all()
+        return lax.cond(alike, mask_within, mask_after)
+
+    return lax.platform_dependent(cpu=on_cpu, default=mask_after).reshape(shape)
 
 
-def _top(score: Array, k: int) -> tuple[Array, Array]:
-    """`lax.top_k`, of long rows by groups. Of equal scores the lower index still comes first: so it does among groups, and
-    the chosen ones are put in order."""
-    size = score.shape[-1]
-    each = math.gcd(group(size, k), size)
-    if size <= SHORT or each == 1 or size // each < 2 * k:
-        return select(score, k)
-    parts = score.reshape(*score.shape[:-1], -1, each)
-    chosen = _in_order(_top(parts.max(-1), k)[1])
-    score = jnp.take_along_axis(parts, chosen[..., None], -2).reshape(*score.shape[:-1], -1)
-    score, place = _top(score, k)
-    return score, jnp.take_along_axis(chosen, place // each, -1) * each + place % each
+def _seen(id_: Array, first: Array, end: Array) -> Array:
+    return (id_ >= 0) & (id_ >= first) & (id_ < end)
 
 
-def _in_order(index: Array) -> Array:
-    """Rows of integers below 2^24, sorted; `select` takes all cores of a CPU for it, `sort` one."""
-    return -select(-index.astype(jnp.float32), index.shape[-1])[0].astype(jnp.int32)
+def _best_of_buckets(best, score, start, slots):
+    score = score.reshape(*score.shape[:-1], -1, slots)
+    top = score.max(-2, keepdims=True)
+    row = lax.broadcasted_iota(jnp.int32, score.shape, score.ndim - 2)
+    row = jnp.where(score == top, row, LAST).min(-2)  # argmax, in two passes that a CPU vectorises
+    index, score = start + row * slots + jnp.arange(slots), top.squeeze(-2)
+    return jnp.maximum(best[0], score), jnp.where(score > best[0], index, best[1])
 
 
 def _best(score: Array, index: Array, k: int) -> tuple[Array, Array]:

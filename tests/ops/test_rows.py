@@ -3,10 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
-from jax import lax
 
-from memtx.ops.rows import FEW, SHORT, by_rank, put, select, shift, slice_rows, take
+from memtx.ops.rows import put, shift, slice_rows, take
 
 RNG = np.random.default_rng(0)
 A, INDEX = RNG.normal(size=(3, 5, 2)).astype(np.float32), np.array([[0, 4], [1, 0], [3, 2]])
@@ -65,20 +63,3 @@ def test_put_under_a_gradient_does_not_find_out_which_write_was_last():
 
     assert not named(put)
     assert named(jax.vmap(lambda a, i, x: a.at[i].set(x, mode="drop")))  # control: without the promise
-
-
-@pytest.mark.parametrize("rows", [1, FEW, 2 * FEW - 1, 3 * FEW + 1])
-@pytest.mark.parametrize("entries", [7, 30, SHORT, SHORT + 1])
-def test_select_is_top_k_however_rows_are_divided(rows, entries):
-    scores = RNG.integers(0, 20, (rows, 2, entries)).astype(np.float32)  # with ties
-    for ours, theirs in zip(jax.jit(select, static_argnums=1)(scores, 7), lax.top_k(scores, 7), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-
-
-def test_short_rows_are_ranked_as_top_k_sorts():
-    special = np.array([0, -0.0, 1, np.nan, -np.inf, np.inf, -np.nan, 0, -0.0, 1, 1e-45, -1e-45, 3e38], np.float32)
-    rows = np.stack([RNG.permutation(special) for _ in range(5)])
-    for ours, theirs in zip(jax.jit(by_rank, static_argnums=1)(rows, len(special)), lax.top_k(rows, len(special)), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    sorts = lambda size: "TopK" in jax.jit(select, static_argnums=1).lower(np.zeros((4, size)), 3).compile().as_text()  # noqa: E731
-    assert [sorts(SHORT), sorts(SHORT + 1)] == [False, True]

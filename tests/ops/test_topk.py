@@ -40,11 +40,15 @@ def found(args, k, **how):
     return np.where(np.isfinite(score), index, -1)
 
 
+@pytest.mark.parametrize("alike", [False, True])  # whether all queries of a row see the same: a CPU masks within the dot then
 @pytest.mark.parametrize("block", [5, 12, 37, 4096])
 @pytest.mark.parametrize("metric", ["dot", "l2"])
-def test_exact_is_brute_force(metric, block):
+def test_exact_is_brute_force(metric, block, alike):
     q, key, ids = data()
     first, end = np.arange(B * T).reshape(B, T), np.arange(B * T).reshape(B, T) + np.arange(T) * 7
+    if alike:
+        first = np.repeat(first[:, :1], T, 1)
+        end = first + 4
     expected = brute(q, key, ids, first, end, 6, metric)
     np.testing.assert_array_equal(found((q, key, ids, first, end), 6, metric=metric, block=block), expected)
     assert (expected >= 0).any()
