@@ -21,11 +21,9 @@ def rope(x_BTNH: Array, position_BT: Array | np.ndarray, base: float, scaling: t
         cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
     else:
         cos, sin = cos_sin(position_BT[..., None].astype(jnp.float32), jnp.asarray(frequency, jnp.float32))
-    pair = x_BTNH.astype(jnp.float32).reshape(*x_BTNH.shape[:-1], 2, head_dim // 2)
-    # (a cos - b sin, b cos + a sin); a reversal, because loops over a concatenation are not vectorised
-    signed = sin[:, :, None, None] * np.array([[-1], [1]], np.float32)
-    turned = pair * cos[:, :, None, None] + lax.rev(pair, (3,)) * signed
-    return turned.reshape(x_BTNH.shape).astype(x_BTNH.dtype)
+    cos, sin = cos[:, :, None], sin[:, :, None]
+    a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, -1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BTNH.dtype)
 
 
 def rope_frequencies(head_dim: int, base: float, scaling: tuple[float, ...] = ()) -> np.ndarray:
