@@ -115,8 +115,8 @@ def _blocks(q_BTNH, key_BMKH, id_BM, first_BT, end_BT, *, k, metric, recall, blo
         id_ = jnp.where(start + jnp.arange(size) >= begin, id_, -1)
 
         def of_tile(args):
-            tile, best = args
-            score = _scores(*tile, key.astype(q_BTNH.dtype).swapaxes(1, 2), id_)
+            (q_BKGTH, first_BT, end_BT), best = args
+            score = _scores(q_BKGTH, first_BT, end_BT, key.astype(q_BKGTH.dtype).swapaxes(1, 2), id_)
             if metric == "l2":
                 score = score - 0.5 * jnp.square(key.astype(jnp.float32)).sum(-1).transpose(0, 2, 1)[:, :, None, None]
             if approximate:
