@@ -100,8 +100,8 @@ def _blocks(q_BTNH, key_BMKH, id_BM, first_BT, end_BT, *, k, metric, recall, blo
         a_BT = jnp.pad(a_BT, [(0, 0), (0, -time % tile), *[(0, 0)] * (a_BT.ndim - 2)], mode="edge")
         return a_BT.reshape(rows, -1, tile, *a_BT.shape[2:]).swapaxes(0, 1)
 
-    q_BKGTH = cut(q_BTNH.reshape(rows, time, heads, -1, head_dim)).transpose(0, 1, 3, 4, 2, 5)  # of each tile
-    tiles = q_BKGTH, cut(first_BT), cut(end_BT)
+    queries = cut(q_BTNH.reshape(rows, time, heads, -1, head_dim)).transpose(0, 1, 3, 4, 2, 5)
+    tiles = queries, cut(first_BT), cut(end_BT)
     size = -(-entries // -(-entries // block))  # blocks of one size
     size = min(-(-size // group(size, k)) * group(size, k), entries)
     slots = buckets(k, recall) if recall < 1 else entries
@@ -115,8 +115,8 @@ def _blocks(q_BTNH, key_BMKH, id_BM, first_BT, end_BT, *, k, metric, recall, blo
         id_ = jnp.where(start + jnp.arange(size) >= begin, id_, -1)
 
         def of_tile(args):
-            (q_BKGTH, first_BT, end_BT), best = args
-            score = _scores(q_BKGTH, first_BT, end_BT, key.astype(q_BKGTH.dtype).swapaxes(1, 2), id_)
+            (q_BKGTH, first, end), best = args
+            score = _scores(q_BKGTH, first, end, key.astype(q_BKGTH.dtype).swapaxes(1, 2), id_)
             if metric == "l2":
                 score = score - 0.5 * jnp.square(key.astype(jnp.float32)).sum(-1).transpose(0, 2, 1)[:, :, None, None]
             if approximate:
@@ -129,7 +129,7 @@ def _blocks(q_BTNH, key_BMKH, id_BM, first_BT, end_BT, *, k, metric, recall, blo
         live = _seen(id_, first_BT.min(1, keepdims=True), end_BT.max(1, keepdims=True)).any()
         return lax.cond(live, lambda best: lax.map(of_tile, (tiles, best)), lambda best: best, best), None
 
-    none = (*q_BKGTH.shape[:-1], slots if approximate else k)
+    none = (*queries.shape[:-1], slots if approximate else k)
     best = jnp.full(none, -jnp.inf), jnp.zeros(none, jnp.int32)
     best, _ = lax.scan(step, best, jnp.arange(0, entries, size, dtype=jnp.int32))
     best = _best(*best, k) if approximate else best
