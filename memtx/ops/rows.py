@@ -2,7 +2,7 @@
 
 Reads and writes go through vmap: indexing with `arange(B)[:, None]` makes a partitioned program gather the whole memory on
 every device.
-B stream, M slots, T entries, N rows.
+B stream, M slots, T entries.
 """
 
 import jax
