@@ -158,9 +158,9 @@ class Run:
                 *state, values = self.step(*state, batch, np.int32(step), self.key)
                 log()
                 pending = (step + 1, values)
-        if evaluation is None and step == total:
-            evaluation = evaluate(state[0])
-        checkpoints.wait()
+            if evaluation is None and step == total:
+                evaluation = evaluate(state[0])
+            checkpoints.wait()  # still told to stop, not stopped: the last save is being written
         return Trained(step, step == total, evaluation)
 
     def _items(self, state) -> dict:
