@@ -21,6 +21,7 @@ from memtx.data.tokens import tokenize
 from memtx.errors import UserError
 from memtx.loading import load
 from memtx.models.lm import build
+from memtx.training.checkpoint import Checkpointer
 from memtx.training.loop import Run, train
 from memtx.training.optim import optimizer
 from memtx.training.sharding import Layout
@@ -81,6 +82,31 @@ def test_a_run_told_to_stop_saves_and_goes_on_bit_identically(whole, root, tmp_p
         stops.append(run_until_next_line(tiny(root, "xl"), tmp_path / "run", told).step)
     assert len(stops) > 1
     assert lines(tmp_path / "run") == lines(workdir)
+    assert bits(tmp_path / "run") == bits(workdir)
+
+
+def test_being_told_to_stop_while_the_last_save_is_written_is_no_more_than_told(whole, root, tmp_path, monkeypatch):
+    workdir, _ = whole
+    save, wait, saved, missed = Checkpointer.save, Checkpointer.wait, [], []
+
+    def saving(self, step, **items):
+        save(self, step, **items)
+        saved.append(step)
+
+    def waiting(self):
+        if saved.count(6) == 1:
+            saved.append(6)
+            os.kill(os.getpid(), signal.SIGTERM)
+        wait(self)
+
+    monkeypatch.setattr(Checkpointer, "save", saving)
+    monkeypatch.setattr(Checkpointer, "wait", waiting)
+    before = signal.signal(signal.SIGTERM, lambda *_: missed.append(True))  # what would have ended the process
+    try:
+        trained = train(tiny(root, "xl"), tmp_path / "run", say=lambda _: None)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (trained.finished, saved[-2:], missed) == (True, [6, 6], [])
     assert bits(tmp_path / "run") == bits(workdir)
 
 
