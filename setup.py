@@ -14,7 +14,7 @@ EXTRAS = {
     "eval": EVAL,
     "sweep": ["submitit>=1.5"],
     "report": REPORT,
-    "test": ["pytest>=8", "pytest-xdist", "submitit>=1.5", *HF, *EVAL, *REPORT],
+    "test": ["pytest>=8", "pytest-xdist", "hypothesis>=6.100", "submitit>=1.5", *HF, *EVAL, *REPORT],
     "dev": ["ruff", "pyright", "pre-commit"],
 }
 

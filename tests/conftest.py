@@ -27,6 +27,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def pytest_addoption(parser):
     parser.addoption("--devices", type=int, default=1, help="host devices: 1, 2, 4 or 8")
     parser.addoption("--memory", default="", help="path/to/file.py:ClassName, a mechanism to test instead of MEMORIES")
+    parser.addoption("--fuzz", type=int, default=400, help="damaged inputs that tests/test_fuzz.py tries in all")
 
 
 def pytest_configure(config):
