@@ -2,8 +2,10 @@
 
 import difflib
 import importlib
+import reprlib
 from collections.abc import Iterable
 from types import ModuleType
+from typing import Any
 
 
 class UserError(Exception):
@@ -41,3 +43,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     shown = near or names[:3]
     return f"; {'the nearest' if near else 'there are'}: {', '.join(shown)}" if names else ""
+
+
+def brief(value: Any) -> str:
+    """A value, or the text of an exception, as an error message shows it: on one line, and cut if it is long."""
+    shown = str(value) if isinstance(value, Exception) else reprlib.repr(value)
+    return " ".join(shown.split())[:120]
+
+
+def listed(items: Iterable[str], most: int = 6, separator: str = ", ") -> str:
+    """At most so many items for an error message, each on one line: "a, b, ... and 7 more"."""
+    found = [" ".join(item.split())[:120] for item in items]
+    more = [f"... and {len(found) - most} more"] if len(found) > most else []
+    return separator.join([*found[:most], *more])

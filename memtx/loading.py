@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import jax
@@ -16,6 +15,7 @@ from memtx.data.tokenizers.vocabularies import check_fits
 from memtx.errors import UserError
 from memtx.models import pretrained
 from memtx.models.lm import LM, LMState, Params, build
+from memtx.models.weights import read_json
 from memtx.training.checkpoint import read_meta, restore
 
 
@@ -42,18 +42,20 @@ def load(source: str | Path, *, context: int = pretrained.CONTEXT, **changes) ->
     settings, such as output="classes", classes=3; what is then new is drawn at random. Raises UserError.
     """
     name, path = str(source), Path(source)
-    if name in PACKAGED or not path.is_dir() or "model_type" in _config(path):
+    if name in PACKAGED or not path.is_dir() or _is_pretrained(path):
         return _pretrained(name, context, changes)
     if changes:
         raise UserError(f"{path} is the workdir of a run, whose settings cannot be changed: {', '.join(changes)}")
     return load_run(path)
 
 
-def _config(folder: Path) -> dict:
+def _is_pretrained(folder: Path) -> bool:
+    """Whether a folder is Hugging Face's rather than the workdir of a run, whose config.json has other groups."""
     try:
-        return json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        return {}
+        config = read_json(folder / "config.json")
+    except UserError:
+        config = {}
+    return bool({"model_type", "architectures"} & config.keys()) or any(folder.glob("*.safetensors"))
 
 
 def load_run(workdir: Path) -> Loaded:

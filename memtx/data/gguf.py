@@ -8,12 +8,11 @@ Source: ggml's docs/gguf.md, versions 2 and 3.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from memtx.errors import UserError
+from memtx.errors import UserError, brief
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
@@ -37,57 +36,61 @@ class Head:
 def read_head(path: Path) -> Head:
     """UserError if there is no such file or it is not a sound GGUF file."""
     try:
+        size = path.stat().st_size
         with path.open("rb") as file:
-            return _head(file)
+            return _head(_Reader(file, size))
     except FileNotFoundError:
         raise UserError(f"no file {path}") from None
-    except (OSError, ValueError, KeyError, struct.error, MemoryError, OverflowError) as error:  # what damage makes of it
-        raise damaged(path, error) from error
+    except (OSError, ValueError, KeyError, struct.error, RecursionError) as error:  # from damaged bytes
+        raise damaged(path, brief(error)) from error
 
 
-def damaged(path: Path, error: Exception | str) -> UserError:
-    return UserError(f"{path} cannot be read as GGUF ({error}): it is damaged or cut short; download it again")
+def damaged(path: Path, why: str) -> UserError:
+    return UserError(f"{path} cannot be read as GGUF ({why}): it is damaged or cut short; download it again")
 
 
-def _head(file: BinaryIO) -> Head:
-    def scalar(code: str):
-        form = struct.Struct(f"<{code}")
-        return form.unpack(file.read(form.size))[0]
+class _Reader:
+    """Reads values one after another. ValueError at the end of the file, before room is made for what it lacks."""
 
-    def string() -> str:
-        length = scalar("Q")
-        content = file.read(length)
-        if len(content) < length:
-            raise ValueError("it ends within a text")
-        return content.decode()
+    def __init__(self, file: BinaryIO, size: int):
+        self.file, self.size = file, size
 
-    def value(kind: int):
+    def content(self, length: int) -> bytes:
+        if length > self.size - self.file.tell():
+            raise ValueError("it ends within its head")
+        return self.file.read(length)
+
+    def scalars(self, code: str, length: int = 1) -> tuple:
+        return struct.unpack(f"<{length}{code}", self.content(length * struct.calcsize(f"<{code}")))
+
+    def scalar(self, code: str):
+        return self.scalars(code)[0]
+
+    def string(self) -> str:
+        return self.content(self.scalar("Q")).decode()
+
+    def value(self, kind: int):
         if kind == STRING:
-            return string()
-        if kind == ARRAY:
-            inner, length = scalar("I"), scalar("Q")
-            return _array(file, inner, length, value)
-        return scalar(SCALARS[kind])
+            return self.string()
+        if kind != ARRAY:
+            return self.scalar(SCALARS[kind])
+        inner, length = self.scalar("I"), self.scalar("Q")
+        return list(self.scalars(SCALARS[inner], length)) if inner in SCALARS else [self.value(inner) for _ in range(length)]
 
-    magic, version = file.read(4), scalar("I")
+
+def _head(reader: _Reader) -> Head:
+    magic, version = reader.content(4), reader.scalar("I")
     if magic != b"GGUF" or version not in (2, 3):
         raise ValueError(f"it begins with {magic!r}, version {version}")
-    tensors, pairs = scalar("Q"), scalar("Q")
-    metadata = {string(): value(scalar("I")) for _ in range(pairs)}
+    tensors, pairs = reader.scalar("Q"), reader.scalar("Q")
+    metadata = {reader.string(): reader.value(reader.scalar("I")) for _ in range(pairs)}
     found = {}
     for _ in range(tensors):
-        name, axes = string(), scalar("I")
-        shape = tuple(scalar("Q") for _ in range(axes))[::-1]
-        found[name] = Tensor(shape, scalar("I"), scalar("Q"))
+        name, axes = reader.string(), reader.scalar("I")
+        shape = reader.scalars("Q", axes)[::-1]
+        found[name] = Tensor(shape, reader.scalar("I"), reader.scalar("Q"))
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or alignment < 1:
         raise ValueError(f"its alignment is {alignment!r}")
-    start = -(-file.tell() // alignment) * alignment
+    start = -(-reader.file.tell() // alignment) * alignment
     return Head(metadata, {name: Tensor(t.shape, t.kind, start + t.offset) for name, t in found.items()})
-
-
-def _array(file: BinaryIO, kind: int, length: int, value: Callable[[int], Any]) -> list:
-    if kind in SCALARS:
-        form = struct.Struct(f"<{length}{SCALARS[kind]}")
-        return list(form.unpack(file.read(form.size)))
-    return [value(kind) for _ in range(length)]

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from memtx.config import Model
-from memtx.errors import UserError
+from memtx.errors import UserError, brief
+from memtx.models.fields import flag, integer, layers, number, text, texts
 from memtx.models.gpt2 import ACTIVATIONS
 from memtx.models.names import Layers, Names, Pair
 
@@ -66,36 +67,39 @@ NAMES = Names(
     prefix="bert.",
     # heads that are not asked for, the tied one of masked tokens, and a table of 0, 1, 2, ... in old files
     ignored=r"embeddings\.position_ids$|^(bert\.)?pooler\.|^cls\.|^classifier\.|^qa_outputs\.",
+    copies=r"^cls\.predictions\.decoder\.weight$",
     formerly=(("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")),
 )
 
 
 def model(hf: Mapping[str, Any], context: int) -> Model:
     """Settings from a config.json. `context` means nothing to it: a call holds all that is seen."""
-    architecture = (hf.get("architectures") or ["BertModel"])[0]
+    architecture = (texts(hf, "architectures") or ["BertModel"])[0]
     if architecture not in OUTPUTS:
-        raise UserError(f"a {architecture} is not known to memtx: {', '.join(OUTPUTS)} are")
-    if (hf.get("position_embedding_type") or "absolute") != "absolute" or hf.get("is_decoder"):
+        raise UserError(f"a {brief(architecture)} is not known to memtx: {', '.join(OUTPUTS)} are")
+    if text(hf, "position_embedding_type", "absolute") != "absolute" or flag(hf, "is_decoder", False):
         raise UserError("a bert with relative positions, or one that is a decoder, is not known to memtx")
-    activation = hf.get("hidden_act", "gelu")
+    if OUTPUTS[architecture] == "masked_lm" and not flag(hf, "tie_word_embeddings", True):
+        raise UserError("a bert whose head has a table of its own (tie_word_embeddings=false) is not known to memtx")
+    activation = text(hf, "hidden_act", "gelu")
     if activation not in ACTIVATIONS:
-        raise UserError(f"a bert with hidden_act={activation!r} is not known to memtx: {', '.join(ACTIVATIONS)} are")
+        raise UserError(f"a bert with hidden_act={brief(activation)} is not known to memtx: {', '.join(ACTIVATIONS)} are")
     return Model(
-        stacks=((("bidirectional",), hf["num_hidden_layers"]),),
+        stacks=((("bidirectional",), layers(hf, "num_hidden_layers")),),
         output=OUTPUTS[architecture],
         pool="mean" if hf.get("pooling", {}).get("pooling_mode_mean_tokens") else "cls",
         classes=len(hf.get("id2label") or (0, 1)),
-        vocab_size=hf["vocab_size"],
-        width=hf["hidden_size"],
-        num_heads=hf["num_attention_heads"],
-        ff_dim=hf["intermediate_size"],
+        vocab_size=integer(hf, "vocab_size"),
+        width=integer(hf, "hidden_size"),
+        num_heads=integer(hf, "num_attention_heads"),
+        ff_dim=integer(hf, "intermediate_size"),
         norm="layer",
-        norm_epsilon=hf.get("layer_norm_eps", 1e-12),
+        norm_epsilon=number(hf, "layer_norm_eps", 1e-12, zero=True),
         post_norm=True,
         activation=ACTIVATIONS[activation],
         position="learned",
-        max_position=hf["max_position_embeddings"],
-        token_types=hf["type_vocab_size"],
+        max_position=integer(hf, "max_position_embeddings"),
+        token_types=integer(hf, "type_vocab_size", 2),
         embed_norm=True,
         bias=True,
         tied=True,

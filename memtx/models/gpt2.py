@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from memtx.config import Model
-from memtx.errors import UserError
+from memtx.errors import UserError, brief
+from memtx.models.fields import flag, integer, number, text
+from memtx.models.fields import layers as layer_count
 from memtx.models.names import Layers, Names, Pair
 from memtx.patterns import layers
 
@@ -43,7 +45,8 @@ NAMES = Names(
         ),
     ),
     prefix="transformer.",
-    ignored=r"\.attn\.(masked_)?bias$|^lm_head\.weight$",  # causal masks of old checkpoints; a tied head stored twice
+    ignored=r"\.attn\.(masked_)?bias$",  # causal masks of old checkpoints
+    copies=r"^lm_head\.weight$",
 )
 
 ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_exact", "relu": "relu"}
@@ -52,26 +55,26 @@ ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_ex
 def model(hf: Mapping[str, Any], context: int) -> Model:
     """Settings from a config.json; `context`: tokens that full attention keeps, at most the model's own."""
     for key in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
-        if hf.get(key):
+        if flag(hf, key, False):
             raise UserError(f"a gpt2 with {key} is not known to memtx")
-    activation = hf.get("activation_function", "gelu_new")
+    activation, width, longest = text(hf, "activation_function", "gelu_new"), integer(hf, "n_embd"), integer(hf, "n_positions")
     if activation not in ACTIVATIONS:
-        raise UserError(f"a gpt2 with activation_function={activation!r} is not known to memtx: {', '.join(ACTIVATIONS)} are")
+        raise UserError(f"a gpt2 with activation_function={brief(activation)} is not known to memtx: {', '.join(ACTIVATIONS)} are")
     return Model(
-        stacks=((("full",), hf["n_layer"]),),
-        memory={"full": {"capacity": min(context, hf["n_positions"])}},
-        vocab_size=hf["vocab_size"],
-        width=hf["n_embd"],
-        num_heads=hf["n_head"],
-        ff_dim=hf.get("n_inner") or 4 * hf["n_embd"],
+        stacks=((("full",), layer_count(hf, "n_layer")),),
+        memory={"full": {"capacity": min(context, longest)}},
+        vocab_size=integer(hf, "vocab_size"),
+        width=width,
+        num_heads=integer(hf, "n_head"),
+        ff_dim=integer(hf, "n_inner", 4 * width),
         norm="layer",
-        norm_epsilon=hf["layer_norm_epsilon"],
+        norm_epsilon=number(hf, "layer_norm_epsilon", 1e-5, zero=True),
         activation=ACTIVATIONS[activation],
         position="learned",
-        max_position=hf["n_positions"],
-        score_scale=0.0 if hf.get("scale_attn_weights", True) else 1.0,
+        max_position=longest,
+        score_scale=0.0 if flag(hf, "scale_attn_weights", True) else 1.0,
         bias=True,
-        tied=hf.get("tie_word_embeddings", True),
+        tied=flag(hf, "tie_word_embeddings", True),
         embed_scale=1.0,
     )
 

@@ -11,7 +11,9 @@ from itertools import groupby
 from typing import Any
 
 from memtx.config import Model
-from memtx.errors import UserError
+from memtx.errors import UserError, brief
+from memtx.models.fields import flag, integer, number, table, text, texts
+from memtx.models.fields import layers as layer_count
 from memtx.models.names import Layers, Names, Pair
 from memtx.patterns import layers
 
@@ -43,36 +45,41 @@ NAMES = Names(
         ),
     ),
     prefix="model.",
-    ignored=r"rotary_emb\.inv_freq$|^lm_head\.weight$",  # a tied head is sometimes stored twice
+    ignored=r"rotary_emb\.inv_freq$",
+    copies=r"^lm_head\.weight$",
 )
 
 
 def model(hf: Mapping[str, Any], context: int) -> Model:
     """Settings from a config.json; `context`: tokens that full attention keeps, at most the model's own."""
-    if hf.get("hidden_act", "silu") != "silu":
-        raise UserError(f"a {hf['model_type']} with hidden_act={hf['hidden_act']!r} is not known to memtx: only silu")
-    if bool(hf.get("attention_bias")) != bool(hf.get("mlp_bias")):
+    kind = hf["model_type"]
+    if (activation := text(hf, "hidden_act", "silu")) not in ("silu", "swish"):
+        raise UserError(f"a {kind} with hidden_act={brief(activation)} is not known to memtx: only silu")
+    bias = kind == "llama" and flag(hf, "attention_bias", False)  # the others have no such setting
+    if kind == "llama" and bias != flag(hf, "mlp_bias", False):
         raise UserError("attention_bias without mlp_bias, or the reverse, is not known to memtx")
-    heads, windows = hf["num_attention_heads"], _windows(hf)
-    entries = ["window" if i in windows else "full" for i in range(hf["num_hidden_layers"])]
-    memory = {"full": {"capacity": min(context, hf["max_position_embeddings"])}, "window": {"window": hf.get("sliding_window")}}
-    base, scaling = _rope(hf)
+    heads, width, depth = integer(hf, "num_attention_heads"), integer(hf, "hidden_size"), layer_count(hf, "num_hidden_layers")
+    longest, window = integer(hf, "max_position_embeddings", most=MAX_POSITION), _window(hf)
+    windows = _window_layers(hf, depth) if window else ()
+    entries = ["window" if i in windows else "full" for i in range(depth)]
+    memory = {"full": {"capacity": min(context, longest)}, "window": {"window": window}}
+    base, scaling = _rope(hf, longest)
     return Model(
         stacks=tuple(((entry,), len(list(run))) for entry, run in groupby(entries)),
         memory={name: memory[name] for name in dict.fromkeys(entries)},
-        vocab_size=hf["vocab_size"],
-        width=hf["hidden_size"],
+        vocab_size=integer(hf, "vocab_size"),
+        width=width,
         num_heads=heads,
-        num_kv_heads=hf.get("num_key_value_heads") or heads,
-        head_dim=hf.get("head_dim") or hf["hidden_size"] // heads,
-        ff_dim=hf["intermediate_size"],
-        norm_epsilon=hf["rms_norm_eps"],
+        num_kv_heads=integer(hf, "num_key_value_heads", heads),
+        head_dim=integer(hf, "head_dim", width // heads),
+        ff_dim=integer(hf, "intermediate_size"),
+        norm_epsilon=number(hf, "rms_norm_eps", 1e-6, zero=True),
         rope_base=base,
         rope_scaling=scaling,
-        max_position=hf["max_position_embeddings"],
-        bias=bool(hf.get("attention_bias")),
-        qkv_bias=hf["model_type"] == "qwen2",
-        tied=bool(hf.get("tie_word_embeddings")),
+        max_position=longest,
+        bias=bias,
+        qkv_bias=kind == "qwen2",
+        tied=flag(hf, "tie_word_embeddings", False),
         embed_scale=1.0,
     )
 
@@ -116,27 +123,45 @@ def config(model: Model) -> dict[str, Any]:
 
 LAYER_TYPES = {"full": "full", "window": "sliding"}
 SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+MAX_POSITION = 1 << 31
+WINDOW, MAX_WINDOW = 4096, 1 << 20  # of a mistral or qwen2 whose config does not say; of all
 
 
-def _rope(hf: Mapping[str, Any]) -> tuple[float, tuple[float, ...]]:
-    """Base and scaling: transformers 5 has both in rope_parameters, before that they were two keys."""
-    found = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
-    base = float(found.get("rope_theta", hf.get("rope_theta", 10_000.0)))
-    kind = found.get("rope_type", found.get("type", "default"))
+def _rope(hf: Mapping[str, Any], longest: int) -> tuple[float, tuple[float, ...]]:
+    """Base and scaling. transformers 5 has both in rope_parameters. Before that they were two fields, which come first."""
+    found = table(hf, "rope_scaling") or table(hf, "rope_parameters")
+    base = number(found, "rope_theta", number(hf, "rope_theta", 10_000.0))
+    kind = text(found, "rope_type", text(found, "type", "default"))
+    if kind not in ("default", "linear", "llama3") or any(isinstance(value, Mapping) for value in found.values()):
+        raise UserError(f"rope_type={brief(kind)} or one for each kind of layer is not known to memtx: default, linear, llama3 are")
+    if number(found, "partial_rotary_factor", number(hf, "partial_rotary_factor", 1.0)) != 1:
+        raise UserError("partial_rotary_factor is not known to memtx, other than 1")
     if kind == "default":
         return base, ()
+    factor = number(found, "factor")
     if kind == "linear":
-        return base, (float(found["factor"]), 1.0, 2.0, 0.0)
-    if kind == "llama3":
-        return base, tuple(float(found[key]) for key in SCALING)
-    raise UserError(f"rope_type={kind!r} is not known to memtx: default, linear and llama3 are")
+        return base, (factor, 1.0, 2.0, 0.0)
+    low, high = number(found, "low_freq_factor"), number(found, "high_freq_factor")
+    if low >= high:
+        raise UserError(f"low_freq_factor={low} must be below high_freq_factor={high}")
+    return base, (factor, low, high, number(hf, SCALING[-1], number(found, SCALING[-1], longest)))
 
 
-def _windows(hf: Mapping[str, Any]) -> Collection[int]:
-    """The layers with a sliding window."""
-    qwen = hf["model_type"] == "qwen2"
-    if not hf.get("sliding_window") or not hf.get("use_sliding_window", not qwen):
-        return ()
-    if kinds := hf.get("layer_types"):
-        return [i for i, kind in enumerate(kinds) if kind == "sliding_attention"]
-    return range(hf.get("max_window_layers", 28) if qwen else 0, hf["num_hidden_layers"])
+def _window(hf: Mapping[str, Any]) -> int:
+    """The tokens that a layer with a sliding window sees, 0 without one. A llama has none, whatever its config says."""
+    kind = hf["model_type"]
+    if kind == "llama" or (kind == "qwen2" and not flag(hf, "use_sliding_window", False)):
+        return 0
+    return integer(hf, "sliding_window", WINDOW, most=MAX_WINDOW) if hf.get("sliding_window", WINDOW) is not None else 0
+
+
+def _window_layers(hf: Mapping[str, Any], depth: int) -> Collection[int]:
+    """The layers with a sliding window: all those of a mistral."""
+    if hf["model_type"] == "mistral":
+        return range(depth)
+    kinds = texts(hf, "layer_types")
+    if not kinds:
+        return range(integer(hf, "max_window_layers", 28, least=0), depth)
+    if len(kinds) != depth or not set(kinds) <= {f"{name}_attention" for name in LAYER_TYPES.values()}:
+        raise UserError(f"layer_types must be full_attention or sliding_attention for each of {depth} layers, not {brief(kinds)}")
+    return [i for i, kind in enumerate(kinds) if kind == "sliding_attention"]

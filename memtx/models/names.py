@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ import numpy as np
 
 from memtx import patterns
 from memtx.config import Model
-from memtx.errors import UserError
+from memtx.errors import UserError, listed
 from memtx.memory import MEMORIES
 from memtx.models.lm import LM
 from memtx.nn.mlp import GATED
@@ -55,10 +56,11 @@ class Layers:
 
 @dataclass(frozen=True)
 class Names:
-    """A family's table.
+    """A family's table. Its first line is the embedding.
 
     prefix    what the names of a checkpoint without its head lack
     ignored   a regex of what is no weight
+    copies    a regex of tensors that repeat the embedding, the head of a tied model among them
     formerly  parts of names, and how old checkpoints have them
     """
 
@@ -66,7 +68,12 @@ class Names:
     layers: tuple[Layers, ...]
     prefix: str = ""
     ignored: str = "$^"
+    copies: str = "$^"
     formerly: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def embedding(self) -> str:
+        return self.model[0].theirs
 
 
 @dataclass(frozen=True)
@@ -160,29 +167,80 @@ def check(
 ) -> tuple[list[Place], dict[str, str]]:
     """The places that a checkpoint fills, and what it calls their tensors.
 
-    UserError that lists all that is missing, unknown or misshapen.
+    UserError that lists what is missing, unknown or misshapen.
     """
-    called = _called(found, names, theirs)
-    found = [place for place in found if not place.optional or any(called[name] in theirs for name in place.theirs)]
+    called = called_there(names, theirs)
+    found = [place for place in found if not place.optional or any(name in called for name in place.theirs)]
     known = {name: shape for place in found for name, shape in place.shapes.items()}
-    called = {name: called[name] for name in known}
-    spare = [name for name in theirs.keys() - called.values() if not re.search(names.ignored, name)]
-    faults = [f"missing: {called[name]} {list(known[name])}" for name in known if called[name] not in theirs]
-    faults += [f"not known to memtx: {name} {list(theirs[name])}" for name in sorted(spare)]
-    faults += [
-        f"{there} is {list(theirs[there])}, not {list(known[name])}"
-        for name, there in called.items()
-        if there in theirs and tuple(theirs[there]) != known[name]
-    ]
-    if faults:
-        raise UserError(f"{about} does not hold the model that its config describes: {'; '.join(faults)}")
-    return found, called
+    copies = [name for name in called if re.search(names.copies, name) and name not in known]
+    if names.embedding not in called and copies:  # of a tied model, some writers keep a copy alone
+        called[names.embedding] = called[copies[0]]
+    spare = [there for name, there in called.items() if name not in known and name not in copies]
+    faults = (
+        [f"missing: {name} {list(shape)}" for name, shape in known.items() if name not in called],
+        [f"not known to memtx: {name} {list(theirs[name])}" for name in sorted(spare) if not re.search(names.ignored, name)],
+        [
+            f"{called[name]} is {list(theirs[called[name]])}, not {list(shape)}"
+            for name, shape in known.items()
+            if name in called and theirs[called[name]] != shape
+        ],
+    )
+    if any(faults):
+        listing = "; ".join(listed(kind, separator="; ") for kind in faults if kind)
+        raise UserError(f"{about} does not hold the model that its config describes: {listing}")
+    return found, {name: called[name] for name in known}
 
 
-def _called(found: list[Place], names: Names, theirs: Collection[str]) -> dict[str, str]:
-    """Each name of the table as a checkpoint has it: without the prefix where it has no head, or as it formerly was."""
-    bare = bool(names.prefix) and not any(name.startswith(names.prefix) for name in theirs)
-    called = {name: name.removeprefix(names.prefix) if bare else name for place in found for name in place.theirs}
-    for now, before in names.formerly:
-        called = {name: there if there in theirs else there.replace(now, before) for name, there in called.items()}
-    return called
+WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # of torch, anywhere in a name
+
+
+def called_there(names: Names, theirs: Collection[str]) -> dict[str, str]:
+    """{name in the table: name in the checkpoint} of all of its tensors. A tensor that the table lacks keeps its name.
+
+    A checkpoint may lack the table's prefix, or have another in its place, such as "module." or "language_model.model.".
+    """
+    plain = {}
+    for name in theirs:
+        bare = WRAPPERS.sub("", name)
+        for now, before in names.formerly:
+            bare = bare.replace(before, now)
+        plain[bare] = name
+    lead, known = _lead(names, plain), _known(names)
+    found: dict[str, str] = {}
+    for bare, name in plain.items():
+        table_name = next((guess for guess in _guesses(bare, lead, names.prefix) if known.search(guess)), name)
+        found[name if table_name in found else table_name] = name
+    return found
+
+
+def _lead(names: Names, theirs: Collection[str]) -> str:
+    """The text that stands before a body's names in a checkpoint, where the table has `names.prefix`."""
+    for pair in names.model:
+        bare = pair.theirs.removeprefix(names.prefix)
+        if pair.theirs.startswith(names.prefix):
+            leads = {name.removesuffix(bare) for name in theirs if f".{name}".endswith(f".{bare}")}
+            if leads:
+                return names.prefix if names.prefix in leads else min(leads, key=len)
+    return names.prefix
+
+
+def _guesses(name: str, lead: str, prefix: str) -> Iterator[str]:
+    """Names that a tensor may have in the table: one of the body, or one outside it with a part of the lead before it."""
+    if name.startswith(lead):
+        yield prefix + name.removeprefix(lead)
+    parts = lead.split(".")[:-1]
+    for count in range(len(parts), -1, -1):
+        before = "".join(f"{part}." for part in parts[:count])
+        if name.startswith(before):
+            yield name.removeprefix(before)
+
+
+@lru_cache
+def _known(names: Names) -> re.Pattern[str]:
+    """Matches every name of a table, and what it ignores."""
+    lines = [(re.escape(pair.theirs), "") for pair in names.model]
+    for layer in names.layers:
+        prefix = re.escape(layer.prefix).replace(r"\{i\}", r"\d+")
+        lines += [(re.escape(pair.theirs), prefix) for pair in layer.pairs]
+    each = [prefix + name for theirs, prefix in lines for name in theirs.split(r"\ ")]
+    return re.compile(f"^({'|'.join(each)})$|{names.ignored}|{names.copies}")

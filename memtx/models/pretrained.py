@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,16 +21,18 @@ from jax import Array
 
 from memtx.config import Model, complete_model
 from memtx.data.hub import find
-from memtx.errors import UserError, check_known, optional
+from memtx.errors import UserError, brief, check_known, listed, optional
 from memtx.models import bert, gpt2, llama, t5
+from memtx.models.fields import texts
 from memtx.models.lm import LM, Params
-from memtx.models.names import Place, check, flat, places
+from memtx.models.names import Names, Place, called_there, check, flat, places
 from memtx.models.weights import Weights, open_weights
 from memtx.patterns import layers
 
 FAMILIES: tuple[ModuleType, ...] = (llama, gpt2, bert, t5)
 CONTEXT = 2048  # tokens that full attention keeps, unless it is told otherwise
 CACHE = "~/.cache/memtx"
+HEAD = "lm_head.weight"  # the name of a head in every family that can have its own
 # what the user chooses of a Model
 FREE = (
     "stacks",
@@ -60,20 +64,43 @@ def settings(name: str, *, context: int = CONTEXT, cache: str | Path = CACHE, **
 
 
 def _settings(weights: Weights, name: str, context: int) -> Model:
-    family = _family(weights)
     try:
-        model = family.model(weights.config, context)
-    except KeyError as error:
-        raise UserError(f"the config of {weights.path} has no {error}") from None
-    return complete_model(dataclasses.replace(model, pretrained=name))
+        kind, family = _family(weights.config)
+        model = complete_model(family.model({**weights.config, "model_type": kind}, context))
+    except UserError as error:
+        raise UserError(f"the config of {weights.path}: {error}") from None
+    tied = model.tied and not _has_own_head(weights, family.NAMES)
+    return dataclasses.replace(model, pretrained=name, tied=tied)
 
 
-def _family(weights: Weights) -> ModuleType:
-    kind = weights.config.get("model_type")
-    families = {name: family for family in FAMILIES for name in family.TYPES}
-    if kind not in families:
-        raise UserError(f"{weights.path} holds a {kind!r}, which memtx does not know; known: {', '.join(sorted(families))}")
-    return families[kind]
+def _family(config: Mapping[str, Any]) -> tuple[str, ModuleType]:
+    """The model_type and its family. A config without it names it in `architectures`, as LlamaForCausalLM does."""
+    kind, families = config.get("model_type"), {name: family for family in FAMILIES for name in family.TYPES}
+    for architecture in texts(config, "architectures") if kind is None else ():
+        if match := re.fullmatch(r"(\w+?)(For\w+|(LMHead|DoubleHeads|Encoder)?Model)", architecture):
+            kind = match[1].lower()
+    if not isinstance(kind, str) or kind not in families:
+        raise UserError(f"it holds a {brief(kind)}, which memtx does not know; known: {', '.join(sorted(families))}")
+    return kind, families[kind]
+
+
+def _has_own_head(weights: Weights, names: Names) -> bool:
+    """Whether a checkpoint has a head that differs from its embedding, though its config says that the two are tied.
+
+    transformers uses that head then. UserError if another copy of the embedding differs.
+    """
+    called = called_there(names, weights.shapes)
+    copies = [name for name in called if re.search(names.copies, name)]
+    if names.embedding not in called:
+        return False
+    embedding = called[names.embedding]
+    for copy in copies:
+        same = weights.shapes[called[copy]] == weights.shapes[embedding]
+        if not same or not np.array_equal(weights.read(called[copy]), weights.read(embedding)):
+            if copy == HEAD:
+                return True
+            raise UserError(f"{weights.path}: {copy} should be the same as {names.embedding}, and is not")
+    return False
 
 
 # --- from theirs to ours ------------------------------------------------------------------------------------------------------
@@ -101,7 +128,7 @@ def _found(lm: LM, cache: str | Path) -> tuple[Weights, list[Place], dict[str, s
     name = lm.model.pretrained
     weights = open_weights(find(name, cache))
     _check_same(lm.model, _settings(weights, name, CONTEXT), name)
-    names = _family(weights).NAMES
+    names = _family(weights.config)[1].NAMES
     found, called = check(places(names, lm), names, weights.shapes, str(weights.path))
     return weights, found, called
 
@@ -143,7 +170,7 @@ def _check_same(model: Model, theirs: Model, name: str) -> None:
         different.append(f"model.stacks has {here} layers, {there} there")
     if different:
         raise UserError(
-            f"{name} is another model: {'; '.join(different)}; begin with memtx.models.pretrained.settings({name!r})"
+            f"{name} is another model: {listed(different, separator='; ')}; begin with memtx.models.pretrained.settings({name!r})"
         )
 
 
@@ -196,7 +223,7 @@ def _check_whole(lm: LM, found: list[Place], theirs: Model, kind: str) -> None:
     covered = {path for place in found for path, *_ in place.ours}
     lost += [path for path in flat(lm.abstract_params) if path not in covered]
     if lost:
-        raise UserError(f"Hugging Face's {kind} has no place for {', '.join(lost)}")
+        raise UserError(f"Hugging Face's {kind} has no place for {listed(lost)}")
 
 
 def _shards(found: list[Place], itemsize: int, limit: int) -> list[list[Place]]:

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from memtx.config import Model
-from memtx.errors import UserError
+from memtx.errors import UserError, brief
+from memtx.models.fields import flag, integer, number, text
+from memtx.models.fields import layers as layer_count
 from memtx.models.names import Layers, Names, Pair
 from memtx.nn.positions import T5_BUCKETS, T5_MAX_DISTANCE
 
@@ -56,38 +58,39 @@ NAMES = Names(
             + _mlp("layer.2"),
         ),
     ),
-    # copies of the embedding, and a table that v1.0 had for nothing
-    ignored=r"^(en|de)coder\.embed_tokens\.weight$|^lm_head\.weight$|EncDecAttention\.relative_attention_bias\.weight$",
+    ignored=r"EncDecAttention\.relative_attention_bias\.weight$",  # v1.0 had it for nothing
+    copies=r"^(en|de)coder\.embed_tokens\.weight$|^lm_head\.weight$",
 )
 
 
 def model(hf: Mapping[str, Any], context: int) -> Model:
     """Settings from a config.json; `context`: tokens that cross-attention and full attention keep, at most the model's own."""
-    kind = hf.get("feed_forward_proj", "relu")
+    kind = text(hf, "feed_forward_proj", "relu")
     if kind not in ACTIVATIONS:
-        raise UserError(f"a t5 with feed_forward_proj={kind!r} is not known to memtx: {', '.join(ACTIVATIONS)} are")
-    buckets = hf.get("relative_attention_num_buckets", T5_BUCKETS), hf.get("relative_attention_max_distance", T5_MAX_DISTANCE)
-    if buckets != (T5_BUCKETS, T5_MAX_DISTANCE):
-        raise UserError(f"a t5 with {buckets} buckets and distance is not known to memtx, only {T5_BUCKETS}, {T5_MAX_DISTANCE}")
-    tied = hf.get("tie_word_embeddings", True) and hf.get("scale_decoder_outputs", True)  # transformers 5 writes the second
-    capacity = min(context, hf.get("n_positions", CONTEXT))
+        raise UserError(f"a t5 with feed_forward_proj={brief(kind)} is not known to memtx: {', '.join(ACTIVATIONS)} are")
+    for key, known in (("num_buckets", T5_BUCKETS), ("max_distance", T5_MAX_DISTANCE)):
+        if (found := integer(hf, f"relative_attention_{key}", known)) != known:
+            raise UserError(f"a t5 with relative_attention_{key}={found} is not known to memtx, only {known}")
+    tied, width, depth = flag(hf, "tie_word_embeddings", True), integer(hf, "d_model"), layer_count(hf, "num_layers")
+    scaled = flag(hf, "scale_decoder_outputs", tied)  # transformers 5 writes it, and then that all are tied
+    capacity = min(context, integer(hf, "n_positions", CONTEXT))
     return Model(
-        stacks=((("full/cross/mlp",), hf.get("num_decoder_layers") or hf["num_layers"]),),
-        encoder=((("bidirectional",), hf["num_layers"]),),
+        stacks=((("full/cross/mlp",), layer_count(hf, "num_decoder_layers", depth)),),
+        encoder=((("bidirectional",), depth),),
         memory={"full": {"capacity": capacity}, "cross": {"capacity": capacity}},
-        vocab_size=hf["vocab_size"],
-        width=hf["d_model"],
-        num_heads=hf["num_heads"],
-        head_dim=hf["d_kv"],
-        ff_dim=hf["d_ff"],
+        vocab_size=integer(hf, "vocab_size"),
+        width=width,
+        num_heads=integer(hf, "num_heads"),
+        head_dim=integer(hf, "d_kv"),
+        ff_dim=integer(hf, "d_ff"),
         norm="rms",
-        norm_epsilon=hf.get("layer_norm_epsilon", 1e-6),
+        norm_epsilon=number(hf, "layer_norm_epsilon", 1e-6, zero=True),
         activation=ACTIVATIONS[kind],
         position="t5",
         score_scale=1.0,
         tied=tied,
         embed_scale=1.0,
-        logit_scale=hf["d_model"] ** -0.5 if tied else 1.0,
+        logit_scale=width**-0.5 if scaled else 1.0,
     )
 
 
@@ -115,6 +118,7 @@ def config(model: Model) -> dict[str, Any]:
         "relative_attention_max_distance": T5_MAX_DISTANCE,
         "n_positions": model.memory["cross"].capacity,
         "tie_word_embeddings": model.tied,
+        "scale_decoder_outputs": model.logit_scale != 1,
         "dropout_rate": 0.1,
         "decoder_start_token_id": 0,
         "pad_token_id": 0,
