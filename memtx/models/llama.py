@@ -132,8 +132,10 @@ def _rope(hf: Mapping[str, Any], longest: int) -> tuple[float, tuple[float, ...]
     found = table(hf, "rope_scaling") or table(hf, "rope_parameters")
     base = number(found, "rope_theta", number(hf, "rope_theta", 10_000.0))
     kind = text(found, "rope_type", text(found, "type", "default"))
-    if kind not in ("default", "linear", "llama3") or any(isinstance(value, Mapping) for value in found.values()):
-        raise UserError(f"rope_type={brief(kind)} or one for each kind of layer is not known to memtx: default, linear, llama3 are")
+    if kind not in ("default", "linear", "llama3"):
+        raise UserError(f"rope_type={brief(kind)} is not known to memtx: default, linear and llama3 are")
+    if any(isinstance(value, Mapping) for value in found.values()):
+        raise UserError(f"rope settings for each kind of layer ({', '.join(map(brief, found))}) are not known to memtx")
     if number(found, "partial_rotary_factor", number(hf, "partial_rotary_factor", 1.0)) != 1:
         raise UserError("partial_rotary_factor is not known to memtx, other than 1")
     if kind == "default":

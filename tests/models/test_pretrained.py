@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import jax
@@ -13,10 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from memtx.errors import UserError
 from memtx.models import pretrained
-from memtx.models.gguf import GGUF
 from memtx.models.lm import build
 from memtx.models.names import flat, places
-from memtx.models.weights import open_weights
 from tests.contract.case import distance
 
 GOLDENS = Path(__file__).parent.parent / "golden" / "hf"
@@ -214,84 +211,3 @@ def test_around_a_pretrained_body_and_over_its_logits(folder):
     assert all(path.startswith(("body/initial", "body/norm", "head")) for path in pretrained.new_parameters(lm))
     assert distance(params["embed"], load(folder)[1]["embed"]) == 0
     assert np.isfinite(read(lm, params, golden("smollm2")["input.input_ids"])).all()
-
-
-# --- GGUF -------------------------------------------------------------------------------------------------------------------
-
-
-WIDE = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
-ERRORS = {"F32": 0, "F16": 1e-3, "Q8_0": 1e-2, "Q4_1": 0.1, "Q4_0": 0.1}
-
-
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory) -> Path:
-    """A Llama whose rows are whole blocks of GGUF's."""
-    lm_config = json.loads(str(golden("smollm2")["config"])) | WIDE
-    folder = tmp_path_factory.mktemp("wide") / "wide"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(lm_config))
-    from memtx.models import llama
-
-    lm = build(llama.model(lm_config, 64))
-    params = lm.init(jax.random.key(3))
-    shutil.rmtree(folder)
-    pretrained.export(lm, params, folder)
-    return folder
-
-
-def to_gguf(folder: Path, path: Path, kind: str) -> Path:
-    """As llama.cpp writes it: rows of q and k so that neighbours are rotated together."""
-    import gguf
-
-    source = open_weights(folder)
-    config, writer = source.config, gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_key_length(config["head_dim"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config["rope_theta"])
-    writer.add_token_list(["a", "bé"])
-    short = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "o_proj": "attn_output"}
-    short |= {f"{x}_proj": f"attn_{x}" for x in "qkv"} | {f"{x}_proj": f"ffn_{x}" for x in ("gate", "up", "down")}
-    outside = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
-    for name in source.shapes:
-        tensor, parts = source.read(name), name.split(".")
-        theirs = outside.get(name) or f"blk.{parts[2]}.{short[parts[-2]]}.weight"
-        if parts[-2] in ("q_proj", "k_proj"):
-            heads = tensor.reshape(-1, 16, tensor.shape[-1])
-            tensor = np.stack([heads[:, :8], heads[:, 8:]], 2).reshape(tensor.shape)
-        quantised = gguf.GGMLQuantizationType[kind if tensor.ndim > 1 else "F32"]
-        writer.add_tensor(theirs, gguf.quantize(tensor, quantised), raw_dtype=quantised)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-@pytest.mark.parametrize(("kind", "error"), [*ERRORS.items()])
-def test_a_gguf_file_gives_the_tensors_of_the_folder(wide, tmp_path, kind, error):
-    path = to_gguf(wide, tmp_path / "model.gguf", kind)
-    theirs, here = open_weights(wide), GGUF(path)
-    assert here.shapes == theirs.shapes
-    assert all(distance(here.read(name), theirs.read(name)) <= error for name in here.shapes)
-    lm, params = load(path)
-    token = np.arange(24).reshape(2, 12)
-    reference = read(*load(wide), token, (12,))
-    assert distance(read(lm, params, token, (12,)), reference) <= 30 * error + 1e-6
-
-
-def test_a_gguf_file_cut_short_is_one_line(wide, tmp_path):
-    path = to_gguf(wide, tmp_path / "model.gguf", "F16")
-    content = path.read_bytes()
-    for length in (2, 40, 300, len(content) // 2, len(content) - 200):
-        path.write_bytes(content[:length])
-        with pytest.raises(UserError, match="damaged or cut short"):
-            load(path)
-    path.write_bytes(content.replace(b"llama", b"phi35"))
-    with pytest.raises(UserError, match="holds a 'phi35'"):
-        load(path)
