@@ -59,7 +59,9 @@ def model(hf: Mapping[str, Any], context: int) -> Model:
             raise UserError(f"a gpt2 with {key} is not known to memtx")
     activation, width, longest = text(hf, "activation_function", "gelu_new"), integer(hf, "n_embd"), integer(hf, "n_positions")
     if activation not in ACTIVATIONS:
-        raise UserError(f"a gpt2 with activation_function={brief(activation)} is not known to memtx: {', '.join(ACTIVATIONS)} are")
+        raise UserError(
+            f"a gpt2 with activation_function={brief(activation)} is not known to memtx: {', '.join(ACTIVATIONS)} are"
+        )
     return Model(
         stacks=((("full",), layer_count(hf, "n_layer")),),
         memory={"full": {"capacity": min(context, longest)}},

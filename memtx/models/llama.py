@@ -165,5 +165,7 @@ def _window_layers(hf: Mapping[str, Any], depth: int) -> Collection[int]:
     if not kinds:
         return range(integer(hf, "max_window_layers", 28, least=0), depth)
     if len(kinds) != depth or not set(kinds) <= {f"{name}_attention" for name in LAYER_TYPES.values()}:
-        raise UserError(f"layer_types must be full_attention or sliding_attention for each of {depth} layers, not {brief(kinds)}")
+        raise UserError(
+            f"layer_types must be full_attention or sliding_attention for each of {depth} layers, not {brief(kinds)}"
+        )
     return [i for i, kind in enumerate(kinds) if kind == "sliding_attention"]

@@ -170,7 +170,8 @@ def _check_same(model: Model, theirs: Model, name: str) -> None:
         different.append(f"model.stacks has {here} layers, {there} there")
     if different:
         raise UserError(
-            f"{name} is another model: {listed(different, separator='; ')}; begin with memtx.models.pretrained.settings({name!r})"
+            f"{name} is another model: {listed(different, separator='; ')}; "
+            f"begin with memtx.models.pretrained.settings({name!r})"
         )
 
 

@@ -127,7 +127,9 @@ def test_positions_are_scaled_as_in_llama_cpp(wide, tmp_path, metadata, factor):
     scaling = {"rope_type": "linear", "factor": factor} if factor else None
     (folder / "config.json").write_text(json.dumps(config | {"rope_scaling": scaling}))
     ours, theirs = (pretrained.settings(str(p)) for p in (to_gguf(wide, tmp_path / "model.gguf", change=change), folder))
-    assert dataclasses.replace(ours, pretrained="", norm_epsilon=1) == dataclasses.replace(theirs, pretrained="", norm_epsilon=1)
+    assert dataclasses.replace(ours, pretrained="", norm_epsilon=1) == dataclasses.replace(
+        theirs, pretrained="", norm_epsilon=1
+    )
     assert bool(ours.rope_scaling) == bool(factor)
 
 
