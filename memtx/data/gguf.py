@@ -16,6 +16,7 @@ from memtx.errors import UserError, brief
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
+SHORT = 4096  # bytes that are read without a look at what the file still has
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,10 @@ class _Reader:
         self.file, self.size = file, size
 
     def content(self, length: int) -> bytes:
-        if length > self.size - self.file.tell():
+        found = self.file.read(length) if length <= SHORT or length <= self.size - self.file.tell() else b""
+        if len(found) < length:
             raise ValueError("it ends within its head")
-        return self.file.read(length)
+        return found
 
     def scalars(self, code: str, length: int = 1) -> tuple:
         return struct.unpack(f"<{length}{code}", self.content(length * struct.calcsize(f"<{code}")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import zipfile
@@ -36,7 +37,7 @@ FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # of a repos
 
 def find(name: str, cache: str | Path) -> Path:
     """The folder or .gguf file of a model: a path, a name in PACKAGED, or a name of the hub. UserError if there is none."""
-    if Path(name).exists():
+    if os.path.exists(name):  # False too of a name that no file can have
         return Path(name)
     if name in PACKAGED:
         return _unpacked(name, cache)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -122,7 +123,7 @@ def model_files(folder: Path) -> tuple[list[Path], Mapping[str, str]]:
     if not names:
         raise UserError(f"{folder} should have model.safetensors, but there is {_instead(folder)}")
     names = _whole(folder, names)
-    if absent := [name for name in names if not (folder / name).is_file()]:
+    if absent := [name for name in names if not os.path.isfile(folder / name)]:  # False too of a name that no file can have
         raise UserError(f"{folder} is not whole: {listed(absent)} is missing; download it again")
     return [folder / name for name in names], home
 
@@ -134,7 +135,7 @@ def _weight_map(index: Path) -> Mapping[str, str]:
     except UserError as error:
         raise UserError(f"{index} is no index of shards: {error}") from None
     for file in home.values():
-        path = PurePosixPath(file) if isinstance(file, str) and "\0" not in file else None
+        path = PurePosixPath(file) if isinstance(file, str) else None
         if path is None or path.is_absolute() or ".." in path.parts or not path.parts:
             raise UserError(f"{index} names {brief(file)}, which is no file inside its folder")
     if not home:
