@@ -182,8 +182,9 @@ class Pretrained(Tokenizer):
     def _checked(self, ids: Sequence[int]) -> np.ndarray:
         found = np.asarray(ids, np.int32)
         if len(beyond := found[found >= self.vocab_size]):
+            id = int(beyond[0])
             raise UserError(
-                f"the text has {self._token(int(beyond[0]))!r}, which was added to the tokenizer {self.name} as token {beyond[0]}; "
+                f"the text has {self._token(id)!r}, which was added to the tokenizer {self.name} as token {id}; "
                 f"the model's embedding has {self.vocab_size} rows only: leave it out of the text"
             )
         return found
