@@ -10,6 +10,7 @@ import pytest
 from memtx.data import tokenizers
 from memtx.data.tokenizers import check_fits
 from memtx.errors import UserError
+from memtx.generate import chat
 
 FOLDER = Path(__file__).parents[1] / "golden/hf/vocabularies"
 GOLDEN = json.loads((FOLDER / "settings.json").read_text())
@@ -210,3 +211,13 @@ def test_ids_are_int32_and_a_lone_surrogate_is_a_question_mark(tmp_path):
         tok = tokenizers.pretrained(folder(tmp_path / family, family, added(family, "<tool>")))
         assert tok.encode("a<tool>\ud800").dtype == np.int32
         assert tok.encode("a<tool>\ud800").tolist() == tok.encode("a<tool>?").tolist()
+
+
+def test_a_chat_and_a_label_have_the_tokenizers_own_end(tmp_path):
+    files = {"generation_config.json": {"eos_token_id": [5]}, "tokenizer_config.json": {"eos_token": "!", "sep_token": "?"}}
+    tok = tokenizers.pretrained(folder(tmp_path, "byte_bpe", files))
+    assert (tok.ending, set(tok.eos)) == (1, {tok.bos, 5})
+    tok.save(tmp_path / "saved.json")
+    assert tokenizers.load(tmp_path / "saved.json").ending == 1
+    tok.chat_template = "{{ messages[0].content }}{{ eos_token }}"
+    assert chat.render(tok, [{"role": "user", "content": "a"}]) == "a!"

@@ -48,6 +48,11 @@ class Tokenizer:
     def eos(self) -> tuple[int, ...]:
         return (self.bos,) if self.bos >= 0 else ()
 
+    @property
+    def ending(self) -> int:
+        """The end that a text has in training and in chats, where several may end what is generated; -1 if there is none."""
+        return max(self.eos, default=-1)
+
     def encode(self, text: str, *, specials: bool = False) -> np.ndarray:
         """int32 ids of a text, without `bos`; what UTF-8 cannot hold (a lone surrogate) becomes "?".
 
@@ -137,6 +142,7 @@ class Pretrained(Tokenizer):
     """A tokenizer that came with a model: its ids may have gaps, and tokens were added to its vocabulary.
 
     ids: of all tokens. added: those of added tokens. rows: of the model's embedding if it is smaller, see `within`.
+    ending: the tokenizer's own end, None for the last of `eos`.
     """
 
     def __init__(
@@ -148,8 +154,9 @@ class Pretrained(Tokenizer):
         *,
         chat_template: str = "",
         rows: int | None = None,
+        ending: int | None = None,
     ):
-        self.name, self.chat_template = name, chat_template
+        self.name, self.chat_template, self._own_ending = name, chat_template, ending
         self._ids, self._added_ids, self._rows = ids, added, rows
         self.vocab_size = 1 + max(ids) if rows is None else min(1 + max(ids), rows)
         self.specials = {name: id for name, id in specials.items() if id < self.vocab_size}
@@ -169,6 +176,11 @@ class Pretrained(Tokenizer):
     @property
     def eos(self) -> tuple[int, ...]:
         return self._eos
+
+    @property
+    def ending(self) -> int:
+        own = self._own_ending
+        return own if own is not None and own < self.vocab_size else super().ending
 
     def within(self, rows: int) -> Pretrained:
         """This tokenizer for a model whose embedding has `rows`: it does not use added tokens beyond them.
@@ -197,8 +209,10 @@ class Pretrained(Tokenizer):
         """The text of an added token."""
         raise NotImplementedError
 
-    def _limit(self) -> dict[str, int]:
-        return {} if self._rows is None else {"rows": self._rows}
+    def _more(self) -> dict[str, Any]:
+        """To be stored: the settings that all tokenizers of this kind have, where they are not the usual ones."""
+        ending = {} if self.ending == super().ending else {"ending": self._own_ending}
+        return {"chat_template": self.chat_template, **({} if self._rows is None else {"rows": self._rows}), **ending}
 
 
 def check_fits(tokenizer: Tokenizer, rows: int) -> None:

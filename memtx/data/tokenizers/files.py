@@ -122,8 +122,8 @@ def _id(model: hf.Tokenizer, token: str) -> int:
 
 def _huggingface(name: str, model: hf.Tokenizer, settings: Settings, end: str = "") -> Pretrained:
     """end: the token that ends a text, if no file names one."""
-    eos = settings.ends(model.get_vocab(with_added_tokens=True), end)
-    return HuggingFace(name, model.to_str(), eos=eos, chat_template=settings.chat_template)
+    ends = settings.ends(model.get_vocab(with_added_tokens=True), end)
+    return HuggingFace(name, model.to_str(), chat_template=settings.chat_template, **ends)
 
 
 def _sentencepiece(name: str, file: Path, settings: Settings) -> Pretrained:
@@ -150,9 +150,9 @@ def _sentencepiece(name: str, file: Path, settings: Settings) -> Pretrained:
         added=[_listed(id, token) for id, token in added.items() if not token.special or _flagged(token)],
         begin=begin if options.get("add_bos_token", True) else [],
         end=end if options.get("add_eos_token", not begin) else [],
-        eos=settings.ends({**vocab, **specials}, "</s>"),
         legacy=options.get("legacy") is True,
         chat_template=settings.chat_template,
+        **settings.ends({**vocab, **specials}, "</s>"),
     )
 
 

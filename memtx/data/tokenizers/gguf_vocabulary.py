@@ -48,7 +48,7 @@ def _byte_level(name: str, stored: Mapping[str, Any], architecture: str) -> Pret
     added = {token: kind == CONTROL for token, kind in zip(tokens, kinds, strict=True) if kind in (CONTROL, USER_DEFINED)}
     model.add_tokens([AddedToken(token, special=special, normalized=False) for token, special in added.items()])
     frame(model, *_framing(stored, begins=cut.begins))
-    return HuggingFace(name, model.to_str(), eos=_ends(stored), chat_template=stored.get("chat_template", ""))
+    return HuggingFace(name, model.to_str(), chat_template=stored.get("chat_template", ""), **_ends(stored))
 
 
 def _sentencepiece(name: str, stored: Mapping[str, Any]) -> Pretrained:
@@ -66,8 +66,7 @@ def _sentencepiece(name: str, stored: Mapping[str, Any]) -> Pretrained:
     model.normalizer_spec.remove_extra_whitespaces = False
     text = base64.b64encode(model.SerializeToString()).decode()
     begin, end = _framing(stored, begins=True)
-    parts = {"begin": begin, "end": end, "eos": _ends(stored), "chat_template": stored.get("chat_template", "")}
-    return SentencePiece(name, text, **parts)
+    return SentencePiece(name, text, begin=begin, end=end, chat_template=stored.get("chat_template", ""), **_ends(stored))
 
 
 def _framing(stored: Mapping[str, Any], begins: bool) -> tuple[list[int], list[int]]:
@@ -77,8 +76,9 @@ def _framing(stored: Mapping[str, Any], begins: bool) -> tuple[list[int], list[i
     return begin, end
 
 
-def _ends(stored: Mapping[str, Any]) -> list[int]:
-    return [id for key in ENDS for id in _ids(stored, key)]
+def _ends(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """`eos` and `ending` of the tokenizer."""
+    return {"eos": [id for key in ENDS for id in _ids(stored, key)], "ending": next(iter(_ids(stored, ENDS[0])), None)}
 
 
 def _ids(stored: Mapping[str, Any], key: str) -> list[int]:

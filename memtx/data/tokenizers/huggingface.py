@@ -22,7 +22,7 @@ class HuggingFace(Pretrained):
     """What a tokenizer.json holds, in `huggingface`.
 
     bos: the token between documents. None: the one that `frame` begins a text with, else <|endoftext|>, else -1.
-    eos: the tokens that end a text; `bos` is always one. model: chat_template and rows, as Pretrained has them.
+    eos: the tokens that end a text; `bos` is always one. model: chat_template, rows and ending, as Pretrained has them.
     """
 
     def __init__(self, name: str, huggingface: str, *, bos: int | None = None, eos: Sequence[int] = (), **model: Any):
@@ -77,8 +77,7 @@ class HuggingFace(Pretrained):
         return self._model.get_added_tokens_decoder()[id].content
 
     def _stored(self) -> dict:
-        parts = {"bos": self.bos, "eos": list(self.eos), "chat_template": self.chat_template}
-        return {"name": self.name, "huggingface": self._model_json, **parts, **self._limit()}
+        return {"name": self.name, "huggingface": self._model_json, "bos": self.bos, "eos": list(self.eos), **self._more()}
 
 
 def frame(model: hf.Tokenizer, begin: Sequence[int], end: Sequence[int]) -> None:

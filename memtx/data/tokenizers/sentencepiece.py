@@ -26,7 +26,7 @@ class SentencePiece(Pretrained):
     the model drops superfluous blanks (T5) or is `legacy`.
 
     specials: special tokens beside those of the file, by name. added: tokens as a tokenizer.json lists them, special or not.
-    begin, end: the specials that `frame` puts around a text. model: chat_template and rows, as Pretrained has them.
+    begin, end: the specials that `frame` puts around a text. model: chat_template, rows and ending, as Pretrained has them.
     """
 
     def __init__(
@@ -113,10 +113,9 @@ class SentencePiece(Pretrained):
         return next(content for content, known in self._id_of.items() if known == id)
 
     def _stored(self) -> dict:
-        parts = {"specials": dict(self.specials), "begin": self._begin, "end": self._end_ids}
-        texts = {"eos": self.eos, "chat_template": self.chat_template}
+        parts = {"specials": dict(self.specials), "begin": self._begin, "end": self._end_ids, "eos": self.eos}
         more = ({"added": self._added} if self._added else {}) | ({"legacy": True} if self._legacy else {})
-        return {"name": self.name, "sentencepiece": self._model_text, **parts, **texts, **more, **self._limit()}
+        return {"name": self.name, "sentencepiece": self._model_text, **parts, **self._more(), **more}
 
 
 def _processors(text: str) -> tuple[Any, Any, bool]:

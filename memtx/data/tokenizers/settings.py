@@ -98,16 +98,17 @@ class Settings:
             found += more.values() if isinstance(more, Mapping) else more
         return [value for value in found if _content(value)]
 
-    def ends(self, ids: Mapping[str, int], default: str = "") -> list[int]:
-        """The tokens that end what is generated: of generation_config.json, else config.json, else the tokenizer's own.
+    def ends(self, ids: Mapping[str, int], default: str = "") -> dict[str, Any]:
+        """`eos` and `ending` of the tokenizer: the tokens that end what is generated, and its own one.
 
-        ids: of the vocabulary. default: the text of the tokenizer's own, if no file names it. UserError for what is no id.
+        Those are of generation_config.json, else config.json, else its own. ids: of the vocabulary. default: its own where no
+        file names one. UserError for what is no id.
         """
+        own = ids.get(self.token("eos_token") or self.token("sep_token", default))
         for file, stored in (("generation_config.json", self._generation), ("config.json", self.model)):
             if (value := stored.get("eos_token_id")) not in (None, []):
-                return checked_ends(value, ids.values(), f"eos_token_id in {file}")
-        own = self.token("eos_token") or self.token("sep_token", default)
-        return [ids[own]] if own in ids else []
+                return {"eos": checked_ends(value, ids.values(), f"eos_token_id in {file}"), "ending": own}
+        return {"eos": [] if own is None else [own], "ending": own}
 
 
 def checked_ends(value: Any, ids: Collection[int], named: str) -> list[int]:
