@@ -15,7 +15,7 @@ from memtx.data.tokenizers.base import Pretrained
 from memtx.data.tokenizers.cuts import CUTS, byte_bpe
 from memtx.data.tokenizers.huggingface import HuggingFace, frame, template
 from memtx.data.tokenizers.sentencepiece import SentencePiece
-from memtx.data.tokenizers.settings import FLAGS, Settings, lines
+from memtx.data.tokenizers.settings import FLAGS, MOST, Settings, lines
 from memtx.errors import UserError, optional
 
 T5_EXTRA = 100  # <extra_id_0> is the last
@@ -138,6 +138,8 @@ def _sentencepiece(name: str, file: Path, settings: Settings) -> Pretrained:
     specials = {piece.piece: vocab[piece.piece] for piece in model.pieces if piece.type == piece.CONTROL}
     if t5:
         size, extra = len(vocab), options.get("extra_ids", T5_EXTRA)
+        if type(extra) is not int or not 0 <= extra < MOST:
+            raise UserError(f"extra_ids in tokenizer_config.json is {extra!r}, which is no number of tokens")
         specials |= {f"<extra_id_{i}>": size + extra - 1 - i for i in range(extra)}
     added = settings.added({**vocab, **specials})
     specials |= {token.content: id for id, token in added.items() if token.special}

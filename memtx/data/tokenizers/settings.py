@@ -7,7 +7,8 @@ chat_template.jinja. Each may be missing. Where two of them disagree, the same o
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+import reprlib
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from memtx.errors import UserError
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 GENERIC = ("", "PreTrained", "Tokenizers")  # classes of transformers that read a tokenizer.json of any family
+MOST = 1 << 22  # tokens: more than any vocabulary has
 FAMILIES = {"llama": "Llama", "mistral": "Llama", "qwen2": "Qwen2", "gpt2": "GPT2", "bert": "Bert", "t5": "T5"}
 
 
@@ -48,13 +50,14 @@ class Settings:
         return FAMILIES.get(str(model_type), str(model_type or "")) if family in GENERIC else family
 
     def check_family(self, *known: str) -> str:
-        """The family, "" if no file names one. UserError if it is not one of `known`."""
-        if self.family and self.family not in known:
+        """The one of `known` that the family is, "" if no file names a family. UserError if it is another."""
+        names = {"": "", **{name.lower(): name for name in known}}
+        if self.family.lower() not in names:
             raise UserError(
                 f"a {self.family} tokenizer needs a tokenizer.json: from these files memtx reads only {', '.join(known)}; "
                 "write one with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(NEW)"
             )
-        return self.family
+        return names[self.family.lower()]
 
     @property
     def chat_template(self) -> str:
@@ -70,15 +73,11 @@ class Settings:
         """The tokens that the files add to a vocabulary, by id, in order: those listed with an id, then other specials.
 
         A token of the vocabulary keeps its id. defaults: those of its tokens that are special in this family. UserError if a
-        file gives a token the id of another.
+        file gives a token the id of another, or one that no vocabulary has.
         """
         named = {token: token for token in defaults if token in vocab} | {_content(value): value for value in self._specials()}
-        if self._listed:
-            listed = {int(id): _token(token, token.get("special", False)) for id, token in self._listed.items()}
-        else:
-            listed = {int(id): _token(content, content in named) for content, id in self._added.items()}
-        found = {vocab.get(token.content, id): token for id, token in listed.items()}
         content_of = {id: content for content, id in vocab.items()}
+        found = {vocab.get(token.content, id): token for id, token in self._with_ids(named)}
         for id, token in found.items():
             if content_of.get(id, token.content) != token.content:
                 raise UserError(f"the added token {token.content!r} has the id {id}, which is that of {content_of[id]!r}")
@@ -88,6 +87,18 @@ class Settings:
             token = found.get(id_of[content])
             found[id_of[content]] = _token(value if token is None else _fields(token), True)
         return dict(sorted(found.items()))
+
+    def _with_ids(self, named: Collection[str]) -> Iterator[tuple[int, AddedToken]]:
+        """Those that a file lists with their ids. named: the specials."""
+        if self._listed:
+            if not isinstance(self._listed, Mapping):
+                raise UserError("added_tokens_decoder in tokenizer_config.json should be a JSON object: tokens by their ids")
+            for id, token in self._listed.items():
+                special = isinstance(token, Mapping) and token.get("special") is True
+                yield _checked_id(int(id) if id.isdecimal() else id, _content(token)), _token(token, special)
+        else:
+            for content, id in self._added.items():
+                yield _checked_id(id, content), _token(content, content in named)
 
     def _specials(self) -> list:
         """As the files write them: those that have a part, those of the model, and others."""
@@ -115,10 +126,20 @@ def checked_ends(value: Any, ids: Collection[int], named: str) -> list[int]:
     """Ids as a file lists them. UserError if they are not ids of the vocabulary."""
     listed = value if isinstance(value, list) else [value]
     if any(type(id) is not int for id in listed):
-        raise UserError(f"{named} is {value!r}, which is neither the id of a token nor a list of ids")
+        raise UserError(f"{named} is {reprlib.repr(value)}, which is neither the id of a token nor a list of ids")
     if unknown := sorted(set(listed) - set(ids)):
-        raise UserError(f"{named} is {value!r}, but the tokenizer has no token {unknown[0]}; its ids end at {max(ids)}")
+        raise UserError(
+            f"{named} is {reprlib.repr(value)}, but the tokenizer has no token {unknown[0]}; its ids end at {max(ids)}"
+        )
     return listed
+
+
+def _checked_id(id: Any, content: str) -> int:
+    if not content:
+        raise UserError(f"the added token {id} has no text")
+    if type(id) is not int or not 0 <= id < MOST:
+        raise UserError(f"the added token {content!r} has the id {id!r}, which is no token of any vocabulary")
+    return id
 
 
 def lines(path: Path) -> list[str]:
