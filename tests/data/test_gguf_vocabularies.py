@@ -135,3 +135,15 @@ def test_a_control_token_beyond_the_embedding_is_not_used(tmp_path):
 def test_a_part_that_is_no_token_is_a_user_error(part, tmp_path):
     with pytest.raises(UserError, match=rf"tokenizer.ggml.{part}_token_id is 999"):
         read(tmp_path, pre="llama-bpe", **{part: 999})
+
+
+def test_a_vocabulary_that_is_not_whole_is_a_user_error(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(TOKENS)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(UserError, match=r"has no tokenizer\.ggml\.merges"):
+        tokenizers.pretrained(tmp_path / "tiny.gguf")

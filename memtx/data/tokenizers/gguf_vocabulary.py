@@ -27,7 +27,10 @@ def read(name: str, path: Path) -> Pretrained:
     stored = {key.removeprefix("tokenizer."): value for key, value in head.metadata.items() if key.startswith("tokenizer.")}
     if "ggml.tokens" not in stored:
         raise UserError(f"{path} holds no vocabulary; give the tokenizer's own files")
-    found = from_metadata(name, stored, head.metadata.get("general.architecture", ""))
+    try:
+        found = from_metadata(name, stored, head.metadata.get("general.architecture", ""))
+    except KeyError as error:
+        raise UserError(f"{path} holds no whole vocabulary: it has no tokenizer.{error.args[0]}") from None
     embedding = head.tensors.get("token_embd.weight")
     return found if embedding is None else found.within(embedding.shape[0])
 
