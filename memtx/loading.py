@@ -10,8 +10,7 @@ import jax
 from memtx.config import Config, Data, configure
 from memtx.data import tokenizers
 from memtx.data.hub import PACKAGED, find
-from memtx.data.tokenizers import Tokenizer
-from memtx.data.tokenizers.vocabularies import check_fits
+from memtx.data.tokenizers import Tokenizer, check_fits
 from memtx.errors import UserError
 from memtx.models import pretrained
 from memtx.models.lm import LM, LMState, Params, build

@@ -22,7 +22,7 @@ def render(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], *, reply
     )
     sandbox.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.datetime.now().strftime(form)}
     names = {id: name for name, id in tokenizer.specials.items()}
-    tokens = {"bos_token": names.get(tokenizer.bos, ""), "eos_token": names.get(max(tokenizer.eos, default=-1), "")}
+    tokens = {"bos_token": names.get(tokenizer.bos, ""), "eos_token": names.get(tokenizer.ending, "")}
     try:
         template = sandbox.from_string(tokenizer.chat_template)
         return template.render(messages=[dict(m) for m in messages], add_generation_prompt=reply, **tokens)

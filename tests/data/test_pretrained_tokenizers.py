@@ -10,7 +10,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as proto
 
 from memtx.data import tokenizers
-from memtx.data.tokenizers.vocabularies import check_fits
+from memtx.data.tokenizers import check_fits
 from memtx.errors import UserError
 
 FOLDER = Path(__file__).parents[1] / "golden/hf/vocabularies"
@@ -108,15 +108,14 @@ def test_tokenizer_json_is_read_and_its_truncation_and_padding_are_not_ours(tmp_
     assert back.frame(TEXTS[0])[0].tolist() == tok.frame(TEXTS[0])[0].tolist()
 
 
-def test_small_files_say_which_tokens_end_a_text_and_how_a_chat_is_written(tmp_path):
+def test_small_files_say_how_a_chat_is_written(tmp_path):
     for file in (FOLDER / "byte_bpe").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    settings = {"eos_token": {"content": "!"}, "chat_template": [{"name": "default", "template": TEMPLATE}]}
+    settings = {"chat_template": [{"name": "default", "template": TEMPLATE}]}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 6]}))
-    tok = tokenizers.pretrained(tmp_path)
-    assert set(tok.eos) == {0, 5, 6, *tok.encode("!").tolist()}
-    assert tok.chat_template == TEMPLATE
+    assert tokenizers.pretrained(tmp_path).chat_template == TEMPLATE
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    assert tokenizers.pretrained(tmp_path).chat_template == "{{ messages }}"
 
 
 def test_a_gguf_of_byte_level_bpe(tmp_path):

@@ -34,7 +34,7 @@ class Pairs(FileTask):
     def made(cls, config: Config, tokenizer: Tokenizer, rows: Rows) -> dict[str, list[Example]]:
         def example(source: str, target: str) -> Example:
             source_S = tokenizer.cut(tokenizer.frame(source)[0], config.source_tokens)
-            label_L = np.append(tokenizer.encode(target), tokenizer.eos[-1:]).astype(np.int32)
+            label_L = np.append(tokenizer.encode(target), [tokenizer.ending] if tokenizer.eos else []).astype(np.int32)
             label_L = tokenizer.cut(label_L, config.target_tokens)
             token_L = np.append(tokenizer.start, label_L[:-1]).astype(np.int32)
             return Example(token_L, label_L, {"source": int(octave(len(source_S)))}, source_S=source_S, answer=target)

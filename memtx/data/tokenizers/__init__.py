@@ -5,9 +5,9 @@ tok = tokenizers.pretrained(path)                          of a folder with a to
 tok = tokenizers.load(path)                                what `tok.save(path)` wrote
 """
 
-from memtx.data.tokenizers.base import SPECIALS, Tokenizer
+from memtx.data.tokenizers.base import SPECIALS, Tokenizer, check_fits
 from memtx.data.tokenizers.files import pretrained
 from memtx.data.tokenizers.named import byte_tokenizer, load, tokenizer
 from memtx.data.tokenizers.words import Words, numbers
 
-__all__ = ["SPECIALS", "Tokenizer", "Words", "byte_tokenizer", "load", "numbers", "pretrained", "tokenizer"]
+__all__ = ["SPECIALS", "Tokenizer", "Words", "byte_tokenizer", "check_fits", "load", "numbers", "pretrained", "tokenizer"]

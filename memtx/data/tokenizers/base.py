@@ -1,4 +1,4 @@
-"""The base of all tokenizers, and the two that memtx makes itself: bytes, and BPEs of a corpus.
+"""The base of all tokenizers, the two that memtx makes itself (bytes, and BPEs of a corpus), and the base of pretrained ones.
 
 `bytes` has one token per byte; `bpe:SIZE` is a byte-level BPE trained on a corpus's train split by Hugging Face's `tokenizers`.
 Both end with SPECIALS ids that no text ever gives: the first is `bos`, which separates documents; the others are free to use.
@@ -9,9 +9,10 @@ Legend: T time, V vocabulary.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers as hf
@@ -46,6 +47,11 @@ class Tokenizer:
     @property
     def eos(self) -> tuple[int, ...]:
         return (self.bos,) if self.bos >= 0 else ()
+
+    @property
+    def ending(self) -> int:
+        """The end that a text has in training and in chats, where several may end what is generated; -1 if there is none."""
+        return max(self.eos, default=-1)
 
     def encode(self, text: str, *, specials: bool = False) -> np.ndarray:
         """int32 ids of a text, without `bos`; what UTF-8 cannot hold (a lone surrogate) becomes "?".
@@ -130,6 +136,95 @@ class Tokenizer:
         part = Path(path).with_name(Path(path).name + ".part")
         part.write_text(json.dumps(self._stored()))
         part.replace(path)
+
+
+class Pretrained(Tokenizer):
+    """A tokenizer that came with a model: its ids may have gaps, and tokens were added to its vocabulary.
+
+    ids: of all tokens. added: those of added tokens. rows: of the model's embedding if it is smaller, see `within`.
+    ending: the tokenizer's own end, None for the last of `eos`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        ids: frozenset[int],
+        added: frozenset[int],
+        specials: Mapping[str, int],
+        *,
+        chat_template: str = "",
+        rows: int | None = None,
+        ending: int | None = None,
+    ):
+        self.name, self.chat_template, self._own_ending = name, chat_template, ending
+        self._ids, self._added_ids, self._rows = ids, added, rows
+        self.vocab_size = 1 + max(ids) if rows is None else min(1 + max(ids), rows)
+        self.specials = {name: id for name, id in specials.items() if id < self.vocab_size}
+
+    def _end(self, eos: Sequence[int], bos: int | None = None) -> None:
+        """Set the tokens that end a text, and the one between documents, which ends one too.
+
+        bos: None for the token that texts begin with, else <|endoftext|>, else one that ends a text.
+        """
+        if bos is None:
+            framed = self.frame("a")[0]
+            begins = len(framed) and framed[0] in self.specials.values()
+            bos = int(framed[0]) if begins else self.specials.get("<|endoftext|>", next(iter(eos), -1))
+        self.bos = bos if bos < self.vocab_size else -1
+        self._eos = tuple(sorted(id for id in {*eos, self.bos} if 0 <= id < self.vocab_size))
+
+    @property
+    def eos(self) -> tuple[int, ...]:
+        return self._eos
+
+    @property
+    def ending(self) -> int:
+        own = self._own_ending
+        return own if own is not None and own < self.vocab_size else super().ending
+
+    def within(self, rows: int) -> Pretrained:
+        """This tokenizer for a model whose embedding has `rows`: it does not use added tokens beyond them.
+
+        A text that needs one is a UserError. The tokenizer itself if all of it fits, or if tokens that were not added do not.
+        """
+        beyond = {id for id in self._ids if id >= rows}
+        stored: dict[str, Any] = self._stored() | {"rows": rows}
+        return type(self)(**stored) if beyond and beyond <= self._added_ids else self
+
+    def _checked(self, ids: Sequence[int]) -> np.ndarray:
+        found = np.asarray(ids, np.int32)
+        if len(beyond := found[found >= self.vocab_size]):
+            id = int(beyond[0])
+            raise UserError(
+                f"the text has {self._token(id)!r}, which was added to the tokenizer {self.name} as token {id}; "
+                f"the model's embedding has {self.vocab_size} rows only: leave it out of the text"
+            )
+        return found
+
+    @cached_property
+    def drawable_V(self) -> np.ndarray:
+        return np.isin(np.arange(self.vocab_size), [*self._ids])
+
+    def _token(self, id: int) -> str:
+        """The text of an added token."""
+        raise NotImplementedError
+
+    def _more(self) -> dict[str, Any]:
+        """To be stored: the settings that all tokenizers of this kind have, where they are not the usual ones."""
+        ending = {} if self.ending == super().ending else {"ending": self._own_ending}
+        return {"chat_template": self.chat_template, **({} if self._rows is None else {"rows": self._rows}), **ending}
+
+
+def check_fits(tokenizer: Tokenizer, rows: int) -> None:
+    """UserError if the tokenizer cannot be that of a model whose embedding has `rows`.
+
+    Some rows may be spare, since embeddings are padded: a tenth of the vocabulary, or fewer than 256.
+    """
+    if not tokenizer.vocab_size <= rows <= tokenizer.vocab_size + max(tokenizer.vocab_size // 10, 255):
+        raise UserError(
+            f"the tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, the model's embedding {rows} rows: "
+            "it is not this model's; give the tokenizer files that came with the weights"
+        )
 
 
 def byte_of_character() -> dict[str, int]:

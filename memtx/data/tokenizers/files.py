@@ -6,21 +6,27 @@ import base64
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import tokenizers as hf
-from tokenizers import decoders, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers
 
 from memtx.data.tokenizers import gguf_vocabulary
-from memtx.data.tokenizers.base import Tokenizer
-from memtx.data.tokenizers.vocabularies import HuggingFace, SentencePiece
-from memtx.errors import UserError
+from memtx.data.tokenizers.base import Pretrained
+from memtx.data.tokenizers.cuts import CUTS, byte_bpe
+from memtx.data.tokenizers.huggingface import HuggingFace, frame, template
+from memtx.data.tokenizers.sentencepiece import SentencePiece
+from memtx.data.tokenizers.settings import FLAGS, MOST, Settings, lines
+from memtx.errors import UserError, optional
 
 T5_EXTRA = 100  # <extra_id_0> is the last
+WORDPIECE = ("Bert", "ConvBert", "DistilBert", "Electra", "LayoutLM", "Lxmert", "MobileBert", "SqueezeBert")
 
 
-def pretrained(path: str | Path) -> Tokenizer:
-    """Of a folder with a tokenizer's files or of a .gguf file. UserError if there is none, or it cannot be read."""
+def pretrained(path: str | Path) -> Pretrained:
+    """Of a folder with a tokenizer's files or of a .gguf file. UserError if there is none, or it cannot be read.
+
+    Added tokens beyond the `vocab_size` of a config.json in the folder are not used: see `Pretrained.within`.
+    """
     path = Path(path)
     name = f"pretrained:{path.name}"
     if path.suffix == ".gguf":
@@ -29,104 +35,136 @@ def pretrained(path: str | Path) -> Tokenizer:
         raise UserError(f"no tokenizer at {path}: give a folder with its files or a .gguf file")
     for file, read in READERS.items():
         if (path / file).is_file():
-            return _guarded(path / file, lambda file=file, read=read: read(name, path / file, _settings(path)))
+            return _guarded(path / file, lambda file=file, read=read: _fitted(read, name, path / file))
     raise UserError(f"{path} has no tokenizer: none of {', '.join(READERS)} is in it")
 
 
-def _guarded(path: Path, read) -> Tokenizer:
+def _guarded(path: Path, read) -> Pretrained:
+    """UserError that names the file, whatever goes wrong."""
     try:
         return read()
-    except UserError:
-        raise
     except Exception as error:  # `tokenizers` raises bare Exception for a model that it cannot read
-        raise UserError(f"cannot read the tokenizer {path}: {error}") from error
+        if isinstance(error, UserError) and str(path) in str(error):
+            raise
+        raise UserError(f"cannot read the tokenizer {path}: {' '.join(str(error).split())}") from error
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    """What the smaller files beside a vocabulary say, tokens as their text."""
-    found = {}
-    for file in ("special_tokens_map.json", "generation_config.json", "tokenizer_config.json"):
-        if (folder / file).is_file():
-            found |= {key: value for key, value in json.loads((folder / file).read_text()).items() if value is not None}
-    if (folder / "added_tokens.json").is_file():
-        found["added_tokens"] = json.loads((folder / "added_tokens.json").read_text())
-    if (folder / "chat_template.jinja").is_file():
-        found["chat_template"] = (folder / "chat_template.jinja").read_text()
-    return {
-        key: value["content"] if isinstance(value, Mapping) and "content" in value else value for key, value in found.items()
-    }
+def _fitted(read, name: str, file: Path) -> Pretrained:
+    settings = Settings(file.parent)
+    found, rows = read(name, file, settings), settings.model.get("vocab_size")
+    return found.within(rows) if type(rows) is int and rows > 0 else found
 
 
-def _chat_template(settings: Mapping) -> str:
-    """A tokenizer_config.json may have several, by name."""
-    template = settings.get("chat_template", "")
-    return template if isinstance(template, str) else {t["name"]: t["template"] for t in template}.get("default", "")
-
-
-def _eos(settings: Mapping, ids: Mapping[str, int]) -> list[int]:
-    """What the files call the end: of a sequence, and of what generation should write."""
-    named = [ids[settings[key]] for key in ("eos_token", "sep_token") if settings.get(key) in ids][:1]
-    listed = settings.get("eos_token_id", [])
-    return sorted({*named, *(listed if isinstance(listed, list) else [listed])})
-
-
-def _tokenizer_json(name: str, file: Path, settings: Mapping) -> Tokenizer:
+def _tokenizer_json(name: str, file: Path, settings: Settings) -> Pretrained:
     return _huggingface(name, hf.Tokenizer.from_file(str(file)), settings)
 
 
-def _wordpiece(name: str, file: Path, settings: Mapping) -> Tokenizer:
+def _wordpiece(name: str, file: Path, settings: Settings) -> Pretrained:
     """BERT's vocab.txt: a token a line."""
-    vocab = {token: id for id, token in enumerate(file.read_text(encoding="utf-8").splitlines())}
-    model = hf.Tokenizer(hf.models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))  # pyright: ignore[reportCallIssue]
+    settings.check_family(*WORDPIECE)
+    vocab = {token: id for id, token in enumerate(lines(file))}
+    part = {key: settings.token(f"{key}_token", f"[{key.upper()}]") for key in ("pad", "unk", "cls", "sep", "mask")}
+    added = settings.added(vocab, *part.values())
+    kind = hf.models.WordPiece(_with_gaps(vocab, added), unk_token=part["unk"], max_input_chars_per_word=100)  # pyright: ignore[reportCallIssue]
+    model = hf.Tokenizer(kind)
     model.normalizer = normalizers.BertNormalizer(
-        lowercase=settings.get("do_lower_case", True),
-        strip_accents=settings.get("strip_accents"),
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        lowercase=settings.options.get("do_lower_case", True),
+        strip_accents=settings.options.get("strip_accents"),
+        handle_chinese_chars=settings.options.get("tokenize_chinese_chars", True),
     )
     model.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     model.decoder = decoders.WordPiece()
-    model.add_special_tokens([token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token in vocab])
-    model.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", vocab["[CLS]"]), ("[SEP]", vocab["[SEP]"])],
-    )
-    return _huggingface(name, model, {"sep_token": "[SEP]", **settings})
+    _add(model, added)
+    ids = {f"[{key.upper()}]": [_id(model, part[key])] for key in ("cls", "sep")}
+    model.post_processor = template(model, "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ids)
+    return _huggingface(name, model, settings, part["sep"])
 
 
-def _byte_bpe(name: str, file: Path, settings: Mapping) -> Tokenizer:
-    """GPT-2's vocab.json and merges.txt."""
-    merges = (file.parent / "merges.txt").read_text(encoding="utf-8").splitlines()
+def _byte_bpe(name: str, file: Path, settings: Settings) -> Pretrained:
+    """The vocab.json and merges.txt of GPT-2 and Qwen2."""
+    cut = CUTS["qwen2" if settings.check_family("GPT2", "CodeGen", "Qwen2") == "Qwen2" else "gpt-2"]
+    merges = [line for line in lines(file.with_name("merges.txt")) if line and not line.startswith("#version")]
     vocab = json.loads(file.read_text(encoding="utf-8"))
-    model = gguf_vocabulary.byte_bpe(vocab, [line for line in merges if line and not line.startswith("#version")], "gpt-2")
-    model.add_special_tokens([token for token in vocab if token == "<|endoftext|>"])
-    return _huggingface(name, model, {"eos_token": "<|endoftext|>", **settings})
+    end = "<|endoftext|>"
+    added = settings.added(vocab, end)
+    prefix = bool(settings.options.get("add_prefix_space"))
+    model = byte_bpe(_with_gaps(vocab, added), merges, cut, add_prefix_space=prefix)
+    _add(model, added)
+    asked = [key for key in ("bos", "eos") if settings.options.get(f"add_{key}_token")]
+    ids = {key: [_id(model, settings.token(f"{key}_token", end))] for key in asked}
+    frame(model, ids.get("bos", []), ids.get("eos", []))
+    return _huggingface(name, model, settings, end)
 
 
-def _huggingface(name: str, model: hf.Tokenizer, settings: Mapping) -> Tokenizer:
-    eos = _eos(settings, model.get_vocab(with_added_tokens=True))
-    return HuggingFace(name, model.to_str(), eos=eos, chat_template=_chat_template(settings))
+def _with_gaps(vocab: Mapping[str, int], added: Mapping[int, AddedToken]) -> dict[str, int]:
+    """The vocabulary, and those added tokens whose ids leave a gap: `tokenizers` numbers others itself, one after the other."""
+    found, following = dict(vocab), max(vocab.values(), default=-1) + 1
+    for id, token in added.items():
+        if id == following:
+            following += 1
+        elif token.content not in vocab:
+            found[token.content] = id
+    return found
 
 
-def _sentencepiece(name: str, file: Path, settings: Mapping) -> Tokenizer:
+def _add(model: hf.Tokenizer, added: Mapping[int, AddedToken]) -> None:
+    model.add_tokens([*added.values()])
+    for id, token in added.items():
+        if (found := _id(model, token.content)) != id:
+            raise UserError(f"the added token {token.content!r} cannot have the id {id}: it is token {found}")
+
+
+def _id(model: hf.Tokenizer, token: str) -> int:
+    if (id := model.token_to_id(token)) is None:
+        raise UserError(f"the vocabulary has no token {token!r}")
+    return id
+
+
+def _huggingface(name: str, model: hf.Tokenizer, settings: Settings, end: str = "") -> Pretrained:
+    """end: the token that ends a text, if no file names one."""
+    ends = settings.ends(model.get_vocab(with_added_tokens=True), end)
+    return HuggingFace(name, model.to_str(), chat_template=settings.chat_template, **ends)
+
+
+def _sentencepiece(name: str, file: Path, settings: Settings) -> Pretrained:
     """A file without settings beside it is read as its families do: with a begin (Llama) texts have that, else an end (T5)."""
-    text = base64.b64encode(file.read_bytes()).decode()
-    plain = SentencePiece(name, text)
-    specials = dict(plain.specials) | settings.get("added_tokens", {})
-    if settings.get("tokenizer_class", "").startswith("T5"):
-        size, extra = plain.vocab_size, settings.get("extra_ids", T5_EXTRA)
+    family, options = settings.check_family("Llama", "T5", "MT5"), settings.options
+    t5, content = family in ("T5", "MT5"), file.read_bytes()
+    model = optional("sentencepiece.sentencepiece_model_pb2").ModelProto.FromString(content)
+    if (prefix := options.get("add_prefix_space")) is not None and not t5:
+        model.normalizer_spec.add_dummy_prefix = bool(prefix)
+        content = model.SerializeToString()
+    vocab = {piece.piece: id for id, piece in enumerate(model.pieces)}
+    specials = {piece.piece: vocab[piece.piece] for piece in model.pieces if piece.type == piece.CONTROL}
+    if t5:
+        size, extra = len(vocab), options.get("extra_ids", T5_EXTRA)
+        if type(extra) is not int or not 0 <= extra < MOST:
+            raise UserError(f"extra_ids in tokenizer_config.json is {extra!r}, which is no number of tokens")
         specials |= {f"<extra_id_{i}>": size + extra - 1 - i for i in range(extra)}
-    begin = [id for name, id in specials.items() if name == settings.get("bos_token", "<s>")]
-    end = [id for name, id in specials.items() if name == settings.get("eos_token", "</s>")]
+    added = settings.added({**vocab, **specials})
+    specials |= {token.content: id for id, token in added.items() if token.special}
+    begin = [specials[token] for token in (settings.token("bos_token", "<s>"),) if token in specials]
+    end = [specials[token] for token in (settings.token("eos_token", "</s>"),) if token in specials]
     return SentencePiece(
         name,
-        text,
+        base64.b64encode(content).decode(),
         specials=specials,
-        begin=begin if settings.get("add_bos_token", True) else [],
-        end=end if settings.get("add_eos_token", not begin) else [],
-        eos=_eos({"eos_token": "</s>", **settings}, specials),
-        chat_template=_chat_template(settings),
+        added=[_listed(id, token) for id, token in added.items() if not token.special or _flagged(token)],
+        begin=begin if options.get("add_bos_token", True) else [],
+        end=end if options.get("add_eos_token", not begin) else [],
+        legacy=options.get("legacy") is True,
+        chat_template=settings.chat_template,
+        **settings.ends({**vocab, **specials}, "</s>"),
     )
+
+
+def _flagged(token: AddedToken) -> bool:
+    return token.single_word or token.lstrip or token.rstrip
+
+
+def _listed(id: int, token: AddedToken) -> dict:
+    """As a tokenizer.json lists it."""
+    return {"id": id, "content": token.content, "special": token.special} | {flag: getattr(token, flag) for flag in FLAGS}
 
 
 READERS = {

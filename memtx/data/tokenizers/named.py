@@ -12,7 +12,8 @@ from memtx.data.corpora import Corpus
 from memtx.data.hub import find
 from memtx.data.tokenizers.base import SPECIALS, Tokenizer
 from memtx.data.tokenizers.files import pretrained
-from memtx.data.tokenizers.vocabularies import HuggingFace, SentencePiece
+from memtx.data.tokenizers.huggingface import HuggingFace
+from memtx.data.tokenizers.sentencepiece import SentencePiece
 from memtx.data.tokenizers.words import Words
 from memtx.errors import UserError, check_known
 

@@ -1,0 +1,116 @@
+"""Tokenizers of Hugging Face's `tokenizers`: what a tokenizer.json holds, whichever files it was made from.
+
+Legend: T time, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import tokenizers as hf
+from tokenizers import processors
+
+from memtx.data.tokenizers.base import Pretrained, byte_of_character
+
+
+class HuggingFace(Pretrained):
+    """What a tokenizer.json holds, in `huggingface`.
+
+    bos: the token between documents. None: the one that `frame` begins a text with, else <|endoftext|>, else -1.
+    eos: the tokens that end a text; `bos` is always one. model: chat_template, rows and ending, as Pretrained has them.
+    """
+
+    def __init__(self, name: str, huggingface: str, *, bos: int | None = None, eos: Sequence[int] = (), **model: Any):
+        found = hf.Tokenizer.from_str(huggingface)
+        found.no_truncation()
+        found.no_padding()
+        self._model, self._model_json = found, found.to_str()
+        self._kinds = _kinds(json.loads(self._model_json)["decoder"])
+        added = found.get_added_tokens_decoder()
+        specials = {token.content: id for id, token in added.items() if token.special}
+        ids = frozenset(found.get_vocab(with_added_tokens=True).values())
+        super().__init__(name, ids, frozenset(added), specials, **model)
+        self._end(eos, bos)
+
+    def encode(self, text: str, *, specials: bool = False) -> np.ndarray:
+        return self._encode(text, None, specials, framed=False)[0]
+
+    def frame(self, text: str, pair: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        return self._encode(text, pair, False, framed=True)
+
+    def _encode(self, text: str, pair: str | None, specials: bool, framed: bool) -> tuple[np.ndarray, np.ndarray]:
+        self._model.encode_special_tokens = not specials
+        first, second = (t and t.encode("utf-8", errors="replace").decode() for t in (text, pair))
+        found = self._model.encode(first or "", second, add_special_tokens=framed)
+        return self._checked(found.ids), np.asarray(found.type_ids, np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids as the tokenizer's own decoder writes it; specials are dropped."""
+        if self._kinds == {"ByteLevel"}:  # theirs takes the signs of an added token for bytes
+            return super().decode(ids)
+        return self._model.decode([int(id) for id in ids], skip_special_tokens=True)
+
+    @cached_property
+    def pieces(self) -> list[bytes]:
+        """What each token adds to a text that goes before it."""
+        pieces = [b""] * (1 + max(self._ids))
+        for token, id in self._model.get_vocab(with_added_tokens=False).items():
+            pieces[id] = _piece(token, self._kinds)
+        for id, token in self._model.get_added_tokens_decoder().items():
+            pieces[id] = b"" if token.special else token.content.encode()
+        if (unknown := json.loads(self._model_json)["model"].get("unk_token")) in self._model.get_vocab():
+            pieces[self._model.get_vocab()[unknown]] = b""
+        return pieces[: self.vocab_size]
+
+    @cached_property
+    def bytes_V(self) -> np.ndarray:
+        if "WordPiece" in self._kinds:  # which blanks were in the text is lost
+            return np.asarray([len(piece.lstrip()) for piece in self.pieces], np.int32)
+        return super().bytes_V
+
+    def _token(self, id: int) -> str:
+        return self._model.get_added_tokens_decoder()[id].content
+
+    def _stored(self) -> dict:
+        return {"name": self.name, "huggingface": self._model_json, "bos": self.bos, "eos": list(self.eos), **self._more()}
+
+
+def frame(model: hf.Tokenizer, begin: Sequence[int], end: Sequence[int]) -> None:
+    """Have a model put tokens before and after a text: one or none each."""
+    if begin or end:
+        single = " ".join([*("BEGIN" for _ in begin), "$A", *("END" for _ in end)])
+        model.post_processor = template(model, single, "$A $B:1", {"BEGIN": begin, "END": end})
+
+
+def template(model: hf.Tokenizer, single: str, pair: str, ids: Mapping[str, Sequence[int]]) -> processors.TemplateProcessing:
+    """Of texts such as "BEGIN $A END" and "BEGIN $A END $B:1 END:1". ids: by the names that stand for tokens in them.
+
+    The names are not the tokens themselves, since those may have blanks and colons.
+    """
+    tokens = {name: [model.id_to_token(id) for id in found] for name, found in ids.items() if found}
+    specials = [{"id": name, "ids": [*ids[name]], "tokens": texts} for name, texts in tokens.items()]
+    return processors.TemplateProcessing(single=single, pair=pair, special_tokens=specials)
+
+
+def _kinds(decoder: Mapping | None) -> Collection[str]:
+    """The decoders that a tokenizer.json chains."""
+    if decoder is None:
+        return set()
+    return {decoder["type"]}.union(*(_kinds(inner) for inner in decoder.get("decoders", ())))
+
+
+def _piece(token: str, kinds: Collection[str]) -> bytes:
+    if "ByteLevel" in kinds:
+        byte_of = byte_of_character()
+        known = all(character in byte_of for character in token)
+        return bytes(byte_of[character] for character in token) if known else token.encode()
+    if "ByteFallback" in kinds and re.fullmatch("<0x[0-9A-F]{2}>", token):
+        return bytes([int(token[3:5], 16)])
+    if "WordPiece" in kinds or not kinds:
+        return token[2:].encode() if token.startswith("##") else f" {token}".encode()
+    return token.replace("▁", " ").encode()
