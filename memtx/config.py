@@ -13,52 +13,53 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any
 
 import ml_collections
 
 from memtx import patterns
-from memtx.errors import UserError, check_known, positive
+from memtx.errors import UserError, check_known
+from memtx.fields import Count, Natural, NonNegative, Range, Seed, Share, fitted, plain, to_dataclass
 
 
 @dataclass(frozen=True)
 class Model:
     """Stacks of (pattern of blocks, number of groups) between an embedding and a head; see memtx.patterns."""
 
-    stacks: tuple[tuple[tuple[str, ...], int], ...] = ((("window",), 4),)
-    encoder: tuple[tuple[tuple[str, ...], int], ...] = ()  # stacks that read the source of an encoder-decoder
+    stacks: tuple[tuple[tuple[str, ...], Count], ...] = ((("window",), 4),)
+    encoder: tuple[tuple[tuple[str, ...], Count], ...] = ()  # stacks that read the source of an encoder-decoder
     encoder_body: str = ""  # a mechanism around those, such as rmt_encoder
     body: str = ""  # a mechanism around the stacks, such as rmt
     head: str = ""  # a mechanism over the logits, such as knn_lm
     output: str = ""  # in place of next tokens' logits: masked_lm | pooled | classes | span; see memtx.models.heads
     pool: str = "cls"  # cls | mean | document: the one vector, for pooled and classes
-    classes: int = 2
+    classes: Count = 2
     memory: Mapping[str, Any] = field(default_factory=dict)  # settings by mechanism name: the config group `memory`
     pretrained: str = ""  # begin with its weights: a folder, a .gguf file, smollm2, a name of the hub; see memtx.data.hub
-    vocab_size: int = 0  # 0: the tokenizer's
-    width: int = 128
-    num_heads: int = 4
-    num_kv_heads: int = 0  # 0: as many as num_heads
-    head_dim: int = 0  # 0: width / num_heads
-    ff_dim: int = 0  # 0: 4 width, or 8/3 width for swiglu
+    vocab_size: Natural = 0  # 0: the tokenizer's
+    width: Count = 128
+    num_heads: Count = 4
+    num_kv_heads: Natural = 0  # 0: as many as num_heads
+    head_dim: Natural = 0  # 0: width / num_heads
+    ff_dim: Natural = 0  # 0: 4 width, or 8/3 width for swiglu
     norm: str = "rms"  # rms | layer
-    norm_epsilon: float = 1e-6
+    norm_epsilon: NonNegative = 1e-6
     post_norm: bool = False  # x = norm(x + branch(x)), as in BERT, with no norm at the end
     activation: str = "swiglu"  # swiglu | geglu | gelu | gelu_exact | relu
     position: str = "rope"  # rope | alibi | t5 | learned | none
-    rope_base: float = 10_000.0
+    rope_base: Annotated[float, Range(1)] = 10_000.0
     rope_scaling: tuple[float, ...] = ()  # Llama 3's (factor, low, high, length); see memtx.nn.positions
-    score_scale: float = 0.0  # of attention scores; 0: head_dim^-1/2; T5 has 1
-    max_position: int = 8192  # of the learned table
-    token_types: int = 0  # BERT's learned table of the sentence that a token belongs to
+    score_scale: NonNegative = 0.0  # of attention scores; 0: head_dim^-1/2; T5 has 1
+    max_position: Count = 8192  # of the learned table
+    token_types: Natural = 0  # BERT's learned table of the sentence that a token belongs to
     embed_norm: bool = False  # as in BERT
     bias: bool = False
     qkv_bias: bool = False  # of the maps to q, k and v alone, as in Qwen2
     tied: bool = True
-    embed_scale: float = 0.0  # of embedded tokens; 0: sqrt(width) if tied, else 1
-    logit_scale: float = 1.0  # tied T5 has width^-1/2
+    embed_scale: NonNegative = 0.0  # of embedded tokens; 0: sqrt(width) if tied, else 1
+    logit_scale: NonNegative = 1.0  # tied T5 has width^-1/2
     closed: bool = False  # memories added to a pretrained backbone begin as nothing: gains and gates at 0
-    dropout: float = 0.0
+    dropout: Share = 0.0
     dtype: str = "float32"  # of activations; parameters and states are float32
     remat: bool = False
     scan: bool = True  # compile loops over groups and segments once, or unroll them (faster on a CPU)
@@ -68,65 +69,65 @@ class Model:
 class Data:
     corpus: str = "pycode"  # pycode | books | speeches | textdir:PATH | tfds:NAME | task:NAME
     tokenizer: str = "bytes"  # bytes | bpe:SIZE | pretrained:NAME
-    segment: int = 128  # T, tokens of one call
+    segment: Count = 128  # T, tokens of one call
     task: Any = field(default_factory=dict)  # settings of a task: its Config, by name in files
-    curriculum: tuple = ()  # of a task: stages (steps, settings) that come before those of `task`
-    examples: int = 0  # of a task: train on this many different ones; 0: ever new ones
-    mask: float = 0.0  # share of a text's tokens that are hidden and asked for, of model.output=masked_lm
+    curriculum: tuple[tuple[Count, Mapping[str, Any]], ...] = ()  # of a task: stages (steps, settings) that come before those of `task`
+    examples: Natural = 0  # of a task: train on this many different ones; 0: ever new ones
+    mask: Share = 0.0  # share of a text's tokens that are hidden and asked for, of model.output=masked_lm
     cache: str = "~/.cache/memtx"
 
 
 @dataclass(frozen=True)
 class Optim:
     name: str = "adamw"  # adamw | adafactor | lion | muon
-    lr: float = 1e-3
+    lr: NonNegative = 1e-3
     schedule: str = "cosine"  # cosine | linear | constant
-    warmup: int = 100  # steps
-    final_lr: float = 0.1  # of lr, where the schedule ends
-    weight_decay: float = 0.1
-    b1: float = 0.9
-    b2: float = 0.95
-    clip: float = 1.0  # global norm; 0: none
-    z_loss: float = 0.0
-    label_smoothing: float = 0.0
-    new_lr: float = 1.0  # of lr, for parameters that the pretrained weights do not have: a new head, memory tokens, gates
+    warmup: Natural = 100  # steps
+    final_lr: NonNegative = 0.1  # of lr, where the schedule ends
+    weight_decay: NonNegative = 0.1
+    b1: Share = 0.9
+    b2: Share = 0.95
+    clip: NonNegative = 1.0  # global norm; 0: none
+    z_loss: NonNegative = 0.0
+    label_smoothing: Share = 0.0
+    new_lr: NonNegative = 1.0  # of lr, for parameters that the pretrained weights do not have: a new head, memory tokens, gates
     train: str = ""  # a regex of the paths of parameters to train, the others stay as they are; "": all
 
 
 @dataclass(frozen=True)
 class Train:
-    steps: int = 1000
-    batch: int = 8  # B, parallel streams
-    segments: int = 2  # P, segments of one step: the depth of backpropagation through time
-    accumulate: int = 1  # parts that a step's batch is cut into, to save memory
-    log_every: int = 10
+    steps: Count = 1000
+    batch: Count = 8  # B, parallel streams
+    segments: Count = 2  # P, segments of one step: the depth of backpropagation through time
+    accumulate: Count = 1  # parts that a step's batch is cut into, to save memory
+    log_every: Count = 10
 
 
 @dataclass(frozen=True)
 class Eval:
-    every: int = 500  # steps; 0: at the end only
-    batch: int = 8
-    segments: int = 64  # at most this many calls on the held-out text; 0: all of it
-    examples: int = 512  # of a task: held-out ones
+    every: Natural = 500  # steps; 0: at the end only
+    batch: Count = 8
+    segments: Natural = 64  # at most this many calls on the held-out text; 0: all of it
+    examples: Count = 512  # of a task: held-out ones
     task: Mapping[str, Any] = field(default_factory=dict)  # settings in which held-out examples differ from data.task
-    generate: int = 0  # of task:pairs: so many of them are answered by greedy texts, which are scored
+    generate: Natural = 0  # of task:pairs: so many of them are answered by greedy texts, which are scored
     split: str = "valid"
     prompt: str = ""  # of the sample written at the end
-    sample_tokens: int = 200
+    sample_tokens: Natural = 200
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    every: int = 500  # steps
-    keep: int = 3  # the newest ones, and the best beside them
+    every: Count = 500  # steps
+    keep: Count = 3  # the newest ones, and the best beside them
 
 
 @dataclass(frozen=True)
 class Mesh:
     """Devices along each axis; data = 0 takes all that model leaves."""
 
-    data: int = 0
-    model: int = 1
+    data: Natural = 0
+    model: Count = 1
     fsdp: bool = False  # shard parameters and optimiser state over `data` too
 
 
@@ -139,7 +140,7 @@ class Config:
     eval: Eval = Eval()
     checkpoint: Checkpoint = Checkpoint()
     mesh: Mesh = Mesh()
-    seed: int = 0
+    seed: Seed = 0
 
 
 # --- from files and ConfigDicts to a Config -----------------------------------------------------------------------------------
@@ -152,25 +153,18 @@ def get_config(**groups) -> ml_collections.ConfigDict:
     """
     from memtx.memory import MEMORIES  # here, since mechanisms import this package's contract
 
-    values: dict[str, Any] = _plain(Config())
-    values["model"].pop("memory")
-    settings = groups.pop("memory", {})
-    for group, changes in groups.items():
-        check_known(group, values, "config group")
-        if isinstance(changes, Mapping):
-            for key, value in changes.items():
-                check_known(key, values[group], f"key in {group}")
-                values[group][key] = value
-        else:
-            values[group] = changes
+    settings = dict(fitted(plain(groups.pop("memory", {})), Mapping, "memory"))
+    defaults = to_dataclass(Config, plain(groups))
+    values: dict[str, Any] = plain(defaults)
+    settings |= values["model"].pop("memory")
     if values["data"]["corpus"].startswith("task:"):
-        values["data"]["task"] = _plain(complete_task(Data(**values["data"])).task)
+        values["data"]["task"] = plain(complete_task(defaults.data).task)
     values["memory"] = {}
     model = values["model"]
     around = [model[key] for key in ("body", "encoder_body", "head")]
     for name in patterns.names([*model["stacks"], *model["encoder"]], *around):
         check_known(name, MEMORIES, "memory")
-        values["memory"][name] = _plain(MEMORIES[name].Config(**settings.get(name, {})))
+        values["memory"][name] = plain(to_dataclass(MEMORIES[name].Config, settings.get(name, {}), f"memory.{name}"))
     for name, given in {**values["memory"], values["data"]["corpus"]: values["data"]["task"]}.items():
         if taken := [key for key in given if hasattr(ml_collections.ConfigDict, key)]:
             raise UserError(
@@ -205,34 +199,32 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
     return module.get_config(arg)
 
 
+def override(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """The config with dotted keys set. UserError for one that it does not have, with the nearest that it has."""
+    for key, value in overrides.items():
+        *path, last = key.split(".")
+        group = config
+        for i, name in enumerate(path):
+            check_known(name, group, f"config group {'.'.join(path[:i])}".strip())
+            group = group[name]
+            if not isinstance(group, ml_collections.ConfigDict):
+                raise UserError(f"{'.'.join(path[: i + 1])} is not a group of keys")
+        check_known(last, group, f"key in {'.'.join(path)}" if path else "config key")
+        with group.ignore_type():  # `configure` checks types, with better words
+            group[last] = value
+    return config
+
+
 def configure(config: ml_collections.ConfigDict | Mapping | Config) -> Config:
     """The frozen, checked Config. Raises UserError for what cannot be."""
-    if isinstance(config, Config):
-        config = to_json(config)
-    values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
-    values = json.loads(json.dumps(values))  # lists and tuples alike
-    groups = {f.name: f for f in dataclasses.fields(Config)}
-    for name in values:
-        check_known(name, [*groups, "memory"], "config group")
-    memory = values.pop("memory", {})
-    built = {}
-    for name, value in values.items():
-        default = _default(groups[name])
-        if not dataclasses.is_dataclass(default):
-            if type(value) is not type(default):
-                raise _wrong_type(name, default, value)
-            built[name] = value
-        elif isinstance(value, Mapping):
-            built[name] = to_dataclass(type(default), value, name)
-        else:
-            raise UserError(f"{name} is a group of keys, not {value!r}")
-    model = built.get("model", Model())
-    settings = {**memory, **model.memory}
-    built["model"] = complete_model(dataclasses.replace(model, memory=settings))
-    built["data"] = complete_task(built.get("data", Data()))
-    config = Config(**built)
-    _check(config)
-    return config
+    values = plain(config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config)
+    values = dict(fitted(values, Mapping, "a config"))
+    memory = fitted(values.pop("memory", {}), Mapping, "memory")
+    built = to_dataclass(Config, values)
+    model = dataclasses.replace(built.model, memory={**memory, **built.model.memory})
+    built = dataclasses.replace(built, model=complete_model(model), data=complete_task(built.data))
+    _check(built)
+    return built
 
 
 def complete_task(data: Data) -> Data:
@@ -246,10 +238,7 @@ def complete_task(data: Data) -> Data:
     if data.tokenizer != "bytes" or data.mask:
         raise UserError("a task brings its own tokens and asks; leave data.tokenizer at bytes and data.mask at 0")
     task = data.task if isinstance(data.task, cls) else to_dataclass(cls, data.task, "data.task")
-    for stage in data.curriculum:
-        if len(stage) != 2 or type(stage[0]) is not int or stage[0] < 1 or not isinstance(stage[1], Mapping):
-            raise UserError(f"data.curriculum is stages (steps, settings), with steps of 1 or more; {stage!r} is none")
-    return dataclasses.replace(data, task=task, curriculum=tuple(map(tuple, data.curriculum)))
+    return dataclasses.replace(data, task=task)
 
 
 def task_class(name: str):
@@ -266,7 +255,8 @@ def complete_model(model: Model) -> Model:
     from memtx.models.heads import OUTPUTS
     from memtx.nn.mlp import ACTIVATIONS, GATED
 
-    stacks, encoder = (tuple((tuple(pattern), groups) for pattern, groups in part) for part in (model.stacks, model.encoder))
+    model = to_dataclass(Model, vars(model), "model")
+    stacks, encoder = model.stacks, model.encoder
     memory = {}
     named = patterns.names(stacks + encoder, model.body, model.encoder_body, model.head)
     for name in [*model.memory, *named]:
@@ -292,11 +282,10 @@ def complete_model(model: Model) -> Model:
     check_known(model.norm, ["rms", "layer"], "model.norm")
     check_known(model.position, ["rope", "alibi", "t5", "learned", "none"], "model.position")
     check_known(model.dtype, ["float32", "bfloat16", "float16"], "model.dtype")
-    positive(model, "width", "num_heads", "max_position", "classes", path="model.")
     check_known(model.output, ["", *OUTPUTS], "model.output")
     check_known(model.pool, ["cls", "mean", "document"], "model.pool")
-    if not stacks or any(not pattern or groups < 1 for pattern, groups in stacks + encoder):
-        raise UserError("model.stacks needs at least one (pattern, groups), each with a name and groups >= 1")
+    if not stacks or not all(pattern for pattern, _ in stacks + encoder):
+        raise UserError("model.stacks needs at least one (pattern, groups), and each pattern a name")
     if not model.head_dim and model.width % model.num_heads:
         raise UserError(f"model.num_heads={model.num_heads} does not divide model.width={model.width}; or set model.head_dim")
     kv_heads, head_dim = model.num_kv_heads or model.num_heads, model.head_dim or model.width // model.num_heads
@@ -339,61 +328,17 @@ def model_group(model: Model) -> dict[str, Any]:
 
 def to_json(config: Config) -> dict:
     """The config as plain JSON values, in the groups that a ConfigDict has; `configure` reads it back."""
-    values = json.loads(json.dumps(_plain(config)))
+    values = json.loads(json.dumps(plain(config)))
     values["memory"] = values["model"].pop("memory")
     return values
 
 
-def to_dataclass(cls, values: Mapping, path: str):
-    """A frozen dataclass from a mapping of its fields, types checked (an int passes for a float)."""
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    for name, value in values.items():
-        check_known(name, fields, f"key in {path}")
-        default = _default(fields[name])
-        if isinstance(value, type(default)) and not (isinstance(value, bool) and not isinstance(default, bool)):
-            continue
-        if isinstance(default, float) and type(value) is int:
-            continue
-        if isinstance(default, (tuple, Mapping)) and isinstance(value, (list, tuple, Mapping)):
-            continue
-        raise _wrong_type(f"{path}.{name}", default, value)
-    tuples = {name for name, f in fields.items() if isinstance(_default(f), tuple)}  # JSON and config files have lists
-    try:
-        return cls(**{name: tuple(value) if name in tuples else value for name, value in values.items()})
-    except UserError as error:  # of its __post_init__, which does not know where in the config it stands
-        raise UserError(f"{path}: {error}") from None
-
-
-def _wrong_type(name: str, default, value) -> UserError:
-    return UserError(f"{name} must be {type(default).__name__}, not {value!r}")
-
-
-def _default(f: dataclasses.Field):
-    return f.default_factory() if callable(f.default_factory) else f.default
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses and mappings as dicts, all the way down."""
-    if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    return {k: _plain(v) for k, v in value.items()} if isinstance(value, Mapping) else value
-
-
 def _check(config: Config) -> None:
-    positive(config.data, "segment", path="data.")
-    positive(config.train, "steps", "batch", "segments", "accumulate", "log_every", path="train.")
-    positive(config.eval, "batch", "examples", path="eval.")
-    positive(config.checkpoint, "every", path="checkpoint.")
-    positive(config.mesh, "model", path="mesh.")
     check_known(config.optim.name, ["adamw", "adafactor", "lion", "muon"], "optim.name")
     check_known(config.optim.schedule, ["cosine", "linear", "constant"], "optim.schedule")
     check_known(config.eval.split, ["valid", "test", "train"], "eval.split")
     if config.train.batch % config.train.accumulate:
         raise UserError(f"train.accumulate={config.train.accumulate} does not divide train.batch={config.train.batch}")
-    if not 0 <= config.data.mask < 1:
-        raise UserError(f"data.mask must be in [0, 1), not {config.data.mask}")
-    if not 0 <= config.model.dropout < 1:
-        raise UserError(f"model.dropout must be in [0, 1), not {config.model.dropout}")
     for name in {"xl", "compressive"} & set(config.model.memory):
         if config.model.position == "t5":
             raise UserError(f"{name} brings its own positions; use model.position=none or rope with it")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
@@ -79,8 +80,8 @@ def check_target(values: Mapping[str, Any], match: Mapping[str, float], solve: s
     """UserError if the target is none, or the key to solve for is not there or no integer."""
     for name, target in match.items():
         check_known(name, COSTS, "budget")
-        if not isinstance(target, (int, float)) or target <= 0:
-            raise UserError(f"the budget {name}={target!r} must be a number above 0")
+        if not isinstance(target, (int, float)) or not 0 < target < math.inf:
+            raise UserError(f"the budget {name}={target!r} must be a finite number above 0")
     if len(match) > 1:
         raise UserError(f"one budget is matched at a time, not {' and '.join(match)}")
     if solve and not match:

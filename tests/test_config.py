@@ -1,8 +1,13 @@
 """Config files become frozen, checked Configs, and every mistake is one line that says how to mend it."""
 
 import dataclasses
+import json
+import math
+from pathlib import Path
 from types import SimpleNamespace
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -63,11 +68,84 @@ def only(memory: str) -> dict:
         ({"train": {"steps": 0}}, "train.steps must be at least 1"),
         ({"optim": {"name": "adam"}}, "did you mean adamw"),
         ({"seed": "x"}, "seed must be int"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"seed": 2**32}, "seed must be in"),
+        ({"train": 5}, "train is a group of keys, not 5"),
+        ({"train": {"steps": {"a": 1}}}, "train.steps must be int"),
+        ({"train": {"steps": True}}, "train.steps must be int, not True"),
+        ({"train": {"steps": 2**40}}, "train.steps must be in"),
+        ({"memory": 5}, "memory must be Mapping"),
+        ({"memory": {"window": 5}}, "memory.window is a group of keys"),
+        ({"model": {"rope_scaling": ("a", 1, 1, 1)}}, r"model.rope_scaling must be like \(1.0, ...\), not \('a', 1, 1, 1\)"),
+        ({"model": {"encoder": 5}}, r"model.encoder must be like \(\(\('text', ...\), 1\), ...\), not 5"),
+        ({"data": {"curriculum": 5}}, r"data.curriculum must be like \(\(1, {...}\), ...\), not 5"),
+        ({"data": {"corpus": "task:mqar", "curriculum": [[0, {}]]}}, "data.curriculum must be like"),
+        ({"data": {"corpus": "task:mqar", "task": 5}}, "data.task is a group of keys"),
     ],
 )
 def test_mistakes_are_named(values, message):
     with pytest.raises(UserError, match=message):
         configure(values)
+
+
+@pytest.mark.parametrize("stacks", [(("window",), 1), "window", 5, None, [["window", 1]], [[["window", 1], 1]], [[[], 1.5]]])
+@pytest.mark.parametrize("groups", ["1", 1.5, True, 0, -1])
+def test_near_misses_of_stacks_show_the_right_form(stacks, groups):
+    for wrong in (stacks, ((("window",), groups),)):
+        for read in (lambda model: configure({"model": model}), lambda model: get_config(model=model)):
+            with pytest.raises(UserError, match=r"^model.stacks must be like \(\(\('window',\), 4\),\), not ") as error:
+                read({"stacks": wrong})
+            assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "wrong"),
+    [
+        ("optim", "lr", (-1, math.nan, math.inf)),
+        ("optim", "b1", (-0.1, 1)),
+        ("optim", "b2", (-0.1, 1)),
+        ("optim", "warmup", (-1,)),
+        ("optim", "weight_decay", (-1, math.nan)),
+        ("optim", "clip", (-1,)),
+        ("optim", "final_lr", (-1,)),
+        ("optim", "new_lr", (-1,)),
+        ("optim", "label_smoothing", (-0.1, 1)),
+        ("model", "dropout", (-0.1, 1, math.nan)),
+        ("model", "norm_epsilon", (-1e-6,)),
+        ("model", "rope_base", (0, math.nan)),
+        ("data", "mask", (-0.1, 1)),
+        ("eval", "every", (-1,)),
+        ("eval", "generate", (-1,)),
+        ("checkpoint", "keep", (0,)),
+        ("mesh", "data", (-1,)),
+    ],
+)
+def test_numbers_outside_their_range_are_refused(group, key, wrong):
+    for number in wrong:
+        with pytest.raises(UserError, match=rf"^{group}.{key} must be "):
+            configure({group: {key: number}})
+    configure({group: {key: getattr(getattr(Config(), group), key)}})  # control
+
+
+def test_numbers_of_numpy_and_paths_are_as_python_has_them():
+    values = {"train": {"steps": np.int64(3)}, "optim": {"lr": np.float32(0.5)}, "model": {"tied": np.bool_(False)}}
+    values |= {"seed": jnp.uint32(7), "data": {"cache": Path("cache")}}
+    config = configure(values)
+    assert config == configure(
+        {"train": {"steps": 3}, "optim": {"lr": 0.5}, "model": {"tied": False}, "seed": 7, "data": {"cache": "cache"}}
+    )
+    assert json.dumps(to_json(config)) == json.dumps(to_json(configure(to_json(config))))
+    assert configure(get_config(train={"steps": np.int64(3)})).train.steps == 3
+
+
+def test_a_setting_is_checked_by_its_hint_in_any_mechanism(monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Settings:
+        sizes: tuple[int, ...] = (1, 2)
+
+    monkeypatch.setitem(MEMORIES, "window", SimpleNamespace(**vars(MEMORIES["window"]) | {"Config": Settings}))
+    with pytest.raises(UserError, match=r"memory.window.sizes must be like \(1, 2\), not \['a'\]"):
+        configure({"memory": {"window": {"sizes": ["a"]}}})
 
 
 def test_a_bad_argument_of_a_config_file_is_named():

@@ -69,5 +69,6 @@ def run(argv: list[str]) -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"memtx: {message}", file=sys.stderr)
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    print(f"memtx: {line}", file=sys.stderr)
     sys.exit(2)

@@ -30,7 +30,7 @@ def define(values):
     flags.DEFINE_float("temperature", 0.8, "", flag_values=values)
     flags.DEFINE_integer("top_k", 0, "", flag_values=values)
     flags.DEFINE_float("top_p", 0.95, "", flag_values=values)
-    flags.DEFINE_integer("seed", 0, "", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "", lower_bound=0, upper_bound=2**32 - 1, flag_values=values)
     flags.DEFINE_integer("beams", 1, "", lower_bound=1, flag_values=values)
     flags.DEFINE_float("length_penalty", 1.0, "", flag_values=values)
     flags.DEFINE_multi_string("stop", [], "", flag_values=values)

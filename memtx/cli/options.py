@@ -19,19 +19,31 @@ def parse(values: flags.FlagValues, command: str, rest: list[str]) -> flags.Flag
     program, sys.argv = sys.argv, [f"memtx {command}", *rest]  # config_flags looks for overrides there
     try:
         left = values(sys.argv)[1:]
-    except (KeyError, AttributeError) as error:  # how ml_collections refuses a key
-        names = re.findall(r"\w+", str(error).replace("\\n", " "))
-        near = f"; did you mean {names[names.index('mean') + 1]}?" if "mean" in names else ""
-        raise UserError(f"unknown config key {names[0]!r}{near}") from None
+    except (KeyError, AttributeError, IndexError, ValueError):
+        if spec is not None:
+            _check_keys(spec, rest)
+        raise
+    except SyntaxError as error:
+        raise UserError(f"cannot read the config file: {error}") from None
     except flags.IllegalFlagValueError as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
+        if "Error whilst parsing config file" in str(error):  # a traceback follows
+            raise UserError(f"{spec} fails with {str(error).strip().splitlines()[-1]}") from None
         raise
     finally:
         sys.argv = program
     if left:
         raise UserError(f"unexpected argument {left[0]!r}; options are written --name=value")
     return values
+
+
+def _check_keys(spec: str, rest: list[str]) -> None:
+    """UserError for the first `--config.KEY=VALUE` whose key the config file does not have."""
+    from memtx.config import load_config, override
+
+    keys = [arg.removeprefix("--config.").partition("=")[0] for arg in rest if arg.startswith("--config.")]
+    override(load_config(spec), dict.fromkeys(keys))
 
 
 def needed(values: flags.FlagValues, name: str, example: str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -22,7 +23,7 @@ class Sampling:
     top_p: float = 0.95
 
     def __post_init__(self):
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:
             raise UserError(f"temperature must be 0 or more, not {self.temperature}")
         if self.top_k < 0:
             raise UserError(f"top_k must be 0 (all tokens) or more, not {self.top_k}")

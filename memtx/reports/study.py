@@ -27,8 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memtx.config import to_dataclass
 from memtx.errors import UserError, check_known
+from memtx.fields import to_dataclass
 from memtx.reports.runs import BUDGETS, MISSING, Run
 from memtx.sweep.spec import load_sweep
 

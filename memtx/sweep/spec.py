@@ -25,8 +25,9 @@ from typing import Any
 
 import ml_collections
 
-from memtx.config import Config, configure, load_config, to_json
-from memtx.errors import UserError, check_known
+from memtx.config import Config, configure, load_config, override, to_json
+from memtx.errors import UserError
+from memtx.fields import plain
 from memtx.plan import check_target
 from memtx.training.workdir import differences
 
@@ -98,35 +99,19 @@ def load_sweep(path: str | Path) -> Sweep:
 def _run(base: str, common: Mapping[str, Any], overrides: Any) -> Run:
     if not isinstance(overrides, Mapping) or not all(isinstance(key, str) for key in overrides):
         raise UserError(f"sweep() yields dicts of dotted overrides, not {overrides!r}")
-    overrides = dict(overrides)
+    overrides = plain(overrides)
     try:
         spec = str(overrides.get("config", base))
-        name = _name(base, spec, overrides)
-        given = {**common, **overrides}
+        given = {**plain(common), **overrides}
         config = override(load_config(spec), {key: value for key, value in given.items() if key not in RESERVED})
         match, solve = dict(given.get("match", {})), given.get("solve", "")
         values = config.to_dict()
         configure(values)
         check_target(values, match, solve)
+        name = _name(base, spec, overrides)
     except (UserError, TypeError) as error:
         raise UserError(f"run {overrides}: {error}") from None
     return Run(name, overrides, spec, values, match, solve)
-
-
-def override(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """The config with dotted keys set. UserError for one that it does not have, with the nearest that it has."""
-    for key, value in overrides.items():
-        *path, last = key.split(".")
-        group = config
-        for i, name in enumerate(path):
-            check_known(name, group, f"config group {'.'.join(path[:i])}".strip())
-            group = group[name]
-            if not isinstance(group, ml_collections.ConfigDict):
-                raise UserError(f"{'.'.join(path[: i + 1])} is not a group of keys")
-        check_known(last, group, f"key in {'.'.join(path)}" if path else "config key")
-        with group.ignore_type():  # `configure` checks types, with better words
-            group[last] = value
-    return config
 
 
 def _name(base: str, spec: str, overrides: Mapping[str, Any]) -> str:

@@ -1,5 +1,7 @@
 """Sweep files: every run is checked, and named for good, before anything runs."""
 
+import json
+
 import pytest
 
 from memtx.config import to_json
@@ -32,6 +34,15 @@ def test_another_argument_of_the_config_is_in_the_name_and_in_the_settings(sweep
     assert list(run.config.model.memory) == ["xl"]
 
 
+def test_numbers_of_numpy_give_the_runs_that_python_numbers_give(sweep_file):
+    runs = "[{'seed': SEED, 'optim.lr': RATE, 'model.tied': TIED, 'match': {'params': PARAMS}}]"
+    numpy = "import numpy as np; SEED, RATE, TIED, PARAMS = np.int64(3), np.float64(0.5), np.bool_(True), np.int64(9000)"
+    [run] = load_sweep(sweep_file(runs, numpy)).runs.values()
+    [other] = load_sweep(sweep_file(runs, "SEED, RATE, TIED, PARAMS = 3, 0.5, True, 9000")).runs.values()
+    assert (run.name, run.overrides, run.match, run.values) == (other.name, other.overrides, other.match, other.values)
+    assert json.dumps(run.overrides) == json.dumps(other.overrides)
+
+
 def test_names_are_folders(sweep_file):
     (run,) = load_sweep(sweep_file("[{'eval.prompt': '../../a b:c'}]")).runs.values()
     assert "/" not in run.name
@@ -46,6 +57,12 @@ def test_names_are_folders(sweep_file):
         ("[{'sed': 1}]", "did you mean seed"),
         ("[{'optim.lr.x': 1}]", "optim.lr is not a group"),
         ("[{'optim.lr': 'fast'}]", "optim.lr must be float"),
+        ("[{'optim.lr': -1}]", "optim.lr must be at least 0"),
+        ("[{'seed': -1}]", "seed must be at least 0"),
+        ("[{'seed': 2**32}]", "seed must be in"),
+        ("[{'seed': {1}}]", "seed must be int"),
+        ("[{'model.stacks': [['window'], 1]}]", "model.stacks must be like"),
+        ("[{'match': {'params': float('nan')}}]", "finite number above 0"),
         ("[{'model.num_heads': 3}]", "does not divide"),
         ("[{'config': 'configs/none.py'}]", "no config file"),
         ("[{'config': 'configs/task.py:memory=xxl'}]", "did you mean xl"),

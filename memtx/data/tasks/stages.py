@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from memtx.config import Config, Data, task_class, to_dataclass
+from memtx.config import Config, Data, task_class
 from memtx.data.tasks.base import Task
 from memtx.errors import UserError
+from memtx.fields import to_dataclass
 
 
 def stages(data: Data) -> list[tuple[int, Task]]:
