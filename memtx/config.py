@@ -71,7 +71,7 @@ class Data:
     tokenizer: str = "bytes"  # bytes | bpe:SIZE | pretrained:NAME
     segment: Count = 128  # T, tokens of one call
     task: Any = field(default_factory=dict)  # settings of a task: its Config, by name in files
-    curriculum: tuple[tuple[Count, Mapping[str, Any]], ...] = ()  # of a task: stages (steps, settings) that come before those of `task`
+    curriculum: tuple[tuple[Count, Mapping[str, Any]], ...] = ()  # of a task: (steps, settings) of the stages before `task`
     examples: Natural = 0  # of a task: train on this many different ones; 0: ever new ones
     mask: Share = 0.0  # share of a text's tokens that are hidden and asked for, of model.output=masked_lm
     cache: str = "~/.cache/memtx"

@@ -66,7 +66,10 @@ def to_dataclass(cls, values: Mapping, path: str = ""):
 
 
 def fitted(value: Any, hint: Any, name: str, default: Any = None) -> Any:
-    """The value as the type hint has it. UserError, with `name` and the form of `default` or of the hint, if it does not fit."""
+    """The value as the type hint has it. UserError, with `name` and the right form, if it does not fit.
+
+    default: an example of a tuple's form, in place of one made from the hint.
+    """
     if dataclasses.is_dataclass(hint) and not isinstance(value, typing.cast(type, hint)):
         return to_dataclass(hint, value, name)
     try:

@@ -10,6 +10,7 @@ import numpy as np
 
 from memtx.data.tokenizers import Tokenizer
 from memtx.errors import UserError
+from memtx.fields import Seed, fitted
 from memtx.generate.beam import beam_search
 from memtx.generate.sampling import Sampling
 from memtx.generate.writer import CHUNK, LOOK, Writer
@@ -86,6 +87,7 @@ def _stream(
 ) -> Generator[list[str], None, LMState]:
     """Yields what was written of each row since the last time."""
     lm.check_next_token()
+    fitted(seed, Seed, "seed")
     if beams < 1:
         raise UserError(f"beams must be 1 or more, not {beams}")
     if source is not None and len(source) != len(prompts):

@@ -32,7 +32,7 @@ from memtx.errors import UserError
 from memtx.provenance import machine, versions
 from memtx.training.seal import faults, write_seal
 from memtx.training.trees import mismatches, named_leaves, read_tree, spec, tree_handler
-from memtx.training.workdir import claim
+from memtx.training.workdir import checkpoints_of, claim, steps_in
 
 # Orbax logs each inner event, failures with tracebacks; those reach us as exceptions. All else that uses absl is let through.
 logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
@@ -70,7 +70,7 @@ class Checkpointer:
             raise UserError(f"checkpoint.keep must be at least 1, not {keep}")
         self.workdir, self.config, self.warn = Path(workdir).absolute(), _plain(config), warn
         self._lock = claim(self.workdir, self.config) if jax.process_index() == 0 else None
-        self._folder = _folder(self.workdir)
+        self._folder = checkpoints_of(self.workdir)
         self._sealing = -1
         self._keep = _Keep(keep, {})
         self._manager = ocp.CheckpointManager(
@@ -179,7 +179,7 @@ def restore(workdir: str | Path, *, params=None, opt_state=None, memory=None, wa
 
     Damaged newer steps are named to `warn`. Raises UserError if there is no sound step, or a tree does not match.
     """
-    folder = _folder(workdir)
+    folder = checkpoints_of(workdir)
     step = folder / str(_newest_sound(folder, warn))
     meta = _read_json(step / "meta")
     wanted = {item: tree for item, tree in zip(ARRAYS, (params, opt_state, memory), strict=True) if tree is not None}
@@ -199,8 +199,8 @@ def restore(workdir: str | Path, *, params=None, opt_state=None, memory=None, wa
 
 def read_meta(workdir: str | Path) -> dict:
     """meta of the newest step whose meta is sound (see `Checkpointer.save`), without reading arrays. Raises UserError."""
-    folder = _folder(workdir)
-    for step in reversed(_steps(folder)):
+    folder = checkpoints_of(workdir)
+    for step in reversed(steps_in(folder)):
         if not faults(folder / str(step), "meta"):
             return _read_json(folder / str(step) / "meta")
     raise UserError(f"no checkpoint in {folder}")
@@ -209,19 +209,11 @@ def read_meta(workdir: str | Path) -> dict:
 # --- folders --------------------------------------------------------------------------------------------------------------
 
 
-def _folder(workdir: str | Path) -> Path:
-    return Path(workdir).absolute() / "checkpoints"
-
-
-def _steps(folder: Path) -> list[int]:
-    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
-
-
 def _newest_sound(folder: Path, warn: Warn) -> int:
     """Process 0 looks and the others are told."""
     none, unsound = -1, -2
     found, reports = none, []
-    for step in reversed(_steps(folder)) if jax.process_index() == 0 else ():
+    for step in reversed(steps_in(folder)) if jax.process_index() == 0 else ():
         wrong = faults(folder / str(step))
         found = unsound if wrong else step
         if not wrong:

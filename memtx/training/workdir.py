@@ -25,7 +25,8 @@ class InUse(UserError):
 def claim(workdir: Path, config: Mapping) -> BaseFileLock:
     """Make the folder if need be, lock it, and note in it that it is this config's run. Release what is returned at the end.
 
-    Raises UserError if it holds something else, or the run of a config that differs in more than FREE, or is in use.
+    Raises UserError if it holds something else, or the run of a config that differs in more than FREE, or is in use, or if
+    the run is past the config's last step.
     """
     path = workdir / "config.json"
     if workdir.exists() and not path.exists():
@@ -36,6 +37,7 @@ def claim(workdir: Path, config: Mapping) -> BaseFileLock:
     try:
         if path.exists():
             _check_same(config, _read(path), workdir)
+            _check_steps(config["train"]["steps"], workdir)
         write_atomic(path, json.dumps(config, indent=2) + "\n")
     except BaseException as e:
         lock.release()
@@ -83,6 +85,22 @@ def _read(path: Path) -> dict:
 def _check_same(here: Mapping, there: Mapping, workdir: Path) -> None:
     if different := differences(here, there):
         raise UserError(f"{workdir} is the run of another config ({'; '.join(different)}); choose another workdir")
+
+
+def _check_steps(last: int, workdir: Path) -> None:
+    step = max(steps_in(checkpoints_of(workdir)), default=0)
+    if step > last:
+        raise UserError(f"{workdir} is at step {step}, past train.steps={last}; set train.steps={step} or more")
+
+
+def checkpoints_of(workdir: str | Path) -> Path:
+    """The folder of a run's checkpoints."""
+    return Path(workdir).absolute() / "checkpoints"
+
+
+def steps_in(folder: Path) -> list[int]:
+    """The steps that have a checkpoint there, damaged or not, in order."""
+    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
 
 
 def differences(here: Mapping, there: Mapping, free: tuple[str, ...] = FREE) -> list[str]:

@@ -74,6 +74,14 @@ def test_a_finished_run_is_not_trained_further(whole, root):
     assert (lines(workdir), bits(workdir)) == before
 
 
+def test_a_run_past_the_last_step_is_one_line_and_stays_as_it_is(whole, root):
+    workdir, _ = whole
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"is at step 6, past train.steps=4; set train.steps=6 or more$"):
+        train(tiny(root, "xl", train={"steps": 4}), workdir, say=lambda _: None)
+    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 def test_a_run_told_to_stop_saves_and_goes_on_bit_identically(whole, root, tmp_path, told):
     workdir, _ = whole
