@@ -74,7 +74,7 @@ class Data:
     curriculum: tuple[tuple[Count, Mapping[str, Any]], ...] = ()  # of a task: (steps, settings) of the stages before `task`
     examples: Natural = 0  # of a task: train on this many different ones; 0: ever new ones
     mask: Share = 0.0  # share of a text's tokens that are hidden and asked for, of model.output=masked_lm
-    cache: str = "~/.cache/memtx"
+    cache: str = ""  # "": the folder of the variable MEMTX_CACHE, or ~/.cache/memtx
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,18 @@ def complete_task(data: Data) -> Data:
     if data.tokenizer != "bytes" or data.mask:
         raise UserError("a task brings its own tokens and asks; leave data.tokenizer at bytes and data.mask at 0")
     task = data.task if isinstance(data.task, cls) else to_dataclass(cls, data.task, "data.task")
+    if getattr(task, "cache", None) == "":
+        task = dataclasses.replace(task, cache=data.cache)
     return dataclasses.replace(data, task=task)
+
+
+def with_cache(config: Config, cache: str | None) -> Config:
+    """The config with another cache, for its task too; the same config for None."""
+    if cache is None:
+        return config
+    task = config.data.task
+    task = dataclasses.replace(task, cache=cache) if hasattr(task, "cache") else task
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, cache=cache, task=task))
 
 
 def task_class(name: str):

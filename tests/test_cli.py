@@ -1,6 +1,8 @@
 """The command line works from a shell, and every mistake ends with one line and status 2."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,12 +53,21 @@ def fails(capsys, *argv: str) -> str:
         (["train", "--config=configs/lm.py", "--config.mesh.model=3", "--workdir=W"], "mesh.model"),
         (["train", "--config=configs/lm.py", "--confg=1", "--workdir=W"], "Unknown command line flag"),
         (["train", "configs/lm.py"], "unexpected argument"),
+        (["train", "--config=configs/lm.py", "--config.model.stacks=(('window',),1)", "--workdir=W"], "model.stacks must be like"),
+        (["train", "--config=configs/lm.py", "--config.model.stacks[0]=5", "--workdir=W"], "unknown key in model 'stacks[0]'"),
+        (["train", "--config=configs/lm.py", "--config.seed.x=5", "--workdir=W"], "seed is not a group of keys"),
+        (["train", "--config=configs/lm.py", "--config.=5", "--workdir=W"], "unknown config key ''"),
+        (["train", "--config=configs/lm.py", "--config.optim.lr=-1", "--workdir=W"], "optim.lr must be at least 0"),
+        (["train", "--config=configs/lm.py:data=textdir:a\nb", "--workdir=W"], r"a\nb is not a folder"),
         (["eval", "--workdir=W"], "not the workdir of a run"),
         (["eval", "--workdir=W", "--split=tset"], "split"),
         (["eval", "--workdir=W", "--config=configs/lm.py"], "not both"),
         (["eval", "--config=configs/lm.py", "--task=pairs=3"], "--task for tasks"),
         (["generate", "--workdir=W"], "not the workdir of a run"),
         (["generate", "--workdir=W", "--temperature=-1"], "temperature must be"),
+        (["generate", "--workdir=W", "--temperature=nan"], "temperature must be"),
+        (["generate", "--workdir=W", "--seed=-1"], "seed"),
+        (["generate", "--workdir=W", "--seed=4294967296"], "seed"),
         (["generate", "--workdir=W", "--max_tokens=0"], "max_tokens"),
         (["plan", "--config=configs/lm.py", "--match=parms=1"], "did you mean params"),
         (["sweep"], "--sweep is missing"),
@@ -119,6 +130,56 @@ def test_list_shows_a_mechanism_with_its_settings_and_card(capsys):
     assert "did you mean xl" in fails(capsys, "list", "--memory=xxl")
 
 
+HOMELESS = """
+import contextlib, io, json, pwd, sys
+from memtx import cli
+
+def getpwuid(uid):
+    raise KeyError(uid)
+
+pwd.getpwuid = getpwuid
+for argv in json.loads(sys.argv[1]):
+    status, out, err = 0, io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            cli.main(argv)
+        except SystemExit as stop:
+            status = stop.code
+    print(json.dumps([status, out.getvalue(), err.getvalue()]))
+"""
+
+
+def test_a_user_without_a_home_folder_can_name_a_cache(tmp_path):
+    corpus = f"--corpus=textdir:{write_texts(tmp_path / 'texts')}"
+    config = f"--config=configs/lm.py:size=micro,data=textdir:{tmp_path / 'texts'}"
+    fine = [
+        ["list", "--memory=xl"],
+        ["data", corpus, f"--cache={tmp_path / 'a'}"],
+        ["plan", config, f"--config.data.cache={tmp_path / 'b'}"],
+        ["plan", config, f"--cache={tmp_path / 'c'}"],
+    ]
+    refused = [["data", corpus], ["plan", config], ["data", "--corpus=textdir:~/texts", f"--cache={tmp_path / 'd'}"]]
+    command = [sys.executable, "-c", HOMELESS, json.dumps([*fine, *refused])]
+    environment = {"PATH": os.environ["PATH"], "JAX_PLATFORMS": "cpu", "MPLCONFIGDIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [status for status, *_ in found] == [0] * len(fine) + [2] * len(refused), found
+    assert [error.count("\n") for _, _, error in found[len(fine) :]] == [1, 1, 1]
+    assert "--cache=DIR, data.cache or MEMTX_CACHE" in found[-2][2]
+    assert "no home folder is known for '~/texts'" in found[-1][2]
+    assert all((tmp_path / name / "corpora").exists() for name in "abc")
+
+
+def test_the_variable_names_the_default_cache_and_an_option_another(tmp_path, monkeypatch, capsys):
+    corpus = f"--corpus=textdir:{write_texts(tmp_path / 'texts')}"
+    monkeypatch.setenv("MEMTX_CACHE", str(tmp_path / "default"))
+    cli.main(["data", corpus])
+    assert str(tmp_path / "default" / "corpora") in capsys.readouterr().out
+    cli.main(["data", corpus, f"--cache={tmp_path / 'other'}"])
+    assert str(tmp_path / "other" / "corpora") in capsys.readouterr().out
+    assert os.environ["MEMTX_CACHE"] == str(tmp_path / "default")
+
+
 def test_train_eval_and_generate_from_a_shell(tmp_path):
     texts, workdir = write_texts(tmp_path / "texts"), tmp_path / "run"
 
@@ -150,6 +211,11 @@ def test_train_eval_and_generate_from_a_shell(tmp_path):
     evaluation = json.loads(memtx("eval", f"--workdir={workdir}", "--split=test", "--segments=2", "--format=json"))
     assert evaluation["step"] == 3
     assert evaluation["eval/bits_per_byte"] > 0
+    shutil.rmtree(tmp_path / "cache")
+    again = ["eval", f"--workdir={workdir}", "--split=test", "--segments=2", "--format=json", f"--cache={tmp_path / 'another'}"]
+    assert json.loads(memtx(*again)) == evaluation
+    assert (tmp_path / "another").exists()
+    assert not (tmp_path / "cache").exists()
     text = memtx("generate", f"--workdir={workdir}", "--prompt=The", "--max_tokens=4", "--temperature=0")
     assert text.startswith("The")
     assert text == memtx("generate", f"--workdir={workdir}", "--prompt=The", "--max_tokens=4", "--temperature=0")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from pathlib import Path
 
 import jax
 from absl import flags
 
 from memtx.cli import data, evaluate, generate, memories, plan, report, sweep, train
-from memtx.cli.options import parse
+from memtx.cli.options import default_cache, parse
+from memtx.data.cache import root
 from memtx.errors import UserError, check_known
 from memtx.training.cpu import keep_pages
 
@@ -27,7 +27,11 @@ COMMANDS = {
 }
 
 HELP = "memtx: Transformers with long-term memory\n\n" + "\n".join(command.HELP for command in COMMANDS.values())
-HELP += "\nA run that was killed goes on when the same command is given again. Mistakes end with one line and exit status 2.\n"
+HELP += """
+Every command takes --cache=DIR: corpora, packages and compiled programs are kept there, and not in ~/.cache/memtx, which the
+variable MEMTX_CACHE changes too.
+A run that was killed goes on when the same command is given again. Mistakes end with one line and exit status 2.
+"""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -42,9 +46,11 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:  # `memtx list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno == errno.ENOSPC:
+            _fail(f"the disk is full: {error.filename or error}")
+        if not error.filename:
             raise
-        _fail(f"the disk is full: {error.filename or error}")
+        _fail(f"{error.strerror}: {error.filename}")
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -61,11 +67,24 @@ def run(argv: list[str]) -> None:
         return
     chosen = COMMANDS[command]
     keep_pages()
-    jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/memtx/compiled").expanduser()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # many small programs are seconds too
     values = flags.FlagValues()
     chosen.define(values)
-    chosen.act(parse(values, command, rest))
+    flags.DEFINE_string("cache", None, "", flag_values=values)
+    with default_cache(rest):
+        _keep_compiled()
+        chosen.act(parse(values, command, rest))
+
+
+def _keep_compiled() -> None:
+    """Compiled programs are kept in the cache, unless it cannot be written."""
+    try:
+        folder = root("") / "compiled"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (UserError, OSError):
+        return
+    if os.access(folder, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # many small programs are seconds too
 
 
 def _fail(message: str) -> None:

@@ -43,7 +43,7 @@ def act(values):
         evaluation = evaluate_config(config, **given)
     else:
         workdir = needed(values, "workdir", "runs/first")
-        evaluation, step = evaluate_run(workdir, **given)
+        evaluation, step = evaluate_run(workdir, cache=values["cache"].value, **given)
     if values["format"].value == "json":
         print(json.dumps({"step": step, **evaluation.metrics(), **dataclasses.asdict(evaluation)}))
         return

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import os
 import re
 import sys
 from pathlib import Path
 
 from absl import flags
 
+from memtx.data.cache import VARIABLE
 from memtx.errors import UserError
 
 
@@ -36,6 +39,21 @@ def parse(values: flags.FlagValues, command: str, rest: list[str]) -> flags.Flag
     if left:
         raise UserError(f"unexpected argument {left[0]!r}; options are written --name=value")
     return values
+
+
+@contextlib.contextmanager
+def default_cache(rest: list[str]):
+    """The folder of --cache or --config.data.cache is the default for all that reads or fills a cache, config files too."""
+    before = os.environ.get(VARIABLE)
+    for name, _, value in (arg.partition("=") for arg in rest):
+        if value and name in ("--config.data.cache", "--cache"):
+            os.environ[VARIABLE] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(VARIABLE, None)
+        if before is not None:
+            os.environ[VARIABLE] = before
 
 
 def _check_keys(spec: str, rest: list[str]) -> None:

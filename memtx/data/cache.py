@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from memtx.errors import UserError
+
+VARIABLE = "MEMTX_CACHE"
 
 
 def built(folder: Path, build: Callable[[Path], None]) -> Path:
@@ -43,8 +46,20 @@ def _build(part: Path, build: Callable[[Path], None]) -> None:
 
 
 def root(cache: str | Path) -> Path:
-    """The cache's folder, `~` expanded."""
-    return Path(cache).expanduser().absolute()
+    """The cache's folder. "" is the folder that the variable MEMTX_CACHE names, or else ~/.cache/memtx."""
+    path = cache or os.environ.get(VARIABLE) or "~/.cache/memtx"
+    try:
+        return absolute(path)
+    except UserError as error:
+        raise UserError(f"no folder for the cache: {error}, in --cache=DIR, data.cache or {VARIABLE}") from None
+
+
+def absolute(path: str | Path) -> Path:
+    """With `~` expanded. UserError if the user has no home folder."""
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError:
+        raise UserError(f"no home folder is known for {str(path)!r}; give a path without ~") from None
 
 
 def digest(*parts: object) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memtx.data import packages
-from memtx.data.cache import built, digest, root
+from memtx.data.cache import absolute, built, digest, root
 from memtx.errors import UserError, check_known
 
 Documents = dict[str, Path | zipfile.Path]  # by document id
@@ -118,7 +118,7 @@ def _standard_library(argument: str, cache: Path) -> Documents:
 
 
 def _folder(argument: str, cache: Path) -> Documents:
-    folder = Path(argument).expanduser().absolute()
+    folder = absolute(argument)
     if not folder.is_dir():
         raise UserError(f"corpus textdir: {folder} is not a folder")
     found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from memtx.config import Config, Mesh, configure
+from memtx.config import Config, Mesh, configure, with_cache
 from memtx.errors import UserError
 from memtx.loading import load_run
 from memtx.models.lm import build
@@ -24,13 +24,15 @@ def evaluate_run(
     segments: int | None = None,
     examples: int | None = None,
     task: Mapping | None = None,
+    cache: str | None = None,
 ) -> tuple[Result, int]:
     """-> (result, step). What is None is as in the run's own config. UserError if the run is not of the kind that is asked for.
 
     segments: of text; 0 reads all of it. examples: of a task, how many. task: settings in which it differs from `data.task`.
+    cache: another folder than the run's `data.cache`.
     """
     run = load_run(Path(workdir))
-    config = _changed(run.config, str(workdir), split=split, segments=segments, examples=examples, task=task)
+    config = _changed(with_cache(run.config, cache), str(workdir), split=split, segments=segments, examples=examples, task=task)
     data = source(config, run.tokenizer)
     data.check(run.lm)
     return data.evaluator(run.lm, Layout(config.mesh))(run.params), run.step

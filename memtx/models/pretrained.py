@@ -31,7 +31,6 @@ from memtx.patterns import layers
 
 FAMILIES: tuple[ModuleType, ...] = (llama, gpt2, bert, t5)
 CONTEXT = 2048  # tokens that full attention keeps, unless it is told otherwise
-CACHE = "~/.cache/memtx"
 HEAD = "lm_head.weight"  # the name of a head in every family that can have its own
 # what the user chooses of a Model
 FREE = (
@@ -52,7 +51,7 @@ FREE = (
 )
 
 
-def settings(name: str, *, context: int = CONTEXT, cache: str | Path = CACHE, **changes) -> Model:
+def settings(name: str, *, context: int = CONTEXT, cache: str | Path = "", **changes) -> Model:
     """The Model of a pretrained model: a folder, a .gguf file, "smollm2" and the like, or a name of the hub.
 
     context: tokens that full attention keeps, at most those that the model was made for. changes: other values for those
@@ -106,7 +105,7 @@ def _has_own_head(weights: Weights, names: Names) -> bool:
 # --- from theirs to ours ------------------------------------------------------------------------------------------------------
 
 
-def load_params(lm: LM, key: Array, *, cache: str | Path = CACHE) -> Params:
+def load_params(lm: LM, key: Array, *, cache: str | Path = "") -> Params:
     """Parameters of a model whose `pretrained` names the weights; what those do not have (a memory) is drawn from the key.
 
     Tensors are read one by one, so that hardly more than the weights is in host memory. UserError, before any tensor is
@@ -116,7 +115,7 @@ def load_params(lm: LM, key: Array, *, cache: str | Path = CACHE) -> Params:
     return _with_new(lm, _read(lm, found, weights, called), key)
 
 
-def new_parameters(lm: LM, *, cache: str | Path = CACHE) -> list[str]:
+def new_parameters(lm: LM, *, cache: str | Path = "") -> list[str]:
     """The paths of those that the pretrained weights do not have: a head, a memory. UserError as `load_params`."""
     _, found, _ = _found(lm, cache)
     theirs = {path for place in found for path, *_ in place.ours}

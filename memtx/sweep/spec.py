@@ -32,7 +32,7 @@ from memtx.plan import check_target
 from memtx.training.workdir import differences
 
 RESERVED = ("config", "match", "solve")
-UNREAD = ("train.log_every", "checkpoint", "mesh", "data.cache")  # in the config, but not in the result
+UNREAD = ("train.log_every", "checkpoint", "mesh", "data.cache", "data.task.cache")  # in the config, but not in the result
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,7 +52,7 @@ def train(config: ml_collections.ConfigDict | Mapping | Config, workdir: str | P
     data = source(config)
     lm = build(config.model, vocab_size=data.tokenizer.vocab_size)
     data.check(lm)
-    tx = optimizer(config.optim, config.train.steps, lm)
+    tx = optimizer(config.optim, config.train.steps, lm, cache=config.data.cache)
     stream = data.stream()
 
     with Checkpointer(workdir, to_json(config), keep=config.checkpoint.keep, warn=say) as checkpoints:

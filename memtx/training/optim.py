@@ -32,9 +32,9 @@ def schedule(optim: Optim, steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, optim.lr, warmup), after], [warmup])
 
 
-def optimizer(optim: Optim, steps: int, lm: LM) -> optax.GradientTransformation:
-    """Clip, precondition, decay, scale: one optax chain, for the parameters that are trained."""
-    chain = _chain(optim, steps, lm)
+def optimizer(optim: Optim, steps: int, lm: LM, cache: str = "") -> optax.GradientTransformation:
+    """Clip, precondition, decay, scale: one optax chain, for the parameters that are trained. cache: as in data.cache."""
+    chain = _chain(optim, steps, lm, _factors(optim, lm, cache))
     if not optim.train:
         return chain
     labels = jax.tree.map(lambda t: "trained" if t else "frozen", trained(optim, lm))
@@ -54,9 +54,8 @@ def trained(optim: Optim, lm: LM) -> Params:
     return jax.tree.unflatten(jax.tree.structure(lm.abstract_params), chosen)
 
 
-def _chain(optim: Optim, steps: int, lm: LM) -> optax.GradientTransformation:
+def _chain(optim: Optim, steps: int, lm: LM, factors: Params) -> optax.GradientTransformation:
     decays = jax.tree.map(lambda label: "no_decay" not in label, lm.declared("optim", ""))
-    factors = _factors(optim, lm)
     parts = [optax.clip_by_global_norm(optim.clip)] if optim.clip else []
     parts.append(_precondition(optim, lm, decays))
     if optim.weight_decay:
@@ -67,12 +66,12 @@ def _chain(optim: Optim, steps: int, lm: LM) -> optax.GradientTransformation:
     return optax.chain(*parts)
 
 
-def _factors(optim: Optim, lm: LM) -> Params:
+def _factors(optim: Optim, lm: LM, cache: str) -> Params:
     """Per parameter, how fast it learns. UserError if `new_lr` is set and nothing is new beside pretrained weights."""
     factors = lm.declared("lr", 1.0)
     if optim.new_lr == 1.0:
         return factors
-    new = set(new_parameters(lm)) if lm.model.pretrained else set()
+    new = set(new_parameters(lm, cache=cache)) if lm.model.pretrained else set()
     if not new:
         raise UserError(f"optim.new_lr={optim.new_lr} needs a pretrained model with new parameters beside it; set optim.lr")
     paths = jax.tree.unflatten(jax.tree.structure(factors), list(flat(lm.abstract_params)))

@@ -15,7 +15,8 @@ from memtx.memory import MEMORIES
 
 LOCK, RECORD, LOG = ".lock", "run.json", "log.txt"
 OURS = (LOCK, RECORD, LOG)  # may be in the folder of a run that has not begun: a sweep's record of it and what it printed
-FREE = ("train.steps", "train.log_every", "eval", "checkpoint", "mesh", "data.cache")  # what a resumed run may change
+# The keys that a resumed run may change.
+FREE = ("train.steps", "train.log_every", "eval", "checkpoint", "mesh", "data.cache", "data.task.cache")
 
 
 class InUse(UserError):
@@ -77,9 +78,9 @@ def _part(path: Path) -> Path:
 
 def _read(path: Path) -> dict:
     try:
-        return json.loads(path.read_text())
-    except ValueError:
-        raise UserError(f"{path} is damaged: it is not JSON; choose another workdir") from None
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError):
+        raise UserError(f"{path} is damaged: it is no JSON object; choose another workdir") from None
 
 
 def _check_same(here: Mapping, there: Mapping, workdir: Path) -> None:

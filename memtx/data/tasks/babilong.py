@@ -16,11 +16,11 @@ from __future__ import annotations
 import dataclasses
 import re
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from memtx.data.cache import absolute
 from memtx.data.tasks.base import TextTask, check, tenth
 from memtx.data.tasks.words import adjectives, insert, nouns, pick, verbs
 from memtx.errors import UserError, check_known
@@ -201,7 +201,7 @@ def noise(rng) -> str:
 def sentences(path: str) -> list[str]:
     """The sentences of a text file that have ten words or more."""
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        text = absolute(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read data.task.background: {error}") from None
     found = [" ".join(s.split()) for s in re.split(r"(?<=[.!?])\s+", text)]

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from memtx.data import tokenizers
-from memtx.data.cache import digest
+from memtx.data.cache import absolute, digest
 from memtx.data.corpora import by_hash
 from memtx.data.hub import find
 from memtx.data.tasks.base import SPLITS, Example, Task
@@ -39,7 +39,7 @@ class FileTask(Task):
     class Config:
         path: str = ""  # a folder, or a file
         tokenizer: str = "bytes"  # bytes | pretrained:NAME
-        cache: str = "~/.cache/memtx"
+        cache: str = ""  # "": as data.cache
 
         def __post_init__(self):
             for name, value in vars(self).items():
@@ -73,7 +73,7 @@ class FileTask(Task):
     @property
     def fingerprint(self) -> str:
         """Of all that is in the files, too."""
-        return digest(type(self).__name__, dataclasses.asdict(self.config), self._content)
+        return digest(type(self).__name__, dataclasses.asdict(self.config) | {"cache": ""}, self._content)
 
 
 @lru_cache(4)
@@ -95,7 +95,7 @@ def _files(path: str) -> tuple[tuple[Path, int, int], ...]:
     """The files that hold the examples, and what changes when they do."""
     if not path:
         raise UserError("data.task.path is not set: give a folder with train.jsonl, valid.jsonl and test.jsonl, or one file")
-    place = Path(path).expanduser()
+    place = absolute(path)
     files = [place / f"{split}.jsonl" for split in SPLITS] if place.is_dir() else [place]
     try:
         return tuple((file, (stat := file.stat()).st_mtime_ns, stat.st_size) for file in files)
