@@ -53,7 +53,10 @@ def fails(capsys, *argv: str) -> str:
         (["train", "--config=configs/lm.py", "--config.mesh.model=3", "--workdir=W"], "mesh.model"),
         (["train", "--config=configs/lm.py", "--confg=1", "--workdir=W"], "Unknown command line flag"),
         (["train", "configs/lm.py"], "unexpected argument"),
-        (["train", "--config=configs/lm.py", "--config.model.stacks=(('window',),1)", "--workdir=W"], "model.stacks must be like"),
+        (
+            ["train", "--config=configs/lm.py", "--config.model.stacks=(('window',),1)", "--workdir=W"],
+            "model.stacks must be like",
+        ),
         (["train", "--config=configs/lm.py", "--config.model.stacks[0]=5", "--workdir=W"], "unknown key in model 'stacks[0]'"),
         (["train", "--config=configs/lm.py", "--config.seed.x=5", "--workdir=W"], "seed is not a group of keys"),
         (["train", "--config=configs/lm.py", "--config.=5", "--workdir=W"], "unknown config key ''"),
@@ -130,6 +133,15 @@ def test_list_shows_a_mechanism_with_its_settings_and_card(capsys):
     assert "did you mean xl" in fails(capsys, "list", "--memory=xxl")
 
 
+def test_a_closed_pipe_ends_a_command_without_a_word():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "memtx.cli", "list", "--memory=xl"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 HOMELESS = """
 import contextlib, io, json, pwd, sys
 from memtx import cli
@@ -183,8 +195,9 @@ def test_the_variable_names_the_default_cache_and_an_option_another(tmp_path, mo
 def test_train_eval_and_generate_from_a_shell(tmp_path):
     texts, workdir = write_texts(tmp_path / "texts"), tmp_path / "run"
 
-    def memtx(*argv):
-        out = subprocess.run([sys.executable, "-m", "memtx.cli", *argv], capture_output=True, text=True, check=False, cwd=ROOT)
+    def memtx(*argv, **environment):
+        command, env = [sys.executable, "-m", "memtx.cli", *argv], os.environ | environment
+        out = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=env)
         assert out.returncode == 0, out.stderr
         return out.stdout
 
@@ -219,5 +232,8 @@ def test_train_eval_and_generate_from_a_shell(tmp_path):
     text = memtx("generate", f"--workdir={workdir}", "--prompt=The", "--max_tokens=4", "--temperature=0")
     assert text.startswith("The")
     assert text == memtx("generate", f"--workdir={workdir}", "--prompt=The", "--max_tokens=4", "--temperature=0")
+    text = ["generate", f"--workdir={workdir}", "--prompt=é中", "--max_tokens=1", "--temperature=0"]
+    assert memtx(*text, PYTHONIOENCODING="ascii").startswith(r"\xe9\u4e2d")
+    assert memtx(*text, LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0").startswith(r"\xe9\u4e2d")
     beams = memtx("generate", f"--workdir={workdir}", "--prompt=The", "--max_tokens=2", "--beams=2", "--stop=x", "--stop=y")
     assert beams.startswith("The")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 
@@ -37,8 +38,12 @@ A run that was killed goes on when the same command is given again. Mistakes end
 def main(argv: list[str] | None = None) -> None:
     """Console entry point: exits with 0, or with 2 after one line about what the user can put right."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # characters that a terminal's encoding does not have
     try:
         run(argv)
+        sys.stdout.flush()  # here, so that a closed pipe is noticed below
     except UserError as error:
         _fail(str(error))
     except flags.Error as error:

@@ -54,7 +54,8 @@ def act(values):
         prompt = chat.render(loaded.tokenizer, [{"role": "user", "content": prompt}])
     else:
         print(prompt, end="", flush=True)
-    options = {name: values[name].value for name in ("max_tokens", "seed", "beams", "length_penalty", "stop", "source")}
+    options = {name: values[name].value for name in ("max_tokens", "seed", "beams", "length_penalty")}
+    options |= {"source": _text(values["source"].value), "stop": [*map(_text, values["stop"].value)]}
     for text in generate(
         loaded.lm, loaded.params, loaded.tokenizer, prompt, sampling=sampling, specials=values["chat"].value, **options
     ):
@@ -62,8 +63,13 @@ def act(values):
     print()
 
 
+def _text(argument: str | None) -> str | None:
+    """An argument as UTF-8, whatever the locale. Python reads bytes that the locale does not have as lone surrogates."""
+    return argument and argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def _prompt(values) -> str:
-    text, path = values["prompt"].value, values["prompt_file"].value
+    text, path = _text(values["prompt"].value), values["prompt_file"].value
     if text is not None and path is not None:
         raise UserError("give either --prompt or --prompt_file, not both")
     if path is None:

@@ -57,7 +57,7 @@ def details(name: str) -> str:
     check_known(name, MEMORIES, "memory")
     settings = "".join(f"  --config.memory.{name}.{key}={value}\n" for key, value in _settings(name).items())
     card = resources.files("memtx.memory") / "cards" / f"{name}.yaml"
-    return f"settings:\n{settings}" + (card.read_text() if card.is_file() else "")
+    return f"settings:\n{settings}" + (card.read_text(encoding="utf-8") if card.is_file() else "")
 
 
 def _settings(name: str) -> dict:
