@@ -40,13 +40,14 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Recall:
-    """text: of targets that are texts, what memtx.evaluation.written says of them, by name."""
+    """text: scores of targets that are texts, by name, see memtx.evaluation.written. signature: of their BLEU, sacrebleu's."""
 
     carried: Score
     wiped: Score
     examples: int
     labels: int
     text: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    signature: str = ""
 
     def metrics(self) -> dict[str, float]:
         found = {}

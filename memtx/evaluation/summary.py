@@ -57,7 +57,9 @@ def plot(evaluation: Evaluation, path: Path, title: str) -> None:
 def recall_table(recall: Recall, title: str) -> Table:
     """Accuracy carried and wiped side by side, of each slice, and what was written after sources."""
     carried, wiped = recall.carried, recall.wiped
-    out = Table(title=title, caption=f"{recall.examples:,} held-out examples, {recall.labels:,} labels", min_width=60)
+    caption = f"{recall.examples:,} held-out examples, {recall.labels:,} labels"
+    caption += f"\nBLEU: {recall.signature}" if recall.signature else ""
+    out = Table(title=title, caption=caption, min_width=60)
     out.add_column("accuracy")
     for name in ("source read", "no source") if recall.text else ("memory carried", "wiped every segment"):
         out.add_column(name, justify="right")

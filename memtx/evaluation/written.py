@@ -14,7 +14,7 @@ import numpy as np
 from memtx.data.tasks.base import Example
 from memtx.data.tokenizers import Tokenizer
 from memtx.evaluation.recall import Recall
-from memtx.evaluation.text import bleu, exact_match, rouge, token_f1
+from memtx.evaluation.text import bleu, bleu_signature, exact_match, rouge, token_f1
 from memtx.generate import GREEDY, complete
 from memtx.models.lm import LM, Params
 
@@ -27,8 +27,8 @@ def bits_per_byte(recall: Recall, examples: Sequence[Example], bytes_V: np.ndarr
 
 def greedy_scores(
     lm: LM, params: Params, tokenizer: Tokenizer, examples: Sequence[Example], *, batch: int, max_tokens: int
-) -> dict[str, float]:
-    """Of the text that is written after each example's source, against its answer."""
+) -> tuple[dict[str, float], str]:
+    """Scores of the text that is written after each example's source, against its answer, and sacrebleu's signature."""
     texts: list[str] = []
     while len(texts) < len(examples):
         rows = examples[len(texts) : len(texts) + batch]
@@ -38,4 +38,5 @@ def greedy_scores(
     answers = [example.answer for example in examples]
     scores = {"exact_match": exact_match, "f1": token_f1, "bleu": bleu}
     found = {name: score(texts, answers) for name, score in scores.items()}
-    return found | {"rouge_l": rouge(texts, answers, ("rougeL",))["rougeL"]}
+    found["rouge_l"] = rouge(texts, answers, ("rougeL",))["rougeL"]
+    return found, bleu_signature(texts, answers)

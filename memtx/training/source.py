@@ -136,16 +136,18 @@ class TaskSource:
 
         def evaluate(params: Params) -> Recall:
             found = recall(params, eval_examples(self._task, c))
-            return replace(found, text=self._text(lm, params, found)) if self._source else found
+            return self._with_text(lm, params, found) if self._source else found
 
         return evaluate
 
-    def _text(self, lm: LM, params: Params, recall: Recall) -> dict[str, float]:
+    def _with_text(self, lm: LM, params: Params, recall: Recall) -> Recall:
         c, text = self._config.eval, bits_per_byte(recall, self._held_out, self.tokenizer.bytes_V)
         if some := self._held_out[: c.generate]:
             length = self._task.length
-            text |= greedy_scores(lm, params, self.tokenizer, some, batch=min(c.batch, len(some)), max_tokens=length)
-        return text
+            rows = min(c.batch, len(some))
+            scores, signature = greedy_scores(lm, params, self.tokenizer, some, batch=rows, max_tokens=length)
+            return replace(recall, text=text | scores, signature=signature)
+        return replace(recall, text=text)
 
 
 def train_stream(tokens: Tokens, config: Config) -> Stream:

@@ -1,11 +1,16 @@
 """Scores of text are what their definitions give by hand."""
 
 import math
+from pydoc_data.topics import topics
 
 import pytest
+import sacrebleu
+from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import DefaultTokenizer
 
 from memtx.errors import UserError
-from memtx.evaluation.text import bleu, exact_match, normalised, rouge, token_f1
+from memtx.evaluation.text import _Stemmed, bleu, bleu_signature, exact_match, normalised, rouge, token_f1
+from memtx.evaluation.words import bleu_tokenizer, words
 
 
 def test_normalising_drops_case_punctuation_articles_and_blanks():
@@ -42,6 +47,86 @@ def test_rouge_by_hand():
     assert rouge(["ships"], [["boat", "ship"]], kinds=("rouge1",)) == {"rouge1": 100}
 
 
+PERFECT = {
+    "Chinese": "我们在老灯塔旁边数了二十艘船。",
+    "Chinese word": "船",
+    "Japanese": "古い灯台のそばで船を数えました。",
+    "Thai": "เรานับเรือยี่สิบลำข้างประภาคารเก่า",
+    "Khmer": "យើងរាប់ទូក",
+    "Korean": "우리는 오래된 등대 옆에서 배를 세었다.",
+    "Russian": "Мы насчитали двадцать кораблей у маяка.",
+    "Arabic": "عددنا عشرين سفينة قرب المنارة القديمة.",
+    "Hindi": "हमने पुराने प्रकाशस्तंभ के पास जहाज़ गिने।",
+    "mixed": "Apple 在上海的 iPhone 商店 opened on Monday.",
+    "one word": "rain",
+    "two words": "grey ships",
+    "three words": "the grey ships",
+    "emoji": "⛵🌧",
+    "blank": "",
+}
+
+
+@pytest.mark.parametrize("text", PERFECT.values(), ids=PERFECT)
+def test_a_perfect_text_of_any_script_and_length_scores_100(text):
+    for texts in ([text], [text] * 3, [text, "x"]):
+        for references in (texts, [[f"{one} and more that is not there", one] for one in texts]):
+            assert bleu(texts, references) == pytest.approx(100)
+            assert rouge(texts, references) == pytest.approx({"rouge1": 100, "rouge2": 100, "rougeL": 100})
+            assert exact_match(texts, references) == token_f1(texts, references) == 100
+
+
+@pytest.mark.parametrize(
+    ("text", "near", "far"),
+    [
+        ("我们在老灯塔旁边数了二十艘船。", "我们在新灯塔旁边数了三十艘船。", "今天下雨"),
+        ("古い灯台のそばで船を数えました。", "古い灯台のそばで鳥を数えました。", "あめ"),
+        ("เรานับเรือยี่สิบลำ", "เรานับเรือสามสิบลำ", "ฝนตก"),
+        ("Мы насчитали двадцать кораблей у старого маяка", "Мы насчитали двадцать птиц у старого маяка", "Идёт дождь"),
+        ("우리는 오래된 등대 옆에서 배를 세었다", "우리는 오래된 등대 옆에서 새를 세었다", "비가 온다"),
+        ("हमने पुराने प्रकाशस्तंभ के पास जहाज़ गिने", "हमने पुराने प्रकाशस्तंभ के पास पक्षी गिने", "बारिश हो रही"),
+    ],
+)
+def test_scores_of_other_scripts_fall_with_the_distance(text, near, far):
+    for score in (bleu, lambda p, r: rouge(p, r)["rougeL"], token_f1):
+        assert 0 <= score([far], [text]) < score([near], [text]) < 100
+        assert score([""], [text]) == 0
+
+
+def test_long_english_texts_score_as_by_sacrebleu_and_rouge_score_themselves():
+    references = [" ".join(topics[name].split()[:60]) for name in sorted(topics)[:12]]
+    predictions = [" ".join(word for i, word in enumerate(text.split()) if i % 7) for text in references]
+    assert bleu(predictions, references) == pytest.approx(sacrebleu.corpus_bleu(predictions, [references]).score, abs=1e-9)
+    assert "tok:13a" in bleu_signature(predictions, references)
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    by_hand = [scorer.score(a, b) for a, b in zip(references, predictions, strict=True)]
+    for kind, score in rouge(predictions, references).items():
+        assert score == pytest.approx(100 * sum(one[kind].fmeasure for one in by_hand) / len(by_hand))
+    for text in [*references, "snake_case, don't; 3.14 e-mail's FLIES running!"]:
+        assert _Stemmed().tokenize(text) == DefaultTokenizer(use_stemmer=True).tokenize(text)
+
+
+def test_the_tokenizer_is_chosen_by_script_and_named():
+    chosen = {name: bleu_tokenizer([text]) for name, text in PERFECT.items()}
+    assert {name for name, tokenizer in chosen.items() if tokenizer == "zh"} == {"Chinese", "Chinese word", "mixed"}
+    assert {name for name, tokenizer in chosen.items() if tokenizer == "char"} == {"Japanese", "Thai", "Khmer"}
+    assert bleu_tokenizer(["a report in English that names 北京 once, and no more than once, in all of its words"]) == "13a"
+    assert "tok:zh" in bleu_signature(["我们"], [PERFECT["Chinese"]])
+    assert "tok:char" in bleu_signature(["a b"], ["a b c"], tokenizer="char")
+    with pytest.raises(UserError, match="unknown tokenizer of sacrebleu 'chr'; did you mean char"):
+        bleu(["a b"], ["a b c"], tokenizer="chr")
+
+
+def test_words_of_any_script():
+    assert words("Don't, café_x 1,000") == ["don", "t", "café", "x", "1", "000"]
+    assert words("हिन्दी में।") == ["हिन्दी", "में"]
+    assert words("我们 ABＣ。") == ["我", "们", "abc"]
+    assert words("می‌خواهم") == ["می‌خواهم"]
+    assert words("เรือ") == ["เ", "รื", "อ"]
+    assert normalised("「灯塔」！ the Ｓhip.") == "灯 塔 ship"
+    # {灯, 塔} and {老, 灯, 塔}: F1 = 2 * 2 / 5
+    assert token_f1(["灯塔。"], ["老灯塔"]) == pytest.approx(80)
+
+
 @pytest.mark.parametrize("score", [bleu, rouge, exact_match, token_f1])
 def test_wrong_numbers_of_references_are_user_errors(score):
     with pytest.raises(UserError, match="2 predictions and 1 references"):
@@ -53,4 +138,4 @@ def test_wrong_numbers_of_references_are_user_errors(score):
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sacrebleu", None)
     with pytest.raises(UserError, match=r"pip install 'memtx\[eval\]'"):
-        bleu(["a"], ["a"])
+        bleu(["a"], ["b"])
