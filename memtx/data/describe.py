@@ -27,6 +27,7 @@ class Description:
     name: str
     about: str  # what it is, its source and licence
     path: str  # where its records lie
+    notes: tuple[str, ...]  # files that are left out or damaged
     tokenizer: str
     vocab_size: int
     splits: tuple[SplitSize, ...]
@@ -50,4 +51,4 @@ def describe(data: config.Data) -> Description:
                 longest_tokens=int(tokens.length_D[longest]),
             )
         )
-    return Description(data.corpus, text.about, str(text.path), tok.name, tok.vocab_size, tuple(sizes))
+    return Description(data.corpus, text.about, str(text.path), text.notes, tok.name, tok.vocab_size, tuple(sizes))

@@ -17,6 +17,7 @@ import tensorflow_datasets as tfds
 from filelock import FileLock
 
 from memtx.data.cache import digest
+from memtx.data.folder import decode
 from memtx.errors import UserError, check_known
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class FilesConfig(tfds.core.BuilderConfig):
 
 
 class MemtxText(tfds.core.GeneratorBasedBuilder):
-    """Text files as documents; what is not UTF-8 becomes U+FFFD."""
+    """Text files as documents."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -48,7 +49,7 @@ class MemtxText(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, files):
         for number, (id, file) in enumerate(files):
-            yield number, {"id": id, "text": file.read_bytes().decode("utf-8", errors="replace")}
+            yield number, {"id": id, "text": decode(file.read_bytes())}
 
 
 def write(folder: Path, files: dict[str, list[tuple[str, Path | zipfile.Path]]]) -> None:

@@ -54,6 +54,8 @@ def train(config: ml_collections.ConfigDict | Mapping | Config, workdir: str | P
     data.check(lm)
     tx = optimizer(config.optim, config.train.steps, lm, cache=config.data.cache)
     stream = data.stream()
+    for note in data.notes:
+        say(note)
 
     with Checkpointer(workdir, to_json(config), keep=config.checkpoint.keep, warn=say) as checkpoints:
         if jax.process_index() == 0:

@@ -39,7 +39,10 @@ class Batches(Protocol):
 
 
 class Source(Protocol):
+    """notes: lines for the user about the data."""
+
     tokenizer: Tokenizer
+    notes: tuple[str, ...]
 
     def check(self, lm: LM) -> None:
         """UserError unless the model can learn from it."""
@@ -65,6 +68,7 @@ class TextSource:
     def __init__(self, config: Config, tokenizer: Tokenizer | None = None):
         self._config = config
         self._corpus = corpus(config.data.corpus, config.data.cache)
+        self.notes = self._corpus.notes
         self.tokenizer = tokenizer or make_tokenizer(config.data.tokenizer, self._corpus, config.data.cache)
         self._held_out = self._tokens(config.eval.split)
 
@@ -94,6 +98,8 @@ class TextSource:
 
 class TaskSource:
     """Examples of a task, judged by how many labels are right."""
+
+    notes = ()
 
     def __init__(self, config: Config):
         self._config = config

@@ -1,6 +1,10 @@
+import codecs
+import contextlib
+import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +62,75 @@ def test_blank_binary_and_hidden_files_are_left_out_and_bad_utf8_is_replaced(tmp
         (tmp_path / name).write_bytes(content)
     found = read(corpus(f"textdir:{tmp_path}", tmp_path / ".cache"))
     assert {id: text for documents in found.values() for id, text in documents.items()} == {"a": "a\ufffd", "b": "b"}
+
+
+def test_files_of_other_encodings_are_read_and_what_is_left_out_is_named(tmp_path):
+    text = "Ünïcödé 🦜\n日本語"
+    encodings = {"a": "utf-8", "b": "utf-8-sig", "c": "utf-16", "d": "utf-16-be", "e": "utf-32", "f": "utf-32-be"}
+    marks = {"d": codecs.BOM_UTF16_BE, "f": codecs.BOM_UTF32_BE}
+    for name, encoding in encodings.items():
+        (tmp_path / name).write_bytes(marks.get(name, b"") + text.encode(encoding))
+    (tmp_path / "latin").write_bytes("é".encode("latin-1"))
+    for name in ("no_mark", "one", "two", "three", "four"):
+        (tmp_path / name).write_bytes("binary".encode("utf-16-le"))
+    (tmp_path / "odd").write_bytes(codecs.BOM_UTF16_LE + b"x")
+    (tmp_path / "blank").write_bytes(codecs.BOM_UTF16_LE + " ".encode("utf-16-le"))
+    os.mkfifo(tmp_path / "pipe")
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as end:
+        end.bind(str(tmp_path / "socket"))
+    found = corpus(f"textdir:{tmp_path}", tmp_path / ".cache")
+    documents = {id: text for documents in read(found).values() for id, text in documents.items()}
+    assert documents == dict.fromkeys(encodings, text) | {"latin": "\ufffd"}
+    assert found.notes == (
+        "2 files left out (no regular file): pipe, socket",
+        "1 file left out (blank): blank",
+        "5 files left out (binary, or UTF-16 without a byte order mark): four, no_mark, one, ...",
+        "1 file left out (binary): odd",
+        "1 file not UTF-8 (bytes that do not fit became U+FFFD): latin",
+    )
+    assert corpus(f"textdir:{tmp_path}", tmp_path / ".cache").notes == found.notes  # from the cache
+
+
+def test_linked_folders_are_read_once_and_loops_end(tmp_path):
+    folder, other = tmp_path / "folder", tmp_path / "other"
+    for path in (folder / "sub" / "a.txt", folder / "b.txt", other / "c.txt", folder / os.fsdecode(b"caf\xe9.txt")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.name, errors="replace")
+    (folder / "loop").symlink_to(folder)
+    (folder / "sub" / "up").symlink_to(folder / "sub")
+    (folder / "linked").symlink_to(other)
+    (folder / "link.txt").symlink_to(other / "c.txt")
+    found = corpus(f"textdir:{folder}", tmp_path / "cache")
+    ids = {id for documents in read(found).values() for id in documents}
+    assert ids == {"b.txt", "sub/a.txt", "linked/c.txt", "link.txt", "caf\\xe9.txt"}
+    assert found.notes == ("2 files left out (links to a folder that is read already): loop, sub/up",)
+
+
+def test_what_cannot_be_read_is_an_error_that_names_it(tmp_path, monkeypatch):
+    folder, cache = tmp_path / "folder", tmp_path / "cache"
+    for name in ("a.txt", "b.txt", "sub/c.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+
+    def refusing(method, refused):
+        def call(path, *args):
+            if path.name == refused:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return method(path, *args)
+
+        return call
+
+    for name, refused in (("iterdir", "sub"), ("read_bytes", "c.txt"), ("stat", "b.txt")):
+        method = getattr(Path, name)
+        monkeypatch.setattr(Path, name, refusing(method, refused))
+        with pytest.raises(UserError, match=rf"cannot read .*{refused}") as error:
+            corpus(f"textdir:{folder}", cache)
+        monkeypatch.setattr(Path, name, method)
+        assert "\n" not in str(error.value)
+        assert not list(cache.rglob("corpus.json"))
+    (folder / "dangling").symlink_to(folder / "nothing")
+    with pytest.raises(UserError, match=r"cannot read .*dangling"):
+        corpus(f"textdir:{folder}", cache)
 
 
 def test_pycode_needs_nothing_and_has_no_tests(cache):
@@ -270,5 +343,5 @@ def test_tensorflow_is_never_imported(folder, tmp_path):
 
 def test_nothing_of_the_corpora_names_this_machine(small, folder):
     stored = json.loads((small.path / "corpus.json").read_text())
-    assert set(stored) == {"fingerprint", "splits"}
+    assert set(stored) == {"fingerprint", "splits", "notes"}
     assert str(Path(folder)) not in "".join(p.read_text(errors="replace") for p in small.path.rglob("*.json"))
