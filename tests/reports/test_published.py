@@ -1,0 +1,192 @@
+"""Every figure that is published, in README.md and in the tables of the studies, is that of the stored runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from statistics import mean, median
+
+import numpy as np
+import pytest
+
+from memtx import reports
+from memtx.reports.files import section
+
+ROOT = Path(__file__).parents[2]
+STUDIES = sorted(path.parent.name for path in ROOT.glob("experiments/*/sweep.py"))
+
+
+@pytest.fixture(autouse=True)
+def from_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@cache
+def found(study: str) -> reports.Findings:
+    folder = Path("experiments") / study
+    return reports.conclude(reports.load_study(folder / "sweep.py"), reports.from_results(folder / "results"))
+
+
+def cell(study: str, *row_and_column: str) -> float:
+    return found(study).table[row_and_column].mean
+
+
+def stored(path: str) -> dict:
+    return json.loads((Path("experiments") / path).read_text())
+
+
+def perplexity(name: str) -> float:
+    calls = stored("play/results/play.json")[name]["calls"]
+    return float(np.exp(sum(call["nats"] for call in calls) / sum(call["tokens"] for call in calls)))
+
+
+def speed(part: str, name: str) -> dict:
+    return stored(f"speed/results/train_step_{part}.json")["table"][name]
+
+
+def capacity(memory: str, pairs: int, curriculum: bool = True) -> float:
+    rows = [row for row in found("capacity").table.rows if row.name.startswith(f"{memory},") and "[]" not in row.name]
+    rows = rows if curriculum else [row for row in found("capacity").table.rows if row.name == f"{memory}, []"]
+    return rows[0].cells[f"{pairs} pairs"].mean
+
+
+def infini(segments: int) -> float:
+    runs = reports.from_results(Path("experiments/infini_decline/results"))
+    metric = f"eval/accuracy/distance={8 * segments}"  # of 8 to 16 tokens for each of 8; segments of 16
+    return mean(run.number(metric) for run in runs if run.value("memory.infini.rule"))
+
+
+def mechanisms(names: list[str], column: str, of: Callable = min) -> float:
+    return of(cell("mechanisms", name, column) for name in names)
+
+
+def gain(memory: str) -> float:
+    return median(speed("two_devices", memory)["tokens_per_s"]) / median(speed("faster_machine", memory)["tokens_per_s"])
+
+
+DELTA, ADDITIVE = ["deltanet", "gated_deltanet", "kda"], ["linear_attention", "retnet", "gla"]
+TABLES = ["product_key", "memory_plus", "peer", "engram"]
+
+FIGURES: dict[str, Callable[[], tuple]] = {
+    "two train {:.2f} (`full`) and {:.2f} (`window`) times as fast": lambda: (gain("full"), gain("window")),
+    "with its keys, {:.2f} to {:.2f};": lambda: (cell("state_size", "4", "recall"), cell("state_size", "32", "recall")),
+    "({:.2f}) what additive ones mix ({:.2f})": lambda: (
+        cell("updates", "deltanet", "updated keys"),
+        cell("updates", "linear_attention", "updated keys"),
+    ),
+    "recalls {:.2f}, Gated DeltaNet {:.2f} with a tenth of the state": lambda: (
+        cell("titans", "titans_mal", "default", "recall"),
+        cell("titans", "gated_deltanet", "default", "recall"),
+    ),
+    "recalls 4 pairs ({:.2f})": lambda: (min(cell("recall", name, "recall") for name in ("ttt_linear", "ttt_mlp")),),
+    "{:.2f} to {:.2f} of 16,384, than an MLP of no fewer FLOPs ({:.2f})": lambda: (
+        min(cell("facts", name, "facts") for name in TABLES),
+        max(cell("facts", name, "facts") for name in TABLES),
+        cell("facts", "window", "facts"),
+    ),
+    "answers 16 windows back ({:.2f})": lambda: (cell("far", "block_recurrent", "fixed", "16 windows"),),
+    "(MAG {:.2f}, MAL {:.2f}, MAC {:.2f})": lambda: tuple(
+        cell("far", f"titans_{name}", "default", "32 windows") for name in ("mag", "mal", "mac")
+    ),
+    "recall {:.2f} up to 16 segments back, {:.2f} from 128 on": lambda: (infini(16), infini(256)),
+    "{:.2f} of questions about 10, twice what it was trained with, against {:.2f}": lambda: (
+        capacity("armt", 10),
+        capacity("rmt", 10),
+    ),
+    "the number of keys {:.2f} and {:.2f} about 5, with it {:.2f} and {:.2f}": lambda: (
+        capacity("armt", 5, False),
+        capacity("rmt", 5, False),
+        capacity("armt", 5),
+        capacity("rmt", 5),
+    ),
+    "finds pass keys ({:.2f})": lambda: (cell("passkey", "landmark", "5,120 bytes"),),
+    "where full attention ({:.2f}) and a window ({:.2f}) do not": lambda: (
+        cell("passkey", "full", "5,120 bytes"),
+        cell("passkey", "window", "5,120 bytes"),
+    ),
+    "in the last three segments ({:.2f}), neither ({:.2f})": lambda: (
+        cell("passkey", "infini", "320 bytes"),
+        cell("passkey", "infini", "5,120 bytes"),
+    ),
+    "from {:.2f} to {:.2f} with no training": lambda: (cell("knn_lm", "λ = 0"), cell("knn_lm", "λ = 0.3")),
+    "of {:.2f} of whole addresses, by their first 512 tokens of {:.2f}": lambda: (
+        cell("addresses", "rmt_encoder", "460", "accuracy"),
+        cell("addresses", "none", "534", "accuracy"),
+    ),
+    "not RMT's memory tokens ({:.2f} without)": lambda: (cell("addresses", "rmt_encoder", "460", "memory tokens wiped"),),
+    "{} of them on four tasks and a text": lambda: (len(found("mechanisms").table.rows),),
+    "delta rules tell {:.2f} and more": lambda: (mechanisms(DELTA, "MQAR"),),
+    "additive states a tenth; what was updated, {:.2f} and more against {:.2f}": lambda: (
+        mechanisms(DELTA, "forgetting"),
+        mechanisms(ADDITIVE, "forgetting", max),
+    ),
+    "perplexity {:.1f}; with kNN-LM {:.1f}": lambda: (perplexity("window"), perplexity("window, knn_lm")),
+    "gates trained alone {:.1f}": lambda: (perplexity("window, memorizing trained"),),
+    "with four sinks {:.1f}, and kNN-LM besides {:.1f}": lambda: (
+        perplexity("sink"),
+        perplexity("sink, knn_lm"),
+    ),
+    "A run killed {} times": lambda: (len(stored("resume/results/resume.json")["SIGKILL"]["runs"]),),
+    "a train step of {:.1f} M parameters is {:.1f} times (`full`) and {:.1f} times (`window`)": lambda: (
+        speed("faster_machine", "full")["params"] / 1e6,
+        median(speed("faster_machine", "full")["ratios"]),
+        median(speed("faster_machine", "window")["ratios"]),
+    ),
+    "busy machine, was {:.1f} times": lambda: (median(speed("busy_machine", "full")["ratios"]),),
+}
+# Bounds, which the figures keep.
+BOUNDS: dict[str, Callable[[], bool]] = {
+    "falls by less than 0.02": lambda: all(
+        cell("positions", name, "loss at 1117") - cell("positions", name, "loss at 5312") < 0.02
+        for name in ("window", "gated_deltanet")
+    ),
+}
+
+
+def readme() -> str:
+    return " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
+@pytest.mark.parametrize("phrase", FIGURES)
+def test_a_figure_of_the_readme_is_that_of_the_stored_runs(phrase):
+    assert phrase.format(*FIGURES[phrase]()) in readme()
+
+
+@pytest.mark.parametrize("phrase", BOUNDS)
+def test_a_bound_of_the_readme_holds_for_the_stored_runs(phrase):
+    assert phrase in readme()
+    assert BOUNDS[phrase]()
+
+
+def test_no_other_figure_is_among_the_results_of_the_readme():
+    rest = readme().partition("## Results")[2]
+    for phrase in [*FIGURES, *BOUNDS]:
+        rest = re.sub("[^ ]*".join(map(re.escape, re.split(r"\{[^}]*\}", phrase))), "", rest)
+    assert not re.findall(r"\d+\.\d+", rest)
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_the_page_of_a_study_is_that_of_its_stored_runs(study):
+    folder = Path("experiments") / study
+    assert section(found(study), folder / "results") in (folder / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("part", ["faster_machine", "one_core", "two_devices"])
+def test_the_tables_of_train_steps_are_those_of_the_stored_samples(part):
+    page = (ROOT / "experiments/speed/README.md").read_text(encoding="utf-8")
+    for name, row in stored(f"speed/results/train_step_{part}.json")["table"].items():
+        tokens, ratios = row["tokens_per_s"], row["ratios"]
+        cells = [name, f"{median(tokens):,.0f} ({min(tokens):,.0f}, {max(tokens):,.0f})"]
+        cells += [f"{median(ratios):.2f} ({min(ratios):.2f}, {max(ratios):.2f})"]
+        cells += [f"{row['share_of_matmul']:.0%}".replace("%", " %"), f"{row['peak_mib']:,.0f}"]
+        assert f"| {' | '.join(cells)} |" in page
+
+
+def test_the_table_of_the_play_has_the_stored_perplexities():
+    page = (ROOT / "experiments/play/README.md").read_text(encoding="utf-8")
+    rows = {"window": "window", "window, memorizing trained": "window, memorizing trained", "window, kNN-LM": "window, knn_lm"}
+    for label, name in (rows | {"window and sinks": "sink", "window and sinks, kNN-LM": "sink, knn_lm"}).items():
+        assert f"| {label} | {perplexity(name):.2f} | " in page
