@@ -195,7 +195,12 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
     assert module_spec
     assert module_spec.loader
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    try:
+        module_spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"cannot read the config file: {error}") from None
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{path} is no config file: it needs def get_config(arg)")
     return module.get_config(arg)
 
 

@@ -157,6 +157,13 @@ def test_a_bad_argument_of_a_config_file_is_named():
         load_config("configs/none.py")
 
 
+@pytest.mark.parametrize(("text", "message"), [("x = 1", "needs def get_config"), ("def get_config(:", "invalid syntax")])
+def test_a_file_that_is_no_config_is_one_line(tmp_path, text, message):
+    (tmp_path / "a.py").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_config(str(tmp_path / "a.py"))
+
+
 def test_every_setting_can_be_a_flag():
     classes = {**MEMORIES, **TASKS}
     assert not [

@@ -101,7 +101,11 @@ def damaged_json(draw, value):
     for _ in range(draw(st.integers(1, 2))):
         path = draw(st.sampled_from(list(paths(value))))
         if not path:
-            value = {**value, draw(st.text(max_size=8)): draw(odd)} if isinstance(value, dict) and draw(st.booleans()) else draw(odd)
+            value = (
+                {**value, draw(st.text(max_size=8)): draw(odd)}
+                if isinstance(value, dict) and draw(st.booleans())
+                else draw(odd)
+            )
             break
         parent = value
         for key in path[:-1]:
@@ -118,7 +122,9 @@ def damaged_json(draw, value):
 def damaged_bytes(draw, content: bytes):
     """Bytes of which some are cut, changed or added."""
     at = draw(st.integers(0, len(content)))
-    new = draw(st.sampled_from([b"", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\n", b'"', b",", b"\r", b"}"]) | st.binary(max_size=6))
+    new = draw(
+        st.sampled_from([b"", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\n", b'"', b",", b"\r", b"}"]) | st.binary(max_size=6)
+    )
     return content[:at] + new + content[at + draw(st.integers(0, 8)) :][: draw(st.sampled_from([len(content), 0, 9]))]
 
 
@@ -337,8 +343,33 @@ def test_damaged_data_files(check, tmp_path, suffix, content, task):
 
 # --- values on the command line -----------------------------------------------------------------------------------------------
 
-TEXTS = ["", "None", "True", "-1", "0", "1.5", "1e400", "nan", "inf", "10**9", "()", "(1,)", "('a',1,1,1)", "[[]]", "{}", "window"]
-TEXTS += ["(('window',),1)", "((('window',),'1'),)", "((('window',),1.5),)", "((('window',),1),)", "((('xl+window',),1),)", "é", "\x00"]
+TEXTS = [
+    "",
+    "None",
+    "True",
+    "-1",
+    "0",
+    "1.5",
+    "1e400",
+    "nan",
+    "inf",
+    "10**9",
+    "()",
+    "(1,)",
+    "('a',1,1,1)",
+    "[[]]",
+    "{}",
+    "window",
+]
+TEXTS += [
+    "(('window',),1)",
+    "((('window',),'1'),)",
+    "((('window',),1.5),)",
+    "((('window',),1),)",
+    "((('xl+window',),1),)",
+    "é",
+    "\x00",
+]
 
 
 def test_damaged_values_of_the_config(check):
@@ -348,7 +379,9 @@ def test_damaged_values_of_the_config(check):
 
     file = memtx.__path__[0] + "/../configs/lm.py"
     spec = f"{file}:memory=xl,size=micro"
-    keys = [f"{group}.{key}" for group, inner in load_config(spec).to_dict().items() if isinstance(inner, dict) for key in inner]
+    keys = [
+        f"{group}.{key}" for group, inner in load_config(spec).to_dict().items() if isinstance(inner, dict) for key in inner
+    ]
     keys += ["seed", "memory.xl.segment", "memory.xl.memory", "memory.xl", "model.memory"]
     value = st.sampled_from(TEXTS) | odd.map(repr) | st.text(max_size=6)
 

@@ -143,5 +143,8 @@ def _module(path: Path):
     module = importlib.util.module_from_spec(spec)
     if (beside := str(path.parent.absolute())) not in sys.path:
         sys.path.append(beside)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"cannot read the sweep file: {error}") from None
     return module

@@ -82,6 +82,9 @@ def test_a_file_that_is_no_sweep_is_refused(tmp_path):
     (tmp_path / "a.py").write_text("config = 'configs/lm.py'")
     with pytest.raises(UserError, match=r"needs config = .* and def sweep"):
         load_sweep(tmp_path / "a.py")
+    (tmp_path / "a.py").write_text("def sweep(:")
+    with pytest.raises(UserError, match="cannot read the sweep file: invalid syntax"):
+        load_sweep(tmp_path / "a.py")
     with pytest.raises(UserError, match="no sweep file"):
         load_sweep(tmp_path / "b.py")
 
