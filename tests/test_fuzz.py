@@ -133,7 +133,7 @@ def damaged_bytes(draw, content: bytes):
 
 @pytest.fixture
 def folder(family, tmp_path) -> Path:
-    """A sound folder of Hugging Face's: a golden's weights, with as many embeddings as its vocabulary has tokens."""
+    """A sound folder of Hugging Face's: a golden's weights, with a row of the embedding for each token and for an added one."""
     from safetensors.numpy import save_file
 
     folder, golden = tmp_path / "model", np.load(GOLDENS / f"{family}.npz")
@@ -141,7 +141,7 @@ def folder(family, tmp_path) -> Path:
     for file in (GOLDENS / "vocabularies" / FAMILIES[family]).iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     config = json.loads(str(golden["config"]))
-    size = memtx.data.tokenizers.pretrained(folder).vocab_size
+    size = memtx.data.tokenizers.pretrained(folder).vocab_size + 1
     tensors = {key.removeprefix("weight."): golden[key] for key in golden.files if key.startswith("weight.")}
     for name, tensor in tensors.items():
         if name.endswith(EMBEDDINGS):
