@@ -71,10 +71,12 @@ def check(pytestconfig, tmp_path, monkeypatch):
         )
         @given(strategy)
         def body(value):
+            message = ""
             try:
                 call(value)
             except UserError as error:
-                assert len(str(error).splitlines()) <= LONGEST, f"a long message: {error}"
+                message = str(error)
+            assert len(message.splitlines()) <= LONGEST, f"a long message: {message}"
             written = [path for path in outside.rglob("*") if path not in (outside / "work", outside / "home")]
             assert not written, f"written outside: {written}"
 
