@@ -18,7 +18,7 @@ from typing import Any
 import ml_collections
 
 from memtx import patterns
-from memtx.errors import UserError, check_known, positive
+from memtx.errors import UserError, check_known, positive, quoted
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,13 @@ class Model:
     body: str = ""  # a mechanism around the stacks, such as rmt
     head: str = ""  # a mechanism over the logits, such as knn_lm
     output: str = ""  # in place of next tokens' logits: masked_lm | pooled | classes | span; see memtx.models.heads
-    pool: str = "cls"  # cls | mean | document: the one vector, for pooled and classes
+    pool: str = "cls"  # the one vector, for pooled and classes: cls | document | first+max+..., see memtx.models.heads
+    projections: tuple[tuple[int, str, bool], ...] = ()  # (features, activation, bias) of linear maps after it, for pooled
+    unit: bool = True  # memtx.embed gives vectors of length 1
+    max_tokens: int = 0  # of a text that memtx.embed reads; 0: as many as the model can
+    lower_case: bool = False  # memtx.embed reads texts in lower case
     classes: int = 2
+    labels: tuple[str, ...] = ()  # the names of the classes, in order; (): they have none until a model learns from data
     memory: Mapping[str, Any] = field(default_factory=dict)  # settings by mechanism name: the config group `memory`
     pretrained: str = ""  # begin with its weights: a folder, a .gguf file, smollm2, a name of the hub; see memtx.data.hub
     vocab_size: int = 0  # 0: the tokenizer's
@@ -69,6 +74,7 @@ class Data:
     corpus: str = "pycode"  # pycode | books | speeches | textdir:PATH | tfds:NAME | task:NAME
     tokenizer: str = "bytes"  # bytes | bpe:SIZE | pretrained:NAME
     segment: int = 128  # T, tokens of one call
+    document_tokens: int = 0  # longer documents of text are cut into several of so many tokens, `bos` included; 0: none is
     task: Any = field(default_factory=dict)  # settings of a task: its Config, by name in files
     curriculum: tuple = ()  # of a task: stages (steps, settings) that come before those of `task`
     examples: int = 0  # of a task: train on this many different ones; 0: ever new ones
@@ -229,14 +235,17 @@ def configure(config: ml_collections.ConfigDict | Mapping | Config) -> Config:
     model = built.get("model", Model())
     settings = {**memory, **model.memory}
     built["model"] = complete_model(dataclasses.replace(model, memory=settings))
-    built["data"] = complete_task(built.get("data", Data()))
+    built["data"] = complete_task(built.get("data", Data()), built["model"].labels)
     config = Config(**built)
     _check(config)
     return config
 
 
-def complete_task(data: Data) -> Data:
-    """`data.task` as the Config of the task that `data.corpus` names. UserError for settings that it does not have."""
+def complete_task(data: Data, labels: tuple[str, ...] = ()) -> Data:
+    """`data.task` as the Config of the task that `data.corpus` names. UserError for settings that it does not have.
+
+    labels: the model's. A task of classes numbers them in the same order.
+    """
     kind, _, name = data.corpus.partition(":")
     if kind != "task":
         if data.task or data.curriculum or data.examples:
@@ -246,6 +255,8 @@ def complete_task(data: Data) -> Data:
     if data.tokenizer != "bytes" or data.mask:
         raise UserError("a task brings its own tokens and asks; leave data.tokenizer at bytes and data.mask at 0")
     task = data.task if isinstance(data.task, cls) else to_dataclass(cls, data.task, "data.task")
+    if labels and hasattr(task, "labels"):
+        task = dataclasses.replace(task, labels=labels)
     for stage in data.curriculum:
         if len(stage) != 2 or type(stage[0]) is not int or stage[0] < 1 or not isinstance(stage[1], Mapping):
             raise UserError(f"data.curriculum is stages (steps, settings), with steps of 1 or more; {stage!r} is none")
@@ -263,7 +274,7 @@ def task_class(name: str):
 def complete_model(model: Model) -> Model:
     """Zeros replaced by what they stand for, and memory settings by each mechanism's own Config: no larger than a body uses."""
     from memtx.memory import MEMORIES
-    from memtx.models.heads import OUTPUTS
+    from memtx.models.heads import OUTPUTS, POOLS, PROJECTIONS
     from memtx.nn.mlp import ACTIVATIONS, GATED
 
     stacks, encoder = (tuple((tuple(pattern), groups) for pattern, groups in part) for part in (model.stacks, model.encoder))
@@ -294,7 +305,13 @@ def complete_model(model: Model) -> Model:
     check_known(model.dtype, ["float32", "bfloat16", "float16"], "model.dtype")
     positive(model, "width", "num_heads", "max_position", "classes", path="model.")
     check_known(model.output, ["", *OUTPUTS], "model.output")
-    check_known(model.pool, ["cls", "mean", "document"], "model.pool")
+    for pool in model.pool.split("+"):
+        check_known(pool, [*POOLS, *(() if "+" in model.pool else ("cls", "document"))], "model.pool")
+    for projection in model.projections:
+        if len(projection) != 3 or type(projection[0]) is not int or projection[0] < 1:
+            raise UserError(f"model.projections are (features, activation, bias), with features of 1 or more, not {projection}")
+        check_known(projection[1], PROJECTIONS, "activation in model.projections")
+    _check_labels(model)
     if not stacks or any(not pattern or groups < 1 for pattern, groups in stacks + encoder):
         raise UserError("model.stacks needs at least one (pattern, groups), each with a name and groups >= 1")
     if not model.head_dim and model.width % model.num_heads:
@@ -310,7 +327,16 @@ def complete_model(model: Model) -> Model:
     ff_dim = model.ff_dim or (-(-8 * model.width // 24) * 8 if gated else 4 * model.width)
     embed_scale = model.embed_scale or (model.width**0.5 if model.tied else 1.0)
     sizes = {"num_kv_heads": kv_heads, "head_dim": head_dim, "ff_dim": ff_dim, "embed_scale": embed_scale}
-    return dataclasses.replace(model, stacks=stacks, encoder=encoder, memory=memory, **sizes)
+    projections = tuple(map(tuple, model.projections))
+    return dataclasses.replace(model, stacks=stacks, encoder=encoder, memory=memory, projections=projections, **sizes)
+
+
+def _check_labels(model: Model) -> None:
+    """The names of the classes are as many as the classes, and all different."""
+    if not all(isinstance(label, str) for label in model.labels) or len(set(model.labels)) < len(model.labels):
+        raise UserError(f"model.labels should be different texts, not {quoted(model.labels)}")
+    if model.labels and len(model.labels) != model.classes:
+        raise UserError(f"model.classes={model.classes}, but model.labels has {len(model.labels)}: {quoted(model.labels)}")
 
 
 def _check_sites(model: Model, stacks, classes: Mapping[str, Any]) -> None:
@@ -381,6 +407,10 @@ def _plain(value: Any) -> Any:
 
 def _check(config: Config) -> None:
     positive(config.data, "segment", path="data.")
+    if config.data.document_tokens < 0 or config.data.document_tokens == 1:
+        raise UserError(
+            f"data.document_tokens must be 0 (documents stay whole) or at least 2, not {config.data.document_tokens}"
+        )
     positive(config.train, "steps", "batch", "segments", "accumulate", "log_every", path="train.")
     positive(config.eval, "batch", "examples", path="eval.")
     positive(config.checkpoint, "every", path="checkpoint.")

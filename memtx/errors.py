@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import textwrap
 from collections.abc import Iterable
 from types import ModuleType
 
@@ -33,6 +34,13 @@ def optional(module: str, extra: str = "hf") -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(f"this needs {module.partition('.')[0]}; install it with pip install 'memtx[{extra}]'") from error
+
+
+def quoted(names: Iterable[object], most: int = 10) -> str:
+    """For a message: the first `most` of them, each shortened, and how many more there are."""
+    names = list(names)
+    shown = ", ".join(repr(textwrap.shorten(str(name), 60) or str(name)[:60]) for name in names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -14,7 +14,6 @@ from memtx.nn.positions import T5_BUCKETS, T5_MAX_DISTANCE
 
 TYPES = ("t5",)
 ACTIVATIONS = {"relu": "relu", "gated-gelu": "geglu", "gated-silu": "swiglu"}
-CONTEXT = 512  # tokens of a source that T5 was trained on
 
 
 def _attention(layer: str, name: str, slot: str) -> tuple[Pair, ...]:
@@ -62,7 +61,10 @@ NAMES = Names(
 
 
 def model(hf: Mapping[str, Any], context: int) -> Model:
-    """Settings from a config.json; `context`: tokens that cross-attention and full attention keep, at most the model's own."""
+    """Settings from a config.json; `context`: tokens that cross-attention and full attention keep.
+
+    It may be more than `n_positions`, since positions are relative.
+    """
     kind = hf.get("feed_forward_proj", "relu")
     if kind not in ACTIVATIONS:
         raise UserError(f"a t5 with feed_forward_proj={kind!r} is not known to memtx: {', '.join(ACTIVATIONS)} are")
@@ -70,11 +72,10 @@ def model(hf: Mapping[str, Any], context: int) -> Model:
     if buckets != (T5_BUCKETS, T5_MAX_DISTANCE):
         raise UserError(f"a t5 with {buckets} buckets and distance is not known to memtx, only {T5_BUCKETS}, {T5_MAX_DISTANCE}")
     tied = hf.get("tie_word_embeddings", True) and hf.get("scale_decoder_outputs", True)  # transformers 5 writes the second
-    capacity = min(context, hf.get("n_positions", CONTEXT))
     return Model(
         stacks=((("full/cross/mlp",), hf.get("num_decoder_layers") or hf["num_layers"]),),
         encoder=((("bidirectional",), hf["num_layers"]),),
-        memory={"full": {"capacity": capacity}, "cross": {"capacity": capacity}},
+        memory={"full": {"capacity": context}, "cross": {"capacity": context}},
         vocab_size=hf["vocab_size"],
         width=hf["d_model"],
         num_heads=hf["num_heads"],
@@ -113,7 +114,6 @@ def config(model: Model) -> dict[str, Any]:
         "layer_norm_epsilon": model.norm_epsilon,
         "relative_attention_num_buckets": T5_BUCKETS,
         "relative_attention_max_distance": T5_MAX_DISTANCE,
-        "n_positions": model.memory["cross"].capacity,
         "tie_word_embeddings": model.tied,
         "dropout_rate": 0.1,
         "decoder_start_token_id": 0,

@@ -43,8 +43,6 @@ class Safetensors:
         self.path = folder
         self._open: Callable = optional("safetensors").safe_open
         self.config = read_json(folder / "config.json")
-        if (pooling := folder / "1_Pooling" / "config.json").is_file():  # of sentence-transformers
-            self.config["pooling"] = read_json(pooling)
         self._file: dict[str, Path] = {}
         self.shapes = {}
         for file in self._files():

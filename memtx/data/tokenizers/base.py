@@ -108,7 +108,7 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        return digest(self._stored())
+        return digest(self.stored())
 
     @cached_property
     def pieces(self) -> list[bytes]:
@@ -121,14 +121,15 @@ class Tokenizer:
                 pieces[id] = bytes(byte_of[character] for character in token)
         return pieces
 
-    def _stored(self) -> dict:
+    def stored(self) -> dict:
+        """What it is, as JSON has it."""
         model = json.loads(self._model_json) if self._model_json else None
         return {"name": self.name, "vocab_size": self.vocab_size, "model": model}
 
     def save(self, path: str | Path) -> None:
         """Write it to one JSON file, at once."""
         part = Path(path).with_name(Path(path).name + ".part")
-        part.write_text(json.dumps(self._stored()))
+        part.write_text(json.dumps(self.stored()))
         part.replace(path)
 
 

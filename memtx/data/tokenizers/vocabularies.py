@@ -82,7 +82,7 @@ class HuggingFace(Tokenizer):
     def drawable_V(self) -> np.ndarray:
         return np.ones(self.vocab_size, bool)
 
-    def _stored(self) -> dict:
+    def stored(self) -> dict:
         parts = {"bos": self.bos, "eos": list(self.eos), "chat_template": self.chat_template}
         return {"name": self.name, "huggingface": self._model_json, **parts}
 
@@ -154,7 +154,7 @@ class SentencePiece(Tokenizer):
     def drawable_V(self) -> np.ndarray:
         return np.ones(self.vocab_size, bool)
 
-    def _stored(self) -> dict:
+    def stored(self) -> dict:
         parts = {"specials": dict(self.specials), "begin": self._begin, "end": self._end}
         texts = {"eos": self.eos, "chat_template": self.chat_template}
         return {"name": self.name, "sentencepiece": self._model_text, **parts, **texts}
