@@ -57,8 +57,10 @@ def _parts(tokenizer: Tokenizer) -> dict[str, Any]:
     """What tokenizer_config.json calls the specials."""
     names = {id: name for name, id in tokenizer.specials.items()}
     found = {part: name for name, part in PARTS.items() if name in tokenizer.specials}
-    begins = [name for name in (names.get(tokenizer.bos),) if name and name not in PARTS]
-    ends = [names[id] for id in tokenizer.eos if id in names and names[id] not in PARTS and id != tokenizer.bos] or begins
+    framed, name = tokenizer.frame("a")[0].tolist(), names.get(tokenizer.bos, "")
+    begins = [name] if name == END or (name and name not in PARTS and framed[:1] == [tokenizer.bos]) else []
+    others = [id for id in tokenizer.eos if id != tokenizer.bos] or [tokenizer.bos]
+    ends = [names[id] for id in others if id in names and names[id] not in PARTS]
     return found | ({"bos_token": begins[0]} if begins else {}) | ({"eos_token": ends[0]} if ends else {})
 
 
