@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from pathlib import Path
@@ -33,6 +34,8 @@ HELP += "\nA run that was killed goes on when the same command is given again. M
 def main(argv: list[str] | None = None) -> None:
     """Console entry point: exits with 0, or with 2 after one line about what the user can put right."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # of a name that is not UTF-8, or a character that it cannot show
     try:
         run(argv)
     except UserError as error:

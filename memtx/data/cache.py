@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from memtx.errors import UserError
+from memtx.errors import UserError, check_utf8
 
 
 def built(folder: Path, build: Callable[[Path], None]) -> Path:
@@ -43,8 +43,10 @@ def _build(part: Path, build: Callable[[Path], None]) -> None:
 
 
 def root(cache: str | Path) -> Path:
-    """The cache's folder, `~` expanded."""
-    return Path(cache).expanduser().absolute()
+    """The cache's folder, `~` expanded. UserError if its name is not UTF-8."""
+    folder = Path(cache).expanduser().absolute()
+    check_utf8(folder, "data.cache")
+    return folder
 
 
 def digest(*parts: object) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from memtx.data import packages
 from memtx.data.cache import built, digest, root
-from memtx.errors import UserError, check_known
+from memtx.errors import UserError, check_known, printable
 
 Documents = dict[str, Path | zipfile.Path]  # by document id
 Splits = dict[str, list[str]]  # document ids
@@ -121,7 +121,7 @@ def _folder(argument: str, cache: Path) -> Documents:
     folder = Path(argument).expanduser().absolute()
     if not folder.is_dir():
         raise UserError(f"corpus textdir: {folder} is not a folder")
-    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    found = {printable(path.relative_to(folder).as_posix()): path for path in sorted(folder.rglob("*")) if path.is_file()}
     documents: Documents = {id: path for id, path in found.items() if not re.match(r"(.*/)?\.", id)}  # none that is hidden
     if not documents:
         raise UserError(f"corpus textdir: {folder} holds no files")
