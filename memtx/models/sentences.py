@@ -95,15 +95,18 @@ class SentenceEncoder:
 def modules(folder: Path) -> list[tuple[str, str]]:
     """(kind, place) of each module: as modules.json lists them, or as its folders are called; none of other folders."""
     if (folder / "modules.json").is_file():
-        listed_there: Any = read_json(folder / "modules.json")
-        try:
-            return [(str(entry["type"]).rpartition(".")[2], str(entry["path"])) for entry in listed_there]
-        except (KeyError, TypeError):
-            raise UserError(f"{folder / 'modules.json'} is not a list of modules, each with its type and path") from None
+        entries: Any = read_json(folder / "modules.json")
+        if not isinstance(entries, list) or not entries or not all(map(_is_module, entries)):
+            raise UserError(f"{folder / 'modules.json'} is not a list of modules, each with its type and path")
+        return [(str(entry["type"]).rpartition(".")[2], str(entry["path"])) for entry in entries]
     named = sorted(path.name for path in folder.iterdir() if re.fullmatch("[0-9]+_(Pooling|Dense|Normalize)", path.name))
     found = [(name.partition("_")[2], name) for name in named]
     # a folder of Normalize holds no file, so that it may have been lost on the way
     return [("Transformer", ""), *found, ("Normalize", "")] if found else []
+
+
+def _is_module(entry: Any) -> bool:
+    return isinstance(entry, Mapping) and {"type", "path"} <= entry.keys()
 
 
 def _checked(folder: Path, found: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import jax
 
-from memtx.config import Config
+from memtx.config import Config, complete_task
 from memtx.data.corpora import corpus
 from memtx.data.masked import Masked
 from memtx.data.streams import Batch, Stream
@@ -173,7 +173,8 @@ def _named(config: Config, tasks: Sequence[Task]) -> Config:
     if config.model.output != "classes" or len(first) > config.model.classes:
         return config  # the source's `check` says so
     labels = (*first, *(f"LABEL_{i}" for i in range(len(first), config.model.classes)))
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, labels=labels))
+    model = dataclasses.replace(config.model, labels=labels)
+    return dataclasses.replace(config, model=model, data=complete_task(config.data, labels))
 
 
 def train_stream(tokens: Tokens, config: Config) -> Stream:

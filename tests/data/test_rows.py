@@ -107,7 +107,9 @@ def test_a_folder_may_call_its_files_as_other_tools_do(tmp_path, names):
 def test_a_folder_that_lacks_a_split_or_has_two_says_so(tmp_path):
     for name in ("train.csv", "test.csv"):
         (tmp_path / name).write_text("text,label\na,b\n")
-    with pytest.raises(UserError, match=r"one file for valid, such as valid.jsonl or valid.csv; there is 'test.csv', 'train.csv'"):
+    with pytest.raises(
+        UserError, match=r"one file for valid, such as valid.jsonl or valid.csv; there is 'test.csv', 'train.csv'"
+    ):
         Labelled(Labelled.Config(path=str(tmp_path)))
     for name in ("dev.csv", "valid.jsonl"):
         (tmp_path / name).write_text("text,label\na,b\n")
