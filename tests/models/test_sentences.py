@@ -130,7 +130,7 @@ def test_dense_modules_and_their_activations_come_after_pooling_and_all_is_expor
 
 
 def test_texts_are_read_as_the_folder_says(model, tmp_path):
-    base, hidden = model
+    base, _ = model
     mean = {"pooling_mode_mean_tokens": True}
     settings = {"max_seq_length": 6, "do_lower_case": True}
     loaded = memtx.load(encoder(base, tmp_path / "six", mean, "Normalize", sentence_bert_config=settings))

@@ -178,25 +178,14 @@ def test_names_of_classes_that_are_none_are_one_line(config):
 def classifier(tmp_path):
     """A tiny BERT of three classes in a folder, and texts with the class that it gives each."""
     tokenizer = tokenizers.pretrained(VOCABULARY)
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     settings = {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 32, "type_vocab_size": 2, **sizes}
     names = {"id2label": {"0": "zeta", "1": "mid", "2": "alpha"}, "architectures": ["BertForSequenceClassification"]}
     lm = build(complete_model(bert.model(settings | names, 64)))
     params = lm.init(jax.random.key(0))
     params["output"]["classes"]["w"] *= 50
     memtx.export(lm, params, tmp_path / "model", tokenizer=tokenizer)
-    texts = [
-        "The keeper counted.",
-        "He wrote.",
-        "In 1984",
-        "ships ships",
-        "only 311",
-        "they came",
-        "1207",
-        "year",
-        "after",
-        "a",
-    ]
+    texts = ["The keeper counted ships.", "He wrote.", "ships ships", "the year after", "they came", "counted", "1984"]
     ids = [tokenizer.frame(text)[0] for text in texts]
     return tmp_path / "model", texts, [int(lm(params, row[None], lm.init_state(1))[0].argmax()) for row in ids]
 

@@ -29,9 +29,9 @@ def show(data: Data, index: int = 0) -> Text:
         if label >= 0:
             answers.append(label)
             if not asked:
-                said = task.names[label] if task.classes else pieces[label].decode(errors="replace")
+                said = str(task.names[label]) if task.classes else pieces[label].decode(errors="replace")
                 out.append((">" if after is not None or task.classes else "") + said, style="bold")
-    said = ", ".join(task.names[label] for label in answers) if task.classes else task.tokenizer.decode(answers)
+    said = ", ".join(str(task.names[label]) for label in answers) if task.classes else task.tokenizer.decode(answers)
     return out.append(f"\n\nlabels: {said}")
 
 
