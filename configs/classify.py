@@ -2,9 +2,9 @@
 
     memtx train --config=configs/classify.py:path=FOLDER,classes=2 --workdir=runs/classify
 
-path       a folder with train.jsonl, valid.jsonl and test.jsonl, lines {"text": "...", "label": "..."}; or one file (.csv and
-           .tsv too), split by text 90/5/5
-classes    how many labels there are
+path       a folder with train.jsonl, valid.jsonl and test.jsonl, lines {"text": "...", "label": "..."}; or one file, split by
+           text 90/5/5; .csv and .tsv, too
+classes    how many labels there are; "": as many as the backbone's own head has, and 2 if it has none
 backbone   minilm | a Hugging Face folder | a name of the hub
 memory     rmt_encoder: memory tokens carry what was read; none: only the first segment is read
 segment    tokens of a segment                       tokens     of a document, at most
@@ -17,15 +17,17 @@ from memtx.models.pretrained import settings
 
 
 def get_config(arg: str = ""):
-    choice = parse_arg(arg, path="", classes="2", backbone="minilm", memory="rmt_encoder", segment="512", tokens="8192")
+    choice = parse_arg(arg, path="", classes="", backbone="minilm", memory="rmt_encoder", segment="512", tokens="8192")
     check_known(choice.memory, ["none", "rmt_encoder"], "memory")
-    numbers = (choice.classes, choice.segment, choice.tokens)
+    own = settings(choice.backbone)
+    numbers = (choice.classes or str(own.classes), choice.segment, choice.tokens)
     if not all(number.isdecimal() and int(number) for number in numbers):
         raise UserError(f"classes, segment and tokens should be numbers above 0, not {', '.join(numbers)}")
     classes, segment, tokens = map(int, numbers)
     body = {"none": "", "rmt_encoder": "rmt_encoder"}[choice.memory]
     tokens = tokens if body else segment
-    pool = "document" if body else "mean"  # of all that was read, whatever calls it came in
+    pool = own.pool if own.output == "classes" or own.pool != "cls" else "mean"
+    pool = "document" if body else pool  # the mean of all that was read, whatever calls it came in
     model = settings(choice.backbone, output="classes", classes=classes, pool=pool, body=body, dropout=0.1)
     return default_config(
         model=model_group(model),

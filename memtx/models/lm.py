@@ -3,7 +3,7 @@
 `Decoder` is the module; `LM` is what users hold: pure functions of (parameters, tokens, state). With bidirectional layers and
 another `model.output` it is an encoder; with `model.encoder` it reads a source by cross-attention.
 
-B stream, T time, S source time, V vocabulary, D model, N heads.
+B stream, T time, S source time, V vocabulary, D model, N heads, L learned positions.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
+from jax.core import Tracer
 
 from memtx.config import Config, Model, complete_model, configure
 from memtx.errors import UserError
@@ -94,12 +96,21 @@ class Decoder(nnx.Module):
         """Tokens, and with learned tables their places and types: h_BTD, for a body to read."""
         h = self.embed[...].astype(self.model.dtype)[token_BT] * self.model.embed_scale
         if self.place is not None:
-            local = getattr(body, "local_position", lambda position_BT: position_BT)
-            h = h + self.place[...].astype(h.dtype)[jnp.minimum(local(seg.position_BT), self.model.max_position - 1)]
+            h = h + self.placed(self.place[...], seg, body).astype(h.dtype)
         if self.types is not None:
             h = h + self.types[...].astype(h.dtype)[seg.shared.get("token_type", jnp.zeros_like(token_BT))]
         h = self.embed_norm(h) if self.embed_norm else h
         return dropout(h, self.model.dropout, key)
+
+    def placed(self, place_LD: Array, seg: Segment, body: Layer) -> Array:
+        """Of the learned table of positions: h_BTD. Beyond its end: UserError, or within a compiled program NaN."""
+        local = getattr(body, "local_position", lambda position_BT: position_BT)
+        position_BT, room = local(seg.position_BT), len(place_LD)
+        beyond_BT = (position_BT >= room) & seg.mask_BT
+        if not isinstance(beyond_BT, Tracer) and beyond_BT.any():
+            last = int(jnp.where(beyond_BT, position_BT, 0).max())
+            raise UserError(f"the model has {room} learned positions, too few for a text of {last + 1} tokens")
+        return jnp.where(beyond_BT[..., None], jnp.nan, place_LD[jnp.minimum(position_BT, room - 1)])
 
     def encode(self, encoder: Encoder, handed: Mapping[str, Array], key: Array | None) -> dict[str, Array]:
         """What the source's encoder gives, as cross-attention finds it."""
@@ -165,15 +176,41 @@ class LM:
         seg = nothing.replace(shared={"source/token": token_BS, "source/length": length_B})
         return self(params, jnp.zeros((batch, 1), jnp.int32), state, seg, key=key)[1]
 
+    @property
+    def most_tokens(self) -> int | None:
+        """Of a text, its `bos` included: as many as there are learned positions. None: any number of them."""
+        counts_anew = hasattr(self._static.body, "local_position")
+        return None if self.model.position != "learned" or counts_anew else self.model.max_position
+
+    def check_length(self, tokens: int, call: int, remedy: str) -> None:
+        """UserError if learned positions are too few for texts of so many tokens, `bos` included, read in calls of `call`.
+
+        remedy: the end of the message, which says how texts become shorter.
+        """
+        if self.model.position != "learned":
+            return
+        if local := getattr(self._static.body, "local_position", None):  # it counts anew in each call
+            tokens = 1 + int(local(np.arange(call)[None]).max())
+            remedy = f"set model.body's segment to {self.model.max_position} or less"
+        if tokens > self.model.max_position:
+            raise UserError(
+                f"a text has {tokens} tokens, the model learned positions for {self.model.max_position} "
+                f"(model.max_position): {remedy}"
+            )
+
     def check_reads(self, tokens: int) -> None:
         """UserError unless it has an encoder that may give so many tokens to cross-attention."""
         if not self.model.encoder or "cross" not in self.model.memory:
             raise UserError("this model has no encoder: set model.encoder, and let memories named cross stand in model.stacks")
         if tokens > (capacity := self.model.memory["cross"].capacity):
             raise UserError(
-                f"memory.cross.capacity={capacity} is too small: a source has {tokens} tokens; set it to {tokens}, or cut the "
-                f"source (a task's: data.task.source_tokens={capacity})"
+                f"memory.cross.capacity={capacity} is too small: a source has {tokens} tokens; set it to {tokens} (of a "
+                f"pretrained model: context={tokens}, in `memtx generate` --context={tokens}), or cut the source (a task's: "
+                f"data.task.source_tokens={capacity})"
             )
+        counts_anew = hasattr(getattr(self._static.encoder, "body", None), "local_position")
+        if self.model.position == "learned" and not counts_anew and tokens > (room := self.model.max_position):
+            raise UserError(f"a source has {tokens} tokens, the model learned positions for {room}: cut the source")
 
     def check_learns(self, classes: int) -> None:
         """UserError unless it gives logits of so many classes; 0: of next tokens."""

@@ -10,7 +10,8 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,13 +21,16 @@ import numpy as np
 from jax import Array
 
 from memtx.config import Model, complete_model
+from memtx.data import tokenizers
 from memtx.data.hub import find
+from memtx.data.tokenizers import Tokenizer, check_fits
 from memtx.errors import UserError, brief, check_known, listed, optional
-from memtx.models import bert, gpt2, llama, t5
+from memtx.models import bert, gpt2, llama, sentences, t5
 from memtx.models.fields import texts
 from memtx.models.lm import LM, Params
 from memtx.models.names import Names, Place, called_there, check, flat, places
-from memtx.models.weights import Weights, open_weights
+from memtx.models.sentences import open_weights
+from memtx.models.weights import Weights
 from memtx.patterns import layers
 
 FAMILIES: tuple[ModuleType, ...] = (llama, gpt2, bert, t5)
@@ -42,7 +46,11 @@ FREE = (
     "head",
     "output",
     "pool",
+    "unit",
+    "max_tokens",
+    "lower_case",
     "classes",
+    "labels",
     "pretrained",
     "dropout",
     "dtype",
@@ -59,13 +67,17 @@ def settings(name: str, *, context: int = CONTEXT, cache: str | Path = "", **cha
     """
     for key in changes:
         check_known(key, FREE, "setting of a pretrained model that can be changed")
-    return complete_model(dataclasses.replace(_settings(open_weights(find(name, cache)), name, context), **changes))
+    model = _settings(open_weights(find(name, cache)), name, context)
+    if changes.get("classes", model.classes) != model.classes:
+        changes = {"labels": (), **changes}
+    return complete_model(dataclasses.replace(model, **changes))
 
 
 def _settings(weights: Weights, name: str, context: int) -> Model:
     try:
         kind, family = _family(weights.config)
-        model = complete_model(family.model({**weights.config, "model_type": kind}, context))
+        model = family.model({**weights.config, "model_type": kind}, context)
+        model = complete_model(dataclasses.replace(model, **weights.config.get("sentences", {})))
     except UserError as error:
         raise UserError(f"the config of {weights.path}: {error}") from None
     tied = model.tied and not _has_own_head(weights, family.NAMES)
@@ -177,12 +189,22 @@ def _check_same(model: Model, theirs: Model, name: str) -> None:
 # --- from ours to theirs ------------------------------------------------------------------------------------------------------
 
 
-def export(lm: LM, params: Params, folder: str | Path, *, dtype: str = "float32", shard: int = 4 << 30) -> None:
-    """Write a folder that Hugging Face's `from_pretrained` loads: config.json and safetensors, `shard` bytes at most each.
+def export(
+    lm: LM,
+    params: Params,
+    folder: str | Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    dtype: str = "float32",
+    shard: int = 4 << 30,
+) -> None:
+    """Write a folder that Hugging Face's `from_pretrained` and `memtx.load` load: config.json, safetensors and a tokenizer.
 
-    UserError if their model of this family has no place for something, or the folder is there.
+    tokenizer: None writes that of the pretrained model which `lm` began with, if its files are still there, and else none.
+    shard: bytes of a file of weights, at most. A sentence encoder gets the modules of sentence-transformers too. UserError if
+    their model of this family has no place for something, the folder is there, or the tokenizer is another model's.
     """
-    folder, numpy = Path(folder), optional("safetensors.numpy")
+    folder = Path(folder)
     if folder.exists():
         raise UserError(f"{folder} is there already; choose another folder")
     family = next((family for family in FAMILIES if family.holds(lm.model)), None)
@@ -192,22 +214,45 @@ def export(lm: LM, params: Params, folder: str | Path, *, dtype: str = "float32"
         )
     config = family.config(lm.model) | {"torch_dtype": dtype}
     found = places(family.NAMES, lm)
-    _check_whole(lm, found, complete_model(family.model(config, CONTEXT)), config["model_type"])
-    values, part = flat(params), folder.with_name(folder.name + ".part")
+    theirs = dataclasses.replace(family.model(config, CONTEXT), projections=lm.model.projections)
+    _check_whole(lm, found, complete_model(theirs), config["model_type"])
+    tokenizer = tokenizer or _own_tokenizer(lm.model)
+    if tokenizer:
+        check_fits(tokenizer, lm.model.vocab_size)
+    part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    shards = _shards(found, np.dtype(dtype).itemsize, shard)
-    index = {}
+    dense = [place for place in found if place.theirs[0].startswith(sentences.DENSE)]
+    values, save = flat(params), partial(optional("safetensors.numpy").save_file, metadata={"format": "pt"})
+    _write_weights([place for place in found if place not in dense], values, part, save, dtype, shard)
+    sentences.write(lm.model, part, save, _tensors(dense, values, dtype))
+    if tokenizer:
+        tokenizers.write(tokenizer, part, config["model_type"])
+    (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    part.rename(folder)
+
+
+def _own_tokenizer(model: Model) -> Tokenizer | None:
+    try:
+        return tokenizers.pretrained(find(model.pretrained, "")) if model.pretrained else None
+    except UserError:
+        return None
+
+
+def _write_weights(found: list[Place], values, folder: Path, save: Callable, dtype: str, shard: int) -> None:
+    shards, index = _shards(found, np.dtype(dtype).itemsize, shard), {}
     for i, group in enumerate(shards):
         file = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
-        tensors = {name: tensor.astype(dtype) for place in group for name, tensor in place.to_theirs(values)}
-        numpy.save_file(tensors, part / file, metadata={"format": "pt"})
+        tensors = _tensors(group, values, dtype)
+        save(tensors, folder / file)
         index |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
         total = {"total_size": np.dtype(dtype).itemsize * sum(leaf.size for leaf in values.values())}
-        (part / "model.safetensors.index.json").write_text(json.dumps({"metadata": total, "weight_map": index}, indent=2))
-    (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    part.rename(folder)
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": total, "weight_map": index}, indent=2))
+
+
+def _tensors(found: list[Place], values: Mapping[str, Array], dtype: str) -> dict[str, np.ndarray]:
+    return {name: tensor.astype(dtype) for place in found for name, tensor in place.to_theirs(values)}
 
 
 def _check_whole(lm: LM, found: list[Place], theirs: Model, kind: str) -> None:
@@ -220,6 +265,8 @@ def _check_whole(lm: LM, found: list[Place], theirs: Model, kind: str) -> None:
         for f in dataclasses.fields(Model)
         if f.name not in FREE and getattr(lm.model, f.name) != getattr(theirs, f.name)
     ]
+    pools = {"classes": lm.model.pool == "cls", "pooled": lm.model.pool != "document"}
+    lost += [] if pools.get(lm.model.output, True) else [f"model.pool={lm.model.pool}"]
     covered = {path for place in found for path, *_ in place.ours}
     lost += [path for path in flat(lm.abstract_params) if path not in covered]
     if lost:

@@ -16,7 +16,6 @@ from memtx.nn.positions import T5_BUCKETS, T5_MAX_DISTANCE
 
 TYPES = ("t5",)
 ACTIVATIONS = {"relu": "relu", "gated-gelu": "geglu", "gated-silu": "swiglu"}
-CONTEXT = 512  # tokens of a source that T5 was trained on
 
 
 def _attention(layer: str, name: str, slot: str) -> tuple[Pair, ...]:
@@ -64,7 +63,10 @@ NAMES = Names(
 
 
 def model(hf: Mapping[str, Any], context: int) -> Model:
-    """Settings from a config.json; `context`: tokens that cross-attention and full attention keep, at most the model's own."""
+    """Settings from a config.json; `context`: tokens that cross-attention and full attention keep.
+
+    It may be more than `n_positions`, since positions are relative.
+    """
     kind = text(hf, "feed_forward_proj", "relu")
     if kind not in ACTIVATIONS:
         raise UserError(f"a t5 with feed_forward_proj={brief(kind)} is not known to memtx: {', '.join(ACTIVATIONS)} are")
@@ -73,11 +75,10 @@ def model(hf: Mapping[str, Any], context: int) -> Model:
             raise UserError(f"a t5 with relative_attention_{key}={found} is not known to memtx, only {known}")
     tied, width, depth = flag(hf, "tie_word_embeddings", True), integer(hf, "d_model"), layer_count(hf, "num_layers")
     scaled = flag(hf, "scale_decoder_outputs", tied)  # transformers 5 writes it, and then that all are tied
-    capacity = min(context, integer(hf, "n_positions", CONTEXT))
     return Model(
         stacks=((("full/cross/mlp",), layer_count(hf, "num_decoder_layers", depth)),),
         encoder=((("bidirectional",), depth),),
-        memory={"full": {"capacity": capacity}, "cross": {"capacity": capacity}},
+        memory={"full": {"capacity": context}, "cross": {"capacity": context}},
         vocab_size=integer(hf, "vocab_size"),
         width=width,
         num_heads=integer(hf, "num_heads"),
@@ -116,7 +117,6 @@ def config(model: Model) -> dict[str, Any]:
         "layer_norm_epsilon": model.norm_epsilon,
         "relative_attention_num_buckets": T5_BUCKETS,
         "relative_attention_max_distance": T5_MAX_DISTANCE,
-        "n_positions": model.memory["cross"].capacity,
         "tie_word_embeddings": model.tied,
         "scale_decoder_outputs": model.logit_scale != 1,
         "dropout_rate": 0.1,

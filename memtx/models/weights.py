@@ -68,8 +68,6 @@ class Safetensors:
     def __init__(self, folder: Path):
         self.path = folder
         self.config = read_json(folder / "config.json")
-        if (pooling := folder / "1_Pooling" / "config.json").is_file():  # of sentence-transformers
-            self.config["pooling"] = read_json(pooling)
         self._tensors: dict[str, Stored] = {}
         files, home = model_files(folder)
         for file in files:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import jax
 
-from memtx.config import Config
+from memtx.config import Config, complete_task
 from memtx.data.corpora import corpus
 from memtx.data.masked import Masked
 from memtx.data.streams import Batch, Stream
@@ -18,7 +18,7 @@ from memtx.data.tasks.stream import Examples
 from memtx.data.tokenizers import Tokenizer
 from memtx.data.tokenizers import tokenizer as make_tokenizer
 from memtx.data.tokens import Tokens, tokenize
-from memtx.errors import UserError
+from memtx.errors import UserError, quoted
 from memtx.evaluation.perplexity import Evaluation, make_evaluator
 from memtx.evaluation.recall import Recall, make_recall
 from memtx.evaluation.text import check_scorers
@@ -39,8 +39,9 @@ class Batches(Protocol):
 
 
 class Source(Protocol):
-    """notes: lines for the user about the data."""
+    """config: the run's, with the names of the classes in the data. notes: lines for the user about the data."""
 
+    config: Config
     tokenizer: Tokenizer
     notes: tuple[str, ...]
 
@@ -66,34 +67,40 @@ class TextSource:
     """Documents of a corpus, judged by bits per byte."""
 
     def __init__(self, config: Config, tokenizer: Tokenizer | None = None):
-        self._config = config
+        self.config = config
         self._corpus = corpus(config.data.corpus, config.data.cache)
         self.notes = self._corpus.notes
         self.tokenizer = tokenizer or make_tokenizer(config.data.tokenizer, self._corpus, config.data.cache)
         self._held_out = self._tokens(config.eval.split)
 
     def check(self, lm: LM) -> None:
-        if (lm.model.output == "masked_lm") != (self._config.data.mask > 0):
+        if (lm.model.output == "masked_lm") != (self.config.data.mask > 0):
             raise UserError(
                 "model.output=masked_lm and data.mask, such as 0.15, go together: the model gives back hidden tokens"
             )
-        if not self._config.data.mask:
-            lm.check_next_token()
+        segment, most = self.config.data.segment, lm.model.max_position
+        if self.config.data.mask:
+            lm.check_length(segment, segment, f"set data.segment={most}")
+            return
+        lm.check_next_token()
+        longest = max(int(self._tokens(split).length_D.max()) + 1 for split in ("train", self.config.eval.split))
+        lm.check_length(longest, segment, f"set data.document_tokens={most}, which cuts documents into several of so many")
 
     def stream(self) -> Batches:
-        return self._masked(train_stream(self._tokens("train"), self._config), self._config.train.batch)
+        return self._masked(train_stream(self._tokens("train"), self.config), self.config.train.batch)
 
     def evaluator(self, lm: LM, layout: Layout) -> Evaluator:
         evaluate = make_evaluator(lm, self.tokenizer.bytes_V, layout)
-        batch = eval_rows(self._held_out, self._config)
-        return lambda params: evaluate(params, self._masked(eval_batches(self._held_out, self._config), batch))
+        batch = eval_rows(self._held_out, self.config)
+        return lambda params: evaluate(params, self._masked(eval_batches(self._held_out, self.config), batch))
 
     def _masked(self, batches, rows: int):
-        c, first = self._config, jax.process_index() * rows // jax.process_count()
+        c, first = self.config, jax.process_index() * rows // jax.process_count()
         return Masked(batches, self.tokenizer, c.data.mask, seed=c.seed, first_row=first) if c.data.mask else batches
 
     def _tokens(self, split: str) -> Tokens:
-        return tokenize(self._corpus, self.tokenizer, split, self._config.data.cache)
+        tokens = tokenize(self._corpus, self.tokenizer, split, self.config.data.cache)
+        return tokens.cut(most - 1) if (most := self.config.data.document_tokens) else tokens
 
 
 class TaskSource:
@@ -102,29 +109,34 @@ class TaskSource:
     notes = ()
 
     def __init__(self, config: Config):
-        self._config = config
         self._stages, self._task = stages(config.data), held_out(config)
+        self.config = _named(config, [self._task, *(task for _, task in self._stages)])
         self.tokenizer = self._task.tokenizer
         tasks = [self._task, *(task for _, task in self._stages)]
-        self._source, longest = max(task.source for task in tasks), max(task.length for task in tasks)
+        self._source, self._longest = max(task.source for task in tasks), max(task.length for task in tasks)
         # what is wrong with the held-out examples shows before anything is written
         eval_examples(self._task, config)
         self._held_out = [self._task.draw(config.seed, config.eval.split, index) for index in range(config.eval.examples)]
         if self._source and config.eval.generate:
             check_scorers()
-        if self._source and longest > (room := config.train.segments * config.data.segment):
+        if self._source and self._longest > (room := config.train.segments * config.data.segment):
             raise UserError(
-                f"a target has {longest} tokens, a step train.segments x data.segment = {room}, and an encoder learns from no "
-                f"more: set data.segment={longest}, or cut targets (data.task.target_tokens={room})"
+                f"a target has {self._longest} tokens, a step train.segments x data.segment = {room}, and an encoder learns "
+                f"from no more: set data.segment={self._longest}, or cut targets (data.task.target_tokens={room})"
             )
 
     def check(self, lm: LM) -> None:
         if self._source:
             lm.check_reads(self._source)
         lm.check_learns(self._task.classes)
+        most = lm.model.max_position
+        written = bool(self._source and self.config.eval.generate)  # one token more is read: the one that begins
+        lm.check_length(
+            self._longest + written, self.config.data.segment, f"cut texts (data.task.tokens={most} of labelled ones)"
+        )
 
     def stream(self) -> Examples:
-        c = self._config
+        c = self.config
         return Examples(
             self._stages,
             batch=c.train.batch,
@@ -137,7 +149,7 @@ class TaskSource:
         )
 
     def evaluator(self, lm: LM, layout: Layout) -> Evaluator:
-        c = self._config
+        c = self.config
         recall = make_recall(lm, self._held_out, layout)
 
         def evaluate(params: Params) -> Recall:
@@ -147,13 +159,28 @@ class TaskSource:
         return evaluate
 
     def _with_text(self, lm: LM, params: Params, recall: Recall) -> Recall:
-        c, text = self._config.eval, bits_per_byte(recall, self._held_out, self.tokenizer.bytes_V)
+        c, text = self.config.eval, bits_per_byte(recall, self._held_out, self.tokenizer.bytes_V)
         if some := self._held_out[: c.generate]:
             length = self._task.length
             rows = min(c.batch, len(some))
             scores, signature = greedy_scores(lm, params, self.tokenizer, some, batch=rows, max_tokens=length)
-            return replace(recall, text=text | scores, signature=signature)
-        return replace(recall, text=text)
+            return dataclasses.replace(recall, text=text | scores, signature=signature)
+        return dataclasses.replace(recall, text=text)
+
+
+def _named(config: Config, tasks: Sequence[Task]) -> Config:
+    """With names for the model's classes: those of the tasks. UserError if the tasks do not agree about them."""
+    first, *others = {tuple(task.names) for task in tasks}
+    if others:
+        raise UserError(
+            f"eval.task or data.curriculum have other labels than data.task: {quoted(first)}, {quoted(others[0])}; "
+            "set model.labels and model.classes"
+        )
+    if config.model.output != "classes" or len(first) > config.model.classes:
+        return config  # the source's `check` says so
+    labels = (*first, *(f"LABEL_{i}" for i in range(len(first), config.model.classes)))
+    model = dataclasses.replace(config.model, labels=labels)
+    return dataclasses.replace(config, model=model, data=complete_task(config.data, labels))
 
 
 def train_stream(tokens: Tokens, config: Config) -> Stream:

@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, Timeout
 
 from memtx.config import Config, Model, to_json
-from memtx.errors import UserError
+from memtx.errors import UserError, check_utf8
 from memtx.memory import MEMORIES
 
 LOCK, RECORD, LOG = ".lock", "run.json", "log.txt"
@@ -29,6 +29,7 @@ def claim(workdir: Path, config: Mapping) -> BaseFileLock:
     Raises UserError if it holds something else, or the run of a config that differs in more than FREE, or is in use, or if
     the run is past the config's last step.
     """
+    check_utf8(workdir.absolute(), "the workdir")
     path = workdir / "config.json"
     if workdir.exists() and not path.exists():
         allowed = {_part(path).name, *OURS}

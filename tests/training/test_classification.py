@@ -1,14 +1,22 @@
 """A model of classes learns from labelled documents by the same loop; memory tokens carry what an earlier call said."""
 
 import json
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import memtx
-from memtx.data.tasks.labelled import Labelled
+from memtx.config import complete_model
+from memtx.data import tokenizers
+from memtx.data.tasks.labelled import Labelled, class_names
 from memtx.evaluation.recall import Recall
+from memtx.evaluation.run import evaluate_config, evaluate_run
+from memtx.models import bert, labels
 from memtx.models.lm import build
+
+VOCABULARY = Path(__file__).parents[1] / "golden" / "hf" / "vocabularies" / "wordpiece"
 
 SIZES = {"width": 16, "num_heads": 2, "ff_dim": 32, "post_norm": True, "norm": "layer", "position": "learned", "tied": True}
 
@@ -91,3 +99,134 @@ def test_what_cannot_be_learned_is_refused(folder, tmp_path):
     with pytest.raises(memtx.UserError, match="every must be at least 0, not -1"):
         Labelled.Config(every=-1)
     assert not (tmp_path / "run").exists()
+
+
+# --- which class a label is ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("found", "known", "names"),
+    [
+        (["b", "a"], (), ["a", "b"]),
+        (["10", "2", "1"], (), ["1", "2", "10"]),
+        (["-1", "1.5", "1", "none"], (), ["-1", "1", "1.5", "none"]),
+        (["LABEL_10", "LABEL_2"], (), ["LABEL_2", "LABEL_10"]),
+        (["a", "c"], ("c", "b", "a"), ["c", "b", "a"]),
+        (["LABEL_2", "LABEL_0"], ("LABEL_0", "LABEL_1", "LABEL_2"), ["LABEL_0", "LABEL_1", "LABEL_2"]),
+        (["0", "2"], ("LABEL_0", "LABEL_1", "LABEL_2"), ["LABEL_0", "LABEL_1", "LABEL_2"]),
+        (["3", "1", "2"], ("LABEL_0", "LABEL_1", "LABEL_2"), ["1", "2", "3"]),
+        (["b", "a"], ("LABEL_0", "LABEL_1", "LABEL_2"), ["a", "b", "LABEL_2"]),
+    ],
+)
+def test_a_models_names_come_before_the_order_of_the_data(found, known, names):
+    assert list(class_names(found, known)) == names
+
+
+@pytest.mark.parametrize(
+    ("found", "known"),
+    [
+        (["a", "other"], ("a", "b")),
+        (["1", "3"], ("LABEL_0", "LABEL_1", "LABEL_2")),
+        (["LABEL_0", "LABEL_5"], ("LABEL_0", "LABEL_1")),
+        ([f"other {i}" for i in range(1000)], tuple(f"class {i}" for i in range(1000))),
+    ],
+)
+def test_labels_that_a_model_does_not_know_are_listed_beside_those_that_it_does(found, known):
+    with pytest.raises(memtx.UserError, match="labels that the model does not know: .*; it knows ") as error:
+        class_names(found, known)
+    assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        ({"id2label": {"0": "positive", "1": "negative"}}, ("positive", "negative")),
+        ({"label2id": {"negative": 1, "positive": "0"}}, ("positive", "negative")),
+        ({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"b": 0, "a": 1}}, ("b", "a")),
+        ({"id2label": {"0": "b", "1": "a"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}, ("b", "a")),
+        ({"num_labels": 3}, ("LABEL_0", "LABEL_1", "LABEL_2")),
+        ({"id2label": None}, ("LABEL_0", "LABEL_1")),
+        ({"id2label": {str(i): f"c{i}" for i in (10, *range(10))}}, tuple(f"c{i}" for i in range(11))),
+    ],
+)
+def test_the_names_of_classes_are_those_of_config_json(config, names):
+    assert labels.read(config) == names
+    assert labels.read(labels.write(names, len(names))) == names
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"id2label": {"0": "a", "2": "b"}},
+        {"id2label": {"0": "a", "1": "a"}},
+        {"id2label": {"x": "a", "1": "b"}},
+        {"id2label": {"0": "a", "1.0": "b"}},
+        {"id2label": ["a", "b"]},
+        {"id2label": {"0": "a", "1": "b"}, "label2id": {"a": 1, "b": 0}},
+        {"num_labels": "3"},
+        {"num_labels": 0},
+        {"num_labels": 10**12},
+    ],
+)
+def test_names_of_classes_that_are_none_are_one_line(config):
+    with pytest.raises(memtx.UserError) as error:
+        labels.read(config)
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    """A tiny BERT of three classes in a folder, and texts with the class that it gives each."""
+    tokenizer = tokenizers.pretrained(VOCABULARY)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    settings = {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 32, "type_vocab_size": 2, **sizes}
+    names = {"id2label": {"0": "zeta", "1": "mid", "2": "alpha"}, "architectures": ["BertForSequenceClassification"]}
+    lm = build(complete_model(bert.model(settings | names, 64)))
+    params = lm.init(jax.random.key(0))
+    params["output"]["classes"]["w"] *= 50
+    memtx.export(lm, params, tmp_path / "model", tokenizer=tokenizer)
+    texts = ["The keeper counted ships.", "He wrote.", "ships ships", "the year after", "they came", "counted", "1984"]
+    ids = [tokenizer.frame(text)[0] for text in texts]
+    return tmp_path / "model", texts, [int(lm(params, row[None], lm.init_state(1))[0].argmax()) for row in ids]
+
+
+def write_labels(folder, texts, said):
+    folder.mkdir(exist_ok=True)
+    for split in ("train", "valid", "test"):
+        rows = [json.dumps({"text": text, "label": label}) for text, label in zip(texts, said, strict=True)]
+        (folder / f"{split}.jsonl").write_text("\n".join(rows))
+
+
+def test_the_names_of_a_classifier_decide_in_evaluation_training_and_export(classifier, tmp_path):
+    folder, texts, given = classifier
+    names, data = ("zeta", "mid", "alpha"), tmp_path / "data"
+    assert len(set(given)) > 1
+    write_labels(data, texts, [names[number] for number in given])
+    config = memtx.load_config(f"configs/classify.py:path={data},backbone={folder},memory=none,segment=32")
+    config.update({"eval": {"examples": len(texts), "every": 0}, "train": {"steps": 1}, "optim": {"lr": 0.0}})
+    assert evaluate_config(config).carried.accuracy == 1  # by sorted text it would be another
+    run = tmp_path / "run"
+    assert memtx.train(config, run, say=lambda *_: None).evaluation.carried.accuracy == 1
+    write_labels(data, texts[:1], [names[given[0]]])  # fewer labels than it was trained with
+    result, _ = evaluate_run(run, examples=1)
+    assert result.carried.by_slice == {f"class={names[given[0]]}": 1}
+    loaded = memtx.load(run)
+    memtx.export(loaded.lm, loaded.params, tmp_path / "out", tokenizer=loaded.tokenizer)
+    stored = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert stored["id2label"] == {"0": "zeta", "1": "mid", "2": "alpha"}
+    assert memtx.load(tmp_path / "out").lm.model.labels == names
+    write_labels(data, texts, ["other"] * len(texts))
+    with pytest.raises(memtx.UserError, match="does not know: 'other'; it knows 'zeta', 'mid', 'alpha'"):
+        evaluate_run(run)
+
+
+def test_a_run_remembers_the_labels_of_its_data(folder, tmp_path):
+    c = config(folder, classes=3)
+    c.train.steps = 1
+    memtx.train(c, tmp_path / "run", say=lambda *_: None)
+    assert memtx.load(tmp_path / "run").lm.model.labels == ("first", "second", "LABEL_2")
+    again = memtx.train(memtx.load(tmp_path / "run").config, tmp_path / "run", say=lambda *_: None)  # it is the same run
+    assert again.finished
+    (folder / "train.jsonl").write_text(json.dumps({"text": "aa", "label": "another"}))
+    with pytest.raises(memtx.UserError, match="is the run of another config .*model.labels"):
+        memtx.train(c, tmp_path / "run", say=lambda *_: None)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -52,12 +52,14 @@ class Task(abc.ABC):
     length     the most tokens that an example has
     block      examples are fed so many tokens at a time, whatever the segment; 0: as many as a segment holds
     classes    how many classes there are, if a label is the class of what was read; 0: labels are tokens
+    names      the names of those classes, in order
     source     the most tokens that an encoder has to read before an example; 0: it has nothing to read
     """
 
     Config: ClassVar[type]
     block: int = 0
     classes: int = 0
+    names: Sequence[str] = ()
     source: int = 0
     tokenizer: Tokenizer
     length: int

@@ -1,24 +1,22 @@
 """Tasks whose examples are in files of one's own.
 
-`path` is a folder with train.jsonl, valid.jsonl and test.jsonl; or one file, split 90/5/5 by what examples begin with, so that
-no source or text is on two sides. A file is JSON Lines, or .csv or .tsv with a line of names. To train, each pass takes the
-examples in an order of its own; held-out ones come as they stand.
+`path` is a folder with files for train, valid (or validation, val, dev) and test; or one file, split 90/5/5 by the text that
+examples begin with, so that no source or text is on two sides. A file is JSON Lines, or .csv or .tsv with a line of names: see
+memtx.data.rows. To train, each pass takes the examples in another order; held-out ones keep the order of their file.
 """
 
 from __future__ import annotations
 
 import abc
-import csv
 import dataclasses
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from memtx.data import tokenizers
+from memtx.data import rows, tokenizers
 from memtx.data.cache import absolute, digest
 from memtx.data.corpora import by_hash
 from memtx.data.hub import find
@@ -27,7 +25,6 @@ from memtx.data.tokenizers import Tokenizer, byte_tokenizer
 from memtx.errors import UserError
 
 Rows = Mapping[str, list[tuple[str, ...]]]  # by split: the values of a task's keys
-DIALECTS = {".csv": ",", ".tsv": "\t"}
 
 
 class FileTask(Task):
@@ -95,65 +92,22 @@ def _files(path: str) -> tuple[tuple[Path, int, int], ...]:
     """The files that hold the examples, and what changes when they do."""
     if not path:
         raise UserError("data.task.path is not set: give a folder with train.jsonl, valid.jsonl and test.jsonl, or one file")
-    place = absolute(path)
-    files = [place / f"{split}.jsonl" for split in SPLITS] if place.is_dir() else [place]
     try:
-        return tuple((file, (stat := file.stat()).st_mtime_ns, stat.st_size) for file in files)
-    except OSError as error:
-        raise UserError(f"cannot read {error.filename}: {error.strerror}") from None
+        return tuple((file, (stat := file.stat()).st_mtime_ns, stat.st_size) for file in rows.find(absolute(path)))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 @lru_cache(8)
 def _prepared(cls: type[FileTask], config, files) -> tuple[dict[str, list[Example]], str]:
     """The examples of each split, and what stands for them. A run makes its tasks several times, and reads them once."""
-    found = [_read(file, cls.keys) for file, *_ in files]
+    found = [rows.read(file, cls.keys) for file, *_ in files]
     if len(files) == 1:
         split = by_hash(sorted({row[0] for row in found[0]}))
         if not all(split.values()):
             raise UserError(f"{files[0][0]} has too little to split: three different values of {cls.keys[0]!r} are the fewest")
         sides = {begin: side for side, begins in split.items() for begin in begins}
-        rows = {side: [row for row in found[0] if sides[row[0]] == side] for side in SPLITS}
+        by_split = {side: [row for row in found[0] if sides[row[0]] == side] for side in SPLITS}
     else:
-        rows = dict(zip(SPLITS, found, strict=True))
-    return cls.made(config, named(config.tokenizer, config.cache), rows), digest(rows)
-
-
-def _read(file: Path, keys: tuple[str, ...]) -> list[tuple[str, ...]]:
-    form = ", ".join(f'"{key}": "..."' for key in keys)
-    rows = []
-    try:
-        for number, line in _lines(file):
-            values = tuple(_value(line, key) for key in keys)
-            if not all(values):
-                fault = "not JSON" if line is None else f'no text at "{keys[values.index("")]}"'
-                raise UserError(f"{file}, line {number}: {fault}; each line should be {{{form}}}")
-            rows.append(values)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read {file}: {error}") from None
-    if not rows:
-        raise UserError(f"{file} holds no examples")
-    return rows
-
-
-def _lines(file: Path) -> Iterator[tuple[int, Any]]:
-    """(number, what it holds) of each line that is not blank."""
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        if delimiter := DIALECTS.get(file.suffix):
-            reader = csv.DictReader(stream, delimiter=delimiter)
-            yield from ((reader.line_num, row) for row in reader)
-        else:
-            yield from ((number, _json(line)) for number, line in enumerate(stream, 1) if line.strip())
-
-
-def _json(line: str):
-    """What a line says; None if it is not JSON."""
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
-
-
-def _value(line, key: str) -> str:
-    """Its text; "" if there is none."""
-    value = line.get(key) if isinstance(line, Mapping) else None
-    return str(value) if isinstance(value, str | int | float) else ""
+        by_split = dict(zip(SPLITS, found, strict=True))
+    return cls.made(config, named(config.tokenizer, config.cache), by_split), digest(by_split)

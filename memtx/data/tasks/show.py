@@ -25,12 +25,14 @@ def show(data: Data, index: int = 0) -> Text:
     for place, (token, label) in enumerate(zip(example.token_L, example.label_L, strict=True)):
         after = example.token_L[place + 1] if place + 1 < len(example.token_L) else None
         out.append(pieces[token].decode(errors="replace"), style="bold" if asked else "")
-        asked = bool(label >= 0 and label == after)
+        asked = bool(label >= 0 and label == after and not task.classes)
         if label >= 0:
             answers.append(label)
             if not asked:
-                out.append((">" if after is not None else "") + pieces[label].decode(errors="replace"), style="bold")
-    return out.append(f"\n\nlabels: {task.tokenizer.decode(answers)}")
+                said = str(task.names[label]) if task.classes else pieces[label].decode(errors="replace")
+                out.append((">" if after is not None or task.classes else "") + said, style="bold")
+    said = ", ".join(str(task.names[label]) for label in answers) if task.classes else task.tokenizer.decode(answers)
+    return out.append(f"\n\nlabels: {said}")
 
 
 def _slices(slices) -> str:

@@ -114,7 +114,7 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        return digest(self._stored())
+        return digest(self.stored())
 
     @cached_property
     def pieces(self) -> list[bytes]:
@@ -127,14 +127,15 @@ class Tokenizer:
                 pieces[id] = bytes(byte_of[character] for character in token)
         return pieces
 
-    def _stored(self) -> dict:
+    def stored(self) -> dict:
+        """What it is, as JSON has it."""
         model = json.loads(self._model_json) if self._model_json else None
         return {"name": self.name, "vocab_size": self.vocab_size, "model": model}
 
     def save(self, path: str | Path) -> None:
         """Write it to one JSON file, at once."""
         part = Path(path).with_name(Path(path).name + ".part")
-        part.write_text(json.dumps(self._stored()))
+        part.write_text(json.dumps(self.stored()))
         part.replace(path)
 
 
@@ -188,7 +189,7 @@ class Pretrained(Tokenizer):
         A text that needs one is a UserError. The tokenizer itself if all of it fits, or if tokens that were not added do not.
         """
         beyond = {id for id in self._ids if id >= rows}
-        stored: dict[str, Any] = self._stored() | {"rows": rows}
+        stored: dict[str, Any] = self.stored() | {"rows": rows}
         return type(self)(**stored) if beyond and beyond <= self._added_ids else self
 
     def _checked(self, ids: Sequence[int]) -> np.ndarray:

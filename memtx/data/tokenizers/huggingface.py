@@ -76,7 +76,7 @@ class HuggingFace(Pretrained):
     def _token(self, id: int) -> str:
         return self._model.get_added_tokens_decoder()[id].content
 
-    def _stored(self) -> dict:
+    def stored(self) -> dict:
         return {"name": self.name, "huggingface": self._model_json, "bos": self.bos, "eos": list(self.eos), **self._more()}
 
 

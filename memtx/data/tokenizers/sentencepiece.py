@@ -112,7 +112,7 @@ class SentencePiece(Pretrained):
     def _token(self, id: int) -> str:
         return next(content for content, known in self._id_of.items() if known == id)
 
-    def _stored(self) -> dict:
+    def stored(self) -> dict:
         parts = {"specials": dict(self.specials), "begin": self._begin, "end": self._end_ids, "eos": self.eos}
         more = ({"added": self._added} if self._added else {}) | ({"legacy": True} if self._legacy else {})
         return {"name": self.name, "sentencepiece": self._model_text, **parts, **self._more(), **more}

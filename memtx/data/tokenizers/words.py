@@ -33,7 +33,7 @@ class Words(Tokenizer):
     def pieces(self) -> list[bytes]:
         return [f"{word} ".encode() for word in self.words]
 
-    def _stored(self) -> dict:
+    def stored(self) -> dict:
         return {"name": self.name, "words": self.words}
 
 

@@ -1,0 +1,123 @@
+"""Rows of text values from files of one's own: JSON Lines, or tables with a line of names (.csv, .tsv).
+
+Files are UTF-8, or UTF-16 with its mark. The delimiter of a table is the one by which its first line has the names that are
+asked for: a comma, a semicolon, a tab or a bar.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from memtx.errors import UserError, quoted
+
+SPLITS = {"train": ("train",), "valid": ("valid", "validation", "val", "dev"), "test": ("test",)}
+TABLES = {".csv": ",;\t|", ".tsv": "\t"}
+LINES = (".jsonl", ".json", ".ndjson")
+MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+
+csv.field_size_limit(2**31 - 1)  # a document may be one field
+
+
+def find(place: Path) -> list[Path]:
+    """The files of train, valid and test in a folder, whatever they are called; or the one file that `place` is.
+
+    UserError if the folder lacks one of them, or has two for one split.
+    """
+    if not place.is_dir():
+        return [place]
+    files = sorted(path for path in place.iterdir() if path.suffix.lower() in (*TABLES, *LINES))
+    found = []
+    for split, names in SPLITS.items():
+        those = [path for path in files if path.stem.lower() in names]
+        if len(those) != 1:
+            there = quoted(path.name for path in those or files) or "no such file"
+            raise UserError(f"{place} should have one file for {split}, such as {split}.jsonl or {split}.csv; there is {there}")
+        found += those
+    return found
+
+
+def read(file: Path, keys: Sequence[str]) -> list[tuple[str, ...]]:
+    """The values of these keys in each line, none of them empty. UserError that names the line at fault."""
+    form = "{" + ", ".join(f'"{key}": "..."' for key in keys) + "}"
+    rows = []
+    try:
+        for number, line in _rows(file, keys):
+            values = tuple(_value(line, key) for key in keys)
+            if fault := _fault(line, dict(zip(keys, values, strict=True))):
+                raise UserError(f"{file}, line {number}: {fault}; each line should be {form}")
+            rows.append(values)
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise UserError(f"cannot read {file}: {error}") from None
+    if not rows:
+        raise UserError(f"{file} holds no examples")
+    return rows
+
+
+def _rows(file: Path, keys: Sequence[str]) -> Iterator[tuple[int, Any]]:
+    """(number, what it holds) of each line that is not blank."""
+    with file.open("rb") as stream:
+        encoding = MARKS.get(stream.read(2), "utf-8-sig")
+    with file.open(encoding=encoding, newline="") as stream:
+        if delimiters := TABLES.get(file.suffix.lower()):
+            yield from _table(file, stream, keys, delimiters)
+        else:
+            yield from ((number, _json(line)) for number, line in enumerate(stream, 1) if line.strip())
+
+
+def _table(file: Path, stream, keys: Sequence[str], delimiters: str) -> Iterator[tuple[int, dict[str, str]]]:
+    headers = {}
+    for delimiter in delimiters:
+        stream.seek(0)
+        headers[delimiter] = _header(csv.reader(stream, delimiter=delimiter))
+    delimiter = max(delimiters, key=lambda d: (sum(name.strip() in keys for name in headers[d]), len(headers[d])))
+    names = [name.strip() for name in headers[delimiter]]
+    if names and any(names.count(key) != 1 for key in keys):
+        raise UserError(f"{file} should have the columns {quoted(keys)}, each once; it has {quoted(names)}")
+    stream.seek(0)
+    blank = any(name.startswith(" ") for name in headers[delimiter])
+    reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=blank, strict=True)
+    _header(reader)
+    for row in reader:
+        if len(row) > len(names) and any(row[len(names) :]):
+            raise UserError(
+                f"{file}, line {reader.line_num}: {len(row)} values for {len(names)} columns; put values that hold a "
+                f"{delimiter!r} in double quotes"
+            )
+        if any(row):
+            yield reader.line_num, dict(zip(names, row, strict=False))
+
+
+def _header(reader) -> list[str]:
+    return next((row for row in reader if any(row)), [])
+
+
+def _json(line: str):
+    """What a line says; None if it is not JSON."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _value(line, key: str) -> str:
+    """Its text; "" if there is none."""
+    value = line.get(key) if isinstance(line, Mapping) else None
+    return str(value) if isinstance(value, str | int | float) else ""
+
+
+def _fault(line, values: Mapping[str, str]) -> str:
+    """What is wrong with a line; "" if nothing is."""
+    if line is None:
+        return "not JSON"
+    for key, value in values.items():
+        if not value:
+            return f'no text at "{key}"'
+        if "\0" in value:
+            return f'"{key}" has a NUL, so the file is no text, or of another encoding'
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            return f'"{key}" has half of a surrogate pair, which is no character'
+    return ""
