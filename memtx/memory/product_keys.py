@@ -71,7 +71,7 @@ class Search(nnx.Module):
     def scores(self, x_BTD: Array) -> Array:
         """s of the two halves, [2, N, H, M], float32."""
         c = self.config
-        q_NHC = self.query(x_BTD).astype(jnp.float32).reshape(-1, c.heads, c.key_dim)
+        q_NHC = self.query(x_BTD.astype(jnp.float32)).reshape(-1, c.heads, c.key_dim)
         if self.norm is not None:
             q_NHC = self.norm(q_NHC)
         keys = self.keys[...]
