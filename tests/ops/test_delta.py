@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memtx.ops.delta import delta_rule, delta_rule_by_token, sums
+from memtx.ops.delta import between, delta_rule, delta_rule_by_token
 
 BATCH, HEADS, K, V = 2, 2, 4, 6
 GATES = {"none": 0, "scalar": 1, "per dimension": K}
@@ -83,12 +83,15 @@ def test_tokens_after_a_strong_decay_keep_their_own(decay, chunk):
         assert gap(found, in_float64(*args)) < 2e-6, strong
 
 
-def test_differences_of_sums_lose_what_follows_a_strong_decay():
-    """The control of the test above: two decays after one of -3000, as sums and as differences."""
-    g = np.array([-3000, -0.01, -0.02], np.float32)
-    c = np.cumsum(g)
-    assert abs(np.exp(c[2] - c[0]) - np.exp(-0.03)) > 1e-5
-    assert abs(np.exp(sums(jnp.asarray(g)[:, None])[1][0, 0]) - np.exp(-0.03)) < 1e-7
+def test_sums_between_tokens_are_exact_after_strong_decays():
+    """Also what Titans' chunks multiply by. The control is the difference of two sums from the start."""
+    rng = np.random.default_rng(0)
+    g_C = np.where(rng.uniform(size=64) < 0.1, -3000, -0.01).astype(np.float32)
+    i, j = np.indices((64, 64))
+    exact = np.array([[np.exp(g_C[b + 1 : a + 1].astype(float).sum()) if a >= b else 0 for b in range(64)] for a in range(64)])
+    assert np.abs(np.exp(between(jnp.asarray(g_C))) - exact).max() < 1e-6
+    from_start = np.cumsum(g_C)
+    assert np.abs(np.where(i >= j, np.exp(np.minimum(from_start[i] - from_start[j], 0)), 0) - exact).max() > 1e-4
 
 
 def test_keys_that_repeat_are_overwritten_even_in_long_chunks():
