@@ -97,7 +97,8 @@ class MatrixMemory(nnx.Module):
         if self.conv is not None:
             qkv_BTE, inputs_BCE = self.conv(qkv_BTE, inputs_BCE, seg.length_B)
         heads = qkv_BTE.astype(jnp.float32).reshape(*x_BTD.shape[:2], self.num_heads, -1)
-        q, k, v = self.features(*jnp.split(heads, [self.key_dim, 2 * self.key_dim], -1), seg)
+        q, k, v = jnp.split(heads, [self.key_dim, 2 * self.key_dim], -1)
+        q, k, v = self.features(q, k, v, seg)
         live_BT11 = seg.mask_BT[..., None, None]
         decay, beta = self.rates(x_BTD)
         decay = None if decay is None else jnp.where(live_BT11, decay, 0)
