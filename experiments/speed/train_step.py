@@ -33,7 +33,10 @@ SETTINGS: dict[str, dict] = {  # of each mechanism, and of what stands beside it
     "compressive": {"compressive": {"segment": 512, "memory": 512, "compressed": 128}},
     "infini": {"infini": {"segment": 512}},
     "rmt": {"rmt": {"segment": 512, "memory": 16, "remat": False}, "full": {"capacity": 544}},
-    "block_recurrent": {"block_recurrent": {"block": 512, "window": 768, "states": 512}, "window": {"window": 768}},
+    "block_recurrent": {
+        "block_recurrent": {"block": 512, "window": 768, "states": 512, "blocks": 1},
+        "window": {"window": 768},
+    },
     "product_key": {"product_key": {"subkeys": 128, "top_k": 32}, "full": {"capacity": 512}},
 }
 MODEL: dict[str, dict] = {  # where the package has one head of keys, and where it has no memory beside the table

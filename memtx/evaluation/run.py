@@ -42,7 +42,7 @@ def evaluate_config(config, **given) -> Result:
     """A config's model before any training: a pretrained one with its weights. `given` as for `evaluate_run`."""
     config = _changed(configure(config), "the config", **given)
     data = source(config)
-    lm = build(config.model, vocab_size=data.tokenizer.vocab_size)
+    lm = build(config.model, vocab_size=data.tokenizer.vocab_size, subwords=data.tokenizer.subwords)
     data.check(lm)
     key = jax.random.fold_in(jax.random.key(config.seed), 0)  # as training begins
     params = load_params(lm, key, cache=config.data.cache) if config.model.pretrained else lm.init(key)

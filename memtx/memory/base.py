@@ -135,6 +135,7 @@ class Memory(Protocol):
     wrap_layer(config, dims, key, layer)      at the body site: what stands for each layer of the body
     Config.room                    at the body site: tokens that layers see before it wipes them, or None
     Config.within(room)            the settings in such a body: no more kept than it will show
+    Config.of_tokens(pieces)       the settings with what depends on the texts of a tokenizer's tokens
     """
 
     site: ClassVar[str]

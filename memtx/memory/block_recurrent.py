@@ -2,21 +2,22 @@
 
     s = norm(S) + ids ;  K, V of s, and K, V of x: each shared by both directions
     tokens   y = [window attention(x, x) ; attention(x Wq', s)] Wo                        S as it was when the block began
-    states   h = [attention(s Wq, s) ; attention(s Wq', x of the block)] ;  z = h W + b   at the end of each block of tokens
+    states   h = [attention(s Wq, s) ; attention(s Wq', x of the last `blocks` blocks)] ;  z = h W + b    when a block ends
     gate     fixed   S' = g S + (1 - g) z ,  g = sig(keep)                                the paper's best ("fixed, skip")
              lstm    S' = sig(f + 1) S + sig(i - 1) tanh(z) ,  with z, i, f three maps of h
-    S starts at a learned value; ids are learned, so that slots differ.
+    scores   q k / sqrt(H), or with `normalize` |c_h| q k / (|q| |k|): a learned c per head for each of the four queries
+    S starts at a learned value, drawn from N(0, 0.1^2); the ids are learned, too, from N(0, 1), so that slots differ.
 
 What is differentiable: everything, through the window and through S as far back as the caller's `detach` lets it. The
 attentions to and from S have no positions. A block under way is in the window's keys and values, so nothing else is kept.
 
-Deviations: the window is a sliding one, of exactly `window` tokens, in a cache that can carry gradient (the paper's previous
-segment is without); z goes into the gate directly (the paper's "skip" form), there is no feed-forward network on states; the
-state is cleared at the start of a document.
+Deviations: the window slides, has exactly `window` tokens, and its cache can carry gradient (the paper's previous segment
+carries none); z goes into the gate directly (the paper's "skip" form), there is no feed-forward network on states; the state
+is cleared at the start of a document, and the states do not read blocks before it (the authors' code reads zeros there).
 
-Source: Hutchins et al. 2022 (arXiv 2203.07852).
-B stream, T time, Q slots of a block of the grid, C block, M window, S state vectors, N query heads, K kv heads, H head dim,
-D model.
+Source: Hutchins et al. 2022 (arXiv 2203.07852); the authors' code, google-research/meliad.
+B stream, T time, Q slots of a block of the grid, C block, R keys that the states read, M window, S state vectors, N query
+heads, K kv heads, H head dim, D model.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ from memtx.errors import UserError, check_known, positive
 from memtx.memory.base import Dims, Segment, pytree, segment, where_rows
 from memtx.memory.window import Recent, own
 from memtx.nn.attention import Source, attend
-from memtx.nn.linear import Linear, Norm, normal
+from memtx.nn.linear import Linear, Norm, normal, unit
 from memtx.ops.chunks import Place, in_chunks
 from memtx.ops.rows import put, take
 
@@ -43,11 +44,25 @@ class Recurrence:
 
 @pytree
 class Block:
-    """Within a call: state vectors, and the keys and values of the block under way."""
+    """Within a call: state vectors, keys and values of the last blocks, the one under way last, and how many went before."""
 
     state_BSD: Array
-    k_BCKH: Array
-    v_BCKH: Array
+    k_BRKH: Array
+    v_BRKH: Array
+    before_B: Array
+
+
+class Queries(Linear):
+    """x_BTD -> q_BTNH. `normalize`: of a length that is learned for each head, 1 at first."""
+
+    def __init__(self, key: Array, dims: Dims, normalize: bool):
+        super().__init__(key, dims.width, dims.num_heads * dims.head_dim)
+        self.num_heads = dims.num_heads
+        self.scale = nnx.Param(jnp.ones(dims.num_heads), optim="no_decay") if normalize else None
+
+    def __call__(self, x_BTD: Array) -> Array:
+        q_BTNH = super().__call__(x_BTD).reshape(*x_BTD.shape[:2], self.num_heads, -1)
+        return q_BTNH if self.scale is None else unit(q_BTNH) * jnp.abs(self.scale[...])[:, None].astype(q_BTNH.dtype)
 
 
 class BlockRecurrent(nnx.Module):
@@ -63,48 +78,60 @@ class BlockRecurrent(nnx.Module):
         window: int = 256  # tokens that a query sees, itself included
         states: int = 128  # state vectors
         gate: str = "fixed"  # fixed | lstm
+        blocks: int = 2  # that the states read when a block ends: it and those before it
+        normalize: bool = False  # keys and queries to length 1, and a learned scale per head instead of 1 / sqrt(H)
 
         def __post_init__(self):
-            positive(self, "block", "window", "states")
+            positive(self, "block", "window", "states", "blocks")
             check_known(self.gate, ("fixed", "lstm"), "gate")
             if self.window < self.block:
                 raise UserError(f"window={self.window} must hold a block: at least block={self.block}")
 
-    tiny = (Config(block=4, window=5, states=3),)
+        @property
+        def read(self) -> int:
+            """Tokens that the states read."""
+            return self.blocks * self.block
+
+        @property
+        def kept(self) -> int:
+            """Tokens whose keys and values are kept."""
+            return max(self.window, self.read)
+
+    tiny = (
+        Config(block=4, window=5, states=3),
+        Config(block=4, window=5, states=3, blocks=1, normalize=True),
+    )
 
     def __init__(self, config: Config, dims: Dims, key: Array):
         keys = jax.random.split(key, 11)
         inner, kv, width = dims.num_heads * dims.head_dim, 2 * dims.num_kv_heads * dims.head_dim, dims.width
-        self.config, self.dims = config, dims
-        self.unplaced = dataclasses.replace(dims, position="none")
-        self.q, self.q_cross, self.kv = (Linear(k, width, n) for k, n in zip(keys[:3], (inner, inner, kv), strict=True))
-        self.q_state, self.q_state_cross = Linear(keys[3], width, inner), Linear(keys[4], width, inner)
-        self.kv_state = Linear(keys[5], width, kv)
+        queries = (Queries(k, dims, config.normalize) for k in (keys[0], keys[1], keys[3], keys[4]))
+        self.config = config
+        self.dims = dataclasses.replace(dims, score_scale=1.0) if config.normalize else dims
+        self.unplaced = dataclasses.replace(self.dims, position="none")
+        self.q, self.q_cross, self.q_state, self.q_state_cross = queries
+        self.kv, self.kv_state = Linear(keys[2], width, kv), Linear(keys[5], width, kv)
         self.out = Linear(keys[6], 2 * inner, width)
         self.update = Linear(keys[7], 2 * inner, width if config.gate == "fixed" else 3 * width, bias=True)
-        self.initial = normal(keys[8], (config.states, width), 1.0, optim="no_decay")
-        self.ids = normal(keys[9], (config.states, width), 0.02, optim="no_decay")
+        self.initial = normal(keys[8], (config.states, width), 0.1, optim="no_decay")
+        self.ids = normal(keys[9], (config.states, width), 1.0, optim="no_decay")
         self.norm = Norm("rms", width)
         if config.gate == "fixed":
             self.keep = normal(keys[10], (width,), 0.1, optim="no_decay")
 
     def init_state(self, batch_size: int) -> Recurrence:
         zeros = jnp.zeros((batch_size, self.config.states, self.dims.width))
-        return Recurrence(zeros, Recent.empty(batch_size, self.config.window, self.dims))
+        return Recurrence(zeros, Recent.empty(batch_size, self.config.kept, self.dims))
 
     def __call__(self, x_BTD, state: Recurrence, seg: Segment, *, key: Array | None = None):
         c, recent = self.config, state.window
-        q, q_cross = self.heads(self.q(x_BTD)), self.heads(self.q_cross(x_BTD))
+        q, q_cross = self.q(x_BTD), self.q_cross(x_BTD)
         k, v = self.keys_values(self.kv(x_BTD))
         near = attend(q, [recent.source(seg, c.window), own(k, v, seg, c.window)], seg, self.dims)
 
         def step(block: Block, tokens, place: Place | None):
             q, k, v = tokens
-            if place is None:
-                block = Block(block.state_BSD, k.astype(jnp.float32), v.astype(jnp.float32))
-            else:
-                slot = jnp.where(place.valid_BQ, place.slot_BQ, c.block)
-                block = Block(block.state_BSD, put(block.k_BCKH, slot, k), put(block.v_BCKH, slot, v))
+            block = with_tokens(block, k, v, place, c.block)
             s_BSD = self.named(block.state_BSD, x_BTD.dtype)
             kv_state = self.keys_values(self.kv_state(s_BSD))
             y = self.look(q, *kv_state)
@@ -115,7 +142,8 @@ class BlockRecurrent(nnx.Module):
             return lax.cond(place.complete_B.any(), change, lambda b: b, block), y
 
         first = jnp.broadcast_to(self.initial[...], state.state_BSD.shape)
-        block = Block(jnp.where((recent.count_B == 0)[:, None, None], first, state.state_BSD), *self.under_way(recent))
+        begun_BSD = jnp.where((recent.count_B == 0)[:, None, None], first, state.state_BSD)
+        block = Block(begun_BSD, *self.last_blocks(recent), recent.count_B // c.block)
         far, block = in_chunks(c.block, step, (q_cross, k, v), block, recent.count_B % c.block, seg)
 
         y = jnp.concatenate([near, far], 2)
@@ -123,21 +151,22 @@ class BlockRecurrent(nnx.Module):
         after = Recurrence(jnp.where(read_B, block.state_BSD, state.state_BSD), recent.write(k, v, seg))
         return self.out(y.reshape(*x_BTD.shape[:2], -1)), after
 
-    def under_way(self, recent: Recent) -> tuple[Array, Array]:
-        """Keys and values of the unfinished block in slots 0..offset-1, from the end of the window; what follows is junk."""
-        size = self.config.block
-        offset_B1 = recent.count_B[:, None] % size
-        at_BC = jnp.minimum(self.config.window - offset_B1 + jnp.arange(size), self.config.window - 1)
-        return take(recent.k_BMKH, at_BC), take(recent.v_BMKH, at_BC)
+    def last_blocks(self, recent: Recent) -> tuple[Array, Array]:
+        """Keys and values of the blocks that the states read next, from the window; after the newest token comes junk."""
+        c = self.config
+        newest_B1 = c.kept - recent.count_B[:, None] % c.block
+        at_BR = jnp.minimum(newest_B1 + jnp.arange(c.read) - (c.read - c.block), c.kept - 1)
+        return take(recent.k_BMKH, at_BR), take(recent.v_BMKH, at_BR)
 
     def named(self, state_BSD: Array, dtype) -> Array:
         return (self.norm(state_BSD) + self.ids[...]).astype(dtype)
 
-    def change(self, block: Block, s_BSD: Array, kv_state: list[Array]) -> Block:
+    def change(self, block: Block, s_BSD: Array, kv_state: tuple[Array, Array]) -> Block:
         """What a whole block of tokens makes of the state; kv_state: the state's own keys and values."""
-        k, v = (a.astype(s_BSD.dtype) for a in (block.k_BCKH, block.v_BCKH))
-        within = self.look(self.heads(self.q_state(s_BSD)), *kv_state)
-        across = self.look(self.heads(self.q_state_cross(s_BSD)), k, v)
+        k, v = (a.astype(s_BSD.dtype) for a in (block.k_BRKH, block.v_BRKH))
+        read_BR = jnp.arange(-self.config.read, 0) >= -self.config.block * (1 + block.before_B[:, None])
+        within = self.look(self.q_state(s_BSD), *kv_state)
+        across = self.look(self.q_state_cross(s_BSD), k, v, None if self.config.blocks == 1 else read_BR)
         h = jnp.concatenate([within, across], 2).reshape(*s_BSD.shape[:2], -1)
         z = self.update(h).astype(jnp.float32)
         old = block.state_BSD
@@ -147,15 +176,27 @@ class BlockRecurrent(nnx.Module):
         else:
             z, i, f = jnp.split(z, 3, -1)
             new = jax.nn.sigmoid(f + 1) * old + jax.nn.sigmoid(i - 1) * jnp.tanh(z)
-        return Block(new, block.k_BCKH, block.v_BCKH)
+        k, v = (jnp.roll(a, -self.config.block, 1) for a in (block.k_BRKH, block.v_BRKH))
+        return Block(new, k, v, block.before_B + 1)
 
-    def look(self, q_BTNH: Array, k_BSKH: Array, v_BSKH: Array) -> Array:
-        """Attention of every query to every key, without positions."""
-        everywhere = Source(k_BSKH, v_BSKH, jnp.zeros(k_BSKH.shape[:2], jnp.int32), None, future=True)
+    def look(self, q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, valid_BS: Array | None = None) -> Array:
+        """Attention of every query to every valid key, without positions."""
+        everywhere = Source(k_BSKH, v_BSKH, jnp.zeros(k_BSKH.shape[:2], jnp.int32), valid_BS, future=True)
         return attend(q_BTNH, [everywhere], segment(jnp.zeros(q_BTNH.shape[:2])), self.unplaced)
 
-    def heads(self, q_BTE: Array) -> Array:
-        return q_BTE.reshape(*q_BTE.shape[:2], self.dims.num_heads, self.dims.head_dim)
+    def keys_values(self, kv_BTE: Array) -> tuple[Array, Array]:
+        """-> k_BTKH, v_BTKH"""
+        k, v = jnp.split(kv_BTE.reshape(*kv_BTE.shape[:2], 2 * self.dims.num_kv_heads, self.dims.head_dim), 2, 2)
+        return (unit(k) if self.config.normalize else k), v
 
-    def keys_values(self, kv_BTE: Array) -> list[Array]:
-        return jnp.split(kv_BTE.reshape(*kv_BTE.shape[:2], 2 * self.dims.num_kv_heads, self.dims.head_dim), 2, 2)
+
+def with_tokens(block: Block, k_BQKH: Array, v_BQKH: Array, place: Place | None, size: int) -> Block:
+    """The block under way, the last `size` slots, with these keys and values in it; place as in `in_chunks`."""
+    before = block.k_BRKH.shape[1] - size
+
+    def write(old_BRKH: Array, new_BQKH: Array) -> Array:
+        if place is None:
+            return jnp.concatenate([old_BRKH[:, :before], new_BQKH.astype(old_BRKH.dtype)], 1)
+        return put(old_BRKH, jnp.where(place.valid_BQ, before + place.slot_BQ, before + size), new_BQKH)
+
+    return dataclasses.replace(block, k_BRKH=write(block.k_BRKH, k_BQKH), v_BRKH=write(block.v_BRKH, v_BQKH))

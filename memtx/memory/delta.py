@@ -16,6 +16,7 @@ B stream, T time, N heads, K key dim, V value dim, D model, G = 1 or K.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ class DeltaNet(MatrixMemory):
     def make_rates(self, key: Array) -> None:
         self.beta = Linear(key, self.width, self.num_heads)
 
-    def features(self, q_BTNK, k_BTNK, v_BTNV):
+    def features(self, q_BTNK, k_BTNK, v_BTNV, seg):
         return unit(q_BTNK) * self.key_dim**-0.5, unit(k_BTNK), v_BTNV
 
     def rates(self, x_BTD):
@@ -47,7 +48,12 @@ class DeltaNet(MatrixMemory):
         return None, 2 * beta if self.config.negative else beta
 
 
+MAX_A_LOG = 40.0  # exp of more could overflow; exp(40) a token leaves nothing of the memory
+
+
 class GatedDeltaNet(DeltaNet):
+    least_rate: ClassVar[float] = 1e-6  # exp(A) of a head at first: U(0, 16), but not 0, which cannot learn
+
     @dataclasses.dataclass(frozen=True)
     class Config(DeltaNet.Config):
         gate: bool = True
@@ -55,12 +61,13 @@ class GatedDeltaNet(DeltaNet):
     tiny = (Config(conv=3, chunk=4),)
 
     def make_rates(self, key: Array) -> None:
-        """exp(A) ~ U(1, 16); the step softplus(b) is log-uniform in (0.001, 0.1), as in Mamba 2."""
+        """exp(A) ~ U(least_rate, 16); the step softplus(b) is log-uniform in (0.001, 0.1), as in Mamba 2."""
         beta, decay, a, step = jax.random.split(key, 4)
         super().make_rates(beta)
         self.decay = self.make_decay(decay)
         steps = jnp.exp(jax.random.uniform(step, self.decay_shape, minval=jnp.log(1e-3), maxval=jnp.log(0.1)))
-        self.a_log = nnx.Param(jnp.log(jax.random.uniform(a, (self.num_heads,), minval=1, maxval=16)), optim="no_decay")
+        rate_N = jax.random.uniform(a, (self.num_heads,), minval=self.least_rate, maxval=16)
+        self.a_log = nnx.Param(jnp.log(rate_N), optim="no_decay")
         self.step_bias = nnx.Param(steps + jnp.log(-jnp.expm1(-steps)), optim="no_decay")  # softplus of it is `steps`
 
     @property
@@ -72,13 +79,15 @@ class GatedDeltaNet(DeltaNet):
 
     def rates(self, x_BTD):
         logit_BTNG = self.decay(x_BTD).astype(jnp.float32).reshape(*x_BTD.shape[:2], *self.decay_shape)
-        decay = -jnp.exp(self.a_log[...])[:, None] * jax.nn.softplus(logit_BTNG + self.step_bias[...])
+        rate_N1 = jnp.exp(jnp.minimum(self.a_log[...], MAX_A_LOG))[:, None]
+        decay = -rate_N1 * jax.nn.softplus(logit_BTNG + self.step_bias[...])
         return decay, super().rates(x_BTD)[1]
 
 
 class KDA(GatedDeltaNet):
     """The rank of both maps is the value dim."""
 
+    least_rate = 1.0
     activation = staticmethod(jax.nn.sigmoid)
 
     @property

@@ -1,6 +1,7 @@
 """Engram: a table of n-grams, looked up by exact hashes of the last tokens, gated by the hidden state.
 
-    i_nk(t) = (XOR_{j < n} P(token_{t-j}) multiplier_j) mod prime_nk         64 bits, exact;  P: vocabulary -> canonical ids
+    i_nk(t) = (XOR_{j < n} P(token_{t-j}) multiplier_j) mod prime_nk         64 bits, exact
+    P(token): one id for all tokens whose texts agree but for case, accents and white space (`canonical_ids`)
     e_t = concat over orders n and heads k of E_nk[i_nk(t)]
     a = <RMS(h), RMS(e Wk)> / sqrt(D) ;  g = sig(sgn(a) sqrt|a|) ;  v = g e Wv
     y = SiLU(conv(RMS(v))) + v                        depthwise, causal, `kernel` taps `dilation` tokens apart, begins at zero
@@ -11,14 +12,13 @@ the convolution. The gradient reaches every parameter, and through the convoluti
 The table learns 5 times as fast as the model and does not decay.
 
 Deviations: layers made by one stack share one hash (they differ in their tables): `seed` sets it, not the layer's number; h is
-the block's normed input, and the result is added beside attention, not before it; one residual stream.
+the block's normed input, and the result is added beside attention, not before it; one residual stream; Wk and Wv have no bias.
 
 Source: Cheng et al. 2026 (arXiv 2601.07372).
 B stream, T time, L earlier tokens, S earlier inputs, D model, E = orders x heads x dim, K taps.
 """
 
 import dataclasses
-import unicodedata
 from collections.abc import Sequence
 
 import jax
@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from tokenizers import Regex, normalizers
 
 from memtx.errors import UserError, positive
 from memtx.memory.base import Dims, Segment, pytree
@@ -58,24 +59,31 @@ class Engram(nnx.Module):
         rows: int = 4096  # of a table: the first primes from here on
         dim: int = 16  # of a table's row
         kernel: int = 4
-        dilation: int = 3
+        dilation: int = 0  # tokens between two taps of the convolution; 0: the longest of the orders
         seed: int = 0  # of the hash
         pad: int = 0  # canonical id of what precedes a document
         conv_scale: float = 0.0  # standard deviation at which the convolution begins
-        canonical: tuple[int, ...] = ()  # P, an id for every token of the vocabulary (see canonical_ids); (): the identity
+        compress: bool = True  # P from the texts of the tokenizer's subwords; of bytes, or if False: the identity
+        canonical: tuple[int, ...] = ()  # P itself, an id for every token of the vocabulary
 
         def __post_init__(self):
-            positive(self, "heads", "rows", "dim", "kernel", "dilation")
+            positive(self, "heads", "rows", "dim", "kernel")
             for name in ("orders", "canonical"):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
             if not self.orders or self.orders[0] < 2 or list(self.orders) != sorted(set(self.orders)):
                 raise UserError(f"orders={self.orders} must list lengths of n-grams from 2 on, in rising order")
             if self.kernel < 2:
                 raise UserError("kernel must be at least 2")
+            if self.dilation < 0:
+                raise UserError(f"dilation must be 0 or more, not {self.dilation}")
             if self.rows >= 2**30:
                 raise UserError(f"rows={self.rows} must be below 2^30")
             if self.pad < 0:
                 raise UserError(f"pad={self.pad} must be an id, 0 or more")
+
+        def of_tokens(self, pieces: Sequence[bytes]) -> "Engram.Config":
+            """These settings with P of a vocabulary, unless they have one."""
+            return dataclasses.replace(self, canonical=canonical_ids(pieces)) if self.compress and not self.canonical else self
 
     tiny = (Config(orders=(2, 3), heads=2, rows=5, dim=3, kernel=3, dilation=2, seed=7, pad=1, conv_scale=0.5),)
 
@@ -85,7 +93,7 @@ class Engram(nnx.Module):
                 f"memory.engram.canonical has {len(config.canonical)} ids for a vocabulary of {dims.vocab_size} tokens"
             )
         table, k, v, conv = jax.random.split(key, 4)
-        self.config, self.width = config, dims.width
+        self.config, self.width, self.apart = config, dims.width, config.dilation or config.orders[-1]
         words = max(config.canonical) + 1 if config.canonical else dims.vocab_size
         self.multipliers = ngram.multipliers(config.seed, config.orders[-1], words)
         self.primes = ngram.next_primes(config.rows, len(config.orders) * config.heads)
@@ -99,7 +107,7 @@ class Engram(nnx.Module):
         c = self.config
         return Tail(
             jnp.full((batch_size, c.orders[-1] - 1), c.pad, jnp.int32),
-            jnp.zeros((batch_size, (c.kernel - 1) * c.dilation, self.width)),
+            jnp.zeros((batch_size, (c.kernel - 1) * self.apart, self.width)),
             jnp.zeros(batch_size, jnp.int32),
         )
 
@@ -144,13 +152,35 @@ class Engram(nnx.Module):
         return jax.nn.sigmoid(root_BT)[..., None].astype(x_BTD.dtype)
 
     def convolve(self, input_BSD: Array, time: int) -> Array:
-        apart, w_KD = self.config.dilation, self.conv[...]
+        apart, w_KD = self.apart, self.conv[...]
         taps = [w_KD[k] * input_BSD[:, k * apart : k * apart + time] for k in range(self.config.kernel)]
         return sum(taps[1:], taps[0])
 
 
-def canonical_ids(words: Sequence[str]) -> tuple[int, ...]:
-    """P for a tokenizer's vocabulary: tokens that agree in NFKC, lower case and without outer spaces get one id."""
-    ids: dict[str, int] = {}
-    plain = (unicodedata.normalize("NFKC", word).lower().strip() or word for word in words)
-    return tuple(ids.setdefault(word, len(ids)) for word in plain)
+BLANK = "\ue000"  # stands for white space alone, which `Strip` would leave nothing of
+CANONICAL = normalizers.Sequence(
+    [
+        normalizers.NFKC(),
+        normalizers.NFD(),
+        normalizers.StripAccents(),
+        normalizers.Lowercase(),
+        normalizers.Replace(Regex(r"[ \t\r\n]+"), " "),
+        normalizers.Replace(Regex("^ $"), BLANK),
+        normalizers.Strip(),
+        normalizers.Replace(BLANK, " "),
+    ]
+)
+
+
+def canonical_ids(pieces: Sequence[bytes]) -> tuple[int, ...]:
+    """P for a tokenizer's vocabulary, by the normalisers of the authors' code.
+
+    pieces: the UTF-8 of each token. One that is empty (a special) or no whole text is like no other.
+    """
+    ids: dict[object, int] = {}
+    return tuple(ids.setdefault(_canonical(piece) if piece else id, len(ids)) for id, piece in enumerate(pieces))
+
+
+def _canonical(piece: bytes) -> str | bytes:
+    text = piece.decode("utf-8", errors="replace")
+    return piece if "\ufffd" in text else CANONICAL.normalize_str(text) or text

@@ -139,7 +139,7 @@ class Landmark(nnx.Module):
         batch, blocks, queries, heads, _ = q_BJQNH.shape
         size, groups = self.config.block, heads // self.dims.num_kv_heads
         flat = lambda a: a.reshape(batch, -1, *a.shape[3:])  # noqa: E731  # all blocks of a row in one line
-        wide, slot = flat((q_BJQNH * self.dims.scale).astype(jnp.float32)), flat(slot_BJQ)
+        wide, slot = flat(q_BJQNH.astype(jnp.float32) * self.dims.scale), flat(slot_BJQ)
         place_C = jnp.arange(size)
         k, v = (jnp.repeat(a, groups, 3) for a in (k_BJCKH, v_BJCKH))
         k = self.turn(flat(k), jnp.broadcast_to(jnp.tile(place_C, blocks), (batch, blocks * size))).reshape(k.shape)

@@ -10,10 +10,11 @@ the DeltaNet family, delta.py) around the chunked engine of memtx.ops.delta; a s
 all: an output gate, a causal depthwise convolution over q, k and v, whose last inputs are carried, key and value dims, the
 size of chunks (cost, not result).
 
-RetNet's memory is kept in the frame of the next token: a call rotates by places counted from its own first token and turns
-the memory on by as many places as it had tokens, so angles stay small however long the document is.
+RetNet rotates by the place in the document (`rotate`, exact at any place), so its memory never turns: turning it with each call
+would add up the rounding of as many rotations.
 
-Deviations: norm is a per-head RMSNorm with a learned scale (RetNet: a GroupNorm without one; GLA: a LayerNorm).
+Deviations: norm is a per-head RMSNorm with a learned scale (RetNet: a GroupNorm without one; GLA: a LayerNorm). RetNet's
+angles are rope's, with the model's base; values are as wide as keys, unless `value_dim` says otherwise.
 
 Sources: Katharopoulos et al. 2020 (arXiv 2006.16236); Sun et al. 2023 (2307.08621); Yang et al. 2023 (2312.06635).
 B stream, T time, N heads, K key dim, V value dim, D model, E = N (2K + V), C convolution taps carried.
@@ -33,7 +34,7 @@ from memtx.errors import UserError, positive
 from memtx.memory.base import Dims, Segment, State, pytree
 from memtx.nn.conv import ShortConv
 from memtx.nn.linear import Linear, Norm, elu_plus_one
-from memtx.nn.positions import rope
+from memtx.nn.positions import rotate
 from memtx.ops.delta import delta_rule
 
 
@@ -96,24 +97,21 @@ class MatrixMemory(nnx.Module):
         if self.conv is not None:
             qkv_BTE, inputs_BCE = self.conv(qkv_BTE, inputs_BCE, seg.length_B)
         heads = qkv_BTE.astype(jnp.float32).reshape(*x_BTD.shape[:2], self.num_heads, -1)
-        q, k, v = self.features(*jnp.split(heads, [self.key_dim, 2 * self.key_dim], -1))
+        q, k, v = jnp.split(heads, [self.key_dim, 2 * self.key_dim], -1)
+        q, k, v = self.features(q, k, v, seg)
         live_BT11 = seg.mask_BT[..., None, None]
         decay, beta = self.rates(x_BTD)
         decay = None if decay is None else jnp.where(live_BT11, decay, 0)
         k = jnp.where(live_BT11, k, 0)
         o_BTNV, s_BNKV = delta_rule(q, k, v, state.s_BNKV, decay, beta, chunk=self.config.chunk)
-        return self.read_out(o_BTNV, x_BTD), Matrix(self.turn(s_BNKV, seg.length_B), inputs_BCE)
+        return self.read_out(o_BTNV, x_BTD), Matrix(s_BNKV, inputs_BCE)
 
-    def features(self, q_BTNK: Array, k_BTNK: Array, v_BTNV: Array) -> tuple[Array, Array, Array]:
+    def features(self, q_BTNK: Array, k_BTNK: Array, v_BTNV: Array, seg: Segment) -> tuple[Array, Array, Array]:
         return q_BTNK * self.key_dim**-0.5, k_BTNK, v_BTNV
 
     def rates(self, x_BTD: Array) -> tuple[Array | None, Array | None]:
         """log decay [B, T, N, 1 or K] <= 0 and beta [B, T, N, 1], float32; None where there is none."""
         return None, None
-
-    def turn(self, s_BNKV: Array, length_B: Array) -> Array:
-        """The memory, seen from the first token of the next call."""
-        return s_BNKV
 
     def read_out(self, o_BTNV: Array, x_BTD: Array) -> Array:
         y = self.norm(o_BTNV)
@@ -140,7 +138,7 @@ class LinearAttention(MatrixMemory):
             return state
         return dataclasses.replace(state, s_BNKV=jnp.pad(state.s_BNKV, [(0, 0)] * 3 + [(0, 1)]))
 
-    def features(self, q_BTNK, k_BTNK, v_BTNV):
+    def features(self, q_BTNK, k_BTNK, v_BTNV, seg):
         if self.config.normaliser:  # a value that is always 1 sums up the weights
             v_BTNV = jnp.pad(v_BTNV, [(0, 0)] * 3 + [(0, 1)], constant_values=1)
         return elu_plus_one(q_BTNK), elu_plus_one(k_BTNK), v_BTNV
@@ -160,19 +158,13 @@ class RetNet(MatrixMemory):
         if self.key_dim % 2:
             raise UserError(f"retnet rotates pairs of key dimensions: key_dim must be even, not {self.key_dim}")
 
-    def features(self, q_BTNK, k_BTNK, v_BTNV):
-        place_BT = jnp.broadcast_to(jnp.arange(q_BTNK.shape[1]), q_BTNK.shape[:2])
-        q, k = (rope(x, place_BT, self.rope_base) for x in (q_BTNK, k_BTNK))
+    def features(self, q_BTNK, k_BTNK, v_BTNV, seg):
+        q, k = (rotate(x, seg.position_BT, self.rope_base) for x in (q_BTNK, k_BTNK))
         return q * self.key_dim**-0.5, k, v_BTNV
 
     def rates(self, x_BTD):
         log_gamma_N1 = np.log1p(-(2.0 ** (-5 - np.arange(self.num_heads)[:, None])))
         return jnp.broadcast_to(jnp.asarray(log_gamma_N1, jnp.float32), (*x_BTD.shape[:2], self.num_heads, 1)), None
-
-    def turn(self, s_BNKV, length_B):
-        s_BVNK = s_BNKV.transpose(0, 3, 1, 2)
-        place_BV = jnp.broadcast_to(-length_B[:, None], s_BVNK.shape[:2])
-        return rope(s_BVNK, place_BV, self.rope_base).transpose(0, 2, 3, 1)
 
 
 class LowRank(nnx.Module):

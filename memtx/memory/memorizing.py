@@ -92,10 +92,11 @@ class Memorizing(nnx.Module):
 
     def __call__(self, x, state: Memories, seg: Segment, *, key: Array | None = None):
         q, k, v = x
-        if self.config.normalise:
+        if self.config.normalise:  # in float32, by whose scores entries are chosen
             scale_NH = jnp.abs(self.scale[...])[:, None] / self.dims.scale  # which attention multiplies by
-            q, k = unit(q) * scale_NH.astype(q.dtype), None if k is None else unit(k)
-        near, recent = self.near((q, k, v), state.recent, seg)
+            q = unit(q.astype(jnp.float32)) * scale_NH
+            k = None if k is None else unit(k.astype(jnp.float32))
+        near, recent = self.near(jax.tree.map(lambda a: a.astype(x[0].dtype), (q, k, v)), state.recent, seg)
         if k is None:
             far, reads = self.read(q, state.bank, jnp.broadcast_to(state.bank.cursor[:, None], q.shape[:2]))
         else:
@@ -105,7 +106,7 @@ class Memorizing(nnx.Module):
         if wants("attribution"):
             for name, value in (reads | {"weight": reads["weight"] * gate_BTN[..., None]}).items():
                 emit(f"attribution/{name}", value)
-        return (near + gate_BTN[..., None] * (far - near)).astype(q.dtype), state
+        return (near + gate_BTN[..., None] * (far - near)).astype(near.dtype), state
 
     def read_and_write(self, q, k, v, full: Bank, seg: Segment):
         """In pieces that the bank has room for. Each is written first: its own ids are beyond what its queries see."""

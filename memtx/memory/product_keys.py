@@ -12,8 +12,9 @@ the choice. A token costs `flops_per_token`, which grows with n, while the table
 memtx.ops.table). Values have a learning rate of their own (`value_lr` times the model's) and no weight decay. When metrics
 are asked for: metric/usage, the share of entries that a call read, and metric/kl, KL(their weights || uniform) in nats.
 
-Deviations: LayerNorm in place of the queries' BatchNorm, whose statistics would tie streams and times together; dense
-optimiser updates in place of sparse ones; Memory+'s own learning rate follows the model's schedule, as a multiple.
+Deviations: maps have no bias unless asked for (`bias`), those of the references have one; LayerNorm in place of the queries'
+BatchNorm, whose statistics would tie streams and times together; dense optimiser updates in place of sparse ones; Memory+'s
+own learning rate follows the model's schedule, as a multiple.
 
 Sources: Lample et al. 2019 (arXiv 1907.05242); Berges et al. 2024 (2412.09764); He 2024 (2407.04153).
 B stream, T time, N = B T, D model, H heads, M sub-keys, C half of a key, R = H k entries read, E value dim.
@@ -44,6 +45,7 @@ class Keys:
     top_k: int = 16  # entries that a head reads
     key_dim: int = 64  # of a query, both halves
     value_lr: float = 4.0  # learning rate of the table, as a multiple of the model's
+    bias: bool = False  # of the map to queries; in memory_plus of those around the table, too
 
     def __post_init__(self):
         positive(self, "subkeys", "heads", "top_k", "key_dim")
@@ -63,7 +65,7 @@ class Search(nnx.Module):
         query, keys = jax.random.split(key)
         half = config.key_dim // 2
         self.config, self.qk_norm = config, norm == "rms"
-        self.query = Linear(query, width, config.heads * config.key_dim)
+        self.query = Linear(query, width, config.heads * config.key_dim, bias=config.bias)
         self.norm = Norm(norm, config.key_dim) if norm else None
         shape = (2, 1 if shared_keys else config.heads, config.subkeys, half)
         self.keys = nnx.Param(jax.random.uniform(keys, shape, minval=-(half**-0.5), maxval=half**-0.5))
@@ -71,7 +73,7 @@ class Search(nnx.Module):
     def scores(self, x_BTD: Array) -> Array:
         """s of the two halves, [2, N, H, M], float32."""
         c = self.config
-        q_NHC = self.query(x_BTD).astype(jnp.float32).reshape(-1, c.heads, c.key_dim)
+        q_NHC = self.query(x_BTD.astype(jnp.float32)).reshape(-1, c.heads, c.key_dim)
         if self.norm is not None:
             q_NHC = self.norm(q_NHC)
         keys = self.keys[...]
@@ -169,7 +171,8 @@ class MemoryPlus(Table):
         search, gate, out = jax.random.split(key, 3)
         size = config.value_dim or dims.width
         self.search = Search(search, dims.width, config, norm="rms" if config.qk_norm else "")
-        self.gate, self.out = Linear(gate, dims.width, size), Linear(out, size, dims.width)
+        self.gate = Linear(gate, dims.width, size, bias=config.bias)
+        self.out = Linear(out, size, dims.width, bias=config.bias)
 
     def __call__(self, x_BTD, state: tuple, seg: Segment, *, key: Array | None = None):
         weight_NR, index_NR = self.search(x_BTD, seg)

@@ -36,6 +36,7 @@ from memtx.memory.base import Dims, Segment, emit, pytree, rematerialised, wants
 from memtx.nn.conv import ShortConv
 from memtx.nn.linear import Linear, dense, normal, unit
 from memtx.ops.chunks import Place, in_chunks
+from memtx.ops.delta import between
 
 Weights = tuple[Array, ...]  # a layer each: [B, N, I, O]
 
@@ -108,10 +109,7 @@ def gradient(weights: Weights, k_BNQH: Array, v_BNQH: Array) -> tuple[list[Array
 
 def decay(log_BNQ: Array) -> Array:
     """[t, j] = product of the factors after j up to t, for j <= t, else 0."""
-    total = jnp.cumsum(log_BNQ, -1)
-    difference = total[..., :, None] - total[..., None, :]
-    lower = np.tri(log_BNQ.shape[-1], dtype=bool)
-    return jnp.exp(jnp.where(lower, difference, -jnp.inf))  # masked before exp: what lies above would overflow
+    return jnp.exp(between(log_BNQ))
 
 
 def learn(now: Weights, start: Weights, momentum: Weights, q, k, v, gates: Gates, clip: float = 0.0):

@@ -7,10 +7,11 @@
 
 What is differentiable: everything inside a segment of `segment` tokens. The gradient stops at the mechanism's own boundary,
 not at the caller's, so results do not depend on how text is cut into calls. Hidden states are cached, not keys: cached keys
-would give Wk and Wv other gradients and go stale when weights change.
+would give Wk and Wv other gradients and go stale when weights change. They are cached as x comes, after the norm of the block.
 
 Deviations: u and w belong to each layer (the paper's code can share them); the state is cleared at the start of a document
-(the paper's streams run on); blocks are pre-norm; `position="rope"` replaces the relative terms by rotary positions.
+(the paper's streams run on); blocks are pre-norm, and the norm's scale gets no gradient through the memory (the authors' code
+norms the memory again); `position="rope"` replaces the relative terms by rotary positions.
 
 Source: Dai et al. 2019 (arXiv 1901.02860).
 B stream, T time, K blocks, Q slots in a block, M memory slots, C segment, S = M + C, N heads, H head dim, D model.

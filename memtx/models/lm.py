@@ -9,7 +9,7 @@ B stream, T time, S source time, V vocabulary, D model, N heads, L learned posit
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -242,10 +242,11 @@ class LM:
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_params))
 
 
-def build(config, *, vocab_size: int = 0) -> LM:
+def build(config, *, vocab_size: int = 0, subwords: Sequence[bytes] = ()) -> LM:
     """The language model of a config: a whole one (ConfigDict, mapping or Config) or its `model` group.
 
     vocab_size: the tokenizer's, where the config leaves `model.vocab_size` at 0.
+    subwords: the tokenizer's, for memories that compare the texts of tokens.
     """
     if isinstance(config, Model):
         model = complete_model(config)
@@ -257,4 +258,8 @@ def build(config, *, vocab_size: int = 0) -> LM:
         raise UserError("model.vocab_size is not set: give it in the config, or a tokenizer's vocab_size to build")
     if size < vocab_size:
         raise UserError(f"model.vocab_size={size} is too small: the tokenizer has {vocab_size} tokens")
+    if subwords:
+        every = [*subwords, *[b""] * (size - len(subwords))]
+        memory = {name: c.of_tokens(every) if hasattr(c, "of_tokens") else c for name, c in model.memory.items()}
+        model = dataclasses.replace(model, memory=memory)
     return LM(dataclasses.replace(model, vocab_size=size))

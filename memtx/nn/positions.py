@@ -21,7 +21,25 @@ def rope(x_BTNH: Array, position_BT: Array | np.ndarray, base: float, scaling: t
         cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
     else:
         cos, sin = cos_sin(position_BT[..., None].astype(jnp.float32), jnp.asarray(frequency, jnp.float32))
-    cos, sin = cos[:, :, None], sin[:, :, None]
+    return _turn(x_BTNH, cos, sin)
+
+
+def rotate(x_BTNH: Array, position_BT: Array, base: float) -> Array:
+    """`rope` by absolute positions, as exact at two billion as at 0: what is rotated is kept, and must fit what comes later.
+
+    Angles are counted in turns, whose whole part does not matter: the first 32 bits of a frequency times a position in
+    integers, which wrap around; the next 32 bits, which give less than half a turn, in float32.
+    """
+    turns = rope_frequencies(x_BTNH.shape[-1], base) / (2 * np.pi) * 2.0**32  # per position, in 2^-32 of a turn
+    high, low = np.floor(turns), turns % 1
+    wrapped_BTF = position_BT[..., None] * jnp.asarray(high.astype(np.uint32).view(np.int32))
+    rest_BTF = position_BT[..., None].astype(jnp.float32) * jnp.asarray(low, jnp.float32)
+    angle_BTF = (wrapped_BTF.astype(jnp.float32) + rest_BTF) * np.float32(2 * np.pi / 2**32)
+    return _turn(x_BTNH, jnp.cos(angle_BTF), jnp.sin(angle_BTF))
+
+
+def _turn(x_BTNH: Array, cos_BTF: Array | np.ndarray, sin_BTF: Array | np.ndarray) -> Array:
+    cos, sin = cos_BTF[:, :, None], sin_BTF[:, :, None]
     a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, -1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BTNH.dtype)
 

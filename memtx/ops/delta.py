@@ -7,16 +7,17 @@ A matrix memory per head decays, is written and is read, in this order:
     u_t = beta_t (v_t - S^T k_t)        with beta: what the memory has wrong about k_t
     S <- S + k_t u_t^T ;  o_t = S^T q_t
 
-For a chunk of C tokens, with c_i = g_1 + ... + g_i, P(a)_ij = sum_d a_id k_jd exp(c_id - c_jd) for i >= j, else 0, and
-(.) the elementwise product, all u of the chunk solve one triangular system (Yang et al. 2024, arXiv 2406.06484, 2412.06464):
+For a chunk of C tokens, with d_ij = g_{j+1} + ... + g_i, P(a)_ij = sum_d a_id k_jd exp(d_ijd) for i >= j, else 0, and (.)
+the elementwise product, all u of the chunk solve one triangular system (Yang et al. 2024, arXiv 2406.06484, 2412.06464):
 
-    (1 + tril(beta P(k), -1)) u = beta (v - (exp(c) (.) k) S)
-    o = (exp(c) (.) q) S + P(q) u ;  S <- exp(c_C) (.) S + (exp(c_C - c) (.) k)^T u
+    (1 + tril(beta P(k), -1)) u = beta (v - (exp(d_i0) (.) k) S)
+    o = (exp(d_i0) (.) q) S + P(q) u ;  S <- exp(d_C0) (.) S + (exp(d_Ci) (.) k)^T u
 
-Only the part with S is sequential, over chunks. No exp is ever taken of a positive number: decays are masked before the exp,
-and a decay per key dimension is split, between two blocks of tokens, at the end of the earlier one. What is computed for
-token i depends on tokens up to i alone, to the last bit. Everything is float32 (TPUs and GPUs may
-round inside dots: `jax_default_matmul_precision`).
+Only the part with S is sequential, over chunks. Every d is a sum of its own decays, never a difference of two longer sums:
+a difference would lose the decays of the tokens after a strong one (float32 has 2e-5 at 300). So no exp is taken of a positive
+number, and any g <= 0 will do, -inf too. A decay per key dimension is split, between two blocks of tokens, at the end of the
+earlier one. What is computed for token i depends on tokens up to i alone, to the last bit. Everything is float32 (TPUs and
+GPUs may round inside dots: `jax_default_matmul_precision`).
 
 B stream, T time, N heads, K key dim, V value dim, M chunks, C tokens of a chunk, G = 1 or K.
 """
@@ -44,17 +45,17 @@ def delta_rule(
     time = q_BTNK.shape[1]
     size = min(chunk, 1 << (time - 1).bit_length())
     q, k, v = (chunks(x, size) for x in (q_BTNK, k_BTNK, v_BTNV))
-    c = None if decay_BTNG is None else jnp.cumsum(chunks(decay_BTNG, size), -2)
-    reads, pull = products(q, k, c), None
+    g = None if decay_BTNG is None else chunks(decay_BTNG, size)
+    since, until = (None, None) if g is None else sums(g)
+    reads, pull = products(q, k, g), None
     if beta_BTN1 is not None:
         beta = chunks(beta_BTN1, size)
-        system = jnp.tril(beta * products(k, k, c), -1)
+        system = jnp.tril(beta * products(k, k, g), -1)
         inverse = transposed(beta) * solve_triangular(
             system, jnp.broadcast_to(jnp.eye(size), system.shape), lower=True, unit_diagonal=True
         )
-        v, pull = inverse @ v, inverse @ decayed(k, c)
-    rest = k if c is None else k * jnp.exp(c[..., -1:, :] - c)
-    total = None if c is None else jnp.exp(c[..., -1, :])
+        v, pull = inverse @ v, inverse @ decayed(k, since)
+    total = None if since is None else jnp.exp(since[..., -1, :])
 
     def step(s_BNKV, chunk):
         q, rest, reads, u, pull, total = chunk
@@ -65,7 +66,7 @@ def delta_rule(
             s_BNKV = s_BNKV * total[..., None]
         return s_BNKV + transposed(rest) @ u, o
 
-    s_BNKV, o_MBNCV = lax.scan(step, s_BNKV, (decayed(q, c), rest, reads, v, pull, total))
+    s_BNKV, o_MBNCV = lax.scan(step, s_BNKV, (decayed(q, since), decayed(k, until), reads, v, pull, total))
     o_BMCNV = o_MBNCV.transpose(1, 0, 3, 2, 4)
     return o_BMCNV.reshape(o_BMCNV.shape[0], -1, *o_BMCNV.shape[3:])[:, :time], s_BNKV
 
@@ -76,39 +77,53 @@ def chunks(x_BTN: Array, size: int) -> Array:
     return x.reshape(x.shape[0], -1, size, *x.shape[2:]).transpose(1, 0, 3, 2, 4)
 
 
-def decayed(x_CK: Array, c_CG: Array | None) -> Array:
-    """What is left of x, seen from before the chunk."""
-    return x_CK if c_CG is None else x_CK * jnp.exp(c_CG)
+def sums(g_CG: Array) -> tuple[Array, Array]:
+    """Of each token, the decays of the chunk up to it, itself included, and those after it."""
+    after_CG = jnp.concatenate([g_CG[..., 1:, :], jnp.zeros_like(g_CG[..., :1, :])], -2)
+    axis = g_CG.ndim - 2
+    return lax.cumsum(g_CG, axis), lax.cumsum(after_CG, axis, reverse=True)
 
 
-def products(a_MBNCK: Array, k_MBNCK: Array, c_MBNCG: Array | None) -> Array:
-    """P_ij = sum_d a_id k_jd exp(c_id - c_jd) for i >= j, else 0: [M, B, N, C, C]."""
-    size = a_MBNCK.shape[3]
-    lower = jnp.tril(jnp.ones((size, size), bool))
-    if c_MBNCG is None:
-        return jnp.where(lower, a_MBNCK @ transposed(k_MBNCK), 0)
-    if c_MBNCG.shape[-1] == 1:
-        return a_MBNCK @ transposed(k_MBNCK) * jnp.exp(jnp.where(lower, c_MBNCG - transposed(c_MBNCG), -jnp.inf))
-    return blocks(a_MBNCK, k_MBNCK, c_MBNCG)
+def between(g_C: Array) -> Array:
+    """d_ij: the decays of the tokens after j up to i, [..., C, C]; -inf where i < j."""
+    lower = jnp.tril(jnp.ones((g_C.shape[-1],) * 2, bool))
+    d_CC = lax.cumsum(jnp.where(jnp.tril(lower, -1), g_C[..., :, None], 0), g_C.ndim - 1)
+    return jnp.where(lower, d_CC, -jnp.inf)
 
 
-def blocks(a_MBNCK: Array, k_MBNCK: Array, c_MBNCK: Array) -> Array:
+def decayed(x_CK: Array, d_CG: Array | None) -> Array:
+    """x exp(d)."""
+    return x_CK if d_CG is None else x_CK * jnp.exp(d_CG)
+
+
+def products(a_MBNCK: Array, k_MBNCK: Array, g_MBNCG: Array | None) -> Array:
+    """P_ij = sum_d a_id k_jd exp(d_ijd) for i >= j, else 0: [M, B, N, C, C]."""
+    if g_MBNCG is None:
+        return jnp.tril(a_MBNCK @ transposed(k_MBNCK))
+    if g_MBNCG.shape[-1] == 1:
+        return a_MBNCK @ transposed(k_MBNCK) * jnp.exp(between(g_MBNCG[..., 0]))
+    return blocks(a_MBNCK, k_MBNCK, g_MBNCG)[0]
+
+
+def blocks(a_MBNCK: Array, k_MBNCK: Array, g_MBNCK: Array) -> tuple[Array, Array, Array]:
     """`products` with a decay per key dimension: within each half of the tokens, and of the later half with the earlier one.
+    Also `sums`.
 
     Three times as fast on a CPU as decays pair by pair in blocks of 8. Halves of halves stand beside the heads, because XLA's
     CPU backend breaks off at dots of rank 8.
     """
     size = a_MBNCK.shape[3]
     if size == 1:
-        return (a_MBNCK * k_MBNCK).sum(-1, keepdims=True)
-    halves = [x.reshape(*x.shape[:2], -1, size // 2, x.shape[-1]) for x in (a_MBNCK, k_MBNCK, c_MBNCK)]
-    within = blocks(*halves)
-    (_, a), (k, _), (before, after) = (jnp.split(x, 2, 3) for x in (a_MBNCK, k_MBNCK, c_MBNCK))
-    middle = before[..., -1:, :]
-    across = (a * jnp.exp(after - middle)) @ transposed(k * jnp.exp(middle - before))
-    first, second = (within[:, :, i::2] for i in (0, 1))
+        return (a_MBNCK * k_MBNCK).sum(-1, keepdims=True), g_MBNCK, jnp.zeros_like(g_MBNCK)
+    halves = [x.reshape(*x.shape[:2], -1, size // 2, x.shape[-1]) for x in (a_MBNCK, k_MBNCK, g_MBNCK)]
+    (first, second), (since, since_middle), (until_middle, until) = ((x[:, :, 0::2], x[:, :, 1::2]) for x in blocks(*halves))
+    (_, a), (k, _) = (jnp.split(x, 2, 3) for x in (a_MBNCK, k_MBNCK))
+    across = decayed(a, since_middle) @ transposed(decayed(k, until_middle))
     upper = jnp.concatenate([first, jnp.zeros_like(across)], -1)
-    return jnp.concatenate([upper, jnp.concatenate([across, second], -1)], 3)
+    product = jnp.concatenate([upper, jnp.concatenate([across, second], -1)], 3)
+    since = jnp.concatenate([since, since[..., -1:, :] + since_middle], 3)
+    until = jnp.concatenate([until_middle + since_middle[..., -1:, :], until], 3)
+    return product, since, until
 
 
 def transposed(x: Array) -> Array:

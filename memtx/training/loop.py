@@ -51,7 +51,7 @@ def train(config: ml_collections.ConfigDict | Mapping | Config, workdir: str | P
     layout.check_batch("eval.batch", config.eval.batch)
     data = source(config)
     config = data.config
-    lm = build(config.model, vocab_size=data.tokenizer.vocab_size)
+    lm = build(config.model, vocab_size=data.tokenizer.vocab_size, subwords=data.tokenizer.subwords)
     data.check(lm)
     tx = optimizer(config.optim, config.train.steps, lm, cache=config.data.cache)
     stream = data.stream()

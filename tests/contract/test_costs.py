@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from functools import partial
 from pathlib import Path
 
@@ -56,11 +57,26 @@ FIELDS = {
     "differentiable": str,
     "deviations": list,
     "reference_code": list,
+    "parity": dict,
     "golden": dict,
     "state": dict,
     "claim": dict,
     "negative_results": list,
 }
+
+
+PARITY = {"reference": str, "memtx": str, "compared": str, "output": float, "state": float | None, "gradient": float}
+
+
+def check_parity(parity: dict) -> None:
+    """A third-party reference with its version and the greatest errors, or "none" and the reason."""
+    if parity["reference"] == "none":
+        assert set(parity) == {"reference", "reason"}
+        return
+    assert set(parity) - {"note"} == set(PARITY)
+    assert all(isinstance(parity[key], kind) for key, kind in PARITY.items())
+    assert re.search(r"\d", parity["reference"])  # a version, a commit, or the precision
+    assert all(0 <= parity[key] < 1e-3 for key in ("output", "gradient"))
 
 
 def test_every_memory_has_a_card():
@@ -72,4 +88,5 @@ def test_every_memory_has_a_card():
         assert set(fields["golden"]) == {"source", "files", "tolerance"}, name
         assert {f"{key}.npz" for key, golden in make.GOLDENS.items() if golden.memory == name} == set(fields["golden"]["files"])
         assert fields["state"]["kind"] == MEMORIES[name].kind, name
+        check_parity(fields["parity"])
         assert set(fields["claim"]) == {"paper", "status"}, name

@@ -22,12 +22,17 @@ def normed(x, scale, shift=None):
     return y if shift is None else y + shift
 
 
+def mapped(a, name: str, x):
+    """x W + b, b only if there is one."""
+    return x @ a[f"param.{name}.w"] + a.get(f"param.{name}.b", 0)
+
+
 def chosen(a, x, heads: int, top_k: int, subkeys: int, qk_norm: bool | None = None):
     """(weight, entry) of everything that a token reads, head by head: the softmax of the best of all subkeys^2 scores."""
     found, sub = [], a["param.search.keys"]
     if qk_norm:
         sub = sub / np.sqrt((sub * sub).mean(-1, keepdims=True) + 1e-6) / np.sqrt(sub.shape[-1])
-    for head, q in enumerate(np.split(x @ a["param.search.query.w"], heads)):
+    for head, q in enumerate(np.split(mapped(a, "search.query", x), heads)):
         if qk_norm:
             q = normed(q, a["param.search.norm.scale"])
         elif qk_norm is None:
@@ -40,16 +45,16 @@ def chosen(a, x, heads: int, top_k: int, subkeys: int, qk_norm: bool | None = No
     return found
 
 
-def product_key(a, position: str, subkeys: int, heads: int, top_k: int, key_dim: int):
+def product_key(a, position: str, subkeys: int, heads: int, top_k: int, key_dim: int, bias: bool = False):
     return np.stack([sum(w * a["param.values"][i] for w, i in chosen(a, x, heads, top_k, subkeys)) for x in a["x.x"]])
 
 
-def memory_plus(a, position: str, subkeys: int, heads: int, top_k: int, key_dim: int, value_dim: int, qk_norm: bool):
+def memory_plus(a, position: str, subkeys: int, heads: int, top_k: int, key_dim: int, value_dim: int, **other):
     outs, values = [], a["shared.memory_plus/values"]
     for x in a["x.x"]:
-        read = sum(w * values[i] for w, i in chosen(a, x, heads, top_k, subkeys, qk_norm))
-        gate = x @ a["param.gate.w"]
-        outs.append((gate * sigmoid(gate) * read) @ a["param.out.w"])
+        read = sum(w * values[i] for w, i in chosen(a, x, heads, top_k, subkeys, other["qk_norm"]))
+        gate = mapped(a, "gate", x)
+        outs.append(mapped(a, "out", gate * sigmoid(gate) * read))
     return np.stack(outs)
 
 
@@ -108,6 +113,8 @@ def _search(sets: int, *norms: str) -> dict:
 
 
 _PLUS = {"shared.memory_plus/values": (KEYS**2, E), "param.gate.w": (D, E), "param.out.w": (E, D)}
+_BIASES = {"param.search.query.b": (HEADS * KEY_DIM,)}
+_PLUS_BIASES = _BIASES | {"param.gate.b": (E,), "param.out.b": (D,)}
 _EXPERTS = {"param.up": (KEYS**2, D), "param.down": (KEYS**2, D)}
 _ENGRAM = {
     "x.x": (16, D),
@@ -122,6 +129,18 @@ GOLDENS = {
     "memory_plus": Golden("memory_plus", memory_plus, _search(HEADS) | _PLUS, _SIZES | {"value_dim": E, "qk_norm": False}),
     "memory_plus-qk_norm": Golden(
         "memory_plus", memory_plus, _search(HEADS, "scale") | _PLUS, _SIZES | {"value_dim": E, "qk_norm": True}
+    ),
+    "product_key-bias": Golden(
+        "product_key",
+        product_key,
+        _search(HEADS, "bias", "scale") | _BIASES | {"param.values": (KEYS**2, D)},
+        _SIZES | {"bias": True},
+    ),
+    "memory_plus-bias": Golden(
+        "memory_plus",
+        memory_plus,
+        _search(HEADS) | _PLUS | _PLUS_BIASES,
+        _SIZES | {"value_dim": E, "qk_norm": False, "bias": True},
     ),
     "peer": Golden("peer", peer, _search(1, "bias", "scale") | _EXPERTS, _SIZES),
     "engram": Golden(

@@ -43,29 +43,42 @@ def compressive(a, position: str, segment: int, memory: int, compressed: int, ra
     return np.concatenate(outs)
 
 
-def block_recurrent(a, position: str, block: int, window: int, states: int, gate: str):
+def block_recurrent(a, position: str, block: int, window: int, states: int, gate: str, blocks: int, normalize: bool):
     """One block of tokens after the other; S changes at the end of each."""
     x, state, outs = a["x.x"], a["param.initial"], []
-    heads, kv_heads, each = (-1, N, H), (-1, K, H), N // K
-    k_x, v_x = (np.repeat((x @ w).reshape(kv_heads), each, 1) for w in np.split(a["param.kv.w"], 2, 1))
     t = np.arange(TIME)
     distance = t[:, None] - t
-    own = pairwise((x @ a["param.q.w"]).reshape(heads), k_x, v_x, (distance >= 0) & (distance < window), distance, position)
 
-    def plain(queries, keys, values):
-        shape = (len(queries), len(keys))
-        return pairwise(queries.reshape(heads), keys, values, np.ones(shape, bool), np.zeros(shape), "none").reshape(
-            shape[0], -1
-        )
+    def direction(vectors):
+        return vectors / np.sqrt((vectors**2).sum(-1, keepdims=True) + 1e-6) if normalize else vectors
+
+    def keys_values(kind, entries):
+        k, v = (np.repeat((entries @ w).reshape(-1, K, H), N // K, 1) for w in np.split(a[f"param.kv{kind}.w"], 2, 1))
+        return direction(k), v
+
+    def queries(kind, entries):
+        q = direction((entries @ a[f"param.q{kind}.w"]).reshape(-1, N, H))
+        if not normalize:
+            return q
+        scale = a[f"param.q{kind}.scale"]
+        return q * (scale * np.sign(scale.real))[:, None] * np.sqrt(H)  # pairwise divides by sqrt(H)
+
+    def plain(q, keys, values):
+        shape = (len(q), len(keys))
+        return pairwise(q, keys, values, np.ones(shape, bool), np.zeros(shape), "none").reshape(shape[0], -1)
+
+    k_x, v_x = keys_values("", x)
+    own = pairwise(queries("", x), k_x, v_x, (distance >= 0) & (distance < window), distance, position)
 
     for start in range(0, TIME, block):
         now = slice(start, start + block)
         scale = a["param.norm.scale"] / np.sqrt((state**2).mean(-1, keepdims=True) + 1e-6)
         s = state * scale + a["param.ids"]
-        k_s, v_s = (np.repeat((s @ w).reshape(kv_heads), each, 1) for w in np.split(a["param.kv_state.w"], 2, 1))
-        cross = plain(x[now] @ a["param.q_cross.w"], k_s, v_s)
+        k_s, v_s = keys_values("_state", s)
+        cross = plain(queries("_cross", x[now]), k_s, v_s)
         outs.append(np.concatenate([own[now].reshape(block, -1), cross], 1) @ a["param.out.w"])
-        read = [plain(s @ a["param.q_state.w"], k_s, v_s), plain(s @ a["param.q_state_cross.w"], k_x[now], v_x[now])]
+        past = slice(max(0, now.stop - blocks * block), now.stop)
+        read = [plain(queries("_state", s), k_s, v_s), plain(queries("_state_cross", s), k_x[past], v_x[past])]
         z = np.concatenate(read, 1) @ a["param.update.w"] + a["param.update.b"]
         if gate == "fixed":
             keep = sigmoid(a["param.keep"])
@@ -179,7 +192,7 @@ def _compressive(compression: str, position: str = "relative") -> Golden:
     return Golden("compressive", compressive, shapes, sizes | {"compression": compression, "position": position})
 
 
-def _block_recurrent(gate: str) -> Golden:
+def _block_recurrent(gate: str, blocks: int = 2, normalize: bool = False) -> Golden:
     sizes, gates = {"block": 4, "window": 5, "states": 3}, {"fixed": 1, "lstm": 3}[gate]
     inner = N * H
     shapes = {
@@ -199,13 +212,16 @@ def _block_recurrent(gate: str) -> Golden:
     }
     if gate == "fixed":
         shapes["param.keep"] = (D,)
-    return Golden("block_recurrent", block_recurrent, shapes, sizes | {"gate": gate})
+    if normalize:
+        shapes |= {f"param.q{kind}.scale": (N,) for kind in ("", "_cross", "_state", "_state_cross")}
+    return Golden("block_recurrent", block_recurrent, shapes, sizes | {"gate": gate, "blocks": blocks, "normalize": normalize})
 
 
 GOLDENS = {
     **{f"compressive-{name}": _compressive(name) for name in ("conv", "mean", "max", "most_used")},
     "compressive-rope": _compressive("conv", "rope"),
     **{f"block_recurrent-{gate}": _block_recurrent(gate) for gate in ("fixed", "lstm")},
+    "block_recurrent-normalize": _block_recurrent("fixed", 1, True),
     "rmt": _rmt(),
     "rmt_encoder": _rmt("rmt_encoder", rmt_encoder, 3),
     "armt": _armt(),

@@ -7,13 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import memtx
 from memtx import build
 from memtx.config import get_config
+from memtx.data.tokenizers import byte_tokenizer, numbers
 from memtx.errors import UserError
 from memtx.memory.base import Dims, segment
 from memtx.memory.engram import Engram, canonical_ids
 from memtx.models.presets import preset
 from memtx.ops import ngram
+from tests.runs import tiny
 
 VOCAB = 128_000
 DIMS = Dims(width=16, num_heads=2, num_kv_heads=2, head_dim=8, vocab_size=VOCAB)
@@ -68,9 +71,63 @@ def test_tokens_with_one_canonical_id_are_one():
     assert jnp.abs(call(plain, TOKEN) - call(plain, other)).max() > 1e-2  # control
 
 
-def test_canonical_ids_ignore_case_width_and_outer_spaces():
-    words = ["The", " the", "THE", "ｔｈｅ", "then", " ", "  "]
-    assert canonical_ids(words) == (0, 0, 0, 0, 1, 2, 3)
+def test_canonical_ids_are_those_of_the_authors_code():
+    """The lookup table of engram_demo_v1.py's CompressedTokenizer, for tokens with these texts."""
+    words = [
+        "The",
+        " the",
+        "THE",
+        "ｔｈｅ",
+        "thé",
+        "THÉ",
+        "then",
+        " ",
+        "  ",
+        "\n",
+        "\t",
+        "\r\n ",
+        "\u00a0",
+        "a b",
+        "a  \n B",
+        "ﬁ",
+        "fi",
+        "É",
+    ]
+    pieces = [word.encode() for word in words] + [b"\xc3", b"\xe2\x80", b"\xc3", "\u0301".encode(), b"", b""]
+    expected = (0, 0, 0, 0, 0, 0, 1, 2, 2, 2, 2, 2, 2, 3, 3, 4, 4, 5, 6, 7, 6, 8, 9, 10)
+    assert canonical_ids(pieces) == expected
+
+
+def canonical_of(lm) -> tuple[int, ...]:
+    return lm.model.memory["engram"].canonical
+
+
+def test_runs_compress_the_vocabulary_of_subwords_and_only_that(tmp_path):
+    """In training, loading and evaluation alike; not where tokens are bytes or a task's words, nor with compress=False."""
+    bpe = tiny(tmp_path, "engram", data={"tokenizer": "bpe:400"})
+    model = dataclasses.replace(bpe.model, memory={"engram": Engram.Config(heads=2, rows=50, dim=4)})
+    memtx.train(dataclasses.replace(bpe, model=model), tmp_path / "run", say=lambda line: None)
+    loaded = memtx.load(tmp_path / "run")
+    ids = canonical_of(loaded.lm)
+    assert ids == canonical_ids(loaded.tokenizer.pieces)
+    assert len(set(ids)) < len(ids) == 400
+    lower, upper = (loaded.tokenizer.encode(text) for text in "aA")
+    assert lower != upper
+    assert ids[lower[0]] == ids[upper[0]]
+
+    subwords = loaded.tokenizer.subwords
+    assert len(canonical_of(build(model, vocab_size=500, subwords=subwords))) == 500  # rows that no token has
+    assert canonical_of(build(model, vocab_size=264, subwords=byte_tokenizer().subwords)) == ()
+    assert canonical_of(build(model, vocab_size=9, subwords=numbers(9).subwords)) == ()
+    off = dataclasses.replace(model, memory={"engram": Engram.Config(compress=False)})
+    assert canonical_of(build(off, vocab_size=400, subwords=subwords)) == ()
+
+
+def test_the_convolution_reaches_as_far_as_the_longest_order():
+    sizes = {order: Engram(Engram.Config(orders=(2, order)), DIMS, jax.random.key(0)).init_state(1) for order in (3, 5)}
+    assert {order: tail.input_BSD.shape[1] for order, tail in sizes.items()} == {3: 3 * 3, 5: 3 * 5}
+    apart = Engram(Engram.Config(orders=(2, 5), dilation=2), DIMS, jax.random.key(0)).init_state(1)
+    assert apart.input_BSD.shape[1] == 3 * 2
 
 
 def test_the_table_learns_faster_and_does_not_decay():
@@ -92,6 +149,7 @@ def test_the_table_learns_faster_and_does_not_decay():
         ({"orders": (3, 2)}, "in rising order"),
         ({"rows": 2**30}, "below 2^30"),
         ({"kernel": 1}, "kernel must be at least 2"),
+        ({"dilation": -1}, "dilation must be 0 or more"),
         ({"canonical": (0, 1)}, "2 ids for a vocabulary of 128000"),
     ],
 )

@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from memtx.errors import UserError
-from memtx.memory.base import segment
+from memtx.memory.base import Dims, segment
 from memtx.memory.delta import KDA, DeltaNet, GatedDeltaNet
 from memtx.memory.linear import GLA, LinearAttention, MatrixMemory, RetNet
+from memtx.nn.positions import rope
 from memtx.ops.delta import delta_rule
 from tests.contract.case import BATCH, DIMS
 
@@ -49,14 +51,68 @@ def test_the_size_of_chunks_is_cost_and_not_result():
 
 def test_retnet_reads_the_same_at_any_place_of_a_document():
     layer = RetNet(RetNet.Config(), DIMS, jax.random.key(0))
-    x = text(24)
-    here, there = run(layer, x), run(layer, x, start=30_000_000)
-    np.testing.assert_array_equal(here[0], there[0])
-    _, state = run(layer, x[:, :7])
-    moved = dataclasses.replace(state, s_BNKV=layer.turn(state.s_BNKV, jnp.ones(BATCH, jnp.int32)))
-    y, expected = run(layer, x[:, 7:], 7, state)[0], here[0][:, 7:]
-    np.testing.assert_allclose(y, expected, atol=1e-5)
-    assert float(jnp.abs(run(layer, x[:, 7:], 7, moved)[0] - expected).max()) > 1e-3  # control: one place off
+    x, far = text(24), 30_000_000
+    here, (state, there) = run(layer, x)[0], (run(layer, x[:, :7], far)[1], run(layer, x, far)[0])
+    np.testing.assert_allclose(here, there, atol=2e-6)
+    np.testing.assert_allclose(run(layer, x[:, 7:], far + 7, state)[0], here[:, 7:], atol=2e-6)
+    one_off = run(layer, x[:, 7:], far + 8, state)[0]
+    assert float(jnp.abs(one_off - here[:, 7:]).max()) > 1e-3  # control
+
+
+def test_retnet_does_not_drift_in_calls_of_one_token():
+    """20,000 of them, 16 heads, against the sum over all tokens in float64."""
+    time, heads, dim = 20_000, 16, 4
+    dims = Dims(width=4, num_heads=heads, num_kv_heads=heads, head_dim=dim)
+    layer = RetNet(RetNet.Config(gate=False), dims, jax.random.key(0))
+    x_TD = np.random.default_rng(0).normal(size=(time, 4)).astype(np.float32)
+
+    def step(state, token):
+        x_D, position = token
+        return layer(x_D[None, None], state, segment(position[None, None]))[1], None
+
+    found = jax.jit(lambda x: jax.lax.scan(step, layer.init_state(1), (x, jnp.arange(time)))[0])(x_TD).s_BNKV[0]
+    _, k, v = np.moveaxis((x_TD.astype(float) @ np.asarray(layer.qkv.w[...], float)).reshape(time, heads, 3, dim), 2, 0)
+    kept = (1 - 2.0 ** (-5 - np.arange(heads))) ** np.arange(time)[::-1, None]
+    turned = k[..., : dim // 2] + 1j * k[..., dim // 2 :]
+    turned = turned * np.exp(1j * np.arange(time)[:, None, None] * 10_000.0 ** (-2 * np.arange(dim // 2) / dim))
+    k = np.concatenate([turned.real, turned.imag], -1) * kept[..., None]
+    expected = np.einsum("tnk,tnv->nkv", k, v)
+    error = np.abs(found - expected).max((1, 2)) / np.abs(expected).max((1, 2))
+    assert error.max() < 5e-5
+
+    turn = lambda s, _: (rope(s, jnp.full((1, 1), -1), 10_000.0), None)  # noqa: E731
+    one = jnp.asarray([[[[1.0, 0.0, 0.0, 0.0]]]])
+    turned = np.asarray(jax.jit(lambda s: jax.lax.scan(turn, s, length=time)[0])(one))[0, 0, 0]
+    assert np.abs(turned - [np.cos(time), 0, -np.sin(time), 0]).max() > 1e-4  # control: a memory that each call turns
+
+
+@pytest.mark.parametrize("a_log", [41.0, 88.5, 100.0, 1e9])
+@pytest.mark.parametrize("cls", [GatedDeltaNet, KDA])
+def test_a_rate_that_overflows_forgets_all(cls, a_log):
+    layer = cls(cls.Config(chunk=4), DIMS, jax.random.key(0))
+    layer.a_log[...] = jnp.full_like(layer.a_log[...], a_log)
+    graph, params = nnx.split(layer)
+
+    def loss(params, x):
+        y, state = run(nnx.merge(graph, params), x)
+        return y.sum() + state.s_BNKV.sum(), y
+
+    x = text(9)
+    (_, y), grads = jax.value_and_grad(loss, has_aux=True)(params, x)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+    alone = run(layer, jnp.where(jnp.arange(9)[:, None] < 5, 0, x))[0]  # the convolution sees 4 tokens
+    np.testing.assert_allclose(y[:, 8], alone[:, 8], atol=1e-6)
+    layer.a_log[...] = jnp.full_like(layer.a_log[...], -5.0)
+    assert float(jnp.abs(run(layer, x)[0] - y).max()) > 1e-3  # control
+
+
+@pytest.mark.parametrize(("cls", "least"), [(GatedDeltaNet, 0), (KDA, 1)])
+def test_rates_begin_as_in_the_official_code(cls, least):
+    """exp(A) ~ U(0, 16) in Gated DeltaNet and U(1, 16) in KDA."""
+    dims = dataclasses.replace(DIMS, num_heads=2000, num_kv_heads=2000)
+    rate = np.exp(cls(cls.Config(conv=0, gate=False, key_dim=1, value_dim=1), dims, jax.random.key(0)).a_log[...])
+    assert least <= rate.min() < least + 0.1
+    assert 15.9 < rate.max() <= 16
 
 
 def test_delta_rule_replaces_the_value_of_a_key():

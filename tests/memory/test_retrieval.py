@@ -20,6 +20,7 @@ from memtx.memory.knn_lm import KNNLM
 from memtx.memory.landmark import AHEAD, Landmark
 from memtx.memory.memorizing import Memorizing
 from memtx.models.lm import build
+from memtx.nn.linear import unit
 from memtx.ops.topk import measured_recall
 from tests.contract.case import BATCH, DIMS, Case, at, distance
 from tests.golden.base import K, N, softmax
@@ -48,6 +49,29 @@ def reads(case: Case, x, cuts):
         found.append({name.split("/")[1]: np.asarray(values[0]) for name, values in aux.items()})
         start += time
     return {name: np.concatenate([part[name] for part in found], 1) for name in found[0]}
+
+
+def in_16_bits(x):
+    return jax.tree.map(lambda a: a.astype(jnp.bfloat16), x)
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        case(Memorizing, window=1, segment=4, memory=48, neighbours=4),
+        case(Memorizing, window=1, segment=4, memory=48, neighbours=4, normalise=False),
+        case(Landmark, dataclasses.replace(DIMS, score_scale=0.3), block=4, memory=14, neighbours=4),
+    ],
+    ids=["memorizing", "memorizing-plain", "landmark"],
+)
+def test_entries_are_chosen_by_float32_scores_of_16_bit_inputs(of):
+    x = in_16_bits(of.x(0, 64))
+    exact = jax.tree.map(lambda a: a.astype(jnp.float32), x)
+    chosen = np.sort(reads(of, exact, [64])["id"], -1)
+    np.testing.assert_array_equal(np.sort(reads(of, x, [64])["id"], -1), chosen)
+    if of.cls is Memorizing and of.config.normalise:  # control: directions in 16 bits
+        rounded = jax.tree.map(lambda a: unit(a).astype(jnp.float32), x)
+        assert (np.sort(reads(of, rounded, [64])["id"], -1) != chosen).any()
 
 
 # --- memorizing -----------------------------------------------------------------------------------------------------------

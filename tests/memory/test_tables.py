@@ -44,6 +44,18 @@ def test_peer_that_chooses_every_expert_is_a_feed_forward_network():
     assert jnp.abs(fewer(x, (), at(2, 5))[0] - y).max() > 1e-3  # control
 
 
+@pytest.mark.parametrize("cls", [ProductKey, MemoryPlus, PEER])
+def test_entries_are_chosen_by_float32_scores_of_16_bit_inputs(cls):
+    layer = cls(cls.Config(subkeys=64, heads=4, top_k=8, key_dim=32), DIMS, jax.random.key(0))
+    x = random(4, 32, WIDTH).astype(jnp.bfloat16)
+    read = jax.jit(lambda x: layer.search(x, at(4, 32))[1])
+    chosen = read(x.astype(jnp.float32))
+    np.testing.assert_array_equal(read(x), chosen)
+    query = layer.search.query
+    layer.search.query = lambda x: query(x.astype(jnp.bfloat16)).astype(x.dtype)
+    assert (jax.jit(lambda x: layer.search(x, at(4, 32))[1])(x) != chosen).mean() > 0.01  # control: queries in 16 bits
+
+
 def counted_flops(layer, tokens: int) -> float:
     """XLA's count for a call, per token, with loops unrolled and without the searches' comparisons, which it cannot count."""
     graph, params = nnx.split(layer)

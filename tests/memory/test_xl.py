@@ -1,5 +1,10 @@
 """Transformer-XL's gradient stops at its own boundary, wherever calls are cut."""
 
+import contextlib
+import dataclasses
+import re
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +12,11 @@ import pytest
 from flax import nnx
 
 from memtx.errors import UserError
-from memtx.memory.base import segment
+from memtx.memory import MEMORIES, xl
+from memtx.memory.base import Dims, segment
 from memtx.memory.xl import TransformerXL
 from tests.contract.case import DIMS
+from tests.contract.test_costs import card
 
 SEGMENT = 4
 
@@ -35,6 +42,50 @@ def test_gradient_reaches_exactly_the_own_segment(call):
     np.testing.assert_array_equal(reach, (s <= t) & (s // SEGMENT == t // SEGMENT))
     moved = outputs(x.at[3].add(1.0)) != outputs(x)
     assert moved[4:10].all()  # the values do cross: the memory is read, only its gradient is stopped
+
+
+def gradient_of_scale(name: str, seed: int, *, anew: bool) -> np.ndarray:
+    """Of a norm before the layer: three segments of 12 tokens, a random weight for every output.
+
+    anew: the memory holds what came before the norm, and is normed again with today's scale, as in the authors' code; then
+    its gradient is let through to the scale, and to nothing else.
+    """
+    width, size = 48, 12
+    dims = Dims(width=width, num_heads=3, num_kv_heads=3, head_dim=16)
+    cls = MEMORIES[name]
+    layer = cls(dataclasses.replace(cls.Config(), segment=size, memory=size), dims, jax.random.key(seed))
+    rng = np.random.default_rng(seed)
+    h_BTD, weight_BTD = (jnp.asarray(rng.normal(size=(1, 3 * size, width)), jnp.float32) for _ in range(2))
+    unit_BTD = h_BTD * jax.lax.rsqrt((h_BTD**2).mean(-1, keepdims=True))
+
+    def loss(scale_D):
+        x, total = scale_D * unit_BTD, 0.0
+        for start in range(0, 3 * size, size):
+            own = x[:, start : start + size]
+            memory = x[:, max(0, start - size) : start]
+            if name == "compressive":  # halves: by the mean of two neighbours
+                older = x[:, : max(0, start - size)]
+                memory = jnp.concatenate([older.reshape(1, -1, 2, width).mean(2), memory], 1)
+            valid = jnp.ones(memory.shape[:2], bool)
+            total = total + (layer.read(own, (memory, valid), own, 0) * weight_BTD[:, start : start + size]).sum()
+        return total
+
+    let_through = mock.patch.object(xl.lax, "stop_gradient", lambda x: x) if anew else contextlib.nullcontext()
+    with let_through:
+        return np.asarray(jax.jit(jax.grad(loss))(jnp.ones(width)))
+
+
+@pytest.mark.parametrize("name", ["xl", "compressive"])
+def test_the_norms_scale_gets_no_gradient_through_the_memory(name):
+    """The cards say by how much it differs from the gradient of the authors' code."""
+    gaps = []
+    for seed in range(3):
+        ours, theirs = (gradient_of_scale(name, seed, anew=anew) for anew in (False, True))
+        gaps.append(np.abs(ours - theirs).max() / np.abs(theirs).max())
+    (stated,) = [line for line in card(name)["deviations"] if "norm's scale" in line]
+    percent = re.search(r"(\d+) %", stated)
+    assert percent
+    assert abs(float(percent[1]) - 100 * np.mean(gaps)) < 1
 
 
 def test_unknown_position_is_a_clear_error():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memtx.ops.delta import delta_rule, delta_rule_by_token
+from memtx.ops.delta import between, delta_rule, delta_rule_by_token
 
 BATCH, HEADS, K, V = 2, 2, 4, 6
 GATES = {"none": 0, "scalar": 1, "per dimension": K}
@@ -56,6 +56,42 @@ def test_strong_decay_gives_no_nan(decay):
     got, expected = with_gradients(delta_rule, args), with_gradients(delta_rule_by_token, args)
     assert gap(got, expected) < 1e-4  # inf and NaN fail this too
     assert gap(jax.jit(delta_rule)(*inputs(70, decay, True)), expected[0]) > 1e-2  # control
+
+
+def in_float64(q, k, v, s, g, beta) -> tuple[np.ndarray, np.ndarray]:
+    """`delta_rule_by_token` in float64."""
+    q, k, v, s, g, beta = (np.asarray(x, np.float64) for x in (q, k, v, s, g, beta))
+    outs = []
+    for t in range(q.shape[1]):
+        s = s * np.exp(g[:, t])[..., None]
+        s = s + k[:, t][..., None] * (beta[:, t] * (v[:, t] - np.einsum("bnkv,bnk->bnv", s, k[:, t])))[..., None, :]
+        outs.append(np.einsum("bnkv,bnk->bnv", s, q[:, t]))
+    return np.stack(outs, 1), s
+
+
+@pytest.mark.parametrize("chunk", [32, 64])
+@pytest.mark.parametrize("decay", [1, K])
+def test_tokens_after_a_strong_decay_keep_their_own(decay, chunk):
+    """With decays as differences of sums from the chunk's start, outputs were off by 1e-4 at -300 and by 1e-2 at -1e30."""
+    q, k, v, s, _, beta = inputs(256, 0, True)
+    drawn = np.random.default_rng(1).uniform(size=(BATCH, 256, HEADS, decay))
+    rule = jax.jit(lambda *a: with_gradients(lambda *a: delta_rule(*a, chunk=chunk), a))
+    for strong, share in ((-20, 0.1), (-300, 0.1), (-3000, 0.1), (-1e30, 0.01), (-np.inf, 0.01)):
+        args = q, k, v, s, jnp.asarray(np.where(drawn < share, strong, -0.01), jnp.float32), beta
+        found, grads = rule(*args)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads)), strong
+        assert gap(found, in_float64(*args)) < 2e-6, strong
+
+
+def test_sums_between_tokens_are_exact_after_strong_decays():
+    """Also what Titans' chunks multiply by. The control is the difference of two sums from the start."""
+    rng = np.random.default_rng(0)
+    g_C = np.where(rng.uniform(size=64) < 0.1, -3000, -0.01).astype(np.float32)
+    i, j = np.indices((64, 64))
+    exact = np.array([[np.exp(g_C[b + 1 : a + 1].astype(float).sum()) if a >= b else 0 for b in range(64)] for a in range(64)])
+    assert np.abs(np.exp(between(jnp.asarray(g_C))) - exact).max() < 1e-6
+    from_start = np.cumsum(g_C)
+    assert np.abs(np.where(i >= j, np.exp(np.minimum(from_start[i] - from_start[j], 0)), 0) - exact).max() > 1e-4
 
 
 def test_keys_that_repeat_are_overwritten_even_in_long_chunks():

@@ -127,8 +127,13 @@ class Tokenizer:
                 pieces[id] = bytes(byte_of[character] for character in token)
         return pieces
 
+    @property
+    def subwords(self) -> Sequence[bytes]:
+        """`pieces`, if a model cuts text into them; () where tokens are bytes or a task's own words."""
+        return self.pieces if self._model else ()
+
     def stored(self) -> dict:
-        """What it is, as JSON has it."""
+        """The tokenizer as JSON values."""
         model = json.loads(self._model_json) if self._model_json else None
         return {"name": self.name, "vocab_size": self.vocab_size, "model": model}
 
