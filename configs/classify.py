@@ -13,7 +13,7 @@ segment    tokens of a segment                       tokens     of a document, a
 from memtx.config import get_config as default_config
 from memtx.config import model_group, parse_arg
 from memtx.errors import UserError, check_known
-from memtx.models.pretrained import settings
+from memtx.pretrained.load import settings
 
 
 def get_config(arg: str = ""):

@@ -10,7 +10,7 @@ Every key can be changed on the command line: --config.train.steps=2000 --config
 
 from memtx.config import get_config as default_config
 from memtx.config import parse_arg
-from memtx.models.presets import preset
+from memtx.runs.presets import preset
 
 TRAINING = {  # by size: what fits it
     "tiny": {"train": {"steps": 1000, "batch": 8, "segments": 2}, "optim": {"lr": 3e-3}, "data": {"segment": 128}},

@@ -11,8 +11,8 @@ segment    tokens of a segment                      data       pycode | books | 
 from memtx.config import get_config as default_config
 from memtx.config import model_group, parse_arg
 from memtx.errors import UserError, check_known
-from memtx.models.presets import preset
-from memtx.models.pretrained import settings
+from memtx.pretrained.load import settings
+from memtx.runs.presets import preset
 
 
 def get_config(arg: str = ""):

@@ -13,7 +13,7 @@ data       pycode | books | speeches | textdir:PATH | tfds:NAME
 
 from memtx.config import get_config as default_config
 from memtx.config import parse_arg
-from memtx.models.presets import on_pretrained
+from memtx.runs.presets import on_pretrained
 
 
 def get_config(arg: str = ""):

@@ -7,7 +7,7 @@ clearly lower with memory carried than with memory wiped at every segment.
 """
 
 from memtx.config import get_config as default_config
-from memtx.models.presets import preset
+from memtx.runs.presets import preset
 
 
 def get_config(arg: str = ""):

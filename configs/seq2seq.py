@@ -16,8 +16,8 @@ What is longer is an error; to cut it: --config.data.task.source_tokens=512 --co
 from memtx.config import get_config as default_config
 from memtx.config import model_group, parse_arg
 from memtx.errors import UserError, check_known
-from memtx.models.presets import encoder_decoder
-from memtx.models.pretrained import settings
+from memtx.pretrained.load import settings
+from memtx.runs.presets import encoder_decoder
 
 
 def get_config(arg: str = ""):

@@ -14,7 +14,7 @@ step to step).
 from memtx.config import get_config as default_config
 from memtx.config import parse_arg, task_class
 from memtx.memory import MEMORIES
-from memtx.models.presets import preset
+from memtx.runs.presets import preset
 
 SEGMENT = 128  # tokens of a call at most; tasks made of blocks take one block a call
 

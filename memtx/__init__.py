@@ -13,15 +13,15 @@ memtx.embed(memtx.load("minilm"), texts)               sentence embeddings
 """
 
 from memtx.config import Config, configure, get_config, load_config
+from memtx.core import Dims, Segment, batch_axes, collect, detach, emit, reset, scan, segment, state_bytes
 from memtx.embed import embed
 from memtx.errors import UserError
 from memtx.generate import GREEDY, Completion, Sampling, complete, generate
-from memtx.loading import Loaded, load
 from memtx.memory import MEMORIES
-from memtx.memory.base import Dims, Segment, batch_axes, collect, detach, emit, reset, scan, segment, state_bytes
 from memtx.models.lm import LM, build
-from memtx.models.pretrained import export
-from memtx.training.loop import Trained, train
+from memtx.pretrained.load import export
+from memtx.runs.load import Loaded, load
+from memtx.runs.train import Trained, train
 
 __version__ = "0.1.0"
 

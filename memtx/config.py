@@ -17,22 +17,22 @@ from typing import Annotated, Any
 
 import ml_collections
 
-from memtx import patterns
 from memtx.errors import UserError, check_known, quoted
 from memtx.fields import Count, Natural, NonNegative, Range, Seed, Share, fitted, plain, to_dataclass
+from memtx.models import patterns
 
 
 @dataclass(frozen=True)
 class Model:
-    """Stacks of (pattern of blocks, number of groups) between an embedding and a head; see memtx.patterns."""
+    """Stacks of (pattern of blocks, number of groups) between an embedding and a head; see memtx.models.patterns."""
 
     stacks: tuple[tuple[tuple[str, ...], Count], ...] = ((("window",), 4),)
     encoder: tuple[tuple[tuple[str, ...], Count], ...] = ()  # stacks that read the source of an encoder-decoder
     encoder_body: str = ""  # a mechanism around those, such as rmt_encoder
     body: str = ""  # a mechanism around the stacks, such as rmt
     head: str = ""  # a mechanism over the logits, such as knn_lm
-    output: str = ""  # in place of next tokens' logits: masked_lm | pooled | classes | span; see memtx.models.heads
-    pool: str = "cls"  # the one vector, for pooled and classes: cls | document | first+max+..., see memtx.models.heads
+    output: str = ""  # in place of next tokens' logits: masked_lm | pooled | classes | span; see memtx.models.outputs
+    pool: str = "cls"  # the one vector, for pooled and classes: cls | document | first+max+..., see memtx.models.outputs
     projections: tuple[tuple[Count, str, bool], ...] = ()  # (features, activation, bias) of linear maps after it, for pooled
     unit: bool = True  # memtx.embed gives vectors of length 1
     max_tokens: Natural = 0  # of a text that memtx.embed reads; 0: as many as the model can
@@ -40,7 +40,7 @@ class Model:
     classes: Count = 2
     labels: tuple[str, ...] = ()  # the names of the classes, in order; (): they have none until a model learns from data
     memory: Mapping[str, Any] = field(default_factory=dict)  # settings by mechanism name: the config group `memory`
-    pretrained: str = ""  # begin with its weights: a folder, a .gguf file, smollm2, a name of the hub; see memtx.data.hub
+    pretrained: str = ""  # begin with its weights: a folder, a .gguf file, smollm2, a name of the hub; see memtx.files.hub
     vocab_size: Natural = 0  # 0: the tokenizer's
     width: Count = 128
     num_heads: Count = 4
@@ -269,7 +269,7 @@ def with_cache(config: Config, cache: str | None) -> Config:
 
 def task_class(name: str):
     """The class of a task. UserError for an unknown name."""
-    from memtx.data.tasks import TASKS  # here, since tasks import this package's tokenizers
+    from memtx.tasks import TASKS  # here, since tasks import this package's tokenizers
 
     check_known(name, TASKS, "task")
     return TASKS[name]
@@ -278,7 +278,7 @@ def task_class(name: str):
 def complete_model(model: Model) -> Model:
     """Zeros replaced by what they stand for, and memory settings by each mechanism's own Config: no larger than a body uses."""
     from memtx.memory import MEMORIES
-    from memtx.models.heads import OUTPUTS, POOLS, PROJECTIONS
+    from memtx.models.outputs import OUTPUTS, POOLS, PROJECTIONS
     from memtx.nn.mlp import ACTIVATIONS, GATED
 
     model = to_dataclass(Model, vars(model), "model")

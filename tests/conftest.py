@@ -2,7 +2,7 @@
 
 pytest                                             one device
 pytest --devices=8                                 eight host devices; what carries a batch is sharded over them
-pytest tests/contract --memory=my_memory.py:MyMemory      the contract, on a mechanism of your own
+pytest memtx/contract --memory=my_memory.py:MyMemory      the contract, on a mechanism of your own
 """
 
 import os
@@ -46,7 +46,7 @@ def pytest_configure(config):
 
 def pytest_generate_tests(metafunc):
     """`case`: each mechanism at each of its tiny settings. `golden`: each golden of those mechanisms."""
-    from tests.contract.case import cases
+    from memtx.contract.case import cases
     from tests.golden.make import GOLDENS
 
     given = metafunc.config.getoption("memory")

@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from memtx import cli
+from memtx.cli.listing import table
 from memtx.memory import MEMORIES
-from memtx.models.listing import table
 from tests.runs import write_texts
 
 ROOT = Path(__file__).parents[1]

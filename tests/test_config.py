@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from memtx import patterns
 from memtx.config import Config, Model, configure, get_config, load_config, parse_arg, to_json
-from memtx.data.tasks import TASKS
 from memtx.errors import UserError
 from memtx.memory import MEMORIES
+from memtx.models import patterns
+from memtx.tasks import TASKS
 
 
 @pytest.mark.parametrize("memory", MEMORIES)

@@ -20,9 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import memtx
+from memtx import tasks
 from memtx.cli.options import parse
 from memtx.config import configure, load_config
-from memtx.data import tasks
 from memtx.errors import UserError
 
 GOLDENS = Path(__file__).parent / "golden" / "hf"
@@ -211,13 +211,13 @@ def test_damaged_index(check, tmp_path):
     assert load_file(folder / shards[0])
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": where}))
-    settings = memtx.models.pretrained.settings
+    settings = memtx.pretrained.load.settings
     assert settings(str(folder)).width == 16
 
     def call(content):
         index.write_bytes(content)
         lm = memtx.build(settings(str(folder)))
-        memtx.models.pretrained.new_parameters(lm)
+        memtx.pretrained.load.new_parameters(lm)
 
     check(damaged_json(json.loads(index.read_text())), call, 0.05)
 

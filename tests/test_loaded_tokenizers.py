@@ -10,7 +10,8 @@ import pytest
 import memtx
 from memtx.cli import main
 from memtx.config import complete_model
-from memtx.models import llama, pretrained
+from memtx.pretrained import llama
+from memtx.pretrained import load as pretrained
 
 VOCABULARY = Path(__file__).parent / "golden/hf/vocabularies/byte_bpe"
 SIZE = 400

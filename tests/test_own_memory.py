@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract import case
+from memtx.contract import case
 from tests.runs import write_texts
 
 AVERAGE = '''
@@ -14,7 +14,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from memtx.memory.base import pytree
+from memtx.core import pytree
 
 
 @pytree

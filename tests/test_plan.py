@@ -8,7 +8,7 @@ from memtx import cli, load_config
 from memtx.config import configure
 from memtx.errors import UserError
 from memtx.models.lm import build
-from memtx.plan import budget, plan
+from memtx.runs.plan import budget, plan
 
 
 def values(memory: str = "window", **model) -> dict:

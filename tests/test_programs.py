@@ -19,8 +19,9 @@ import pytest
 import memtx
 from memtx.config import complete_model
 from memtx.data import tokenizers
-from memtx.models import bert, pretrained, t5
-from memtx.training.source import source
+from memtx.pretrained import bert, t5
+from memtx.pretrained import load as pretrained
+from memtx.runs.source import source
 
 HF = Path(__file__).parent / "golden" / "hf"
 

@@ -22,10 +22,10 @@ import jax
 import numpy as np
 
 import memtx
-from memtx.data import packages
-from memtx.data.cache import built, root
-from memtx.data.tasks.labelled import Labelled
-from memtx.memory.base import segment
+from memtx.core import segment
+from memtx.files import packages
+from memtx.files.cache import built, root
+from memtx.tasks.labelled import Labelled
 
 CACHE = "~/.cache/memtx"
 TESTED = (0, 2, 4)  # of each five presidents, by seed; 1 validates, and trials of an earlier split were judged by 1 and 3

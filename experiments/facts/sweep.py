@@ -15,9 +15,9 @@ import jax
 import numpy as np
 
 import memtx
-from memtx.memory.base import collect
+from memtx.core import collect
+from memtx.runs.source import source
 from memtx.sweep import product
-from memtx.training.source import source
 
 TASK = "configs/task.py:task=mad,size=micro,memory={}"
 

@@ -12,9 +12,9 @@ import dataclasses
 import memtx
 from memtx.config import configure
 from memtx.models.lm import build
+from memtx.runs.source import source
+from memtx.sharding import Layout
 from memtx.sweep import product
-from memtx.training.sharding import Layout
-from memtx.training.source import source
 
 LAMBDAS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
 CACHE = {"memory": 4096, "neighbours": 64, "temperature": 8.0}

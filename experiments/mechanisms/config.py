@@ -14,8 +14,8 @@ from memtx.config import get_config as default_config
 from memtx.config import parse_arg
 from memtx.errors import check_known
 from memtx.memory import MEMORIES
-from memtx.models.presets import preset
-from memtx.patterns import names
+from memtx.models.patterns import names
+from memtx.runs.presets import preset
 
 WINDOW = 16
 LOCAL = {"window": WINDOW, "segment": WINDOW, "block": WINDOW, "sinks": 4}  # settings by their names, wherever they occur

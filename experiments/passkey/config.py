@@ -2,7 +2,7 @@
 
 from memtx.config import get_config as default_config
 from memtx.config import parse_arg
-from memtx.models.presets import SIZES
+from memtx.runs.presets import SIZES
 
 
 def get_config(arg: str = ""):

@@ -14,9 +14,9 @@ training (Hugging Face's attempt, 2024).
 from dataclasses import replace
 
 import memtx
+from memtx.runs.source import source
+from memtx.sharding import Layout
 from memtx.sweep import product
-from memtx.training.sharding import Layout
-from memtx.training.source import source
 
 TASK = "configs/task.py:task=passkey,size=micro,memory={}"
 LENGTHS = (320, 1280, 5120)

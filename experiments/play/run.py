@@ -98,12 +98,12 @@ def read(name: str, heads: dict, text: tuple[str, str], limit: int, workdir: Pat
     import jax
 
     import memtx
-    from memtx.memory.base import collect, segment, state_bytes
+    from memtx.core import collect, segment, state_bytes
+    from memtx.evaluation.losses import token_nll
     from memtx.memory.knn_lm import KNNLM
-    from memtx.models.names import flat
-    from memtx.models.pretrained import load_params, new_parameters
-    from memtx.provenance import code, machine, versions
-    from memtx.training.losses import token_nll
+    from memtx.pretrained.load import load_params, new_parameters
+    from memtx.pretrained.names import flat
+    from memtx.training.provenance import code, machine, versions
 
     reader = READERS[name]
     config, trained = config_of(reader), bool(reader.steps)

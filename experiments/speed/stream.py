@@ -31,7 +31,7 @@ def read(memory: str, size: str, tokens: int, segment: int, rows: int) -> list[d
     import numpy as np
 
     import memtx
-    from memtx.models.presets import preset
+    from memtx.runs.presets import preset
     from memtx.training.cpu import keep_pages
 
     keep_pages()

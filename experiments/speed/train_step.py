@@ -18,11 +18,11 @@ from clock import matmul_rates, report, timed
 from memtx.config import configure
 from memtx.data.streams import Batch
 from memtx.models.lm import build
-from memtx.models.presets import preset
+from memtx.runs.presets import preset
+from memtx.runs.train import Run
+from memtx.sharding import Layout
 from memtx.training.cpu import keep_pages
-from memtx.training.loop import Run
 from memtx.training.optim import optimizer
-from memtx.training.sharding import Layout
 
 SETTINGS: dict[str, dict] = {  # of each mechanism, and of what stands beside it
     "full": {"full": {"capacity": 512}},

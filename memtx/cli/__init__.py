@@ -12,8 +12,8 @@ from absl import flags
 
 from memtx.cli import data, evaluate, generate, memories, plan, report, sweep, train
 from memtx.cli.options import default_cache, parse
-from memtx.data.cache import root
 from memtx.errors import UserError, check_known
+from memtx.files.cache import root
 from memtx.training.cpu import keep_pages
 
 COMMANDS = {

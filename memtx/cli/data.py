@@ -24,14 +24,14 @@ def define(values):
 
 
 def act(values):
+    from memtx.cli.describe import describe
     from memtx.config import Data, configure
-    from memtx.data.describe import describe
 
     data = configure(values["config"].value).data if values["config"].value else Data()
     changes = {name: values[name].value for name in ("corpus", "tokenizer") if values[name].value}
     data, console = dataclasses.replace(data, **changes), Console(soft_wrap=True, highlight=False)
     if data.corpus.startswith("task:"):
-        from memtx.data.tasks.show import show
+        from memtx.cli.examples import show
 
         console.print(show(data, values["example"].value))
         return

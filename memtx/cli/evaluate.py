@@ -32,7 +32,7 @@ def define(values):
 
 
 def act(values):
-    from memtx.evaluation.run import evaluate_config, evaluate_run
+    from memtx.runs.evaluate import evaluate_config, evaluate_run
 
     given = {name: values[name].value for name in ("split", "segments", "examples")}
     given["task"] = settings(values["task"].value, "task")

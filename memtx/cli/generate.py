@@ -42,7 +42,7 @@ def define(values):
 
 def act(values):
     from memtx.generate import Sampling, chat, generate
-    from memtx.loading import load, load_run
+    from memtx.runs.load import load, load_run
 
     sampling = Sampling(values["temperature"].value, values["top_k"].value, values["top_p"].value)
     if values["beams"].value > 1 and not values["temperature"].present:

@@ -19,7 +19,7 @@ def define(values):
 
 
 def act(values):
-    from memtx.models.listing import details, listing, table
+    from memtx.cli.listing import details, listing, table
 
     if values["memory"].value:
         print(details(values["memory"].value), end="")

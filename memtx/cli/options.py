@@ -11,8 +11,8 @@ from pathlib import Path
 
 from absl import flags
 
-from memtx.data.cache import VARIABLE
 from memtx.errors import UserError
+from memtx.files.cache import VARIABLE
 
 
 def parse(values: flags.FlagValues, command: str, rest: list[str]) -> flags.FlagValues:

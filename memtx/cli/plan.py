@@ -27,7 +27,7 @@ def define(values):
 
 
 def act(values):
-    from memtx.plan import plan
+    from memtx.runs.plan import plan
 
     config = needed(values, "config", "configs/lm.py:memory=xl")
     match = settings(values["match"].value, "match") or {}

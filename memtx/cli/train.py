@@ -26,7 +26,7 @@ def define(values):
 
 def act(values):
     from memtx.config import configure
-    from memtx.training.loop import train
+    from memtx.runs.train import train
 
     config = configure(needed(values, "config", "configs/lm.py:memory=xl"))
     workdir = Path(needed(values, "workdir", "runs/first"))
@@ -37,7 +37,7 @@ def act(values):
         return
     picture = summarise(trained.evaluation, workdir, console)
     if config.eval.sample_tokens and not config.model.output:
-        from memtx.loading import load
+        from memtx.runs.load import load
 
         _write_sample(load(workdir), config, console)
     console.print(f"\nmetrics  {workdir / 'metrics.jsonl'}\nplot     {picture}", markup=False)

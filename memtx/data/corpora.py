@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from memtx.data import packages
-from memtx.data.cache import absolute, built, digest, root
 from memtx.data.folder import fault, files_in, is_damaged, notes
 from memtx.errors import UserError, check_known
+from memtx.files import packages
+from memtx.files.cache import absolute, built, digest, root
 
 Documents = dict[str, Path | zipfile.Path]  # by document id
 Left = dict[str, str]  # why an entry of a folder is no document, by its path

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import tensorflow_datasets as tfds
 from filelock import FileLock
 
-from memtx.data.cache import digest
 from memtx.data.folder import decode
 from memtx.errors import UserError, check_known
+from memtx.files.cache import digest
 
 if TYPE_CHECKING:
     from memtx.data.corpora import Corpus

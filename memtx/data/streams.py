@@ -18,9 +18,9 @@ from dataclasses import dataclass, field, replace
 import jax.numpy as jnp
 import numpy as np
 
+from memtx.core import Segment, pytree
 from memtx.data.tokens import Tokens
 from memtx.errors import UserError
-from memtx.memory.base import Segment, pytree
 
 
 @pytree

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from memtx.data.cache import built, digest, root
 from memtx.data.corpora import Corpus
 from memtx.data.tokenizers import Tokenizer
 from memtx.errors import UserError
+from memtx.files.cache import built, digest, root
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from memtx.core import Segment, pytree
 from memtx.data.streams import Batch, segment_of
-from memtx.memory.base import Segment, pytree
+from memtx.evaluation.losses import token_nll
 from memtx.models.lm import LM
-from memtx.training.losses import token_nll
-from memtx.training.sharding import Layout
+from memtx.sharding import Layout
 
 OCTAVES, PER_OCTAVE = 22, 4  # buckets of position in the document: four to an octave, up to four million tokens
 

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from memtx.data.streams import Batch, segment_of
-from memtx.data.tasks.base import Example
+from memtx.evaluation.losses import at_each_place, token_nll
 from memtx.models.lm import LM
-from memtx.training.losses import at_each_place, token_nll
-from memtx.training.sharding import Layout
+from memtx.sharding import Layout
+from memtx.tasks.base import Example
 
 
 @dataclasses.dataclass(frozen=True)

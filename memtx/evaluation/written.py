@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from memtx.data.tasks.base import Example
 from memtx.data.tokenizers import Tokenizer
 from memtx.evaluation.recall import Recall
 from memtx.evaluation.text import bleu, bleu_signature, exact_match, rouge, token_f1
 from memtx.generate import GREEDY, complete
 from memtx.models.lm import LM, Params
+from memtx.tasks.base import Example
 
 
 def bits_per_byte(recall: Recall, examples: Sequence[Example], bytes_V: np.ndarray) -> dict[str, float]:

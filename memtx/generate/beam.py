@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from memtx.core import batch_axes, take_rows
 from memtx.generate.writer import CHUNK, Writer, read, step
-from memtx.memory.base import batch_axes, take_rows
 from memtx.models.lm import LM, LMState, Params
 
 

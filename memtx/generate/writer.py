@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from memtx.core import segment
 from memtx.errors import UserError
 from memtx.generate.sampling import Sampling, draw
 from memtx.generate.unstack import stack_state, unstack_params, unstack_state, unstacked
-from memtx.memory.base import segment
 from memtx.models.lm import LM, LMState, Params
 
 CHUNK = 512  # tokens of a prompt that are read at a time

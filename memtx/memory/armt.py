@@ -30,8 +30,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
+from memtx.core import Dims, Layer, Segment, State, pytree, reset
 from memtx.errors import positive
-from memtx.memory.base import Dims, Layer, Segment, State, pytree, reset
 from memtx.memory.rmt import Segmented
 from memtx.nn.linear import Linear
 from memtx.ops.chunks import Place

@@ -21,7 +21,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import ArrayLike
 
-from memtx.memory.base import pytree
+from memtx.core import pytree
 from memtx.ops import topk
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from memtx.memory.base import Dims, Segment
+from memtx.core import Dims, Segment
 from memtx.nn.attention import Source, attend
 
 

@@ -27,8 +27,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
+from memtx.core import Dims, Segment, pytree, segment, where_rows
 from memtx.errors import UserError, check_known, positive
-from memtx.memory.base import Dims, Segment, pytree, segment, where_rows
 from memtx.memory.window import Recent, own
 from memtx.nn.attention import Source, attend
 from memtx.nn.linear import Linear, Norm, normal, unit

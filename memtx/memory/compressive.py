@@ -27,8 +27,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from memtx.core import Dims, Segment, emit, pytree, wants
 from memtx.errors import UserError, check_known
-from memtx.memory.base import Dims, Segment, emit, pytree, wants
 from memtx.memory.xl import Hidden, TransformerXL
 from memtx.nn.linear import Linear, dense
 from memtx.ops.rows import take

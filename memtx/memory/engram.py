@@ -28,8 +28,8 @@ from flax import nnx
 from jax import Array
 from tokenizers import Regex, normalizers
 
+from memtx.core import Dims, Segment, pytree
 from memtx.errors import UserError, positive
-from memtx.memory.base import Dims, Segment, pytree
 from memtx.nn.linear import Linear, Norm, normal
 from memtx.ops import ngram
 from memtx.ops.rows import slice_rows

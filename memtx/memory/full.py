@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from memtx.core import Dims, Segment, pytree
 from memtx.errors import positive
-from memtx.memory.base import Dims, Segment, pytree
 from memtx.memory.window import own
 from memtx.nn.attention import Source, attend
 from memtx.ops.rows import put

@@ -28,8 +28,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from memtx.core import Dims, Segment, emit, pytree, wants, where_rows
 from memtx.errors import UserError, positive
-from memtx.memory.base import Dims, Segment, emit, pytree, wants, where_rows
 from memtx.nn.attention import Source, attend
 from memtx.nn.linear import elu_plus_one
 from memtx.ops.chunks import Place, in_chunks

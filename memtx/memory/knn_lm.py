@@ -27,10 +27,10 @@ from flax import nnx
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from memtx.core import Dims, Segment, collect, emit, pytree, segment, wants
 from memtx.errors import UserError, positive
 from memtx.memory import bank
 from memtx.memory.bank import Bank
-from memtx.memory.base import Dims, Segment, collect, emit, pytree, segment, wants
 from memtx.nn.attention import MASKED
 from memtx.ops.rows import take
 

@@ -29,10 +29,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from memtx.core import Dims, Segment, emit, pytree, wants
 from memtx.errors import UserError, positive
 from memtx.memory import bank
 from memtx.memory.bank import Bank
-from memtx.memory.base import Dims, Segment, emit, pytree, wants
 from memtx.nn.attention import MASKED
 from memtx.nn.positions import alibi_slopes, rope, t5_bucket
 from memtx.ops.grid import Grid

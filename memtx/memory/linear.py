@@ -30,8 +30,8 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from memtx.core import Dims, Segment, State, pytree
 from memtx.errors import UserError, positive
-from memtx.memory.base import Dims, Segment, State, pytree
 from memtx.nn.conv import ShortConv
 from memtx.nn.linear import Linear, Norm, elu_plus_one
 from memtx.nn.positions import rotate

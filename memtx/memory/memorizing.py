@@ -23,10 +23,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
+from memtx.core import Dims, Layer, Segment, emit, pytree, wants
 from memtx.errors import UserError, positive
 from memtx.memory import bank
 from memtx.memory.bank import Bank
-from memtx.memory.base import Dims, Layer, Segment, emit, pytree, wants
 from memtx.memory.sink import Sink, Sinks
 from memtx.memory.window import Recent, Window
 from memtx.nn.attention import MASKED

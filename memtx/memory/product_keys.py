@@ -29,8 +29,8 @@ from flax import nnx
 from jax import Array, lax
 from jax.scipy.special import xlogy
 
+from memtx.core import Dims, Segment, emit, wants
 from memtx.errors import UserError, positive
-from memtx.memory.base import Dims, Segment, emit, wants
 from memtx.nn.linear import Linear, Norm, normal
 from memtx.ops.product import product_top_k
 from memtx.ops.table import dots, pool

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-from memtx.memory.base import Dims, Segment, pytree
+from memtx.core import Dims, Segment, pytree
 from memtx.nn.linear import Linear, normal
 
 

@@ -30,8 +30,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
+from memtx.core import Dims, Layer, Segment, State, pytree, rematerialised, reset
 from memtx.errors import check_known, positive
-from memtx.memory.base import Dims, Layer, Segment, State, pytree, rematerialised, reset
 from memtx.nn.linear import Norm, normal
 from memtx.ops.chunks import Place, in_chunks
 from memtx.ops.grid import skip_if_empty

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from memtx.memory.base import Dims, Layer, Segment, rematerialised, scan
+from memtx.core import Dims, Layer, Segment, rematerialised, scan
 from memtx.memory.rmt import Segmented, Tokens
 from memtx.nn.linear import Norm, normal
 from memtx.ops.grid import skip_if_empty

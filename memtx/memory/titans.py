@@ -31,8 +31,8 @@ import numpy as np
 from flax import nnx
 from jax import Array, lax
 
+from memtx.core import Dims, Segment, emit, pytree, rematerialised, wants, where_rows
 from memtx.errors import UserError, positive
-from memtx.memory.base import Dims, Segment, emit, pytree, rematerialised, wants, where_rows
 from memtx.nn.conv import ShortConv
 from memtx.nn.linear import Linear, dense, normal, unit
 from memtx.ops.chunks import Place, in_chunks

@@ -27,8 +27,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from memtx.core import Dims, Segment, pytree, rematerialised
 from memtx.errors import positive
-from memtx.memory.base import Dims, Segment, pytree, rematerialised
 from memtx.memory.titans import Fast, NeuralMemory, Settings, apply, settle, starts
 from memtx.memory.window import Recent, own
 from memtx.nn.attention import Projections, Source, attend

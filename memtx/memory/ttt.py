@@ -30,8 +30,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from memtx.core import Dims, Segment, pytree, where_rows
 from memtx.errors import UserError, positive
-from memtx.memory.base import Dims, Segment, pytree, where_rows
 from memtx.nn.linear import Linear, Norm, normal
 from memtx.nn.positions import rope
 from memtx.ops.chunks import Place, in_chunks

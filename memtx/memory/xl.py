@@ -25,8 +25,8 @@ import numpy as np
 from flax import nnx
 from jax import Array, lax
 
+from memtx.core import Dims, Segment, State, pytree, scan, segment, where_rows
 from memtx.errors import UserError, positive
-from memtx.memory.base import Dims, Segment, State, pytree, scan, segment, where_rows
 from memtx.nn.attention import MASKED, Source, attend, sums, tile_shape
 from memtx.nn.linear import Linear, normal
 from memtx.ops.grid import Grid, skip_if_empty

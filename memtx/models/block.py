@@ -18,7 +18,7 @@ from flax import nnx
 from jax import Array
 
 from memtx.config import Model
-from memtx.memory.base import Dims, Segment
+from memtx.core import Dims, Segment
 from memtx.memory.cross import Cross
 from memtx.models.readers import Reader
 from memtx.nn.attention import Projections

@@ -9,10 +9,10 @@ import jax
 from flax import nnx
 from jax import Array
 
-from memtx import patterns
 from memtx.config import Model
+from memtx.core import Dims, Layer
 from memtx.memory import MEMORIES
-from memtx.memory.base import Dims, Layer
+from memtx.models import patterns
 from memtx.models.block import Block, Branch
 from memtx.models.readers import KIND, Reader, Written
 from memtx.models.stack import Sequence, Stack

@@ -15,7 +15,7 @@ from flax import nnx
 from jax import Array
 
 from memtx.config import Model
-from memtx.memory.base import Dims, Segment
+from memtx.core import Dims, Segment
 from memtx.models.body import body
 from memtx.nn.linear import Norm, normal
 from memtx.nn.positions import T5_BUCKETS

@@ -21,16 +21,16 @@ from jax import Array
 from jax.core import Tracer
 
 from memtx.config import Config, Model, complete_model, configure
+from memtx.core import Dims, Layer, Segment, State, emit, pytree, reset, segment
 from memtx.errors import UserError
 from memtx.memory import MEMORIES
-from memtx.memory.base import Dims, Layer, Segment, State, emit, pytree, reset, segment
 from memtx.models.body import body, hand_out, shared
 from memtx.models.encoder import Encoder
-from memtx.models.heads import OUTPUTS
+from memtx.models.outputs import OUTPUTS
+from memtx.models.patterns import names
 from memtx.nn.linear import Linear, Norm, dense, dropout, normal
 from memtx.nn.positions import T5_BUCKETS
 from memtx.ops.grid import skip_if_empty
-from memtx.patterns import names
 
 Params = Mapping[str, Any]
 

@@ -20,7 +20,7 @@ import jax
 from flax import nnx
 from jax import Array
 
-from memtx.memory.base import Dims, Layer, Segment, emit
+from memtx.core import Dims, Layer, Segment, emit
 
 KIND = "memory"  # what is handed on is emitted as "memory/NAME", and found in `seg.shared` under that name
 

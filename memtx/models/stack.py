@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from memtx.memory.base import Segment, collect, emit, emit_all, rematerialised, scan
+from memtx.core import Segment, collect, emit, emit_all, rematerialised, scan
 from memtx.models.readers import KIND, hand_on, last_group
 
 

@@ -28,7 +28,7 @@ from flax import nnx
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from memtx.memory.base import Dims, Segment
+from memtx.core import Dims, Segment
 from memtx.nn.linear import Linear
 from memtx.nn.positions import alibi_slopes, rope, t5_bucket
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from memtx.memory.base import State
+from memtx.core import State
 from memtx.nn.linear import normal
 from memtx.ops.rows import slice_rows
 

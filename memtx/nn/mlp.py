@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 from jax import Array
 
-from memtx.memory.base import Dims
+from memtx.core import Dims
 from memtx.nn.linear import Linear
 
 ACTIVATIONS = {

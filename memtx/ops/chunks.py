@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from memtx.memory.base import Segment, collect, emit_all, pytree, scan, wants_only
+from memtx.core import Segment, collect, emit_all, pytree, scan, wants_only
 from memtx.ops.grid import Grid, skip_if_empty
 
 

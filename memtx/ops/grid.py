@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from memtx.memory.base import collect, emit_all
+from memtx.core import collect, emit_all
 from memtx.ops.rows import put, take
 
 

@@ -11,7 +11,7 @@ from memtx.reports.runs import Run
 from memtx.reports.study import Study
 from memtx.reports.table import STRAY, Table, complete, judge, tabulate
 
-NOT_INSTALLED = "not installed"  # as memtx.provenance says it
+NOT_INSTALLED = "not installed"  # as memtx.training.provenance says it
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from memtx.config import Config, to_json
 from memtx.errors import UserError, check_known
-from memtx.plan import plan
-from memtx.provenance import code, machine, versions
+from memtx.runs.plan import plan
+from memtx.runs.train import train
 from memtx.sweep import record as records
 from memtx.sweep.record import Record
 from memtx.sweep.spec import Run, Sweep
-from memtx.training.loop import train
+from memtx.training.provenance import code, machine, versions
 from memtx.training.workdir import hold
 
 

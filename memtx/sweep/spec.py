@@ -4,7 +4,7 @@ config = "configs/lm.py:size=tiny"          the base of all runs
 common = {"train.steps": 600}               optional: overrides of all runs
 def sweep(): ...                            yields dicts: dotted keys of the config, and
                                                 config     another file or argument than the base: "configs/lm.py:memory=xl"
-                                                match      a budget to meet: {"params": 1e6}, see memtx.plan
+                                                match      a budget to meet: {"params": 1e6}, see memtx.runs.plan
                                                 solve      the key that is solved for it, where that is not the width
 def run(config, workdir) -> dict: ...       optional: what else to measure after training, merged into the result
 train = False                               optional: nothing is trained, `run` is all
@@ -28,7 +28,7 @@ import ml_collections
 from memtx.config import Config, configure, load_config, override, to_json
 from memtx.errors import UserError
 from memtx.fields import plain
-from memtx.plan import check_target
+from memtx.runs.plan import check_target
 from memtx.training.workdir import differences
 
 RESERVED = ("config", "match", "solve")

@@ -29,7 +29,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from memtx.errors import UserError
-from memtx.provenance import machine, versions
+from memtx.training.provenance import machine, versions
 from memtx.training.seal import faults, write_seal
 from memtx.training.trees import mismatches, named_leaves, read_tree, spec, tree_handler
 from memtx.training.workdir import checkpoints_of, claim, steps_in

@@ -15,8 +15,8 @@ import optax
 from memtx.config import Optim
 from memtx.errors import UserError
 from memtx.models.lm import LM, Params
-from memtx.models.names import flat
-from memtx.models.pretrained import new_parameters
+from memtx.pretrained.load import new_parameters
+from memtx.pretrained.names import flat
 
 
 def schedule(optim: Optim, steps: int) -> optax.Schedule:

@@ -13,10 +13,10 @@ import optax
 from jax import Array
 
 from memtx.config import Config
+from memtx.core import batch_axes, collect, detach, scan
 from memtx.data.streams import Batch, segment_of
-from memtx.memory.base import batch_axes, collect, detach, scan
+from memtx.evaluation.losses import at_each_place, cross_entropy
 from memtx.models.lm import LM
-from memtx.training.losses import at_each_place, cross_entropy
 from memtx.training.optim import trained
 
 UNROLLED = 4  # segments of a step, at most, that are unrolled where the model's loops are: compile time grows with them

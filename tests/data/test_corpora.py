@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from memtx.data import packages
 from memtx.data.corpora import by_hash, corpus
 from memtx.errors import UserError
+from memtx.files import packages
 
 
 def read(corpus) -> dict[str, dict[str, str]]:

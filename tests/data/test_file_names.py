@@ -10,8 +10,8 @@ import pytest
 import memtx
 from memtx import cli
 from memtx.data.corpora import corpus
-from memtx.data.tasks.labelled import Labelled
 from memtx.errors import UserError
+from memtx.tasks.labelled import Labelled
 
 
 @pytest.fixture

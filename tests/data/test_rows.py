@@ -7,8 +7,8 @@ import json
 import pytest
 
 from memtx.data import rows
-from memtx.data.tasks.labelled import Labelled
 from memtx.errors import UserError
+from memtx.tasks.labelled import Labelled
 
 TWO = [("hello", "pos"), ("bye", "neg")]
 

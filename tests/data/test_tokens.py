@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from memtx.cli.describe import describe
 from memtx.config import Data
 from memtx.data import tokens
-from memtx.data.describe import describe
 from memtx.data.tokenizers import tokenizer
 from memtx.data.tokens import tokenize
 from memtx.errors import UserError

@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from memtx.core import segment
 from memtx.data.corpora import corpus
 from memtx.data.tokenizers import tokenizer
 from memtx.data.tokens import tokenize
 from memtx.evaluation.perplexity import make_evaluator
 from memtx.evaluation.summary import plot, table
-from memtx.memory.base import segment
 from memtx.models.lm import build
-from memtx.training.sharding import Layout
-from memtx.training.source import eval_batches
+from memtx.runs.source import eval_batches
+from memtx.sharding import Layout
 from tests.runs import tiny
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from memtx.config import configure
-from memtx.data.tasks import TASKS
-from memtx.data.tasks.base import Example
 from memtx.evaluation.recall import make_recall, score
 from memtx.evaluation.summary import recall_plot, recall_table
-from memtx.training.sharding import Layout
-from memtx.training.source import eval_examples
+from memtx.runs.source import eval_examples
+from memtx.sharding import Layout
+from memtx.tasks import TASKS
+from memtx.tasks.base import Example
 
 
 class Finder:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memtx.memory.base import (
+from memtx.core import (
     batch_axes,
     collect,
     detach,

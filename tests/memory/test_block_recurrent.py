@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from memtx.contract.case import DIMS
+from memtx.core import segment
 from memtx.errors import UserError
-from memtx.memory.base import segment
 from memtx.memory.block_recurrent import BlockRecurrent
-from tests.contract.case import DIMS
 
 TINY = BlockRecurrent.tiny[0]
 

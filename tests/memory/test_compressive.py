@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from memtx.contract.case import DIMS
+from memtx.core import collect, scan, segment
 from memtx.errors import UserError
-from memtx.memory.base import collect, scan, segment
 from memtx.memory.compressive import Compressive
 from memtx.memory.xl import TransformerXL
-from tests.contract.case import DIMS
 from tests.golden.make import STEP
 from tests.golden.tokens import compressive
 

@@ -10,12 +10,12 @@ import pytest
 import memtx
 from memtx import build
 from memtx.config import get_config
+from memtx.core import Dims, segment
 from memtx.data.tokenizers import byte_tokenizer, numbers
 from memtx.errors import UserError
-from memtx.memory.base import Dims, segment
 from memtx.memory.engram import Engram, canonical_ids
-from memtx.models.presets import preset
 from memtx.ops import ngram
+from memtx.runs.presets import preset
 from tests.runs import tiny
 
 VOCAB = 128_000

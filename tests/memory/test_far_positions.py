@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.contract.case import at, cases, distance
+from memtx.contract.case import at, cases, distance
 
 FAR = 10_000_000
 

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from memtx.contract.case import BATCH, DIMS, Case, at
+from memtx.core import collect
 from memtx.errors import UserError
-from memtx.memory.base import collect
 from memtx.memory.infini import Infini
-from tests.contract.case import BATCH, DIMS, Case, at
 
 CASE = Case("infini", Infini, Infini.Config(segment=4))
 

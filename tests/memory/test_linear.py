@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from memtx.contract.case import BATCH, DIMS
+from memtx.core import Dims, segment
 from memtx.errors import UserError
-from memtx.memory.base import Dims, segment
 from memtx.memory.delta import KDA, DeltaNet, GatedDeltaNet
 from memtx.memory.linear import GLA, LinearAttention, MatrixMemory, RetNet
 from memtx.nn.positions import rope
 from memtx.ops.delta import delta_rule
-from tests.contract.case import BATCH, DIMS
 
 ALL = [LinearAttention, RetNet, GLA, DeltaNet, GatedDeltaNet, KDA]
 

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 
 from memtx.config import Model
+from memtx.contract.case import BATCH, DIMS, Case, at, distance
+from memtx.core import collect
 from memtx.errors import UserError
 from memtx.memory import knn_lm
-from memtx.memory.base import collect
 from memtx.memory.knn_lm import KNNLM
 from memtx.memory.landmark import AHEAD, Landmark
 from memtx.memory.memorizing import Memorizing
 from memtx.models.lm import build
 from memtx.nn.linear import unit
 from memtx.ops.topk import measured_recall
-from tests.contract.case import BATCH, DIMS, Case, at, distance
 from tests.golden.base import K, N, softmax
 
 EXACT, MOVED = 2e-5, 1e-3

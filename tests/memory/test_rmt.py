@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from memtx.contract.case import DIMS, distance
+from memtx.core import collect, detach, emit, segment
 from memtx.errors import UserError
 from memtx.memory.armt import ARMT, dpfp, recall
-from memtx.memory.base import collect, detach, emit, segment
 from memtx.memory.full import Full
 from memtx.memory.rmt import RMT
 from memtx.models.stack import Sequence, Stack
 from memtx.nn.attention import Projections
-from tests.contract.case import DIMS, distance
 
 M, SEGMENT, EXACT = 2, 4, 2e-5
 

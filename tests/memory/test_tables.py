@@ -14,11 +14,11 @@ from flax import nnx
 
 from memtx import build
 from memtx.config import get_config
+from memtx.core import Dims, collect, segment
 from memtx.errors import UserError
-from memtx.memory.base import Dims, collect, segment
 from memtx.memory.product_keys import PEER, MemoryPlus, ProductKey
-from memtx.models.presets import preset
 from memtx.ops import product
+from memtx.runs.presets import preset
 
 WIDTH = 128
 DIMS = Dims(width=WIDTH, num_heads=4, num_kv_heads=4, head_dim=32, vocab_size=32)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from memtx.contract.case import DIMS
+from memtx.core import segment
 from memtx.errors import UserError
-from memtx.memory.base import segment
 from memtx.memory.titans import Gates, NeuralMemory, Settings, apply, gradient, learn
-from tests.contract.case import DIMS
 
 B, N, H, E = 2, 3, 4, 6
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from memtx.contract.case import DIMS
+from memtx.contract.test_costs import card
+from memtx.core import Dims, segment
 from memtx.errors import UserError
 from memtx.memory import MEMORIES, xl
-from memtx.memory.base import Dims, segment
 from memtx.memory.xl import TransformerXL
-from tests.contract.case import DIMS
-from tests.contract.test_costs import card
 
 SEGMENT = 4
 

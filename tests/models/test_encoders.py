@@ -13,11 +13,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from memtx.config import complete_model
+from memtx.core import collect, segment
 from memtx.errors import UserError
-from memtx.memory.base import collect, segment
-from memtx.models import pretrained
 from memtx.models.lm import LM
-from memtx.models.names import flat, places
+from memtx.pretrained import load as pretrained
+from memtx.pretrained.names import flat, places
 
 FOLDER = Path(__file__).parents[1] / "golden" / "hf"
 BERT = ("bert-model", "bert-masked-lm", "bert-classification", "bert-span")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import memtx
+from memtx.contract.case import distance
 from memtx.errors import UserError
-from memtx.models import pretrained
-from memtx.models.fields import flag, integer, number
-from tests.contract.case import distance
+from memtx.pretrained import load as pretrained
+from memtx.pretrained.fields import flag, integer, number
 from tests.models.test_pretrained import golden, load, read, weights, write
 from tests.models.test_weights import edit, save_file
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from memtx.config import Model, complete_model
+from memtx.contract.case import distance
+from memtx.core import segment
 from memtx.memory import MEMORIES
-from memtx.memory.base import segment
 from memtx.models import lm as models
 from memtx.models.lm import LM
-from tests.contract.case import distance
 
 WINDOW = MEMORIES["window"].tiny[0]
 MODEL = Model(

@@ -11,13 +11,13 @@ import pytest
 
 import memtx
 from memtx.config import complete_model
+from memtx.core import segment
 from memtx.data import tokenizers
 from memtx.data.tokens import Tokens
 from memtx.errors import UserError
-from memtx.memory.base import segment
-from memtx.models import gpt2, t5
 from memtx.models.lm import build
-from memtx.training.source import source
+from memtx.pretrained import gpt2, t5
+from memtx.runs.source import source
 
 SIZES = {"width": 16, "num_heads": 2, "ff_dim": 32}
 LEARNED = {**SIZES, "stacks": ((("full",), 1),), "position": "learned", "max_position": 12}

@@ -15,10 +15,11 @@ from safetensors.numpy import save_file
 
 import memtx
 from memtx.config import complete_model
+from memtx.core import collect
 from memtx.data import tokenizers
 from memtx.errors import UserError
-from memtx.memory.base import collect
-from memtx.models import bert, pretrained
+from memtx.pretrained import bert
+from memtx.pretrained import load as pretrained
 
 VOCABULARY = Path(__file__).parents[1] / "golden" / "hf" / "vocabularies" / "wordpiece"
 TEXTS = ["The keeper counted ships.", "He wrote.", "In 1984 he counted 1207 of them; the year after only 311."]

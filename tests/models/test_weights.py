@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from memtx.contract.case import distance
 from memtx.errors import UserError
-from memtx.models import pretrained
 from memtx.models.lm import LM
-from memtx.models.names import check, places
-from memtx.models.weights import open_weights
-from tests.contract.case import distance
+from memtx.pretrained import load as pretrained
+from memtx.pretrained.names import check, places
+from memtx.pretrained.weights import open_weights
 from tests.models.test_pretrained import golden, load, weights, write
 
 INDEX = "model.safetensors.index.json"

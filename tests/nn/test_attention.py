@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from memtx.core import Dims, segment
 from memtx.memory import MEMORIES
-from memtx.memory.base import Dims, segment
 from memtx.memory.full import Full
 from memtx.nn.attention import BLOCK, Source, attend
 from memtx.nn.positions import alibi_slopes, t5_bucket

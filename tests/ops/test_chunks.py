@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memtx.memory.base import collect, emit, segment
+from memtx.core import collect, emit, segment
 from memtx.ops.chunks import in_chunks
 
 SIZE, BATCH, TIME = 4, 2, 8

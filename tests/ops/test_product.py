@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from memtx.contract.case import gathers, mesh, place
 from memtx.ops.product import product_top_k, top_k
-from tests.contract.case import gathers, mesh, place
 
 
 def brute_force(left, right, k: int):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from memtx.contract.case import gathers, mesh, place
 from memtx.ops.table import dots, pool, rows
-from tests.contract.case import gathers, mesh, place
 
 N, R, M, D = 6, 5, 7, 3
 

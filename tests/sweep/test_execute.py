@@ -5,10 +5,11 @@ import json
 import pytest
 
 import memtx
-from memtx import cli, provenance
+from memtx import cli
 from memtx.sweep import record as records
 from memtx.sweep.execute import execute, folder_of
 from memtx.sweep.spec import load_sweep
+from memtx.training import provenance
 
 
 def quiet(line):

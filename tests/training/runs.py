@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memtx.memory.base import pytree
+from memtx.core import pytree
 from memtx.training.checkpoint import Checkpointer
 
 CONFIG = {"model": {"width": 128, "stacks": ((("window",), 4),)}, "train": {"steps": 10, "batch": 8}, "eval": {"every": 5}}

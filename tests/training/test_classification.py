@@ -10,11 +10,11 @@ import pytest
 import memtx
 from memtx.config import complete_model
 from memtx.data import tokenizers
-from memtx.data.tasks.labelled import Labelled, class_names
 from memtx.evaluation.recall import Recall
-from memtx.evaluation.run import evaluate_config, evaluate_run
-from memtx.models import bert, labels
 from memtx.models.lm import build
+from memtx.pretrained import bert, labels
+from memtx.runs.evaluate import evaluate_config, evaluate_run
+from memtx.tasks.labelled import Labelled, class_names
 
 VOCABULARY = Path(__file__).parents[1] / "golden" / "hf" / "vocabularies" / "wordpiece"
 

@@ -19,13 +19,13 @@ from memtx.data.streams import Stream
 from memtx.data.tokenizers import tokenizer
 from memtx.data.tokens import tokenize
 from memtx.errors import UserError
-from memtx.loading import load
 from memtx.models.lm import build
+from memtx.runs.load import load
+from memtx.runs.source import train_stream
+from memtx.runs.train import Run, train
+from memtx.sharding import Layout
 from memtx.training.checkpoint import Checkpointer
-from memtx.training.loop import Run, train
 from memtx.training.optim import optimizer
-from memtx.training.sharding import Layout
-from memtx.training.source import train_stream
 from tests.runs import tiny
 
 

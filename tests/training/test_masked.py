@@ -9,8 +9,8 @@ from memtx.data.masked import Masked
 from memtx.data.streams import Stream
 from memtx.data.tokens import Tokens
 from memtx.errors import UserError
-from memtx.evaluation.run import evaluate_run
-from memtx.training.loop import train
+from memtx.runs.evaluate import evaluate_run
+from memtx.runs.train import train
 from tests.cursors import goes_on
 from tests.runs import tiny
 from tests.training.test_loop import bits, lines, run_until_next_line

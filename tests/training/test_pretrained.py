@@ -8,13 +8,13 @@ import pytest
 
 from memtx.config import get_config, load_config
 from memtx.errors import UserError
-from memtx.evaluation.run import evaluate_config
-from memtx.loading import load
-from memtx.models import pretrained
 from memtx.models.lm import build
-from memtx.models.names import flat
-from memtx.models.presets import on_pretrained
-from memtx.training.loop import train
+from memtx.pretrained import load as pretrained
+from memtx.pretrained.names import flat
+from memtx.runs.evaluate import evaluate_config
+from memtx.runs.load import load
+from memtx.runs.presets import on_pretrained
+from memtx.runs.train import train
 from memtx.training.optim import optimizer
 from tests.runs import tiny
 

@@ -9,13 +9,13 @@ import pytest
 
 import memtx
 from memtx import cli
-from memtx.data.tasks.labelled import Labelled
-from memtx.data.tasks.pairs import Pairs
 from memtx.errors import UserError
-from memtx.evaluation.run import evaluate_run
 from memtx.models.lm import build
-from memtx.training.loop import train
-from memtx.training.source import source
+from memtx.runs.evaluate import evaluate_run
+from memtx.runs.source import source
+from memtx.runs.train import train
+from memtx.tasks.labelled import Labelled
+from memtx.tasks.pairs import Pairs
 from memtx.training.step import make_loss
 from tests.training.test_loop import bits, lines, run_until_next_line
 

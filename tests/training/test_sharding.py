@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from memtx.config import Mesh, configure, to_json
+from memtx.core import batch_axes
 from memtx.errors import UserError
-from memtx.memory.base import batch_axes
 from memtx.models.lm import build
+from memtx.sharding import Layout
 from memtx.training.optim import optimizer
-from memtx.training.sharding import Layout
 from tests.runs import tiny
 
 MESHES = {"data": {"data": 8}, "model": {"data": 4, "model": 2}, "fsdp": {"data": 8, "fsdp": True}}

@@ -11,12 +11,12 @@ import memtx
 from memtx import cli
 from memtx.config import configure, to_json
 from memtx.errors import UserError
-from memtx.evaluation.run import evaluate_run
 from memtx.models.lm import build
-from memtx.training.loop import Run, train
+from memtx.runs.evaluate import evaluate_run
+from memtx.runs.source import source
+from memtx.runs.train import Run, train
+from memtx.sharding import Layout
 from memtx.training.optim import optimizer
-from memtx.training.sharding import Layout
-from memtx.training.source import source
 from memtx.training.step import make_loss
 from tests.training.test_loop import bits, lines, run_until_next_line
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import tokenizers as hf
 
-from memtx.data.cache import digest
 from memtx.errors import UserError
+from memtx.files.cache import digest
 
 SPECIALS = 8
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from memtx.data.gguf import read_head
 from memtx.data.tokenizers.base import Pretrained
 from memtx.data.tokenizers.cuts import CUTS, byte_bpe, gguf_cut
 from memtx.data.tokenizers.huggingface import HuggingFace, frame
 from memtx.data.tokenizers.sentencepiece import SentencePiece
 from memtx.data.tokenizers.settings import checked_ends
 from memtx.errors import UserError, check_known, optional
+from memtx.files.gguf import read_head
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # kinds of token, as in SentencePiece
 ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import tokenizers as hf
 
-from memtx.data.cache import built, root
 from memtx.data.corpora import Corpus
-from memtx.data.hub import find
 from memtx.data.tokenizers.base import SPECIALS, Tokenizer
 from memtx.data.tokenizers.files import pretrained
 from memtx.data.tokenizers.huggingface import HuggingFace
 from memtx.data.tokenizers.sentencepiece import SentencePiece
 from memtx.data.tokenizers.words import Words
 from memtx.errors import UserError, check_known
+from memtx.files.cache import built, root
+from memtx.files.hub import find
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -35,7 +35,7 @@ def load(path: str | Path) -> Tokenizer:
 
 
 def tokenizer(name: str, corpus: Corpus, cache: str | Path) -> Tokenizer:
-    """`bytes`, `bpe:SIZE` or `pretrained:NAME` (see memtx.data.hub); UserError for other names.
+    """`bytes`, `bpe:SIZE` or `pretrained:NAME` (see memtx.files.hub); UserError for other names.
 
     A BPE is trained on `corpus` at its first use and kept in `cache`.
     """

@@ -7,7 +7,7 @@ from itertools import repeat
 import numpy as np
 import pytest
 
-from memtx.data.tasks import TASKS
+from memtx.tasks import TASKS
 
 EXAMPLES = 25
 

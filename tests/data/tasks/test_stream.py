@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from memtx.data.tasks import TASKS
-from memtx.data.tasks.stream import Examples
 from memtx.errors import UserError
+from memtx.tasks import TASKS
+from memtx.tasks.stream import Examples
 from tests.cursors import goes_on
 
 LINES = ("token_BPT", "target_BPT", "position_BPT")

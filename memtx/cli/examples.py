@@ -1,0 +1,39 @@
+"""An example of a task for people: its tokens, with the places that ask in bold beside their labels."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rich.text import Text
+
+from memtx.config import Data, complete_task
+from memtx.runs.stages import changed
+
+
+def show(data: Data, index: int = 0) -> Text:
+    """The settings, then training example `index` of `data.task`. A label that is no next token follows its place: k >v."""
+    data = complete_task(data)
+    task = changed(data, {})
+    example, pieces = task.draw(0, "train", index), task.tokenizer.pieces
+    settings = ", ".join(f"{name}={value!r}" for name, value in dataclasses.asdict(data.task).items())
+    out = Text(f"{data.corpus}  {settings}\n")
+    out.append(f"{len(example.token_L)} of at most {task.length} tokens, a vocabulary of {task.tokenizer.vocab_size}; ")
+    out.append(f"{int((example.label_L >= 0).sum())} labels; {_slices(example.slices)}\n\n")
+    if len(example.source_S):
+        out.append(f"source, {len(example.source_S)} tokens: {task.tokenizer.decode(example.source_S)}\n\n")
+    answers, asked = [], False
+    for place, (token, label) in enumerate(zip(example.token_L, example.label_L, strict=True)):
+        after = example.token_L[place + 1] if place + 1 < len(example.token_L) else None
+        out.append(pieces[token].decode(errors="replace"), style="bold" if asked else "")
+        asked = bool(label >= 0 and label == after and not task.classes)
+        if label >= 0:
+            answers.append(label)
+            if not asked:
+                said = str(task.names[label]) if task.classes else pieces[label].decode(errors="replace")
+                out.append((">" if after is not None or task.classes else "") + said, style="bold")
+    said = ", ".join(str(task.names[label]) for label in answers) if task.classes else task.tokenizer.decode(answers)
+    return out.append(f"\n\nlabels: {said}")
+
+
+def _slices(slices) -> str:
+    return ", ".join(f"{name}={value}" for name, value in slices.items())

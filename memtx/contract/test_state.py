@@ -1,0 +1,68 @@
+"""C7 and C8: a state is saved, restored and gone on from; its types never change, also in bfloat16."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from memtx.contract.case import BATCH, at, calls_of, distance, mesh, place, rows_differ
+from memtx.core import segment
+
+
+def test_c7_save_restore_and_go_on(case, tmp_path):
+    state, x, seg = case.warm(), case.x(5, 7), at([7, 4, 6, 5], 7)
+
+    def restored(placed):
+        abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), placed)
+        return manager.restore(0, args=ocp.args.StandardRestore({"memory": abstract}))["memory"]
+
+    with ocp.CheckpointManager(tmp_path) as manager:
+        manager.save(0, args=ocp.args.StandardSave({"memory": state}))
+        manager.wait_until_finished()
+        expected = case.call(x, state, seg)
+        same = case.call(x, restored(state), seg)
+        other = None
+        if mesh():
+            on = mesh(2)  # ('data', 'model') = (2, N / 2): other shards than the ones saved
+            moved = restored(place(state, case.axes, on))
+            other = case.jitted(place(case.params, -1, on), place(x, 0, on), moved, place(seg, 0, on))
+    assert jax.tree.structure(same) == jax.tree.structure(expected)
+    assert not rows_differ(same[0], expected[0]).any()
+    assert not rows_differ(same[1], expected[1], case.axes).any()
+    if other:
+        assert distance(other, expected) <= 1e-6
+    if case.remembers:
+        assert rows_differ(case.call(x, case.init_state(), seg)[0], expected[0]).all()  # control: the memory mattered
+
+
+@pytest.mark.parametrize("time", [1, 3, 4, 9])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_c8_types_never_change(case, time, dtype):
+    state = jax.eval_shape(lambda: case.layer.init_state(BATCH))
+    x = case.x(0, time, dtype)
+    y, after = jax.eval_shape(case.apply, case.params, x, state, at(0, time))
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert [(a.shape, a.dtype) for a in jax.tree.leaves(after)] == [(a.shape, a.dtype) for a in jax.tree.leaves(state)]
+    assert y.dtype == jax.tree.leaves(x)[-1].dtype
+    assert all(leaf.size for leaf in jax.tree.leaves(state)), "a leaf of size zero cannot be saved; use ()"
+
+
+@pytest.mark.thorough
+def test_c8_two_hundred_calls_in_bfloat16(case):
+    @jax.jit
+    def many(state, x_P):
+        def step(state, inputs):
+            p, x = inputs
+            y, state = case.apply(case.params, x, state, segment(jnp.broadcast_to(3 * p + jnp.arange(3), (BATCH, 3))))
+            return state, jnp.abs(y.astype(jnp.float32)).max()
+
+        return jax.lax.scan(step, state, (jnp.arange(200), x_P))
+
+    state, y_P = many(case.init_state(), place(calls_of(3, case.x(0, 600, jnp.bfloat16)), 1))
+    assert (np.asarray(y_P) < 100).all()  # a NaN fails too
+    for leaf in jax.tree.leaves(state):
+        assert (np.abs(np.asarray(leaf, np.float64)) <= 1000).all()  # counters stand at 600
+    assert y_P[-1] > 0

@@ -1,0 +1,78 @@
+"""A model to use: a trained one from its workdir, or a pretrained one by its name."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+
+from memtx.config import Config, Data, configure
+from memtx.data import tokenizers
+from memtx.data.tokenizers import Tokenizer, check_fits
+from memtx.errors import UserError
+from memtx.files.hub import PACKAGED, find
+from memtx.models.lm import LM, LMState, Params, build
+from memtx.pretrained import load as pretrained
+from memtx.pretrained.weights import read_json
+from memtx.training.checkpoint import read_meta, restore
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """lm, its params, a memory as `state`, the tokenizer, the config, and the step they are of.
+
+    The state is that of the training streams, or of a pretrained model empty for one stream.
+    """
+
+    lm: LM
+    params: Params
+    state: LMState
+    tokenizer: Tokenizer
+    config: Config
+    step: int
+
+
+def load(source: str | Path, *, context: int = pretrained.CONTEXT, **changes) -> Loaded:
+    """The newest sound checkpoint of a workdir, or a pretrained model, on the first device.
+
+    source: a workdir; or a Hugging Face folder (safetensors), a .gguf file, "smollm2" or "minilm", which packages carry, or
+    a name of the hub. context: tokens that a pretrained model's full attention keeps, at most its own. changes: of its
+    settings, such as output="classes", classes=3; what is then new is drawn at random. Raises UserError.
+    """
+    name, path = str(source), Path(source)
+    if name in PACKAGED or not path.is_dir() or _is_pretrained(path):
+        return _pretrained(name, context, changes)
+    if changes:
+        raise UserError(f"{path} is the workdir of a run, whose settings cannot be changed: {', '.join(changes)}")
+    return load_run(path)
+
+
+def _is_pretrained(folder: Path) -> bool:
+    """Whether a folder is Hugging Face's rather than the workdir of a run, whose config.json has other groups."""
+    try:
+        config = read_json(folder / "config.json")
+    except UserError:
+        config = {}
+    return bool({"model_type", "architectures"} & config.keys()) or any(folder.glob("*.safetensors"))
+
+
+def load_run(workdir: Path) -> Loaded:
+    """Of a workdir."""
+    if not (workdir / "config.json").exists():
+        raise UserError(f"{workdir} is not the workdir of a run (it has no config.json); train one with memtx train")
+    config = configure(read_meta(workdir)["config"])
+    tokenizer = tokenizers.load(workdir / "tokenizer.json")
+    lm = build(config.model, vocab_size=tokenizer.vocab_size, subwords=tokenizer.subwords)
+    memory = jax.eval_shape(lambda: lm.init_state(config.train.batch))
+    restored = restore(workdir, params=lm.abstract_params, memory=memory)
+    return Loaded(lm, restored.params, restored.memory, tokenizer, config, restored.step)
+
+
+def _pretrained(name: str, context: int, changes: dict) -> Loaded:
+    config = Config(model=pretrained.settings(name, context=context, **changes), data=Data(tokenizer=f"pretrained:{name}"))
+    tokenizer = tokenizers.pretrained(find(name, config.data.cache))
+    check_fits(tokenizer, config.model.vocab_size)
+    lm = build(config.model, subwords=tokenizer.subwords)
+    params = pretrained.load_params(lm, jax.random.key(config.seed), cache=config.data.cache)
+    return Loaded(lm, params, lm.init_state(1), tokenizer, config, 0)

@@ -1,0 +1,234 @@
+"""What a run reads and how it is judged: the text of a corpus, or the examples of a task."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import jax
+
+from memtx.config import Config, complete_task
+from memtx.data.corpora import corpus
+from memtx.data.masked import Masked
+from memtx.data.streams import Batch, Stream
+from memtx.data.tokenizers import Tokenizer
+from memtx.data.tokenizers import tokenizer as make_tokenizer
+from memtx.data.tokens import Tokens, tokenize
+from memtx.errors import UserError, quoted
+from memtx.evaluation.perplexity import Evaluation, make_evaluator
+from memtx.evaluation.recall import Recall, make_recall
+from memtx.evaluation.text import check_scorers
+from memtx.evaluation.written import bits_per_byte, greedy_scores
+from memtx.models.lm import LM, Params
+from memtx.runs.stages import held_out, stages
+from memtx.sharding import Layout
+from memtx.tasks.base import Task
+from memtx.tasks.stream import Examples
+
+Result = Evaluation | Recall
+Evaluator = Callable[[Params], Result]
+
+
+class Batches(Protocol):
+    """Endless batches with a cursor."""
+
+    def __next__(self) -> Batch: ...
+    def get_state(self) -> dict: ...
+    def set_state(self, state: dict) -> None: ...
+
+
+class Source(Protocol):
+    """config: the run's, with the names of the classes in the data. notes: lines for the user about the data."""
+
+    config: Config
+    tokenizer: Tokenizer
+    notes: tuple[str, ...]
+
+    def check(self, lm: LM) -> None:
+        """UserError unless the model can learn from it."""
+        ...
+
+    def stream(self) -> Batches:
+        """What to train on."""
+        ...
+
+    def evaluator(self, lm: LM, layout: Layout) -> Evaluator:
+        """evaluate(params), on what is held out."""
+        ...
+
+
+def source(config: Config, tokenizer: Tokenizer | None = None) -> Source:
+    """tokenizer: a trained run's own. UserError if the corpus cannot be had."""
+    return TaskSource(config) if config.data.corpus.startswith("task:") else TextSource(config, tokenizer)
+
+
+class TextSource:
+    """Documents of a corpus, judged by bits per byte."""
+
+    def __init__(self, config: Config, tokenizer: Tokenizer | None = None):
+        self.config = config
+        self._corpus = corpus(config.data.corpus, config.data.cache)
+        self.notes = self._corpus.notes
+        self.tokenizer = tokenizer or make_tokenizer(config.data.tokenizer, self._corpus, config.data.cache)
+        self._held_out = self._tokens(config.eval.split)
+
+    def check(self, lm: LM) -> None:
+        if (lm.model.output == "masked_lm") != (self.config.data.mask > 0):
+            raise UserError(
+                "model.output=masked_lm and data.mask, such as 0.15, go together: the model gives back hidden tokens"
+            )
+        segment, most = self.config.data.segment, lm.model.max_position
+        if self.config.data.mask:
+            lm.check_length(segment, segment, f"set data.segment={most}")
+            return
+        lm.check_next_token()
+        longest = max(int(self._tokens(split).length_D.max()) + 1 for split in ("train", self.config.eval.split))
+        lm.check_length(longest, segment, f"set data.document_tokens={most}, which cuts documents into several of so many")
+
+    def stream(self) -> Batches:
+        return self._masked(train_stream(self._tokens("train"), self.config), self.config.train.batch)
+
+    def evaluator(self, lm: LM, layout: Layout) -> Evaluator:
+        evaluate = make_evaluator(lm, self.tokenizer.bytes_V, layout)
+        batch = eval_rows(self._held_out, self.config)
+        return lambda params: evaluate(params, self._masked(eval_batches(self._held_out, self.config), batch))
+
+    def _masked(self, batches, rows: int):
+        c, first = self.config, jax.process_index() * rows // jax.process_count()
+        return Masked(batches, self.tokenizer, c.data.mask, seed=c.seed, first_row=first) if c.data.mask else batches
+
+    def _tokens(self, split: str) -> Tokens:
+        tokens = tokenize(self._corpus, self.tokenizer, split, self.config.data.cache)
+        return tokens.cut(most - 1) if (most := self.config.data.document_tokens) else tokens
+
+
+class TaskSource:
+    """Examples of a task, judged by how many labels are right."""
+
+    notes = ()
+
+    def __init__(self, config: Config):
+        self._stages, self._task = stages(config.data), held_out(config)
+        self.config = _named(config, [self._task, *(task for _, task in self._stages)])
+        self.tokenizer = self._task.tokenizer
+        tasks = [self._task, *(task for _, task in self._stages)]
+        self._source, self._longest = max(task.source for task in tasks), max(task.length for task in tasks)
+        # what is wrong with the held-out examples shows before anything is written
+        eval_examples(self._task, config)
+        self._held_out = [self._task.draw(config.seed, config.eval.split, index) for index in range(config.eval.examples)]
+        if self._source and config.eval.generate:
+            check_scorers()
+        if self._source and self._longest > (room := config.train.segments * config.data.segment):
+            raise UserError(
+                f"a target has {self._longest} tokens, a step train.segments x data.segment = {room}, and an encoder learns "
+                f"from no more: set data.segment={self._longest}, or cut targets (data.task.target_tokens={room})"
+            )
+
+    def check(self, lm: LM) -> None:
+        if self._source:
+            lm.check_reads(self._source)
+        lm.check_learns(self._task.classes)
+        most = lm.model.max_position
+        written = bool(self._source and self.config.eval.generate)  # one token more is read: the one that begins
+        lm.check_length(
+            self._longest + written, self.config.data.segment, f"cut texts (data.task.tokens={most} of labelled ones)"
+        )
+
+    def stream(self) -> Examples:
+        c = self.config
+        return Examples(
+            self._stages,
+            batch=c.train.batch,
+            segments=c.train.segments,
+            time=c.data.segment,
+            seed=c.seed,
+            count=c.data.examples,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def evaluator(self, lm: LM, layout: Layout) -> Evaluator:
+        c = self.config
+        recall = make_recall(lm, self._held_out, layout)
+
+        def evaluate(params: Params) -> Recall:
+            found = recall(params, eval_examples(self._task, c))
+            return self._with_text(lm, params, found) if self._source else found
+
+        return evaluate
+
+    def _with_text(self, lm: LM, params: Params, recall: Recall) -> Recall:
+        c, text = self.config.eval, bits_per_byte(recall, self._held_out, self.tokenizer.bytes_V)
+        if some := self._held_out[: c.generate]:
+            length = self._task.length
+            rows = min(c.batch, len(some))
+            scores, signature = greedy_scores(lm, params, self.tokenizer, some, batch=rows, max_tokens=length)
+            return dataclasses.replace(recall, text=text | scores, signature=signature)
+        return dataclasses.replace(recall, text=text)
+
+
+def _named(config: Config, tasks: Sequence[Task]) -> Config:
+    """With names for the model's classes: those of the tasks. UserError if the tasks do not agree about them."""
+    first, *others = {tuple(task.names) for task in tasks}
+    if others:
+        raise UserError(
+            f"eval.task or data.curriculum have other labels than data.task: {quoted(first)}, {quoted(others[0])}; "
+            "set model.labels and model.classes"
+        )
+    if config.model.output != "classes" or len(first) > config.model.classes:
+        return config  # the source's `check` says so
+    labels = (*first, *(f"LABEL_{i}" for i in range(len(first), config.model.classes)))
+    model = dataclasses.replace(config.model, labels=labels)
+    return dataclasses.replace(config, model=model, data=complete_task(config.data, labels))
+
+
+def train_stream(tokens: Tokens, config: Config) -> Stream:
+    return Stream(
+        tokens,
+        batch=config.train.batch,
+        segments=config.train.segments,
+        time=config.data.segment,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def eval_batches(tokens: Tokens, config: Config) -> Iterator[Batch]:
+    """The held-out documents in order, one segment at a time, at most `eval.segments` of them; no more rows than documents."""
+    stream = Stream(
+        tokens,
+        batch=eval_rows(tokens, config),
+        segments=1,
+        time=config.data.segment,
+        shuffle=False,
+        repeat=False,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    for index, batch in enumerate(stream):
+        if config.eval.segments and index >= config.eval.segments:
+            return
+        yield batch
+
+
+def eval_rows(tokens: Tokens, config: Config) -> int:
+    devices = jax.device_count()
+    return min(config.eval.batch, -(-len(tokens.names) // devices) * devices)
+
+
+def eval_examples(task: Task, config: Config) -> Examples:
+    """The held-out examples in order, one segment at a time."""
+    return Examples(
+        [(0, task)],
+        batch=config.eval.batch,
+        segments=1,
+        time=config.data.segment,
+        seed=config.seed,
+        split=config.eval.split,
+        count=config.eval.examples,
+        repeat=False,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )

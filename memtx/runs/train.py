@@ -1,0 +1,174 @@
+"""Training: one loop for every model and memory.
+
+The order within a step is what makes a run resumable bit for bit: evaluate on a memory of its own, save (before the stream
+moves), take the next batch, start the step, and only then look at the metrics of the step before, so that the device never
+waits for the host. (A CPU is the host; from the command line its steps are run where they are called: cpu.py.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
+
+from memtx.config import Config, configure, to_json
+from memtx.errors import UserError
+from memtx.models.lm import LM, build
+from memtx.pretrained.load import load_params
+from memtx.runs.source import Batches, Result, source
+from memtx.sharding import Layout
+from memtx.training.checkpoint import Checkpointer
+from memtx.training.interrupt import told_to_stop
+from memtx.training.metrics import Metrics
+from memtx.training.optim import optimizer, schedule
+from memtx.training.step import make_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """Where a run stands: `finished` is False if it was told to stop (SIGTERM, Ctrl-C) and will go on when started again."""
+
+    step: int
+    finished: bool
+    evaluation: Result | None
+
+
+def train(config: ml_collections.ConfigDict | Mapping | Config, workdir: str | Path, *, say: Callable = print) -> Trained:
+    """Train by a config until `train.steps`, or go on with the run that is in `workdir`.
+
+    say: takes lines for the user. Raises UserError for whatever the user can put right, before anything is written where
+    possible.
+    """
+    config = configure(config)
+    layout = Layout(config.mesh)
+    layout.check_batch("train.batch / train.accumulate", config.train.batch // config.train.accumulate)
+    layout.check_batch("eval.batch", config.eval.batch)
+    data = source(config)
+    config = data.config
+    lm = build(config.model, vocab_size=data.tokenizer.vocab_size, subwords=data.tokenizer.subwords)
+    data.check(lm)
+    tx = optimizer(config.optim, config.train.steps, lm, cache=config.data.cache)
+    stream = data.stream()
+    for note in data.notes:
+        say(note)
+
+    with Checkpointer(workdir, to_json(config), keep=config.checkpoint.keep, warn=say) as checkpoints:
+        if jax.process_index() == 0:
+            data.tokenizer.save(Path(workdir) / "tokenizer.json")
+        run = Run(config, lm, tx, layout)
+        restored = checkpoints.restore(**run.abstract())
+        if restored:
+            stream.set_state(restored.cursor)
+            state = (restored.params, restored.opt_state, restored.memory)
+            say(f"resumed at step {restored.step} of {config.train.steps} from {workdir}")
+        else:
+            state = run.init()
+        evaluate = data.evaluator(lm, layout)
+        with Metrics(workdir, steps=config.train.steps, resumed=restored.step if restored else None) as metrics:
+            return run.loop(state, restored.step if restored else -1, stream, evaluate, checkpoints, metrics)
+
+
+class Run:
+    """The compiled pieces of a run."""
+
+    def __init__(self, config: Config, lm: LM, tx, layout: Layout):
+        self.config, self.lm, self.tx, self.layout = config, lm, tx, layout
+        params = lm.abstract_params
+        self.shardings = (layout.params(params), layout.opt_state(tx, params), layout.state(lm.init_state))
+        self.step = jax.jit(
+            make_step(lm, tx, config),
+            donate_argnums=(0, 1, 2),
+            out_shardings=(*self.shardings, layout.whole),
+        )
+        self.key = jax.random.key(config.seed)
+
+    def _init(self, key):
+        params = self.lm.init(jax.random.fold_in(key, 0))
+        return params, *self._init_rest(params)
+
+    def _init_rest(self, params):
+        return self.tx.init(params), self.lm.init_state(self.config.train.batch)
+
+    def init(self):
+        """Fresh parameters, or a pretrained model's; optimiser state and memory."""
+        if not self.config.model.pretrained:
+            return jax.jit(self._init, out_shardings=self.shardings)(self.key)  # an argument: one program for all seeds
+        key, cache = jax.random.fold_in(self.key, 0), self.config.data.cache
+        params = jax.device_put(load_params(self.lm, key, cache=cache), self.shardings[0])
+        return params, *jax.jit(self._init_rest, out_shardings=self.shardings[1:])(params)
+
+    def abstract(self) -> dict:
+        """The same as shapes on their shardings, for restoring."""
+        shapes = jax.eval_shape(self._init, self.key)
+        trees = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, self.shardings)
+        return dict(zip(("params", "opt_state", "memory"), trees, strict=True))
+
+    def loop(self, state, done: int, stream: Batches, evaluate, checkpoints: Checkpointer, metrics: Metrics) -> Trained:
+        """From step `done` (-1: nothing was saved yet) to the last one."""
+        config, total = self.config, self.config.train.steps
+        rate = schedule(config.optim, total)
+        pending, evaluation, saved = None, None, done
+        clock = time.monotonic()
+        logged = max(done, 0)
+
+        def log():
+            """Write the metrics of the last step that was started, which waits for it."""
+            nonlocal pending, clock, logged
+            if pending is None:
+                return
+            step, values = pending
+            pending = None
+            values = {f"train/{name}": np.asarray(value).item() for name, value in values.items()}
+            if not np.isfinite(values["train/loss"]):
+                raise UserError(
+                    f"the loss of step {step} is {values['train/loss']}; the last checkpoint is of step {max(saved, 0)}. "
+                    "Try a lower optim.lr, a longer optim.warmup or optim.clip=1.0"
+                )
+            if step % config.train.log_every and step != total:
+                return
+            tokens = values.pop("train/tokens")
+            elapsed, steps = time.monotonic() - clock, step - logged
+            clock, logged = time.monotonic(), step
+            values |= {"train/lr": np.asarray(rate(step - 1)).item(), "train/tokens_per_s": tokens * steps / max(elapsed, 1e-9)}
+            metrics.write(step, values)
+
+        with told_to_stop() as stopped:
+            for step in range(max(done, 0), total + 1):
+                last = step == total
+                stop = self._agree(stopped.is_set())
+                if step > done:
+                    due = step > 0 and config.eval.every and step % config.eval.every == 0
+                    if due or last:
+                        log()
+                        began = time.monotonic()
+                        evaluation = evaluate(state[0])
+                        metrics.write(step, evaluation.metrics())
+                        clock += time.monotonic() - began
+                    if last or stop or (step > 0 and step % config.checkpoint.every == 0):
+                        log()
+                        measured = evaluation.metrics() if evaluation and (due or last) else None
+                        checkpoints.save(step, **self._items(state), cursor=stream.get_state(), metrics=measured)
+                        saved = step
+                if last or stop:
+                    break
+                batch = self.layout.place(next(stream))
+                *state, values = self.step(*state, batch, np.int32(step), self.key)
+                log()
+                pending = (step + 1, values)
+            if evaluation is None and step == total:
+                evaluation = evaluate(state[0])
+            checkpoints.wait()  # still told to stop, not stopped: the last save is being written
+        return Trained(step, step == total, evaluation)
+
+    def _items(self, state) -> dict:
+        return dict(zip(("params", "opt_state", "memory"), state, strict=True))
+
+    def _agree(self, stop: bool) -> bool:
+        """Whether any process was told to stop."""
+        return stop if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(stop)).any())

@@ -1,0 +1,45 @@
+"""Tasks: `data.corpus="task:NAME"`, with settings in `data.task`. One generator per file; base.py is the contract.
+
+All are synthetic but `labelled` and `pairs`, which read files of yours.
+"""
+
+from memtx.tasks.algorithmic import Algorithmic
+from memtx.tasks.associative import Associative
+from memtx.tasks.babilong import Babilong
+from memtx.tasks.base import Example, Task
+from memtx.tasks.compositional import Compositional
+from memtx.tasks.copying import Copying
+from memtx.tasks.forgetting import Forgetting
+from memtx.tasks.induction import Induction
+from memtx.tasks.labelled import Labelled
+from memtx.tasks.mad import Mad
+from memtx.tasks.mqar import MQAR
+from memtx.tasks.needle import Needle
+from memtx.tasks.ngram import Ngram
+from memtx.tasks.object_collision import ObjectCollision
+from memtx.tasks.pairs import Pairs
+from memtx.tasks.passkey import Passkey
+from memtx.tasks.phonebook import Phonebook
+from memtx.tasks.ruler import Ruler
+
+TASKS: dict[str, type[Task]] = {
+    "algorithmic": Algorithmic,
+    "associative": Associative,
+    "babilong": Babilong,
+    "compositional": Compositional,
+    "copying": Copying,
+    "forgetting": Forgetting,
+    "induction": Induction,
+    "labelled": Labelled,
+    "mad": Mad,
+    "mqar": MQAR,
+    "needle": Needle,
+    "ngram": Ngram,
+    "object_collision": ObjectCollision,
+    "pairs": Pairs,
+    "passkey": Passkey,
+    "phonebook": Phonebook,
+    "ruler": Ruler,
+}
+
+__all__ = ["TASKS", "Example", "Task"]

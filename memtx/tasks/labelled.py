@@ -1,0 +1,122 @@
+"""Labelled documents of one's own: which class is a whole text of?
+
+Lines are {"text": "...", "label": "..."}; memtx.tasks.files says where. The label is asked for at the document's last
+token, of a model with `model.output=classes`, however many calls it takes to read the document. Training may take pieces of
+documents (`anywhere`) and ask for the label on the way too (`every`); held-out documents are judged at their end alone.
+
+A model that has names for its classes (`model.labels`) decides which class a label is. Otherwise the data decide.
+
+L tokens of a document, or of a piece of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from memtx.data.tokenizers import Tokenizer
+from memtx.errors import UserError, quoted
+from memtx.files.cache import digest
+from memtx.tasks.base import NOTHING, Example
+from memtx.tasks.files import FileTask, Rows
+
+
+class Labelled(FileTask):
+    keys = ("text", "label")
+
+    @dataclasses.dataclass(frozen=True)
+    class Config(FileTask.Config):
+        tokens: int = 0  # the first so many of each document; 0: all
+        anywhere: bool = False  # training takes so many from anywhere in it, in each pass from another place
+        every: int = 0  # training asks for the label after every so many tokens too; 0: at the end only
+        labels: tuple[str, ...] = ()  # the classes, in order: those of model.labels; (): the data's
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        found = {example.slices["class"] for examples in self.examples.values() for example in examples}
+        self.names = list(class_names(found, config.labels))
+        self.classes = len(self.names)
+        self._class_of = {label: number for label, number in _numbers(self.names).items() if label in found}
+        if config.tokens:
+            self.length = min(self.length, config.tokens)
+
+    @classmethod
+    def made(cls, config: Config, tokenizer: Tokenizer, rows: Rows) -> dict[str, list[Example]]:
+        class_of = _numbers(class_names((label for found in rows.values() for _, label in found), config.labels))
+
+        def example(split: str, text: str, label: str) -> Example:
+            whole = split == "train" and config.anywhere
+            token_L = tokenizer.cut(tokenizer.frame(text)[0], 0 if whole else config.tokens)
+            if not len(token_L):
+                raise UserError(f"the tokenizer {tokenizer.name} makes no token of the text {quoted([text])}")
+            return Example(token_L, _asked(len(token_L), class_of[label]), {"class": label})
+
+        return {split: [example(split, *row) for row in found] for split, found in rows.items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the labels that the data have, and not of others that a model knows."""
+        settings = dataclasses.asdict(dataclasses.replace(self.config, labels=()))
+        return digest(type(self).__name__, settings, self._content, self._class_of)
+
+    def draw(self, seed: int, split: str, index: int, stage: int = 0) -> Example:
+        example = super().draw(seed, split, index, stage)
+        return self._learned(example, [seed, stage, index]) if split == "train" else example
+
+    def _learned(self, example: Example, seed: list[int]) -> Example:
+        """A piece of a document, if it is longer than a piece may be, and where its label is asked for."""
+        spare = max(len(example.token_L) - self.length, 0)
+        start = int(np.random.PCG64(seed).random_raw()) % (spare + 1)
+        token_L = example.token_L[start : start + self.length]
+        return dataclasses.replace(
+            example, token_L=token_L, label_L=_asked(len(token_L), int(example.label_L[-1]), self.config.every)
+        )
+
+
+def _asked(length: int, label: int, every: int = 0) -> np.ndarray:
+    label_L = np.full(length, NOTHING, np.int32)
+    label_L[-1] = label
+    if every:
+        label_L[every - 1 :: every] = label
+    return label_L
+
+
+def class_names(found: Iterable[str], known: Sequence[str] = ()) -> Sequence[str]:
+    """The names of the classes, in order.
+
+    found: the labels of the data. known: the names that a model has for its classes. They decide. If they are only LABEL_0,
+    LABEL_1 and so on, the data may have other words: these are sorted, and classes that are left keep their names.
+    UserError, which lists both, if the data have a label that the model does not know.
+    """
+    labels = sorted(set(found), key=_order)
+    unknown = [label for label in labels if label not in _numbers(known)]
+    if not known or not unknown:
+        return known or labels
+    words = not any(_is_number(label) or label in known for label in labels)
+    numbers = len(labels) == len(known) and all(map(_is_number, labels))
+    if _unnamed(known) and len(labels) <= len(known) and (words or numbers):
+        return [*labels, *known[len(labels) :]]
+    raise UserError(f"the data have labels that the model does not know: {quoted(unknown)}; it knows {quoted(known)}")
+
+
+def _numbers(names: Sequence[str]) -> dict[str, int]:
+    """The class of each label. Where classes have no names, their numbers are labels too."""
+    numbers = {str(i): i for i in range(len(names))} if _unnamed(names) else {}
+    return numbers | {name: i for i, name in enumerate(names)}
+
+
+def _unnamed(names: Sequence[str]) -> bool:
+    return list(names) == [f"LABEL_{i}" for i in range(len(names))]
+
+
+def _order(label: str) -> tuple[float, str]:
+    """Numbers by their value, before all words; numbers within words by their value too."""
+    return float(label) if _is_number(label) else math.inf, re.sub("[0-9]+", lambda digits: digits[0].zfill(20), label)
+
+
+def _is_number(label: str) -> bool:
+    return bool(re.fullmatch(r"[+-]?[0-9]+(\.[0-9]+)?", label))

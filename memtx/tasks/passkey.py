@@ -1,0 +1,41 @@
+"""Passkey: a number hidden in repeated sentences (Mohtashami and Jaggi 2023, 2305.16300).
+
+Garbage of n bytes, cut in two at a random place; both halves are cut from the start of the repeated text, as in the reference.
+The key has five digits, 10000 to 49999, so that all examples of a length are equally long. Prompts are the reference's.
+Report accuracy by length and depth.  Source: epfml/landmark-attention, Apache-2.0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from memtx.tasks.base import TextTask, tenth
+from memtx.tasks.words import GRASS
+
+TASK = (
+    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
+    "I will quiz you about the important information there."
+)
+INFORMATION = "The pass key is {key}. Remember it. {key} is the pass key."
+QUESTION = "What is the pass key? The pass key is"
+
+
+class Passkey(TextTask):
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        length: int = 1024  # bytes
+
+        def __post_init__(self):
+            Passkey(self).room(prompt(10_000, "", "") + " 10000")
+
+    def example(self, rng):
+        key = int(rng.integers(10_000, 50_000))
+        garbage = self.room(prompt(key, "", "") + f" {key}")
+        before = int(rng.integers(garbage + 1))
+        text = (GRASS + " ") * (garbage // len(GRASS) + 1)
+        depth = tenth(before / max(garbage, 1))
+        return self.asked(prompt(key, text[:before], text[: garbage - before]), f" {key}", length=self.length, depth=depth)
+
+
+def prompt(key: int, prefix: str, suffix: str) -> str:
+    return "\n".join([TASK, prefix, INFORMATION.format(key=key), suffix, QUESTION])
