@@ -46,5 +46,5 @@ setup(
         "matplotlib>=3.9",
     ],
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["memtx=memtx.cli:main"]},
+    entry_points={"console_scripts": ["memtx=memtx.cli:main"], "pytest11": ["memtx-contract = memtx.contract.plugin"]},
 )

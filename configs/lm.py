@@ -1,4 +1,4 @@
-"""A language model with any memory, at any size, on any corpus.
+"""Train a language model with any memory, at any size, on any corpus.
 
     memtx train --config=configs/lm.py:memory=xl,size=tiny,data=books --workdir=runs/xl
 
@@ -12,7 +12,7 @@ from memtx.config import get_config as default_config
 from memtx.config import parse_arg
 from memtx.runs.presets import preset
 
-TRAINING = {  # by size: what fits it
+TRAINING = {  # settings for each size
     "tiny": {"train": {"steps": 1000, "batch": 8, "segments": 2}, "optim": {"lr": 3e-3}, "data": {"segment": 128}},
     "micro": {"train": {"steps": 1000, "batch": 8, "segments": 2}, "optim": {"lr": 3e-3}, "data": {"segment": 128}},
     "small": {"train": {"steps": 5000, "batch": 8, "segments": 1}, "optim": {"lr": 2e-3}, "data": {"segment": 512}},
@@ -30,6 +30,7 @@ TRAINING = {  # by size: what fits it
 
 
 def get_config(arg: str = ""):
+    """Return the ConfigDict for `arg`, "key=value,..." with the keys above."""
     choice = parse_arg(arg, memory="window", size="tiny", data="pycode")
     model = preset(choice.memory, choice.size)
     if choice.size in ("base", "1b"):

@@ -1,10 +1,10 @@
-"""Hidden tokens of a text, given back by an encoder that is pretrained or new (masked-LM).
+"""Train a pretrained or new encoder to predict hidden tokens of a text (masked-LM).
 
     memtx train --config=configs/masked.py:backbone=minilm,data=books --workdir=runs/masked
 
-backbone   minilm | a Hugging Face folder of a BERT | a name of the hub; "": a new one, with bytes for tokens
-size       of a new one: micro | tiny | small | base | 1b
-memory     none: each segment is a text of its own | rmt_encoder: memory tokens carry what was read
+backbone   minilm | a Hugging Face folder of a BERT | a hub name | "" (a new encoder that reads bytes)
+size       of a new encoder: micro | tiny | small | base | 1b
+memory     none (each segment is a separate text) | rmt_encoder (memory tokens carry information between segments)
 segment    tokens of a segment                      data       pycode | books | speeches | textdir:PATH | tfds:NAME
 """
 
@@ -16,10 +16,11 @@ from memtx.runs.presets import preset
 
 
 def get_config(arg: str = ""):
+    """Return the ConfigDict for `arg`, "key=value,..." with the keys above."""
     choice = parse_arg(arg, backbone="", size="tiny", memory="none", segment="128", data="books")
     check_known(choice.memory, ["none", "rmt_encoder"], "memory")
     if not choice.segment.isdecimal() or not int(choice.segment):
-        raise UserError(f"segment should be a number above 0, not {choice.segment}")
+        raise UserError(f"segment must be a number above 0, not {choice.segment}")
     segment, around = int(choice.segment), "" if choice.memory == "none" else choice.memory
     return default_config(
         model=_model(choice.backbone, choice.size, around),

@@ -1,13 +1,13 @@
-"""A pretrained model with a memory at some of its layers, which begins as nothing and is trained alone.
+"""Add a memory to some layers of a pretrained model. It changes nothing at first, and is trained alone.
 
     memtx train --config=configs/pretrained.py:memory=memorizing,layers=20 --workdir=runs/memorizing
 
-backbone   smollm2 | a Hugging Face folder | a .gguf file | a name of the hub
-memory     a name of `memtx list`: in place of attention where that is its site, else added beside it, around the body or over
-           the logits; none: the backbone as it is
-layers     which ones have it, counted from 0: 20 or 10+20; "": where its paper has it
-attention  of the other layers: own | window | sink | full            context  tokens that it sees
-train      memory: the parameters that the backbone does not have, or all
+backbone   smollm2 | a Hugging Face folder | a .gguf file | a hub name
+memory     a name of `memtx list` | none (the backbone is unchanged). It replaces attention if that is its site. Else it is
+           added beside attention or the MLP, around the body or over the logits
+layers     the layers with the memory, counted from 0: 20 or 10+20 | "" (the layers of its paper)
+attention  of the other layers: own | window | sink | full            context  tokens that this attention sees
+train      memory (only the parameters that the backbone does not have) | all
 data       pycode | books | speeches | textdir:PATH | tfds:NAME
 """
 
@@ -17,6 +17,7 @@ from memtx.runs.presets import on_pretrained
 
 
 def get_config(arg: str = ""):
+    """Return the ConfigDict for `arg`, "key=value,..." with the keys above."""
     choice = parse_arg(
         arg, backbone="smollm2", memory="none", layers="", attention="own", context="512", train="memory", data="books"
     )

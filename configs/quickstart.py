@@ -1,9 +1,9 @@
-"""The quickstart: a small model with a memory learns Python from the standard library found on this machine.
+"""Train a small model with a memory on this machine's Python standard library.
 
     memtx train --config=configs/quickstart.py --workdir=runs/quickstart
 
-Segments are short (64 tokens), so that what is remembered of the ones before counts: expect held-out bits per byte to be
-clearly lower with memory carried than with memory wiped at every segment.
+Segments are short (64 tokens), so the memory of earlier segments matters. Held-out bits per byte should be clearly lower with
+the state carried than with the state wiped at each segment.
 """
 
 from memtx.config import get_config as default_config
@@ -11,6 +11,7 @@ from memtx.runs.presets import preset
 
 
 def get_config(arg: str = ""):
+    """Return the ConfigDict. `arg` is unused."""
     return default_config(
         model=preset("window", "tiny") | {"scan": False},
         memory={"window": {"window": 256}},

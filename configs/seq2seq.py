@@ -1,16 +1,16 @@
-"""Targets written after sources: translation, summaries, answers, by an encoder-decoder that is pretrained or new.
+"""Write targets for sources (translations, summaries, answers) with a pretrained or new encoder-decoder.
 
     memtx train --config=configs/seq2seq.py:path=FILE,backbone=t5-small --workdir=runs/seq2seq
 
-path       a .jsonl file, lines {"source": "...", "target": "..."}, or .csv or .tsv with a line of names; or a folder with
-           train.jsonl, valid.jsonl and test.jsonl. One file is split by source, 90/5/5
-backbone   a Hugging Face folder of a T5 | a name of the hub; "": a new one, with bytes for tokens
-size       of a new one: micro | tiny | small | base | 1b
-source     tokens of a source, at most                      target     of a target, its end included
-memory     around the encoder: none, a source is read at once | rmt_encoder, segment by segment
+path       a .jsonl file, lines {"source": "...", "target": "..."}, or a .csv or .tsv file with a header, each split by source
+           into 90, 5 and 5 % | a folder with train.jsonl, valid.jsonl and test.jsonl
+backbone   a Hugging Face folder of a T5 | a hub name | "" (a new model that reads bytes)
+size       of a new model: micro | tiny | small | base | 1b
+source     the most tokens of a source                      target     the most tokens of a target, with its end token
+memory     around the encoder: none (it reads a source in one call) | rmt_encoder (it reads segment by segment)
 segment    tokens of such a segment
 
-What is longer is an error; to cut it: --config.data.task.source_tokens=512 --config.data.task.target_tokens=128.
+Longer texts are an error. To cut them: --config.data.task.source_tokens=512 --config.data.task.target_tokens=128
 """
 
 from memtx.config import get_config as default_config
@@ -21,11 +21,12 @@ from memtx.runs.presets import encoder_decoder
 
 
 def get_config(arg: str = ""):
+    """Return the ConfigDict for `arg`, "key=value,..." with the keys above."""
     choice = parse_arg(arg, path="", backbone="", size="tiny", source="512", target="128", memory="none", segment="128")
     check_known(choice.memory, ["none", "rmt_encoder"], "memory")
     numbers = (choice.source, choice.target, choice.segment)
     if not all(number.isdecimal() and int(number) for number in numbers):
-        raise UserError(f"source, target and segment should be numbers above 0, not {', '.join(numbers)}")
+        raise UserError(f"source, target and segment must be numbers above 0, not {', '.join(numbers)}")
     source, target, segment = map(int, numbers)
     around = "" if choice.memory == "none" else choice.memory
     memory = {"full": {"capacity": target}, "cross": {"capacity": source}}
@@ -50,5 +51,5 @@ def _model(backbone: str, size: str) -> dict:
         return encoder_decoder(size)
     model = settings(backbone)
     if not model.encoder:
-        raise UserError(f"{backbone} has no encoder, so it reads no source: give a T5, or train it with configs/pretrained.py")
+        raise UserError(f"{backbone} has no encoder, so it reads no source: use a T5, or train it with configs/pretrained.py")
     return model_group(model)

@@ -1,4 +1,4 @@
-"""A synthetic task with any memory, at any size.
+"""Train any memory on a synthetic task, at any size.
 
     memtx train --config=configs/task.py:task=mqar,memory=full,size=tiny --workdir=runs/mqar
     memtx data --config=configs/task.py:task=babilong          shows an example
@@ -6,9 +6,9 @@
 task    algorithmic | associative | babilong | compositional | copying | forgetting | induction | mad | mqar | mqar_b | needle |
         ngram | object_collision | passkey | phonebook | ruler          memory, size    as in configs/lm.py
 
-A whole example is one train step: as many segments as it needs, after each of which RMT and ARMT write. Settings of the task
-are keys too: --config.data.task.pairs=8 (a longer example also needs --config.train.segments=N, or its memory is carried from
-step to step).
+A train step reads whole examples, in as many segments as they need. RMT and ARMT write after each segment. Settings of the task
+are keys too: --config.data.task.pairs=8. A longer example also needs --config.train.segments=N. Without it the state is carried
+from step to step.
 """
 
 from memtx.config import get_config as default_config
@@ -16,17 +16,17 @@ from memtx.config import parse_arg, task_class
 from memtx.memory import MEMORIES
 from memtx.runs.presets import preset
 
-SEGMENT = 128  # tokens of a call at most; tasks made of blocks take one block a call
+SEGMENT = 128  # the most tokens of a call, except that a task made of blocks reads one block per call
 
-STUDIES = {  # where a task is more than its defaults
-    "mqar_b": {  # zoology's second protocol; the first is `mqar` at each (length, pairs)
+STUDIES = {  # tasks that need other settings than their defaults
+    "mqar_b": {  # zoology's second protocol (the first is `mqar` at each length and number of pairs)
         "name": "mqar",
         "task": {
             "mix": ((64, 4, 100), (128, 8, 20), (256, 16, 20), (256, 32, 20), (256, 64, 20)),
             "filler": "zoology",
         },
     },
-    "associative": {  # few keys first: two are told apart after hundreds of steps
+    "associative": {  # starts with few keys, because a model needs hundreds of steps to tell two keys apart
         "task": {"pairs": 5, "vary": False},
         "curriculum": (
             (1000, {"pairs": 2, "alphabet": 2}),
@@ -42,6 +42,7 @@ STUDIES = {  # where a task is more than its defaults
 
 
 def get_config(arg: str = ""):
+    """Return the ConfigDict for `arg`, "key=value,..." with the keys above."""
     choice = parse_arg(arg, task="mqar", memory="window", size="tiny")
     study = STUDIES.get(choice.task, {})
     name = study.get("name", choice.task)

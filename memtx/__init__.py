@@ -9,17 +9,17 @@ logits_BTV, state = lm(params, tokens_BT, state)
 memtx.train(config, workdir)                           what `memtx train` does
 memtx.generate(lm, params, tokenizer, prompt)          what `memtx generate` does
 memtx.complete(lm, params, tokenizer, prompts)         the same for several at once
-memtx.embed(memtx.load("minilm"), texts)               sentence embeddings
+memtx.embed(memtx.load("minilm"), texts)                    sentence embeddings
 """
 
 from memtx.config import Config, configure, get_config, load_config
 from memtx.core import Dims, Segment, batch_axes, collect, detach, emit, reset, scan, segment, state_bytes
-from memtx.embed import embed
 from memtx.errors import UserError
 from memtx.generate import GREEDY, Completion, Sampling, complete, generate
 from memtx.memory import MEMORIES
 from memtx.models.lm import LM, build
 from memtx.pretrained.load import export
+from memtx.runs.embed import embed
 from memtx.runs.load import Loaded, load
 from memtx.runs.train import Trained, train
 

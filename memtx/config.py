@@ -294,15 +294,15 @@ def complete_model(model: Model) -> Model:
         settings = model.memory.get(name, {})
         cls = MEMORIES[name].Config
         memory[name] = settings if isinstance(settings, cls) else to_dataclass(cls, settings, f"memory.{name}")
-    if room := getattr(memory.get(model.body), "room", None):
-        memory = {name: at.within(room) if hasattr(at, "within") else at for name, at in memory.items()}
+    if model.body and (room := MEMORIES[model.body].room(memory[model.body])):
+        memory = {name: MEMORIES[name].within(at, room) for name, at in memory.items()}
     if model.encoder_body and not encoder:
         raise UserError(f"model.encoder_body={model.encoder_body} has nothing to stand around: set model.encoder")
     for key, around, part in (("body", model.body, stacks), ("encoder_body", model.encoder_body, encoder)):
         inside = [MEMORIES[name] for name in patterns.names(part)] if around else []
-        if not all(getattr(cls, "causal", True) for cls in inside) and getattr(MEMORIES[around], "causal", True):
+        if not all(cls.causal for cls in inside) and MEMORIES[around].causal:
             raise UserError(f"model.{key}={around} is for causal layers; around bidirectional ones set model.{key}=rmt_encoder")
-        if any(getattr(cls, "encoded", False) for cls in inside):
+        if any(cls.encoded for cls in inside):
             raise UserError(f"model.{key}={around} clears what its layers remember, and so what cross-attention reads")
     check_known(model.activation, ACTIVATIONS, "model.activation")
     check_known(model.norm, ["rms", "layer"], "model.norm")
@@ -353,7 +353,7 @@ def _check_sites(model: Model, stacks, classes: Mapping[str, Any]) -> None:
                 if site.get(name) in ("body", "head"):
                     raise UserError(f"{name} cannot stand in model.stacks; set model.{site[name]}={name}")
             for name in branch.read:
-                if site.get(name) != "attention" or not getattr(classes[name], "readable", True):
+                if site.get(name) != "attention" or not classes[name].readable:
                     readable = "memories of keys and values that are written without parameters of their own"
                     raise UserError(f"^{name} in {entry!r} cannot be: other layers read {readable}")
             if branch.gated and model.closed:

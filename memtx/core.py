@@ -1,8 +1,8 @@
 """The contract: everything that remembers is one pure call, `(x, state, seg) -> (y, state)`.
 
-A *Module* holds parameters and nothing else. A *State* is a pytree that the caller owns: its tree, shapes and dtypes never
-change between calls. A *Segment* says what this time step is. This file has those three, and what is done to any state
-(`batch_axes`, `reset`, `detach`) and around any call (`emit`, `collect`, `rematerialised`, `scan`).
+A *Module* holds parameters and nothing else. A *state* is a pytree that the caller owns. Its tree, shapes and dtypes never
+change between calls. A *Segment* describes the tokens of one call. This file defines the three, the operations on any state
+(`batch_axes`, `reset`, `detach`) and the wrappers around any call (`emit`, `collect`, `rematerialised`, `scan`).
 
 Legend: B stream, T query time, S source time, M memory slots, N query heads, K kv heads, H head dim, D model.
 """
@@ -11,33 +11,34 @@ from __future__ import annotations
 
 import contextvars
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Protocol, dataclass_transform
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import Array, lax
 
-State = Any  # a pytree of arrays; `()` where nothing is remembered
+State = Any  # a pytree of arrays; `()` if nothing is remembered
 
 
 @dataclass_transform(frozen_default=True)
 def pytree(cls):
-    """A frozen dataclass whose fields are all pytree children."""
+    """Make a class a frozen dataclass whose fields are all children of a pytree."""
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 
 
 @pytree
 class Segment:
-    """One time step of B parallel streams: T >= 1 tokens each, real tokens first, padding after.
+    """The tokens of one call for B parallel streams: T >= 1 tokens each, with padding after the real tokens.
 
-    position_BT  int32, place of each token in its document: they follow one another, within a call and from call to call
+    position_BT  int32, the position of each token in its document, consecutive within a call and from call to call
     length_B     int32, how many of the T tokens are real
-    reset_B      bool, a new document begins at this call's first token: the row's state is cleared before anything is read
-    source_B     int32, id of the document, kept as provenance of what is written
-    token_BT     int32 or None, the tokens themselves, set by the LM for memories that store or hash them
-    shared       arrays that a model hands to all its layers (a bias table, an encoder's output)
+    reset_B      bool, whether a new document starts at this call's first token; the row's state is then reset before any read
+    source_B     int32, the id of the document, which entries record as their origin
+    token_BT     int32 or None, the token ids, which the LM sets for memories that store or hash them
+    shared       arrays that a model passes to all its layers, such as a bias table or the output of an encoder
     """
 
     position_BT: Array
@@ -49,14 +50,16 @@ class Segment:
 
     @property
     def mask_BT(self) -> Array:
+        """Which tokens are real."""
         return jnp.arange(self.position_BT.shape[1]) < self.length_B[:, None]
 
     def replace(self, **changes) -> Segment:
+        """Return a copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
 
 def segment(position_BT, length_B=None, reset_B=None, source_B=None) -> Segment:
-    """A Segment with the usual defaults: nothing padded, nothing reset, source 0."""
+    """Build a Segment. By default there is no padding and no reset, and the document id is 0."""
     batch, time = position_BT.shape
     return Segment(
         position_BT=jnp.asarray(position_BT, jnp.int32),
@@ -67,17 +70,19 @@ def segment(position_BT, length_B=None, reset_B=None, source_B=None) -> Segment:
 
 
 class Stateful(Protocol):
+    """An object that has a state."""
+
     def init_state(self, batch_size: int) -> State:
-        """The empty memory. Constants of the static config: no parameters, no keys."""
+        """Return the empty state of `batch_size` streams. It depends on the static config only, not on parameters or keys."""
         ...
 
 
 class Layer(Stateful, Protocol):
-    """What every memory, block, stack and body is.
+    """The interface of every memory, block, stack and body.
 
-    At the *attention* site x is (q_BTNH, k_BTKH, v_BTKH), un-rotated, and y is BTNH; k = v = None means nothing to write.
-    At the *residual* and *body* sites x and y are BTD. At the *head* site x is (h_BTD, logits_BTV) and y the new logits.
-    y has x's dtype (the logits').
+    At the *attention* site x is (q_BTNH, k_BTKH, v_BTKH), un-rotated, and y is BTNH. If k and v are None, nothing is written.
+    At the *residual* and *body* sites x and y are BTD. At the *head* site x is (h_BTD, logits_BTV) and y are the new logits.
+    y has x's dtype, at the head site that of the logits. With key=None the call is deterministic.
     """
 
     def __call__(self, x, state: State, seg: Segment, /, *, key: Array | None = None) -> tuple[Any, State]: ...
@@ -85,12 +90,12 @@ class Layer(Stateful, Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Dims:
-    """The static sizes that a layer is built for, and how it tells positions apart.
+    """The static sizes of a layer, and the way it encodes positions.
 
     position: "rope", "alibi", "t5", or "none" (also for learned positions, which the embedding adds).
-    score_scale: of attention scores; 0: head_dim^-1/2. Mechanisms read it as `scale`.
-    vocab_size: for what stores or hashes tokens.
-    closed: what a memory adds to attention begins as exactly nothing, since it stands in a pretrained backbone.
+    score_scale: the factor of attention scores. 0 means head_dim^-1/2. Mechanisms read it as `scale`.
+    vocab_size: for mechanisms that store or hash tokens.
+    closed: whether memories that are added to a pretrained backbone contribute exactly nothing at first.
     """
 
     width: int
@@ -106,49 +111,113 @@ class Dims:
 
     @property
     def scale(self) -> float:
-        """What q k is multiplied by."""
+        """The factor of attention scores q k."""
         return self.score_scale or self.head_dim**-0.5
 
     def gate(self, b: Array) -> Array:
-        """How much a memory counts beside attention: sigmoid(b), or closed tanh(b), which is 0 at b = 0 and still learns."""
+        """Return the weight of a memory beside attention: sigmoid(b), or tanh(b) if `closed`.
+
+        tanh(b) is 0 at b = 0 and has a gradient there.
+        """
         return jnp.tanh(b) if self.closed else jax.nn.sigmoid(b)
 
 
-class Memory(Protocol):
-    """A mechanism: a Layer class that MEMORIES lists, built as `cls(config, dims, key)`.
+SITES = ("attention", "residual", "body", "head")
 
-    site    what x is: "attention", "residual", "body" (built as `cls(config, dims, key, body)`: it wraps a body) or "head"
-    kind    what it remembers in: "ring of ...", "bank of ..." (entries with validity), "fixed ..." (a value, always valid),
-            "table of ..." (parameters only: the state is `()`) or "nothing"
-    Config  its settings, a frozen dataclass
-    tiny    settings for the contract tests: so small that 16 tokens fill every ring and cross every boundary of its own
 
-    Optional, with their defaults:
-    block = NAME                   the pattern entry that stands for it in a preset (around a body or under a head: "window")
-    place = all layers             layers -> which of them hold it in a preset; the others have windows
-    causal = True                  whether a token sees nothing after it; if not, a text must come in one call
-    encoded = False                whether it is written by what an encoder gave, `seg.shared["encoded/..."]`, and not by x
-    gradient = True                whether a gradient passes through the state, until it is detached
-    readable = True                at the attention site: whether other layers may read what one wrote, "^NAME" in a pattern;
-                                   not if it writes by parameters of its own
-    shared(config, dims, key)      parameters that its layers share, by name, found in `seg.shared["NAME/name"]`
-    wrap_layer(config, dims, key, layer)      at the body site: what stands for each layer of the body
-    Config.room                    at the body site: tokens that layers see before it wipes them, or None
-    Config.within(room)            the settings in such a body: no more kept than it will show
-    Config.of_tokens(pieces)       the settings with what depends on the texts of a tokenizer's tokens
+class Memory(nnx.Module):
+    """The base class of every mechanism: a Layer built as `cls(config, dims, key)`, and the hooks that describe it.
+
+    A mechanism sets `site`, `kind`, `Config` and `tiny`. It overrides a hook if the default does not fit. The rest of memtx
+    reads these attributes, so no module outside `memtx/memory` needs to know a mechanism by its name.
     """
 
+    # --- required
+
     site: ClassVar[str]
+    """The site of its calls, one of SITES. At "body" it is built as `cls(config, dims, key, body)` and wraps that body."""
     kind: ClassVar[str]
+    """The kind of its state in a few words, as `memtx list` shows it: "ring of keys and values"."""
     Config: ClassVar[type]
+    """The class of its settings: a frozen dataclass with a default for every field."""
     tiny: ClassVar[tuple]
+    """Configs for the contract, so small that 16 tokens fill every ring and cross every boundary."""
+
+    # --- optional
+
+    entries: ClassVar[bool] = True
+    """Whether the state is a collection of entries, each of which may be empty. False for a vector, a matrix, weights."""
+    causal: ClassVar[bool] = True
+    """Whether no token's output depends on a later token. If False, each text must come in a single call."""
+    encoded: ClassVar[bool] = False
+    """Whether the state is written from the output of an encoder, `seg.shared["encoded/..."]`, instead of from x."""
+    gradient: ClassVar[bool] = True
+    """Whether a gradient passes through the state, until the state is detached."""
+    readable: ClassVar[bool] = True
+    """At the attention site: whether other layers may read the state as "^NAME". False if writes depend on its parameters."""
+    positions: ClassVar[tuple[str, ...]] = ("rope", "alibi", "t5", "learned", "none")
+    """The values of `model.position` that it supports."""
+    block: ClassVar[str | None] = None
+    """The pattern entry of its blocks in a preset. None: its own name, or "window" inside a body and under a head."""
+    context: ClassVar[str | None] = None
+    """The setting that limits how many tokens it attends to, or None. `configs/pretrained.py` sets it."""
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if (site := getattr(cls, "site", None)) not in (None, *SITES):
+            raise TypeError(f"{cls.__name__}.site = {site!r} must be one of {', '.join(SITES)}")
+
+    @classmethod
+    def preset_layers(cls, layers: int) -> Sequence[int]:
+        """Return the layers that have this mechanism in a preset with `layers` layers. The others have windows."""
+        return range(layers)
+
+    @classmethod
+    def shared(cls, config, dims: Dims, key: Array) -> dict[str, nnx.Param]:
+        """Return the parameters that all its layers share, by name. A layer finds them in `seg.shared["NAME/name"]`."""
+        return {}
+
+    @classmethod
+    def wrap_layer(cls, config, dims: Dims, key: Array, layer: Layer) -> Layer:
+        """At the body site: return the layer that replaces `layer` in the body."""
+        return layer
+
+    @classmethod
+    def room(cls, config) -> int | None:
+        """At the body site: return how many tokens the inner layers see before their state is reset, or None if it never is."""
+        return None
+
+    @classmethod
+    def within(cls, config, room: int):
+        """Return its config inside a body that resets it after `room` tokens. More capacity than that is of no use."""
+        return config
+
+    @classmethod
+    def of_tokens(cls, config, pieces: Sequence[bytes]):
+        """Its config with settings that depend on the texts of the tokenizer's tokens, if it has any."""
+        return config
+
+    @classmethod
+    def on_backbone(cls, attention: type[Memory] | None) -> dict[str, Any]:
+        """Return the settings with which it starts like the attention of a pretrained backbone.
+
+        attention: the mechanism that replaces the backbone's attention in the other layers, or None if they keep it.
+        """
+        return {}
+
+    def local_position(self, position_BT: Array) -> Array:
+        """At the body site: return the positions at which learned position embeddings are read, [B, T]."""
+        return position_BT
 
 
-# --- what is done to any state --------------------------------------------------------------------------------------------
+# --- operations on any state -----------------------------------------------------------------------------------------------
 
 
 def batch_axes(init_state: Callable[[int], State]) -> State:
-    """Per leaf, the axis that grows with the batch: 0 in a layer, 1 in a stack ([G, B, ...]), -1 where all streams share it."""
+    """Return, per leaf, the axis that grows with the batch.
+
+    It is 0 in a layer, 1 in a stack ([G, B, ...]) and -1 in a leaf that all streams share.
+    """
     one, two = (jax.eval_shape(partial(init_state, n)) for n in (1, 2))
 
     def axis(a, b):
@@ -158,7 +227,7 @@ def batch_axes(init_state: Callable[[int], State]) -> State:
 
 
 def where_rows(row_B: Array, new: State, old: State, axes: State) -> State:
-    """`new` in the rows that are True, `old` elsewhere; leaves that all streams share (axis -1) stay old."""
+    """Return `new` in the rows that are True and `old` elsewhere. Leaves that all streams share (axis -1) stay old."""
 
     def leaf(n, o, axis):
         if axis < 0:
@@ -169,26 +238,29 @@ def where_rows(row_B: Array, new: State, old: State, axes: State) -> State:
 
 
 def take_rows(state: State, index_B: Array, axes: State) -> State:
-    """The rows of a state at these indices, which may repeat; leaves that all streams share stay."""
+    """Return the rows of a state at these indices, which may repeat. Leaves that all streams share stay."""
     return jax.tree.map(lambda leaf, axis: leaf if axis < 0 else jnp.take(leaf, index_B, axis), state, axes)
 
 
 def reset(layer: Stateful, state: State, reset_B: Array) -> State:
-    """Fresh memory in the rows that are True. Costs nothing when no row is: a plain `where` would rewrite every ring."""
+    """Replace the state by a fresh one in the rows that are True.
+
+    Without such a row it costs nothing. A plain `where` would rewrite every ring in each call.
+    """
     fresh = partial(layer.init_state, reset_B.shape[0])
     axes = batch_axes(layer.init_state)
     return lax.cond(reset_B.any(), lambda s: where_rows(reset_B, fresh(), s, axes), lambda s: s, state)
 
 
 def detach(state: State, when: Array | bool = True) -> State:
-    """The boundary of truncated backpropagation: no gradient passes to before it. `when` may be traced."""
+    """Stop the gradient here, at a boundary of truncated backpropagation, if `when` is true. `when` may be traced."""
     if when is True:
         return jax.tree.map(lax.stop_gradient, state)
     return jax.tree.map(lambda s: jnp.where(when, lax.stop_gradient(s), s), state)
 
 
 def state_bytes(layer: Stateful, batch_size: int = 1) -> int:
-    """Bytes of memory that `batch_size` streams keep between calls."""
+    """Return the bytes of the state that `batch_size` streams keep between calls."""
     leaves = jax.tree.leaves(jax.eval_shape(partial(layer.init_state, batch_size)))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
@@ -199,19 +271,21 @@ _tap: contextvars.ContextVar[tuple[tuple[str, ...], dict]] = contextvars.Context
 
 
 def wants(kind: str) -> bool:
-    """Whether anyone asked for this kind, so that what nobody asked for is not even traced."""
+    """Return whether anyone collects this kind. If nobody does, a mechanism need not compute its values."""
     return kind in _tap.get()[0]
 
 
 def wants_only(kind: str) -> bool:
-    """Whether nobody asked for another kind; "memory", which layers hand on to later ones, does not count."""
+    """Return whether nobody collects any other kind. "memory", which layers pass on, does not count."""
     return set(_tap.get()[0]) <= {kind, "memory"}
 
 
 def emit(name: str, value: Any) -> None:
-    """Hand out an auxiliary value: "loss/...", which training adds; "metric/...", "attribution/...", "hidden" if asked for.
+    """Emit an auxiliary value to the enclosing `collect`. If nobody collects its kind, nothing happens.
 
-    An array; "memory/...", which a body hands on to its later layers, is a tree of them.
+    The kind is the part of the name before "/". Training adds "loss/..." to the loss. "metric/...", "attribution/..." and
+    "hidden" are collected on request. A value is an array, or a tree of arrays for "memory/...", which a body passes on to its
+    later layers.
     """
     kinds, store = _tap.get()
     if name.split("/")[0] in kinds:
@@ -219,18 +293,18 @@ def emit(name: str, value: Any) -> None:
 
 
 def emit_all(aux: Mapping[str, tuple[Array, ...]]) -> None:
-    """Pass on what an inner `collect` returned."""
+    """Emit again the values that an inner `collect` returned."""
     for name, values in aux.items():
         for value in values:
             emit(name, value)
 
 
 def collect(f: Callable, *kinds: str, also: tuple[str, ...] = ()) -> Callable:
-    """`g(*args) -> (f(*args), {name: values emitted inside})`, for use inside jit.
+    """Return `g(*args) -> (f(*args), {name: values emitted inside})`, for use inside jit.
 
-    Without kinds: those that the enclosing collect asked for; this is how emissions cross a scan, a checkpoint or a vmap.
-    `also`: kinds that may be emitted beside them.
-    Raises LookupError if a named kind other than "loss" was emitted by nothing: a compiled f emits only while it is traced.
+    Without kinds, g collects the kinds of the enclosing collect. In this way emissions cross a scan, a checkpoint or a vmap.
+    `also`: further kinds, which f need not emit.
+    Raises LookupError if f emits nothing of a named kind other than "loss". A compiled f emits only while it is traced.
     """
 
     def g(*args, **kwargs):
@@ -249,7 +323,7 @@ def collect(f: Callable, *kinds: str, also: tuple[str, ...] = ()) -> Callable:
 
 
 def rematerialised(f: Callable) -> Callable:
-    """f, made again in the backward pass, all but what a mechanism has read from a bank (it is named "read"); it may emit."""
+    """Put f under `jax.checkpoint`, which saves only reads from a bank (named "read") for the backward pass. f may emit."""
     tapped = jax.checkpoint(collect(f), policy=jax.checkpoint_policies.save_only_these_names("read"))
 
     def g(*args):
@@ -261,9 +335,9 @@ def rematerialised(f: Callable) -> Callable:
 
 
 def scan(f: Callable, carry, xs, *, length: int | None = None, unroll: int = 1) -> tuple[Any, Any]:
-    """`lax.scan` whose body may emit: values come out stacked along a new first axis.
+    """Run `lax.scan` with a body that may emit. Emitted values come back stacked along a new first axis.
 
-    Fully unrolled (`unroll >= length`) there is no scan at all: what gets no gradient then costs no backward pass.
+    With `unroll >= length` the loop is unrolled in Python. Parts that need no gradient then cost no backward pass.
     """
     tapped = collect(f)
 

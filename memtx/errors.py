@@ -1,4 +1,4 @@
-"""The one exception for what a user can put right: one line saying what is wrong and how to mend it."""
+"""Errors that a user can mend: one exception, and checks that name the nearest known name."""
 
 import difflib
 import importlib
@@ -11,11 +11,11 @@ from typing import Any
 
 
 class UserError(Exception):
-    """Shown as a single line, with exit status 2 and no traceback, by the command line."""
+    """An error that a user can mend. The command line shows it as one line, without a traceback, and exits with status 2."""
 
 
 def check_known(name: str, known, what: str) -> None:
-    """Raise a UserError that names the nearest of `known`, if `name` is not one of them."""
+    """Raise a UserError that names the nearest of `known` if `name` is not one of them. what: the kind of name."""
     known = sorted(known)
     if name in known:
         return
@@ -25,18 +25,18 @@ def check_known(name: str, known, what: str) -> None:
 
 
 def positive(group, *names: str, path: str = "") -> None:
-    """Raise a UserError if one of these fields of a dataclass is below 1. path: what stands before the field's name."""
+    """Raise a UserError if one of these fields of a dataclass is below 1. path: a prefix of the field's name in the message."""
     for name in names:
         if getattr(group, name) < 1:
             raise UserError(f"{path}{name} must be at least 1, not {getattr(group, name)}")
 
 
 def optional(module: str, extra: str = "hf") -> ModuleType:
-    """Import what memtx does without. UserError that names the extra if it is not installed."""
+    """Import a module that memtx does not require. Raises a UserError that names the extra if it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(f"this needs {module.partition('.')[0]}; install it with pip install 'memtx[{extra}]'") from error
+        raise UserError(f"{module.partition('.')[0]} is not installed; run pip install 'memtx[{extra}]'") from error
 
 
 def printable(name: str) -> str:
@@ -58,7 +58,7 @@ def quoted(names: Iterable[object], most: int = 10) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """For the end of a message about one of many names: "; the nearest: a, b, c", or some of them if none is near."""
+    """Return the end of an error message: "; the nearest: a, b, c", or some of the known names if none is near."""
     names = list(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     shown = near or names[:3]

@@ -1,11 +1,9 @@
-"""Where arrays live: one table from parameter paths to mesh axes; the model itself knows nothing of devices.
+"""The distribution of arrays over devices: modules declare the mesh axes of their parameters, and a Layout applies them.
 
-The mesh has the axes `data` (streams, and parameters under FSDP) and `model` (tensor parallel). Memory is sharded over
-`data` by its streams, the optimiser state like the parameters it belongs to. A dimension that an axis does not divide stays
-whole.
+The mesh has the axes `data` (streams, and parameters under FSDP) and `model` (tensor parallelism). State is sharded over
+`data` by stream, and the optimiser state like the parameters it belongs to. A dimension stays whole if the size of its mesh
+axis does not divide it.
 """
-
-import re
 
 import jax
 import numpy as np
@@ -16,19 +14,16 @@ from jax.sharding import PartitionSpec as P
 from memtx import config as configs
 from memtx.core import batch_axes
 from memtx.errors import UserError
+from memtx.models.lm import LM
 
-# The first pattern that matches a parameter's path gives the axes of its last dimensions.
-RULES = (
-    (r"(^|/)(q|kv|r|up|x|gates)/w$", (None, "model")),
-    (r"(^|/)(out|down)/w$", ("model", None)),
-    (r"^embed$", ("model", None)),
-    (r"^to_logits/w$", (None, "model")),
-)
-FSDP_SMALLEST = 4096  # parameters smaller than this are not worth gathering
+FSDP_SMALLEST = 4096  # FSDP leaves parameters with fewer elements whole
 
 
 class Layout:
-    """Where each array of a run lives on the (data, model) mesh over all devices."""
+    """The sharding of each array of a run on the (data, model) mesh over all devices.
+
+    Raises UserError if the mesh does not use all devices.
+    """
 
     def __init__(self, mesh: configs.Mesh | None = None):
         mesh = mesh or configs.Mesh()
@@ -36,7 +31,7 @@ class Layout:
         data = mesh.data or max(devices // mesh.model, 1)
         if data * mesh.model != devices:
             raise UserError(
-                f"mesh.data x mesh.model = {data} x {mesh.model} does not make the {devices} device(s) here; "
+                f"mesh.data x mesh.model = {data} x {mesh.model} is not the number of devices, {devices}; "
                 "set mesh.model to a divisor and mesh.data=0"
             )
         self.fsdp = mesh.fsdp
@@ -44,14 +39,12 @@ class Layout:
         self.whole = NamedSharding(self.mesh, P())
         self.rows = NamedSharding(self.mesh, P("data"))
 
-    def params(self, params):
-        """A sharding per parameter (or its ShapeDtypeStruct)."""
-        return jax.tree_util.tree_map_with_path(self._param, params)
+    def params(self, lm: LM):
+        """Return a sharding per parameter, from the mesh axes that its module declares for its last dimensions (`axes=`)."""
+        return jax.tree.map(self._param, lm.abstract_params, lm.declared("axes", ()))
 
-    def _param(self, path, leaf) -> NamedSharding:
-        name = "/".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path)
-        tail = next((axes for pattern, axes in RULES if re.search(pattern, name)), ())
-        axes = [None] * (leaf.ndim - len(tail)) + list(tail)
+    def _param(self, leaf, declared: tuple[str | None, ...]) -> NamedSharding:
+        axes = [None] * (leaf.ndim - len(declared)) + list(declared)
         axes = [a if a and leaf.shape[i] % self.mesh.shape[a] == 0 else None for i, a in enumerate(axes)]
         if self.fsdp and leaf.size >= FSDP_SMALLEST:
             free = [i for i, a in enumerate(axes) if a is None and leaf.shape[i] % self.mesh.shape["data"] == 0]
@@ -59,28 +52,32 @@ class Layout:
                 axes[max(free, key=lambda i: leaf.shape[i])] = "data"
         return NamedSharding(self.mesh, P(*axes))
 
-    def opt_state(self, tx: optax.GradientTransformation, params):
-        """The optimiser state's: like the parameter it belongs to where the shape is the same, whole elsewhere."""
+    def opt_state(self, tx: optax.GradientTransformation, lm: LM):
+        """Return the shardings of the optimiser state.
+
+        An array with the shape of its parameter is sharded like it. All others are whole on every device.
+        """
 
         def like_param(leaf, sharding, param):
-            if isinstance(leaf, optax.MaskedNode):  # another part of the optimiser's, or nobody's
+            if isinstance(leaf, optax.MaskedNode):  # another optimiser updates this parameter, or none does
                 return leaf
             return sharding if leaf.shape == param.shape else self.whole
 
+        params = lm.abstract_params
         abstract = jax.eval_shape(tx.init, params)
         whole = lambda _: self.whole  # noqa: E731
         return optax.tree_utils.tree_map_params(
             tx,
             like_param,
             abstract,
-            self.params(params),
+            self.params(lm),
             params,
             transform_non_params=whole,
             is_leaf=lambda node: isinstance(node, optax.MaskedNode),
         )
 
     def state(self, init_state):
-        """Memory over `data` along its batch axis; what all streams share stays whole."""
+        """Return the shardings of a state: over `data` along the batch axis. Leaves that all streams share stay whole."""
 
         def sharding(axis):
             return self.whole if axis < 0 else NamedSharding(self.mesh, P(*[None] * axis, "data"))
@@ -88,9 +85,10 @@ class Layout:
         return jax.tree.map(sharding, batch_axes(init_state))
 
     def place(self, batch):
-        """Global arrays from each process's rows (NumPy leaves [B, ...])."""
+        """Build global arrays from the rows of each process (NumPy leaves [B, ...]), sharded over `data`."""
         return jax.tree.map(lambda a: jax.make_array_from_process_local_data(self.rows, np.asarray(a)), batch)
 
     def check_batch(self, name: str, size: int) -> None:
+        """Raise a UserError if the data axis does not divide a batch size. name: its config key."""
         if size % self.mesh.shape["data"]:
-            raise UserError(f"{name}={size} is not divisible by the {self.mesh.shape['data']} devices of the data axis")
+            raise UserError(f"{name}={size} must be a multiple of {self.mesh.shape['data']}, the devices of the data axis")

@@ -13,8 +13,7 @@ AVERAGE = '''
 import dataclasses
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from memtx.core import pytree
+from memtx.core import Memory, pytree
 
 
 @pytree
@@ -23,11 +22,12 @@ class Sums:
     count_B: jax.Array
 
 
-class Average(nnx.Module):
+class Average(Memory):
     """The mean of all hidden states so far."""
 
     site = "residual"
-    kind = "fixed vector"
+    kind = "vector"
+    entries = False
 
     @dataclasses.dataclass(frozen=True)
     class Config:
@@ -66,9 +66,8 @@ def file(tmp_path) -> Path:
 
 
 def contract_of(file: Path, name: str, *options: str) -> subprocess.CompletedProcess:
-    suite = Path(case.__file__).parent
-    command = [sys.executable, "-m", "pytest", suite, f"--memory={file}:{name}", "-p", "no:cacheprovider", *options]
-    return subprocess.run(command, cwd=suite.parent.parent, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "pytest", "--pyargs", "memtx.contract", f"--memory={file}:{name}", *options]
+    return subprocess.run(command, cwd=file.parent, capture_output=True, text=True, check=False)
 
 
 def test_an_own_memory_passes(file):
@@ -121,9 +120,9 @@ def test_one_that_sees_the_future_or_depends_on_calls_is_caught(file):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("nowhere.py:X", "no such file"),
+        ("nowhere.py:X", "no file"),
         ("{file}:Missing", "no class Missing"),
-        ("{file}:Sums", "lacks site, kind"),
+        ("{file}:Sums", "no class Sums that is a memtx.core.Memory"),
     ],
 )
 def test_mistakes_are_named(file, given, message):

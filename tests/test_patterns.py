@@ -43,7 +43,7 @@ def test_an_entry_names_the_branches_of_a_block():
 
 @pytest.mark.parametrize("entry", ["", "window/", "window+", "window+lstm*gru", "/mlp"])
 def test_what_cannot_be_read_is_one_line(entry):
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(UserError, match="cannot parse"):
         patterns.parse(entry)
 
 

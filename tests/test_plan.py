@@ -65,10 +65,10 @@ def test_without_a_target_nothing_is_changed():
         ({"params": -1}, "", "above 0"),
         ({"params": 1e6, "state_bytes": 1e3}, "", "one budget"),
         ({"params": 1e6}, "memory.window.windw", "did you mean window"),
-        ({"params": 1e6}, "model.norm", "no integer"),
-        ({"params": 1e6}, "memory.window.window", "no influence"),
-        ({"params": 10}, "", "already"),
-        ({}, "model.width", "no budget"),
+        ({"params": 1e6}, "model.norm", "not an integer"),
+        ({"params": 1e6}, "memory.window.window", "does not change params"),
+        ({"params": 10}, "", "already costs"),
+        ({}, "model.width", "needs a budget"),
     ],
 )
 def test_targets_that_cannot_be_met_are_said_so(match, solve, message):

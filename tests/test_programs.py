@@ -90,7 +90,7 @@ def test_a_bert_classifies_a_sentence(bert_folder):
 
 def test_what_cannot_generate_says_so(bert_folder):
     model = memtx.load(bert_folder)
-    with pytest.raises(memtx.UserError, match="gives no next tokens"):
+    with pytest.raises(memtx.UserError, match="does not predict next tokens"):
         memtx.complete(model.lm, model.params, model.tokenizer, ["The keeper"])
     with pytest.raises(memtx.UserError, match="unknown setting of a pretrained model"):
         memtx.load(bert_folder, width=8)

@@ -1,14 +1,15 @@
-"""Tables hold more facts than an MLP of as many FLOPs
+"""Tables store more facts than an MLP with the same FLOPs
 
-A map from 16,384 pairs of tokens to 128 values, the same in all examples (MAD's memorization, with keys of two tokens, so that
-embeddings cannot hold it): it can be kept in parameters only, and is seen 60 times in training. In the last branch of a model
-of two layers stands an MLP, or a table of 16,384 entries: product-key memory, Memory+ (three heads) or PEER (four heads, its
-table's learning rate as that of the others). Engram, beside the second layer, hashes the last two tokens, and the last three,
-to its tables' rows. The MLP's width is solved for the FLOPs a token of the dearest of them. `entries read`: the share of a
-table's entries that 1,024 examples read.
+The task is a map from 16,384 pairs of tokens to 128 values, the same in all examples (MAD's memorization). Keys have two
+tokens, so embeddings cannot store the map, and a model must keep it in its parameters. Training shows each pair about 60
+times. The model has two layers. Its last branch is an MLP (row `window`) or a table of 16,384 entries: product-key memory,
+Memory+ (three heads) or PEER (four heads, with the same learning rate for its table as the others). Engram sits beside the
+second layer and hashes the last two tokens, and the last three, to rows of its tables. The MLP's width is solved so that its
+FLOPs per token match the most expensive of the four. `entries read` is the share of a table's entries that 1,024 examples
+read.
 
-The claims: with no more FLOPs than an MLP, product keys hold more facts (Lample et al. 2019), so do Memory+ (Berges et al.
-2024), PEER's experts (He 2024), and hashed n-grams (Cheng et al. 2026).
+The claims: with no more FLOPs than an MLP, more facts are stored by product keys (Lample et al. 2019), by Memory+ (Berges et
+al. 2024), by PEER's experts (He 2024), and by hashed n-grams (Cheng et al. 2026).
 """
 
 import jax
@@ -36,12 +37,12 @@ common = {
     "optim.warmup": 50,
     "eval.every": 0,
 }
-TABLES: dict[str, dict] = {  # in the last MLP's place
+TABLES: dict[str, dict] = {  # replace the last MLP
     "product_key": {},
     "memory_plus": {"heads": 3},
     "peer": {"heads": 4, "value_lr": 4.0},
 }
-FLOPS = 417_920  # of the model with Engram; with PEER 401,536, and 16,384 for reading its table, which are not counted
+FLOPS = 417_920  # per token with Engram; PEER has as many: 401,536, and 16,384 to read its table, which are not counted
 
 
 def in_last_branch(memory):
@@ -59,7 +60,7 @@ def sweep():
 
 
 def run(config, workdir):
-    """The share of a table's entries that 1,024 examples of 48 tokens read."""
+    """Return the share of a table's entries that 1,024 examples of 48 tokens read."""
     if not TABLES.keys() & config.model.memory.keys():
         return {}
     trained = memtx.load(workdir)
@@ -80,6 +81,6 @@ report = {
 def claims(table):
     mlp = table["window", "facts"].mean
     for name in (*TABLES, "engram"):
-        yield f"{name} answers more than the MLP by 0.1", table[name, "facts"].mean > mlp + 0.1
+        yield f"{name} beats the MLP by more than 0.1", table[name, "facts"].mean > mlp + 0.1
     for name in TABLES:
-        yield f"most of {name}'s entries are read (0.5)", table[name, "entries read"].mean > 0.5
+        yield f"more than 0.5 of {name}'s entries are read", table[name, "entries read"].mean > 0.5

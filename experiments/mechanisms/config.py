@@ -1,9 +1,9 @@
 """The runs of the table of mechanisms: `config.py:column=mqar,memory=xl`.
 
-Every task's column trains a model of the same size (`micro`: width 64, 2 layers) from random weights; windows see 16 tokens, so
-that what is asked lies beyond them, and mechanisms with a segment, block or window of their own have one of that size too.
-What keeps tokens, keys or blocks for long has room for an example's. Tasks begin with short examples: without, full attention
-told 0.10 of 16 pairs after 400 steps, with it all (seed 0).
+The tasks' columns train a model of the same size (`micro`: width 64, 2 layers) from random weights. Windows see 16 tokens, so
+questions are about text beyond them. A mechanism's own segment, block or window has that size too. A memory of tokens, keys or
+chunks has room for a whole example. Tasks start with short examples. Without them, full attention answered 0.10 of the
+questions about 16 pairs after 400 steps. With them it answered all (seed 0).
 """
 
 from __future__ import annotations
@@ -18,46 +18,53 @@ from memtx.models.patterns import names
 from memtx.runs.presets import preset
 
 WINDOW = 16
-LOCAL = {"window": WINDOW, "segment": WINDOW, "block": WINDOW, "sinks": 4}  # settings by their names, wherever they occur
+LOCAL = {"window": WINDOW, "segment": WINDOW, "block": WINDOW, "sinks": 4}  # for each mechanism with a setting of that name
 NEAR = {
     "xl": {"memory": WINDOW},
     "compressive": {"memory": WINDOW, "compressed": 4 * WINDOW},
     "block_recurrent": {"states": 2 * WINDOW},
-    "titans_mac": {"chunk": WINDOW},  # its segment: every token of it is attended to
+    "titans_mac": {"chunk": WINDOW},  # MAC attends to every token of its chunk
 }
 DISTANCES = (4, 16, 64)  # of the needle, in windows
 VOCABULARY = 64
 
 
 def get_config(arg: str = ""):
+    """Return the ConfigDict for `arg`, "column=NAME,memory=NAME"."""
     choice = parse_arg(arg, column="mqar", memory="window")
     check_known(choice.column, COLUMNS, "column")
     return COLUMNS[choice.column](choice.memory)
 
 
 def mqar(memory: str):
+    """Recall of 16 pairs in 64 tokens."""
     full = {"vocabulary": VOCABULARY, "length": 64, "pairs": 16}
     return task(memory, "mqar", full, steps=400, curriculum=((150, {"length": 16, "pairs": 4}),))
 
 
 def forgetting(memory: str):
+    """Recall of 8 pairs whose values are all updated once."""
     full = {"vocabulary": VOCABULARY, "length": 64, "pairs": 8, "updates": 8}
     return task(memory, "forgetting", full, steps=400, curriculum=((150, {"length": 16, "pairs": 4, "updates": 0}),))
 
 
 def needle(memory: str):
-    """Learned at short distances first: 64 windows away there is no gradient to begin with."""
+    """The needle, learned at short distances first, because at 64 windows there is no useful gradient at the start."""
     near = {"distances": DISTANCES, "before": 8}
     far = {"distances": tuple(n * WINDOW for n in DISTANCES), "before": 8}
     return task(memory, "needle", far, steps=300, batch=16, segments=17, curriculum=((200, near),))
 
 
 def passkey(memory: str):
-    """Bytes of text: a space and five digits, 3 to 7 windows back; full attention with its memory wiped told 0.27 of them."""
+    """The pass key, a space and five digits, 3 to 7 windows back.
+
+    Full attention with its state wiped at each segment answers 0.27.
+    """
     return task(memory, "passkey", {"length": 320}, steps=400, batch=32, segments=5)
 
 
 def books(memory: str):
+    """Shakespeare's plays, 200 steps at size `tiny`."""
     return default_config(
         model=preset(memory, "tiny") | {"scan": False},
         data={"corpus": "books", "segment": 128},
@@ -72,6 +79,7 @@ COLUMNS = {"mqar": mqar, "forgetting": forgetting, "needle": needle, "passkey": 
 
 
 def task(memory: str, name: str, task: dict, *, steps: int, batch: int = 64, segments: int = 1, **data):
+    """Return the config of a task at size `micro`. A step has `segments` of 64 tokens. `data` adds keys to the group `data`."""
     model = preset(memory, "micro") | {"scan": False}
     return default_config(
         model=model,
@@ -85,7 +93,7 @@ def task(memory: str, name: str, task: dict, *, steps: int, batch: int = 64, seg
 
 
 def settings(model: dict, length: int) -> dict[str, dict]:
-    """Of every mechanism of a model that reads so many tokens."""
+    """Return the settings of each mechanism of a model that reads `length` tokens per example."""
     room = {
         "full": {"capacity": length},
         "memorizing": {"memory": length},

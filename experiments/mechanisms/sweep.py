@@ -16,7 +16,7 @@ from memtx.sweep import product
 config = "experiments/mechanisms/config.py"
 
 # those of a decoder: they see no token that comes next, and need no encoder
-NAMES = [name for name, cls in MEMORIES.items() if getattr(cls, "causal", True) and not getattr(cls, "encoded", False)]
+NAMES = [name for name, cls in MEMORIES.items() if cls.causal and not cls.encoded]
 COLUMNS = ("mqar", "forgetting", "needle", "passkey", "books")
 NEEDLES = {f"needle {n} W": f"eval/accuracy/distance={16 * n}" for n in (4, 16, 64)}
 

@@ -1,4 +1,4 @@
-"""A window of 16 bytes in the first layer, a memory in the second: `config.py:memory=infini`."""
+"""A window of 16 bytes in the first layer and a memory in the second: `config.py:memory=infini`."""
 
 from memtx.config import get_config as default_config
 from memtx.config import parse_arg
@@ -6,6 +6,7 @@ from memtx.runs.presets import SIZES
 
 
 def get_config(arg: str = ""):
+    """Return the ConfigDict for `arg`, "memory=NAME"."""
     memory = parse_arg(arg, memory="infini").memory
     size = {key: value for key, value in SIZES["micro"].items() if key != "layers"}
     return default_config(

@@ -1,14 +1,14 @@
-"""SmolLM2-135M, which sees 512 tokens, reads a whole play: what does a memory buy, and where in the play?
+"""Read a whole play with SmolLM2-135M, which sees 512 tokens, to measure the gain of a memory by position in the play.
 
     python experiments/play/run.py [--readers="window;sink"] [--workdir=runs/play]
     python experiments/play/run.py --tune          # kNN-LM's weight and temperature, on another play
-    python experiments/play/run.py --pilot         # the first 4,096 tokens of that other play, by those that are not trained
-    python experiments/play/run.py --show          # the tables and the figure, from what is stored
+    python experiments/play/run.py --pilot         # untrained readers on the first 4,096 tokens of that other play
+    python experiments/play/run.py --show          # tables and figure from the stored results
 
-The play is held out from training; settings were chosen on another that is held out too. Each reader reads it from the first
-token to the last, 512 tokens a call, in a process of its own, which also says what memory it took; what is trained is trained
-by `memtx train` beforehand, in `workdir`. Adds to results/play.json. A gain is in nats per token, and its error is that of
-the mean over calls, paired with the variant that it is compared to.
+The play is held out from training. Settings were chosen on another held-out play. Each reader runs in a separate process, which
+also reports its memory, and reads from the first token to the last, 512 tokens per call. Trained readers are trained before by
+`memtx train`, in `workdir`. The script adds to results/play.json. A gain is in nats per token. Its error is the standard error
+of the mean over calls, paired with the variant that it is compared to.
 """
 
 import argparse
@@ -31,17 +31,14 @@ PLAY, TUNED_ON = ("test", "the-tempest"), ("valid", "twelfth-night")
 
 @dataclass(frozen=True)
 class Reader:
-    """arg: of configs/pretrained.py. settings: overrides of it. base: what it is compared to. steps: of training.
+    """One way to read the play: a model with its memory."""
 
-    heads: kNN-LMs that read along, over its hidden states: name -> settings. calls: how many it reads; 0: the whole play.
-    """
-
-    arg: str
-    settings: dict = field(default_factory=dict)
-    base: str = "window"
-    steps: int = 0
-    heads: dict = field(default_factory=dict)
-    calls: int = 0
+    arg: str  # argument of configs/pretrained.py
+    settings: dict = field(default_factory=dict)  # overrides of that config
+    base: str = "window"  # the reader that it is compared to
+    steps: int = 0  # training steps
+    heads: dict = field(default_factory=dict)  # name -> settings of kNN-LMs that read the same hidden states
+    calls: int = 0  # calls to read; 0: the whole play
 
 
 ON = "memory=memorizing,layers=9+11+13+20"
@@ -69,6 +66,7 @@ GRID = {
 
 
 def config_of(reader: Reader):
+    """Return the complete Config of a reader, with the settings of its training if it has any."""
     from memtx.config import configure, load_config
     from memtx.sweep.spec import override
 
@@ -77,7 +75,7 @@ def config_of(reader: Reader):
 
 
 def train(name: str, workdir: Path) -> None:
-    """As `memtx train` does; a run that is finished is left as it is."""
+    """Train a reader as `memtx train` does. A finished run is not repeated."""
     import memtx
 
     memtx.train(config_of(READERS[name]), folder(workdir, name))
@@ -91,7 +89,10 @@ def folder(workdir: Path, name: str) -> Path:
 
 
 def read(name: str, heads: dict, text: tuple[str, str], limit: int, workdir: Path) -> dict[str, dict]:
-    """By head, "" for none: what each call on the text costs in nats and seconds, and the memory of this process after it."""
+    """Read a text with one reader and return, for each head, its nats, CPU seconds and resident memory per call.
+
+    The key "" is the reader without a head. text: (split, name). limit: calls to read; 0: the whole text.
+    """
     from memtx.training.cpu import keep_pages
 
     keep_pages()
@@ -127,7 +128,9 @@ def read(name: str, heads: dict, text: tuple[str, str], limit: int, workdir: Pat
     states = {head: jax.jit(partial(module.init_state, 1))() for head, module in over.items()}
     calls: dict[str, list] = {head: [] for head in over}
     for start in range(0, len(ids), CALL):
-        x, y = (np.resize(a[start : start + CALL], (1, CALL)) for a in (inputs, ids))  # what pads the last call is not counted
+        x, y = (
+            np.resize(a[start : start + CALL], (1, CALL)) for a in (inputs, ids)
+        )  # the padding of the last call is not counted
         length = len(ids[start : start + CALL])
         seg, began = segment(start + np.arange(CALL)[None], [length]), time.process_time()
         states[""], given, nll_BT = first(states[""], params, x, y, seg)
@@ -159,7 +162,7 @@ def read(name: str, heads: dict, text: tuple[str, str], limit: int, workdir: Pat
 
 
 def tokens_of(config, split: str):
-    """-> Tokens of the plays of a split, and the bytes that each token of the vocabulary stands for."""
+    """Return the Tokens of a split's plays and the number of bytes of each token in the vocabulary."""
     from memtx.data.corpora import corpus
     from memtx.data.tokenizers import tokenizer
     from memtx.data.tokens import tokenize
@@ -170,17 +173,17 @@ def tokens_of(config, split: str):
 
 
 def resident() -> float:
-    """MiB of this process."""
+    """Return the resident memory of this process in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-# --- all of it ----------------------------------------------------------------------------------------------------------------
+# --- command line -------------------------------------------------------------------------------------------------------------
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--readers", default=";".join(READERS), help="names, with semicolons between; all, if none is given")
+    parser.add_argument("--readers", default=";".join(READERS), help="names separated by semicolons (all by default)")
     parser.add_argument("--workdir", type=Path, default=Path("runs/play"))
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--pilot", action="store_true")
@@ -209,18 +212,19 @@ def main():
         for head, row in apart("read", name, args.workdir).items():
             results[f"{name}, {head}" if head else name] = row | {"base": name if head else READERS[name].base}
         path.write_text(json.dumps(results, indent=1) + "\n")
-        print(name, "has read", flush=True)
+        print(name, "is done", flush=True)
     print(show(results))
     draw(results, RESULTS / "gain.png")
 
 
 def apart(worker: str, name: str, workdir: Path) -> dict:
-    """What a worker finds, in a process of its own."""
+    """Run a worker in a separate process and return its result."""
     command = [sys.executable, __file__, f"--worker={worker}", f"--readers={name}", f"--workdir={workdir}"]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
 def work(worker: str, name: str, workdir: Path) -> None:
+    """Train or read as the worker of a separate process, and print the result as one line of JSON."""
     reader = READERS[name]
     if worker == "train":
         train(name, workdir)

@@ -1,4 +1,7 @@
-"""What run.py found, as tables and a figure. A row is a reader's calls: their tokens and nats, seconds and memory."""
+"""Tables and a figure of the results of run.py.
+
+A result is a reader's calls, each with its tokens, nats, CPU seconds and resident memory.
+"""
 
 from itertools import pairwise
 from pathlib import Path
@@ -9,7 +12,10 @@ CALL, PARTS = 512, 6  # tokens of a call; parts of the play in the table
 
 
 def show(results: dict[str, dict]) -> str:
-    """The table, gains by position, and how far those that read only the beginning are from what they are compared to."""
+    """Return the tables of results and of gains by position, in Markdown.
+
+    Readers that read only the beginning get a line with their largest difference from the reader that they are compared to.
+    """
     whole = {name: row for name, row in results.items() if len(row["calls"]) == max(len(r["calls"]) for r in results.values())}
     tokens = np.array([call["tokens"] for call in next(iter(whole.values()))["calls"]])
     edges = np.linspace(0, len(tokens), PARTS + 1).round().astype(int)
@@ -41,22 +47,24 @@ def show(results: dict[str, dict]) -> str:
 
 
 def nats_of(row: dict) -> np.ndarray:
+    """Return the nats of each call."""
     return np.array([call["nats"] for call in row["calls"]])
 
 
 def compared(results: dict) -> list[tuple[str, str]]:
-    """Names, and what each is compared to."""
+    """Return pairs of a reader's name and the name of the reader that it is compared to."""
     return [(name, row["base"]) for name, row in results.items() if row["base"] != name and row["base"] in results]
 
 
 def mean_and_error(gains: np.ndarray, tokens: np.ndarray) -> str:
+    """Format the mean of the gains, weighted by the tokens of each call, and its standard error."""
     weight = tokens / tokens.sum()
     mean = (gains * weight).sum()
     return f"{mean:+.3f} ± {np.sqrt((weight**2 * (gains - mean) ** 2).sum()):.3f}"
 
 
 def draw(results: dict[str, dict], path: Path) -> None:
-    """Gain by position in the play: means of four calls."""
+    """Plot the gain by position in the play, in means over four calls."""
     import matplotlib
 
     matplotlib.use("agg")

@@ -1,11 +1,11 @@
-"""How far back: Transformer-XL beyond its window, compressed memories beyond that
+"""Transformer-XL reaches one segment back, and compressed memories reach farther
 
-A needle, `distance` tokens before it is asked for, is read by one layer of width 64, so that accuracy by distance is what the
-memory reaches. The value stands at the end of the first segment of 8 tokens. `window` sees 8 tokens, itself included; `xl`
-its own segment and the one before, so distance 8; `compressive` 24 tokens more, four to a slot, so distance 28; `full` all of
-them. Noise has tokens of its own: chance is 1/16.
+A needle is asked for `distance` tokens after it was read. The model has one layer of width 64, so accuracy by distance shows
+how far the memory reaches. The value is the last token of the first segment of 8 tokens. `window` sees 8 tokens, the query
+included. `xl` sees its own segment and the one before, so distance 8. `compressive` sees 24 tokens more, with four in a slot,
+so distance 28. `full` sees all tokens. Noise uses its own tokens, so chance is 1/16.
 
-The claims: XL answers where the window cannot (Dai et al. 2019), the Compressive Transformer where XL cannot (Rae et al.
+The claims: XL answers where the window cannot (Dai et al. 2019), and the Compressive Transformer where XL cannot (Rae et al.
 2020).
 """
 
@@ -57,10 +57,13 @@ report = {
 def claims(table):
     mean = {(name, d): table[name, str(d)].mean for name in SETTINGS for d in DISTANCES}
     yield (
-        "the window answers within its 8 tokens (0.95) and not beyond (below 0.2)",
+        "the window answers more than 0.95 within its 8 tokens and less than 0.2 beyond them",
         (mean["window", 4] > 0.95 and max(mean["window", d] for d in DISTANCES[1:]) < 0.2),
     )
-    yield "XL answers at 8, one window back (0.95)", mean["xl", 8] > 0.95
-    yield "XL is at chance (below 0.2) beyond", max(mean["xl", d] for d in DISTANCES[2:]) < 0.2
-    yield "compressed memories answer at 12, 20 and 28 (0.8)", min(mean["compressive", d] for d in (12, 20, 28)) > 0.8
-    yield "and are at chance (below 0.2) beyond", max(mean["compressive", d] for d in (36, 64)) < 0.2
+    yield "XL answers more than 0.95 at distance 8, one window back", mean["xl", 8] > 0.95
+    yield "XL answers less than 0.2 beyond distance 8", max(mean["xl", d] for d in DISTANCES[2:]) < 0.2
+    yield (
+        "compressed memories answer more than 0.8 at distances 12, 20 and 28",
+        min(mean["compressive", d] for d in (12, 20, 28)) > 0.8,
+    )
+    yield "compressed memories answer less than 0.2 beyond distance 28", max(mean["compressive", d] for d in (36, 64)) < 0.2

@@ -1,4 +1,4 @@
-"""A window of 16 tokens in the first layer, a memory in the second: `config.py:memory=ttt_linear`."""
+"""A window of 16 tokens in the first layer and a memory in the second: `config.py:memory=ttt_linear`."""
 
 from memtx.config import get_config as default_config
 from memtx.config import parse_arg
@@ -8,6 +8,7 @@ LENGTH = 64
 
 
 def get_config(arg: str = ""):
+    """Return the ConfigDict for `arg`, "memory=NAME"."""
     memory = parse_arg(arg, memory="window").memory
     size = {key: value for key, value in SIZES["micro"].items() if key != "layers"}
     return default_config(

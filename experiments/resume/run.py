@@ -1,9 +1,10 @@
-"""Does a run that is killed again and again end as one that never was?
+"""Check that a run which is killed again and again ends like a run that is not.
 
     python experiments/resume/run.py --kills=10 --signals KILL TERM
 
-Trains twice undisturbed, then once more while killing the process at random moments and giving the same command again. The
-metrics (all but tokens per second) and every bit of the final parameters must be the same. Exit status 1 if they are not.
+The script trains twice without interruption. For each signal it then trains once more, kills the process at random moments and
+repeats the same command. The metrics (except tokens per second) and every bit of the final parameters must be equal. The exit
+status is 1 if they are not.
 """
 
 import argparse
@@ -27,17 +28,19 @@ TIMED = ("train/tokens_per_s",)
 
 
 def command(args, workdir: Path) -> list[str]:
+    """Return the `memtx train` command of a run in `workdir`."""
     return [sys.executable, "-m", "memtx.cli", "train", f"--config={args.config}", f"--workdir={workdir}", *args.override]
 
 
 def undisturbed(args, workdir: Path) -> float:
+    """Train without interruption and return the seconds that it took."""
     began = time.monotonic()
     subprocess.run(command(args, workdir), check=True, stdout=subprocess.DEVNULL)
     return time.monotonic() - began
 
 
 def killed(args, name: str, workdir: Path, seconds: float) -> list[dict]:
-    """Kill at a random moment of each of the first runs, then let it end; returns when and how each run ended."""
+    """Kill each of the first runs at a random moment, then let the last one end. Return when and how each killed run ended."""
     rng, runs = random.Random(args.seed), []
     while True:
         process = subprocess.Popen(command(args, workdir), stdout=subprocess.PIPE, text=True)
@@ -57,6 +60,7 @@ def killed(args, name: str, workdir: Path, seconds: float) -> list[dict]:
 
 
 def metrics(workdir: Path) -> list[dict]:
+    """Return the rows of metrics.jsonl without their timings."""
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     rows = []
@@ -69,9 +73,10 @@ def metrics(workdir: Path) -> list[dict]:
 
 
 def differences(a: Path, b: Path) -> list[str]:
+    """Return the names of the parameters that differ between two workdirs, and "metrics.jsonl" if the metrics do."""
     found = [] if metrics(a) == metrics(b) else ["metrics.jsonl"]
-    ours, theirs = (jax.tree_util.tree_leaves_with_path(memtx.load(w).params) for w in (a, b))
-    for (path, x), (_, y) in zip(ours, theirs, strict=True):
+    leaves_a, leaves_b = (jax.tree_util.tree_leaves_with_path(memtx.load(w).params) for w in (a, b))
+    for (path, x), (_, y) in zip(leaves_a, leaves_b, strict=True):
         if np.asarray(x).tobytes() != np.asarray(y).tobytes():
             found.append(jax.tree_util.keystr(path))
     return found
@@ -84,12 +89,12 @@ def main():
     parser.add_argument("--signals", nargs="+", choices=["KILL", "TERM"], default=["KILL", "TERM"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, help="the longest time to a kill; default: a third of an undisturbed run")
-    parser.add_argument("--out", type=Path, help="a JSON file for what was found")
+    parser.add_argument("--out", type=Path, help="a JSON file for the results")
     parser.add_argument("--workdir", type=Path, help="default: a temporary folder")
     parser.add_argument("override", nargs="*", help="--config.KEY=VALUE, after --")
     args = parser.parse_args()
     root = args.workdir or Path(tempfile.mkdtemp(prefix="memtx-resume-"))
-    undisturbed(args, root / "first")  # compiles; and shows that two runs are alike
+    undisturbed(args, root / "first")  # fills the compilation cache, and shows that two undisturbed runs are equal
     seconds = undisturbed(args, root / "undisturbed")
     if wrong := differences(root / "first", root / "undisturbed"):
         raise SystemExit(f"two undisturbed runs differ already: {', '.join(wrong)}")

@@ -1,6 +1,6 @@
-"""Timed samples that know whether their cores were theirs alone, and the peak memory of this process.
+"""Timed samples that record the load of other processes on the same cores, and the peak memory of this process.
 
-Standard library only: the JAX and the torch worker both import it.
+This file uses the standard library only, because both the JAX and the torch worker import it.
 """
 
 import json
@@ -10,18 +10,18 @@ import sys
 import time
 from functools import partial
 
-DISTURBED = 0.1  # cores; a sample during which other processes used more than this does not count
+DISTURBED = 0.1  # cores; a sample does not count if other processes used more than this meanwhile
 
 
 def own_cores() -> list[int]:
-    """The cores that this process may run on."""
+    """Return the cores that this process may run on."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def cores_cpu() -> float | None:
-    """CPU seconds that all processes (and the hypervisor) have used since boot on the cores that this process may run on.
+    """Return the CPU seconds that all processes and the hypervisor have used since boot on the cores of this process.
 
-    None where /proc/stat is missing.
+    Return None if /proc/stat is missing.
     """
     try:
         with open("/proc/stat") as stat:
@@ -35,14 +35,15 @@ def cores_cpu() -> float | None:
 
 
 def own_cpu() -> float:
+    """Return the CPU seconds of this process."""
     times = os.times()
     return times.user + times.system
 
 
 def timed(f) -> dict:
-    """Run f once -> {seconds, others: cores of ours that others used meanwhile}.
+    """Run f once and return its seconds and `others`, the number of our cores that other processes used meanwhile.
 
-    Without /proc/stat, others is what the load average exceeds our own use by.
+    Without /proc/stat, `others` is the load average minus our own use.
     """
     before, own, start = cores_cpu(), own_cpu(), time.perf_counter()
     f()
@@ -53,7 +54,10 @@ def timed(f) -> dict:
 
 
 def matmul_rates(make, sizes=(512, 1024, 2048), repeats=5) -> dict:
-    """GFLOP/s of square float32 matmuls: `make(n)` returns a function that does one and waits. Best of `repeats` per size."""
+    """Return the best GFLOP/s of `repeats` runs for each size of square float32 matmuls.
+
+    `make(n)` returns a function that multiplies two n x n matrices and waits for the result.
+    """
     rates = {}
     for n in sizes:
         calls = max(1, round(2e10 / (2 * n**3)))
@@ -70,6 +74,6 @@ def _repeat(f, times: int) -> None:
 
 
 def report(**result) -> None:
-    """Print the one line of JSON that the driver reads."""
+    """Print the result and the peak memory as one line of JSON for the driver."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     print(json.dumps({**result, "peak_bytes": peak}))

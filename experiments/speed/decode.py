@@ -1,4 +1,4 @@
-"""Milliseconds for a token of text after prompts of growing length: for ring and fixed-state memories they do not grow.
+"""Milliseconds per token of text after prompts of growing length. Memories with a ring or a state of fixed size stay constant.
 
 python experiments/speed/decode.py       2 cores: about 2 minutes
 """
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def decode(lm, params, read: int) -> float:
-    """Milliseconds for each of DRAWN tokens after `read`."""
+    """Return the milliseconds per token for DRAWN tokens after a prompt of `read` tokens."""
     every_V, none_V = np.ones(264, bool), np.zeros(264, bool)
     writer = Writer(lm, params, [np.random.default_rng(0).integers(0, 256, read)], chunk=256)
     jax.block_until_ready(writer.state)

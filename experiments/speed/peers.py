@@ -1,10 +1,10 @@
-"""Train-step speed of each mechanism, beside the PyPI package that one would take instead, at the same shape.
+"""Train-step speed of each mechanism, compared with a PyPI package of the same mechanism at the same shape.
 
     python experiments/speed/peers.py --peers_python=PATH [--rounds=2] [--steps=3] [--models=memorizing,titans_mac@4,..]
 
-PATH is a Python with torch and the packages below. A step is some segments of every stream and one update; memory goes on from
-step to step as each package means it (torch_peers.py). How it is measured: rounds.py, row by row. Adds to results/peers.json
-and prints the table.
+PATH is a Python with torch and the packages below. A step reads some segments of every stream and makes one update. The state
+is carried from step to step as each package intends (torch_peers.py). rounds.py describes the measurement, which runs for one
+row of the table after another. The script adds to results/peers.json and prints the table.
 """
 
 import json
@@ -18,11 +18,13 @@ from rounds import arguments, machine, measure, ratio, row, speed, store
 
 @dataclass(frozen=True)
 class Peer:
+    """A package and the shape at which it is compared."""
+
     package: str
     goal: float  # the ratio of speeds to reach
-    unlike: str  # what could not be made alike; of all: the form of the feed-forward network, norms, positions
+    unlike: str  # differences that remain; all packages also differ in feed-forward network, norms and positions
     streams: int = 2
-    segments: int = 2  # of a step: the depth of backpropagation through time
+    segments: int = 2  # of a step, the depth of backpropagation through time
 
 
 TITANS = (
@@ -30,7 +32,7 @@ TITANS = (
     "ours is read as keys and values, too, and carried"
 )
 
-PEERS = {  # by mechanism; titans_mac@N: the package's one write per N tokens, where ours is one per token in all
+PEERS = {  # by mechanism; titans_mac@N: the package writes once per N tokens, memtx always once per token
     "memorizing": Peer(
         "memorizing-transformers-pytorch",
         2.5,
@@ -80,6 +82,7 @@ def main(args):
 
 
 def markdown(table: dict) -> str:
+    """Return the table in Markdown."""
     lines = [
         "| mechanism | package | streams x segments | tokens/s (min, max) | the package's | ratio (min, max) | goal "
         "| peak MiB, the package's | parameters, the package's | clean samples | not alike |",
@@ -109,6 +112,6 @@ def markdown(table: dict) -> str:
 
 if __name__ == "__main__":
     parser = arguments(__doc__, "peers.json", rounds=2, steps=3)
-    parser.add_argument("--peers_python", required=True, help="a python that has torch and the packages")
+    parser.add_argument("--peers_python", required=True, help="a Python with torch and the packages")
     parser.add_argument("--models", type=lambda text: text.split(","), default=list(PEERS))
     main(parser.parse_args())

@@ -1,10 +1,10 @@
-"""SmolLM2-135M: prefill of 512 tokens and greedy decoding of 64 more, beside Hugging Face's torch model, as ratios.
+"""Speed of SmolLM2-135M in prefill (512 tokens) and greedy decoding (64 more), as ratios to Hugging Face's torch model.
 
     python experiments/speed/pretrained.py --torch_python=PATH [--rounds=3]      2 cores: about 5 minutes
 
-PATH: a Python with torch and transformers. memtx reads and writes as `memtx generate` does, with full attention over the
-text; torch runs `generate` of LlamaForCausalLM in float32 with its cache; weights do not change the work, so torch's are
-random. Workers take turns, each a process of its own with all cores; a figure is the median of its clean samples.
+PATH is a Python with torch and transformers. memtx reads and writes as `memtx generate` does, with full attention over the
+text. torch runs `generate` of LlamaForCausalLM in float32 with its cache. Weights do not change the work, so torch's are
+random. Workers take turns, each in a separate process with all cores. A figure is the median of its clean samples.
 """
 
 import argparse
@@ -36,6 +36,7 @@ def main() -> None:
 
 
 def compare(torch_python: str, rounds: int) -> None:
+    """Run both workers in turn, print the ratios and store them in results/pretrained.json."""
     found = {"memtx": [], "torch": []}
     for _ in range(rounds):
         for name, python in (("memtx", sys.executable), ("torch", torch_python)):
@@ -55,12 +56,13 @@ def compare(torch_python: str, rounds: int) -> None:
 
 
 def median(samples: list[dict]) -> float:
-    """Seconds: of the samples that nothing disturbed, or of all where there is none."""
+    """Return the median seconds of the undisturbed samples, or of all samples if all were disturbed."""
     clean = [sample["seconds"] for sample in samples if sample["others"] < DISTURBED]
     return statistics.median(clean or [sample["seconds"] for sample in samples])
 
 
 def memtx_worker() -> None:
+    """Time memtx and print the samples as JSON."""
     from memtx.training.cpu import keep_pages
 
     keep_pages()
@@ -84,7 +86,7 @@ def memtx_worker() -> None:
 
     result = {"prefill": [], "decode": []}
     prefill()
-    for sample in range(-1, SAMPLES):  # the first one compiles
+    for sample in range(-1, SAMPLES):  # the first sample compiles and is dropped
         writer = Writer(model.lm, model.params, [ids], chunk=PROMPT)
         jax.block_until_ready(writer.state)
         one = {"prefill": timed(prefill), "decode": timed(decode)}
@@ -94,6 +96,7 @@ def memtx_worker() -> None:
 
 
 def torch_worker() -> None:
+    """Time the torch model and print the samples as JSON."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -1,9 +1,10 @@
-"""Workers one after the other, each in a process of its own, in rounds: what run.py and peers.py share.
+"""Run workers in turn, each in a separate process, in rounds. run.py and peers.py share this file.
 
-Every other round goes backwards, so that slow hours of the machine fall on all alike. Samples during which other processes
-took more than a tenth of a core do not count. A ratio is of a round's medians. Both sides keep freed memory: ours by
-memtx.training.cpu, torch by environment variables, with one heap (three gave it nothing). Workers run on the cores that the
-driver may use: `taskset` pins all. JAX_NUM_CPU_DEVICES, LD_PRELOAD and MALLOC_CONF are the driver's, and are stored.
+Every other round runs in reverse order, so that slow periods of the machine affect all workers equally. A sample does not count
+if other processes used more than a tenth of a core. A ratio compares the medians of one round. Both sides keep freed memory:
+memtx through memtx.training.cpu, torch through environment variables with one heap (three made torch no faster). Workers run on
+the cores that the driver may use, so `taskset` on the driver pins all. They inherit JAX_NUM_CPU_DEVICES, LD_PRELOAD and
+MALLOC_CONF, which are stored with the results.
 """
 
 import argparse
@@ -24,6 +25,7 @@ Job = tuple[str, str, dict]  # python, script, options
 
 
 def arguments(doc: str | None, result: str, **defaults) -> argparse.ArgumentParser:
+    """Return the flags that the drivers share. result: the name of the file in results/ that --out defaults to."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5)
@@ -35,6 +37,7 @@ def arguments(doc: str | None, result: str, **defaults) -> argparse.ArgumentPars
 
 
 def work(python: str, script: str, options: dict) -> dict:
+    """Run one worker in a process and return its result. Exit with the worker's error if it fails."""
     command = [python, str(HERE / script), *(f"--{name}={value}" for name, value in options.items())]
     environment = os.environ if python == sys.executable else {**os.environ, **KEEP_PAGES}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -44,19 +47,19 @@ def work(python: str, script: str, options: dict) -> dict:
 
 
 def clean(result: dict) -> list[float]:
-    """Seconds of the samples that count."""
+    """Return the seconds of the undisturbed samples."""
     return [s["seconds"] for s in result["samples"] if s["others"] < DISTURBED]
 
 
 def row(rounds: list[dict], name: str, against: str, tokens: int) -> dict:
-    """What is said of one job: over all rounds, but the ratio of speeds to `against` by round."""
+    """Return the statistics of one job over all rounds, and its speed relative to the job `against` in each round."""
     seconds = [s for r in rounds for s in clean(r[name])]
     taken = sum(len(r[name]["samples"]) for r in rounds)
     pairs = [(clean(r[against]), clean(r[name])) for r in rounds]
     found = {
         "samples": len(seconds),
         "disturbed": taken - len(seconds),
-        "ratios": [statistics.median(theirs) / statistics.median(ours) for theirs, ours in pairs if theirs and ours],
+        "ratios": [statistics.median(base) / statistics.median(own) for base, own in pairs if base and own],
         "peak_mib": statistics.median(r[name]["peak_bytes"] for r in rounds) / 2**20,
         "params": rounds[0][name]["params"],
     }
@@ -67,6 +70,7 @@ def row(rounds: list[dict], name: str, against: str, tokens: int) -> dict:
 
 
 def speed(row: dict) -> str:
+    """Format the tokens per second of a row as "median (min, max)"."""
     if not row["samples"]:
         return "disturbed"
     low, median, high = row["tokens_per_s"]
@@ -74,12 +78,13 @@ def speed(row: dict) -> str:
 
 
 def ratio(row: dict) -> str:
+    """Format the ratios of a row as "median (min, max)"."""
     ratios = row["ratios"]
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}, {max(ratios):.2f})" if ratios else "no clean pair"
 
 
 def measure(jobs: dict[str, Job], count: int) -> Iterator[list[dict]]:
-    """Run all jobs, round by round; yields the rounds so far after each."""
+    """Run all jobs, round by round. Yield the list of rounds so far after each round."""
     rounds = []
     for number in range(count):
         results = {}
@@ -92,11 +97,13 @@ def measure(jobs: dict[str, Job], count: int) -> Iterator[list[dict]]:
 
 
 def machine(args) -> dict:
+    """Describe the machine, the cores and the environment of the workers."""
     given = {name: os.environ[name] for name in ("JAX_NUM_CPU_DEVICES", "LD_PRELOAD", "MALLOC_CONF") if name in os.environ}
     processor = platform.processor() or platform.machine()
     return {"processor": processor, "cores": own_cores(), "threads": args.threads, "environment": given}
 
 
 def store(path: Path, result: dict) -> None:
+    """Write a result as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,11 +1,11 @@
-"""One document of a million tokens, read in segments: is memory flat, and does a segment cost the same at the end?
+"""Read one document of a million tokens in segments, to test whether memory and the cost of a segment stay constant.
 
     python experiments/speed/stream.py [--memories=window,xl] [--tokens=1000000] [--size=micro]
 
-The model reads random bytes, 512 at a time, one stream; the state is donated from call to call. Each memory, at its default
-settings, in a process of its own. Adds to results/stream.json and prints the table: by tenth of the stream, the median CPU
-milliseconds of a segment (CPU time, so that other work on the machine counts less), and resident memory after the first tenth
-and after the last.
+The model reads random bytes, 512 at a time, in one stream. The state is donated from call to call. Each memory has its default
+settings and runs in a separate process. The script adds to results/stream.json and prints a table: the median CPU milliseconds
+of a segment for each tenth of the stream, and the resident memory after the first tenth and after the last. CPU time depends
+less than wall time on other work on the machine.
 """
 
 import argparse
@@ -21,12 +21,13 @@ RESULTS = Path(__file__).parent / "results" / "stream.json"
 
 
 def resident() -> float:
-    """MiB of this process."""
+    """Return the resident memory of this process in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def read(memory: str, size: str, tokens: int, segment: int, rows: int) -> list[dict]:
+    """Read the stream with one memory and return times and resident memory for each of `rows` parts."""
     import jax
     import numpy as np
 
@@ -46,7 +47,7 @@ def read(memory: str, size: str, tokens: int, segment: int, rows: int) -> list[d
         jax.block_until_ready((logits, state))
         spent.append((time.perf_counter() - start[0], time.process_time() - start[1]))
         if call == 1:
-            spent.clear()  # compiled
+            spent.clear()  # the first call compiles
         if call % (calls // rows) == 0:
             wall, cpu = (round(1000 * statistics.median(times), 2) for times in zip(*spent, strict=True))
             found.append({"tokens": call * segment, "wall_ms": wall, "cpu_ms": cpu, "resident_mib": round(resident(), 1)})
@@ -56,6 +57,7 @@ def read(memory: str, size: str, tokens: int, segment: int, rows: int) -> list[d
 
 
 def markdown(results: dict[str, list[dict]]) -> str:
+    """Return the table in Markdown."""
     rows = max(map(len, results.values()))
     head = " | ".join(str(i + 1) for i in range(rows))
     lines = [f"| memory | {head} | last / first | resident MiB |", "|---" + "|---:" * (rows + 2) + "|"]
@@ -68,7 +70,7 @@ def markdown(results: dict[str, list[dict]]) -> str:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--memories", default="", help="names, with commas between; all of a decoder, if none is given")
+    parser.add_argument("--memories", default="", help="names separated by commas (all memories of a decoder by default)")
     parser.add_argument("--size", default="micro")
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--segment", type=int, default=512)
@@ -92,9 +94,10 @@ def main():
 
 
 def every_memory() -> list[str]:
+    """Return the names of the memories of a decoder."""
     from memtx.memory import MEMORIES
 
-    return [name for name, cls in MEMORIES.items() if getattr(cls, "causal", True) and not getattr(cls, "encoded", False)]
+    return [name for name, cls in MEMORIES.items() if cls.causal and not cls.encoded]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The yardstick: a plain decoder in PyTorch of the shape of `small`, and its train step.
+"""A plain PyTorch decoder of the shape of `small`, and its train step. run.py compares memtx with it.
 
 RMSNorm, rotary positions, fused causal attention (scaled_dot_product_attention), SwiGLU, tied embeddings, float32, AdamW
-with clipping. Runs in an environment of its own (see run.py).
+with clipping. It runs in another Python environment (see run.py).
 """
 
 import torch
@@ -12,16 +12,20 @@ from torch_step import FF, HEADS, LAYERS, VOCAB, WIDTH, arguments, train
 
 
 def rotary(length: int, head_dim: int):
+    """Return the cosines and sines of rotary positions, each [length, head_dim]."""
     angle = torch.arange(length)[:, None] * 10_000.0 ** (-torch.arange(0, head_dim, 2) / head_dim)
     return torch.cat([angle.cos()] * 2, -1), torch.cat([angle.sin()] * 2, -1)
 
 
 def rotate(x, cos, sin):
+    """Apply rotary positions to x, [..., length, head_dim]."""
     a, b = x.chunk(2, -1)
     return x * cos + torch.cat([-b, a], -1) * sin
 
 
 class Block(nn.Module):
+    """A Transformer block: attention and SwiGLU, each with a norm before it and a residual connection."""
+
     def __init__(self):
         super().__init__()
         self.norm1, self.norm2 = nn.RMSNorm(WIDTH, eps=1e-6), nn.RMSNorm(WIDTH, eps=1e-6)
@@ -38,6 +42,8 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
+    """Token ids [B, length] to logits [B, length, VOCAB]."""
+
     def __init__(self, length: int):
         super().__init__()
         self.embed = nn.Embedding(VOCAB, WIDTH)
@@ -56,6 +62,7 @@ class Decoder(nn.Module):
 
 
 def square(n: int):
+    """Return a function that multiplies two n x n matrices."""
     a, b = torch.randn(n, n), torch.randn(n, n)
     return lambda: torch.mm(a, b)
 

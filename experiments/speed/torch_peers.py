@@ -1,9 +1,9 @@
-"""The packages that one would take instead, at the shape of `small`: the torch worker of peers.py.
+"""PyPI packages of the same mechanisms, at the shape of `small`. This is the torch worker of peers.py.
 
-Each builds its package's model and returns (model, loss), where loss reads the segments of a step, [B, segments * segment + 1]
-tokens, over the memory that the last step left, as the package's own wrapper does where it has one. Gradients pass through
-memory between the segments of a step where the package lets them. What is no part of the mechanism (hyper-connections, GRU
-gates for residuals) is off; where a package has fast attention, it is on.
+Each function builds its package's model and returns (model, loss). `loss` reads the segments of a step, an array of tokens [B,
+segments * segment + 1], with the state that the last step left. It uses the package's wrapper if there is one. Gradients pass
+through the state between the segments of a step if the package lets them. Parts that do not belong to the mechanism
+(hyper-connections, GRU gates for residuals) are off. Fast attention is on if a package has it.
 """
 
 import contextlib
@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch_step import HEAD_DIM, HEADS, LAYERS, VOCAB, WIDTH, arguments, tokens, train
 
-ENTRIES = 16_384  # of the external memory, before the first step
+ENTRIES = 16_384  # entries of the external memory before the first step
 SHAPE = {"num_tokens": VOCAB, "dim": WIDTH, "depth": LAYERS, "heads": HEADS}
 HEAD = {"dim_head": HEAD_DIM}
 
 
 def by_segment(args, text):
-    """Inputs and targets of each segment."""
+    """Yield the inputs and targets of each segment."""
     for start in range(0, args.segments * args.segment, args.segment):
         part = text[:, start : start + args.segment + 1]
         yield part[:, :-1], part[:, 1:]
@@ -38,7 +38,7 @@ def memorizing(args):
         **HEAD,
         memorizing_layers=(LAYERS,),
         num_retrieved_memories=32,
-        max_knn_memories=4 * ENTRIES,  # it would empty its index when full
+        max_knn_memories=4 * ENTRIES,  # the package empties its index when it is full
         xl_max_memories=args.segment,
         pad_id=-1,
         knn_memories_directory=tempfile.mkdtemp(),
@@ -67,20 +67,20 @@ def titans_mac(args, tokens_per_write: int):
         **HEAD,
         segment_len=64,
         num_persist_mem_tokens=4,
-        neural_memory_segment_len=tokens_per_write,  # of one gradient
-        neural_memory_batch_size=64,  # tokens whose gradients are taken at the same weights
+        neural_memory_segment_len=tokens_per_write,  # tokens of one gradient
+        neural_memory_batch_size=64,  # tokens whose gradients use the same weights
         num_residual_streams=1,
         neural_memory_kwargs={
             **HEAD,
             "heads": HEADS,
             "qk_rmsnorm": True,
-            # at its default of 1, and 64 tokens per write, the loss is NaN at the second step
+            # with the default of 1 and 64 tokens per write, the loss is NaN at the second step
             "default_step_transform_max_lr": 0.1 * tokens_per_write / 64,
             "default_model_kwargs": {"depth": 2, "expansion_factor": 2.0},
         },
     )
     for p in model.parameters():
-        p.data = p.data.contiguous()  # some are views of one tensor, on which fused AdamW crashes
+        p.data = p.data.contiguous()  # some parameters are views of one tensor, on which fused AdamW crashes
     return model, lambda text: model(text, return_loss=True)
 
 
@@ -138,7 +138,7 @@ def rmt(args):
         use_flash_attn=True,
         abs_pos_emb=False,
         rotary_pos_emb=True,
-        use_xl_memories=False,  # its wrapper never hands them on
+        use_xl_memories=False,  # the package's wrapper never passes them on
         num_residual_streams=1,
     )
     model, memories = RecurrentMemoryTransformerWrapper(inner), None

@@ -1,4 +1,4 @@
-"""A train step in PyTorch, timed: float32, AdamW with clipping, over random tokens. Prints one line of JSON."""
+"""Time a train step in PyTorch: float32, AdamW with clipping, over random tokens. Prints one line of JSON."""
 
 import argparse
 import os
@@ -12,11 +12,12 @@ VOCAB, WIDTH, LAYERS, HEADS, HEAD_DIM, FF = 264, 256, 4, 4, 64, 704
 
 
 def arguments(models: list[str]) -> argparse.Namespace:
+    """Parse the flags of a torch worker and set its threads and seed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default=models[0], choices=models)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--segment", type=int, default=512)
-    parser.add_argument("--segments", type=int, default=1, help="of a step")
+    parser.add_argument("--segments", type=int, default=1, help="segments of a step")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -27,12 +28,12 @@ def arguments(models: list[str]) -> argparse.Namespace:
 
 
 def tokens(args: argparse.Namespace, length: int) -> torch.Tensor:
-    """[B, length + 1]: inputs and, one later, targets."""
+    """Return random tokens, [B, length + 1]. Targets are the inputs shifted by one."""
     return torch.randint(VOCAB, (args.batch, length + 1))
 
 
 def train(args: argparse.Namespace, model: nn.Module, loss: Callable[[torch.Tensor], torch.Tensor], version: str) -> None:
-    """Train on loss([B, segments * segment + 1] tokens), and report."""
+    """Train on `loss`, a function of [B, segments * segment + 1] tokens, and print the samples."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     last = []
 

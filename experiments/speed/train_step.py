@@ -1,8 +1,8 @@
-"""One train step of `small` with one mechanism, timed: the JAX worker of run.py and peers.py. Prints one line of JSON.
+"""Time one train step of `small` with one mechanism. This is the JAX worker of run.py and peers.py. It prints one line of JSON.
 
-`full`, `product_key`: every row begins a document at every segment, an ordinary Transformer. Elsewhere the memory goes on from
-step to step; `memorizing` has read what fills its bank before the first. The step is the one that training uses, on as many
-devices as JAX_NUM_CPU_DEVICES says.
+With `full` and `product_key`, each row begins a document at each segment, as in an ordinary Transformer. Other mechanisms carry
+their state from step to step. `memorizing` fills its bank before the first step. The step is the one that training uses, on as
+many devices as JAX_NUM_CPU_DEVICES says.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from memtx.sharding import Layout
 from memtx.training.cpu import keep_pages
 from memtx.training.optim import optimizer
 
-SETTINGS: dict[str, dict] = {  # of each mechanism, and of what stands beside it
+SETTINGS: dict[str, dict] = {  # of each mechanism and of the other memories in its model
     "full": {"full": {"capacity": 512}},
     "window": {"window": {"window": 512}},
     "xl": {"xl": {"segment": 512, "memory": 512}},
@@ -39,7 +39,7 @@ SETTINGS: dict[str, dict] = {  # of each mechanism, and of what stands beside it
     },
     "product_key": {"product_key": {"subkeys": 128, "top_k": 32}, "full": {"capacity": 512}},
 }
-MODEL: dict[str, dict] = {  # where the package has one head of keys, and where it has no memory beside the table
+MODEL: dict[str, dict] = {  # as in the package: a single key-value head, or no memory beside the table
     "memorizing": {"num_kv_heads": 1},
     "block_recurrent": {"num_kv_heads": 1},
     "product_key": {"stacks": ((("full",), 2), (("full/product_key",), 1), (("full",), 1))},
@@ -49,7 +49,7 @@ READ = {"memorizing": 16_384}  # tokens that each stream reads before the first 
 
 
 class Trainer:
-    """Parameters, optimiser state and memory, and a compiled step over random tokens."""
+    """The train state of one mechanism, and a compiled step over random tokens."""
 
     def __init__(self, name: str, batch: int, time: int, segments: int = 1):
         model = {**preset(name, "small"), **MODEL.get(name, {}), "memory": SETTINGS[name], "vocab_size": 264, "scan": False}
@@ -68,33 +68,36 @@ class Trainer:
         )
         if name in FRESH:
             self.batch = dataclasses.replace(self.batch, position_BPT=np.broadcast_to(np.arange(time, dtype=np.int32), shape))
-        self.onward = 0 if name in FRESH else segments * time
-        self.begun, self.number = READ.get(name, 0), 0
-        params, opt_state, memory = run.init()
-        self.state = (params, opt_state, self.read(params, memory, self.begun))
-        self.compiled = run.step.lower(*self.state, *self.inputs()).compile()
+        self.advance = 0 if name in FRESH else segments * time  # tokens by which positions grow in a step
+        self.start, self.number = READ.get(name, 0), 0
+        params, opt_state, state = run.init()
+        self.train_state = (params, opt_state, self.read(params, state, self.start))
+        self.compiled = run.step.lower(*self.train_state, *self.inputs()).compile()
 
-    def read(self, params, memory, tokens: int):
-        """The memory after so many tokens."""
+    def read(self, params, state, tokens: int):
+        """Return the state after `tokens` more tokens."""
         token_BT = self.layout.place(self.batch.token_BPT[:, 0])
         forward = jax.jit(lambda *args: self.lm(*args)[1], donate_argnums=2)
         for _ in range(tokens // token_BT.shape[1]):
-            memory = forward(params, token_BT, memory)
-        return memory
+            state = forward(params, token_BT, state)
+        return state
 
     def inputs(self):
-        begun = self.begun + self.number * self.onward
-        batch = dataclasses.replace(self.batch, position_BPT=self.batch.position_BPT + begun)
+        """Return the batch of the next step, its number and a random key."""
+        start = self.start + self.number * self.advance
+        batch = dataclasses.replace(self.batch, position_BPT=self.batch.position_BPT + start)
         return self.layout.place(batch), jnp.int32(self.number), jax.random.key(2)
 
     def step(self) -> None:
-        *state, metrics = self.compiled(*self.state, *self.inputs())
-        self.state = tuple(state)
+        """Update the train state and wait for the loss."""
+        *train_state, metrics = self.compiled(*self.train_state, *self.inputs())
+        self.train_state = tuple(train_state)
         self.number += 1
         self.loss = float(metrics["loss"])
 
 
 def square(n: int):
+    """Return a function that multiplies two n x n matrices and waits for the result."""
     a, b = jax.random.normal(jax.random.key(0), (2, n, n))
     f = jax.jit(jnp.dot)
     return lambda: f(a, b).block_until_ready()
@@ -125,8 +128,10 @@ if __name__ == "__main__":
     parser.add_argument("--model", default="full", choices=[*SETTINGS, "matmul"])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--segment", type=int, default=512)
-    parser.add_argument("--segments", type=int, default=1, help="of a step: the depth of backpropagation through time")
+    parser.add_argument("--segments", type=int, default=1, help="segments of a step, the depth of backpropagation through time")
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--warmup", type=int, default=8, help="the heap grows in some of the first steps")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="for the record: XLA takes the cores it may use")
+    parser.add_argument(
+        "--warmup", type=int, default=8, help="steps before the first sample (the heap still grows in some of them)"
+    )
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="ignored: XLA uses all cores that it may use")
     main(parser.parse_args())

@@ -1,9 +1,20 @@
-"""The contract, on every mechanism: what makes it done. Each equality has a control that shows the test can fail.
+"""The contract that every mechanism passes, as a test suite that is installed with memtx.
 
-C1 parity with independent float64 numpy   C2 cuts do not matter   C3 causality          C4 rows are isolated
-C5 an empty memory reads nothing           C6 exact truncation     C7 save and restore   C8 bfloat16
-C9 eight devices == one                    C10 declared bytes      and the same once through a whole language model
+    pytest --pyargs memtx.contract --memory=my_memory.py:MyMemory [--golden=my_golden.py:GOLDEN] [--devices=8]
 
-What is not causal (an encoder's attention) is a function of one call: where C2 and C3 cut a text, or hide what comes after,
-it is tested to depend on just that. case.py has what the tests are written with.
+| check | promise |
+|---|---|
+| C1 | outputs and gradients match an independent float64 implementation (needs `--golden`) |
+| C2 | cutting a text into calls differently does not change the result |
+| C3 | no token sees a later token |
+| C4 | streams do not influence each other, and a reset stream is as fresh as a new one |
+| C5 | an empty memory contributes exactly nothing |
+| C6 | truncated backpropagation stops exactly at the boundary |
+| C7 | a state can be saved, restored and continued |
+| C8 | shapes and dtypes never change, also in bfloat16 |
+| C9 | eight devices compute the same as one, without communication (needs `--devices=8`) |
+| C10 | the declared bytes are the bytes in use |
+
+Each check has a control that must fail. A few checks repeat through a whole language model. A mechanism that is not causal
+is a function of one call. C2 and C3 then check that its output depends on the whole call.
 """

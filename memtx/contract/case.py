@@ -1,4 +1,4 @@
-"""What the contract tests are written with: a Case is one mechanism at tiny settings, its call compiled once per shape.
+"""Tools of the contract tests. A Case is one mechanism at tiny settings, and its call is compiled once per shape.
 
 B stream, T time, N query heads, K kv heads, H head dim, D model.
 """
@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from unittest import mock
 
 import jax
@@ -22,30 +20,32 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from memtx.config import Model, complete_model
-from memtx.core import Dims, Segment, batch_axes, reset, segment
+from memtx.core import Dims, Memory, Segment, batch_axes, reset, segment
+from memtx.errors import UserError
 from memtx.memory import MEMORIES
+from memtx.memory.own import load_class
 from memtx.models import patterns
 from memtx.models.body import body, hand_out, shared
 
 BATCH = 4
-# float32 rounding (armt through a language model comes to 2.4e-5; nothing else was seen above 2e-5); what a control must change
-EXACT, MOVED = 3e-5, 1e-3
+EXACT = 3e-5  # float32 rounding; the largest that was seen is 2.4e-5, of armt in a language model
+MOVED = 1e-3  # the least change that a control must make
 DIMS = Dims(width=8, num_heads=4, num_kv_heads=2, head_dim=4, position="rope", vocab_size=16)
 
 
-# --- placement on the devices that --devices asks for -----------------------------------------------------------------------
+# --- sharding over the devices that --devices sets --------------------------------------------------------------------------
 
 
 @functools.cache
 def mesh(data: int = 0):
-    """All devices as ('data', 'model'); None where there is only one."""
+    """Return a ('data', 'model') mesh of all devices, or None if there is only one."""
     devices = jax.device_count()
     data = data or min(devices, BATCH)
     return None if devices == 1 else jax.make_mesh((data, devices // data), ("data", "model"), (AxisType.Auto,) * 2)
 
 
 def place(tree, axes=0, on=None):
-    """`tree` with its batch axes (a tree of ints, or one for all leaves; -1: none) sharded over `data`."""
+    """Shard a tree over `data` along its batch axes: a tree of ints, or one int for all leaves. -1: no batch axis."""
     on = on or mesh()
     if on is None:
         return jax.tree.map(jnp.asarray, tree)
@@ -62,6 +62,8 @@ def place(tree, axes=0, on=None):
 
 @dataclass(frozen=True)
 class Case:
+    """A mechanism under test: its class, one of its tiny settings, and sizes."""
+
     name: str
     cls: type
     config: object
@@ -70,12 +72,13 @@ class Case:
 
     @property
     def id(self) -> str:
+        """The name of the case in test ids."""
         return self.name + self.label
 
     @cached_property
     def model(self) -> Model:
-        """The smallest model that holds the mechanism: one block, or one block inside it."""
-        entry = getattr(self.cls, "block", "window") if self.cls.site in ("body", "head") else self.name
+        """The smallest model with the mechanism: one block, or one block inside it."""
+        entry = (self.cls.block or "window") if self.cls.site in ("body", "head") else self.name
         around = {self.cls.site: self.name} if self.cls.site in ("body", "head") else {}
         inner = {name: MEMORIES[name].tiny[0] for name in patterns.names([((entry,), 1)]) if name != self.name}
         sizes = {field.name: getattr(self.dims, field.name) for field in dataclasses.fields(Dims)}
@@ -84,41 +87,47 @@ class Case:
 
     @cached_property
     def layer(self):
-        with jax.ensure_compile_time_eval():  # the test that asks first may be tracing, and others use it later
+        """The mechanism as a layer."""
+        with jax.ensure_compile_time_eval():  # the first test that uses it may be tracing
             return Alone(self, jax.random.key(0))
 
     @cached_property
     def params(self):
+        """Its parameters."""
         with jax.ensure_compile_time_eval():
             return place(nnx.to_pure_dict(nnx.state(self.layer)), -1)
 
     @cached_property
     def axes(self):
+        """The batch axes of its state."""
         return batch_axes(self.layer.init_state)
 
     @cached_property
     def remembers(self) -> bool:
-        """False for a table of parameters, which keeps nothing from what it reads."""
+        """Whether it has a state. A table of parameters has none."""
         return bool(jax.tree.leaves(self.axes))
 
     @property
     def causal(self) -> bool:
-        return getattr(self.cls, "causal", True)
+        """As `Memory.causal`."""
+        return self.cls.causal
 
     @property
     def encoded(self) -> bool:
-        return getattr(self.cls, "encoded", False)
+        """As `Memory.encoded`."""
+        return self.cls.encoded
 
     @property
     def keeps_x(self) -> bool:
-        """Whether what it reads goes into its state."""
+        """Whether its state depends on x."""
         return self.remembers and not self.encoded
 
     def init_state(self):
+        """Return its empty state."""
         return place(self.layer.init_state(BATCH), self.axes)
 
     def apply(self, params, x, state, seg: Segment):
-        """The call as a model makes it: reset, then the layer."""
+        """Call it as a model does: reset, then the layer."""
         graph, abstract = nnx.split(self.layer)
         nnx.replace_by_pure_dict(abstract, params)
         layer = nnx.merge(graph, abstract)
@@ -127,13 +136,15 @@ class Case:
 
     @cached_property
     def jitted(self):
+        """`apply` under jit."""
         return jax.jit(self.apply)
 
     def call(self, x, state, seg: Segment):
+        """Call it with its own parameters, sharded and under jit."""
         return self.jitted(self.params, place(x), state, place(seg))
 
     def x(self, seed: int, time: int = 16, dtype=jnp.float32):
-        """Random input of the mechanism's site, a pytree of [B, T, ...]."""
+        """Return random input of the mechanism's site, a pytree of [B, T, ...]."""
         rng = np.random.default_rng(seed)
         dims = self.dims
         if self.cls.site == "attention":
@@ -143,7 +154,10 @@ class Case:
         return (x, jnp.asarray(rng.normal(size=(BATCH, time, dims.vocab_size)), dtype)) if self.cls.site == "head" else x
 
     def run(self, x, cuts, state=None, start: int = 0, between=lambda state: state):
-        """Feed x[:, start:] in calls of `cuts` tokens -> (y of all calls, final state). `between` tampers with the state."""
+        """Feed x[:, start:] in calls of `cuts` tokens, and return y of all calls and the final state.
+
+        between: a function that changes the state before each call.
+        """
         state, outs = self.init_state() if state is None else state, []
         for time in cuts:
             y, state = self.call(cut(x, start, time), between(state), at(start, time))
@@ -152,12 +166,12 @@ class Case:
         return np.concatenate(outs, 1), state
 
     def warm(self, time: int = 7):
-        """A state in use, rows out of step with each other."""
+        """Return a state after one call in which each row had another number of tokens."""
         return self.call(self.x(99, time), self.init_state(), at(0, time, [7, 4, 6, 5]))[1]
 
 
 class Alone(nnx.Module):
-    """The mechanism as a model holds it: around a body if that is its site, with what its layers share. A layer itself."""
+    """The mechanism as a model uses it: around a body if that is its site, with its shared parameters. It is a layer."""
 
     def __init__(self, case: Case, key):
         for_memory, for_shared = jax.random.split(key)
@@ -169,27 +183,29 @@ class Alone(nnx.Module):
             self.shared = shared(case.model, case.dims, for_shared)
 
     def init_state(self, batch_size: int):
+        """Return its empty state."""
         return self.memory.init_state(batch_size)
 
     def __call__(self, x, state, seg: Segment):
+        """Call it with its shared parameters in `seg.shared`."""
         return self.memory(x, state, seg.replace(shared={**hand_out(self.shared), **seg.shared}))
 
 
 def token(x):
-    """Ids from the first numbers of x, so that what moves x moves them; tests/golden/base.py does the same in numpy."""
+    """Return token ids from the first numbers of x, so that moving x moves them. tests/golden/base.py has the same in NumPy."""
     first_BT = jax.tree.leaves(x)[0].astype(jnp.float32).reshape(*jax.tree.leaves(x)[0].shape[:2], -1)[..., 0]
     return jnp.floor(first_BT * 8).astype(jnp.int32) % DIMS.vocab_size
 
 
 def source(x_BTD, seg: Segment) -> dict:
-    """What an encoder would give: in the rows that are at a document's start, three vectors made of its first token."""
+    """Return an encoder's output: three vectors made of the first token, in rows that are at the start of a document."""
     h_BSD = jnp.stack([jnp.roll(x_BTD[:, 0], s, -1) for s in (1, 2, 3)], 1)
     return {"encoded/h": h_BSD, "encoded/length": jnp.where(seg.position_BT[:, 0] == 0, 3, 0) * (seg.length_B > 0)}
 
 
 @functools.cache
 def cases(given: str = "") -> tuple[Case, ...]:
-    """Every entry of MEMORIES, or the class that `path/to/file.py:ClassName` names, at each of its tiny settings."""
+    """Return a Case for each tiny setting of every mechanism, or of the class that `path/to/file.py:ClassName` names."""
     memories = {"given": load(given)} if given else MEMORIES
     found = []
     for name, cls in memories.items():
@@ -203,47 +219,42 @@ def cases(given: str = "") -> tuple[Case, ...]:
     return tuple(found)
 
 
-def load(given: str) -> type:
-    path, _, name = given.rpartition(":")
-    if not Path(path).is_file():
-        raise pytest.UsageError(f"--memory={given}: no such file; give path/to/file.py:ClassName")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    cls = getattr(module, name, None)
-    if cls is None:
-        raise pytest.UsageError(f"--memory={given}: {path} has no class {name}")
-    missing = [a for a in ("site", "kind", "Config", "tiny") if not hasattr(cls, a)]
-    if missing:
-        raise pytest.UsageError(f"--memory={given}: {name} lacks {', '.join(missing)}; see memtx.core.Memory")
-    return cls
+def load(given: str) -> type[Memory]:
+    """Return the class that `--memory` names."""
+    try:
+        return load_class(given)
+    except UserError as error:
+        raise pytest.UsageError(f"--memory={given}: {error}") from None
 
 
 # --- pieces of a test -------------------------------------------------------------------------------------------------------
 
 
 def cut(x, start: int, time: int):
+    """Return `time` tokens of x from `start` on."""
     return jax.tree.map(lambda a: a[:, start : start + time], x)
 
 
 def at(start, time: int, length_B=None, reset_B=None) -> Segment:
-    """A Segment whose rows stand at `start` (an int, or one per row)."""
+    """Return a Segment whose rows start at position `start` (an int, or one per row)."""
     return segment(np.broadcast_to(start, BATCH)[:, None] + np.arange(time), length_B, reset_B)
 
 
 def calls_of(time: int, x):
-    """[B, P T, ...] -> [P, B, T, ...], to scan over calls."""
+    """Split x into calls of `time` tokens to scan over: [B, P T, ...] -> [P, B, T, ...]."""
     return jax.tree.map(lambda a: a.reshape(BATCH, -1, time, *a.shape[2:]).swapaxes(0, 1), x)
 
 
 def joined(y_PBT):
+    """Undo `calls_of`: [P, B, T, ...] -> [B, P T, ...]."""
     return y_PBT.swapaxes(0, 1).reshape(BATCH, -1, *y_PBT.shape[3:])
 
 
 def distance(a, b) -> float:
-    """The largest difference between two trees, relative to the larger of 1 and b's largest entry; NaN counts as infinite."""
+    """Return the largest difference between two trees, relative to the larger of 1 and b's largest entry.
+
+    NaN counts as infinite.
+    """
     worst = 0.0
     for m, n in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         m, n = np.asarray(m, np.float64), np.asarray(n, np.float64)
@@ -253,7 +264,7 @@ def distance(a, b) -> float:
 
 
 def rows_differ(a, b, axes=0) -> np.ndarray:
-    """Per row, whether any bit of it differs between two trees; `axes` as in `place`. NaN differs from everything."""
+    """Return, per row, whether any bit differs between two trees. axes: as in `place`. NaN differs from everything."""
     axes = axes if not isinstance(axes, int) else jax.tree.map(lambda _: axes, a)
     differs = np.zeros(BATCH, bool)
     for m, n, axis in zip(*map(jax.tree.leaves, (a, b, axes)), strict=True):
@@ -264,6 +275,6 @@ def rows_differ(a, b, axes=0) -> np.ndarray:
 
 
 def gathers(hlo: str) -> list[str]:
-    """Collectives of a compiled program that move more than scalars."""
+    """Return the collectives of a compiled program that move more than scalars."""
     found = re.findall(r"= (.*?) (all-gather|all-to-all|all-reduce|collective-permute|reduce-scatter)\w*(?:-start)?\(", hlo)
     return [f"{name} {shape}" for shape, name in found if re.search(r"\[[^\]]", shape)]

@@ -1,4 +1,4 @@
-"""C2 and C3: how a text is cut does not matter, nor what comes after."""
+"""C2 and C3: the result depends neither on how a text is cut into calls nor on later tokens."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def test_c2_control_every_part_of_the_state_is_carried(case):
 
 @pytest.mark.parametrize("time", [4, pytest.param(7, marks=pytest.mark.thorough)])
 def test_c2_rows_out_of_step(case, time):
-    """Ragged calls, padded with large junk; each row begins a second document in the middle of everything."""
+    """Ragged calls, padded with large junk. Each row starts a second document in the middle of calls."""
     if not case.causal:
-        pytest.skip("cuts matter to it")
+        pytest.skip("not causal: its output depends on how the text is cut")
     x, second = case.x(0), np.array([5, 3, 9, 14])
     y_first, _ = case.call(x, case.init_state(), at(0, 16, second))
     shifted = jax.tree.map(lambda a: jnp.stack([jnp.roll(a[row], -n, 0) for row, n in enumerate(second)]), x)
@@ -54,26 +54,27 @@ def test_c2_rows_out_of_step(case, time):
 
 
 def run_ragged(case, x, second, time: int, ignore: bool = False):
-    """Each row takes a few tokens per call, never across the start of its second document (which one may `ignore`)."""
-    state, place_B, call = case.init_state(), np.zeros(BATCH, int), 0
+    """Give each row a few tokens per call, never across the start of its second document (which one may `ignore`)."""
+    state, taken_B, call = case.init_state(), np.zeros(BATCH, int), 0
     x = jax.tree.map(np.asarray, x)
     y_out = None
-    while (place_B < 16).any():
+    while (taken_B < 16).any():
         want = np.roll([4, 2, 0, 3], call)
-        end = np.where(place_B < second, second, 16)
-        length = np.minimum(want, end - place_B)
-        begins = (place_B == second) & (length > 0)
-        part = jax.tree.map(lambda a, at=place_B, n=length: take_padded(a, at, n, time), x)
-        position = place_B - np.where((place_B >= second) & (not ignore), second, 0)
+        end = np.where(taken_B < second, second, 16)
+        length = np.minimum(want, end - taken_B)
+        begins = (taken_B == second) & (length > 0)
+        part = jax.tree.map(lambda a, at=taken_B, n=length: take_padded(a, at, n, time), x)
+        position = taken_B - np.where((taken_B >= second) & (not ignore), second, 0)
         y, state = case.call(part, state, at(position, time, length, begins & (not ignore)))
         y_out = np.zeros((BATCH, 16, *y.shape[2:])) if y_out is None else y_out
         for row, n in enumerate(length):
-            y_out[row, place_B[row] : place_B[row] + n] = y[row, :n]
-        place_B, call = place_B + length, call + 1
+            y_out[row, taken_B[row] : taken_B[row] + n] = y[row, :n]
+        taken_B, call = taken_B + length, call + 1
     return y_out, state
 
 
 def take_padded(a, start_B, length_B, time: int):
+    """Take each row's own slice, padded with 50."""
     out = np.full((BATCH, time, *a.shape[2:]), 50.0, a.dtype)
     for row, (start, n) in enumerate(zip(start_B, length_B, strict=True)):
         out[row, :n] = a[row, start : start + n]
@@ -89,14 +90,14 @@ def test_c2_padding_is_not_seen(case):
     for row, n in enumerate(length):
         assert distance(other[row, :n], y[row, :n]) <= EXACT
     assert distance(same, after) <= EXACT
-    other, _ = case.call(junk, state, at([7, 4, 6, 5], 7))  # control: the same as real tokens
+    other, _ = case.call(junk, state, at([7, 4, 6, 5], 7))  # control: the same junk as real tokens
     np.testing.assert_array_equal(rows_differ(y, other), length < 7)
 
 
 def test_c2_another_layer_reads_the_same_memory_however_text_is_cut(case):
-    """A reader (memtx/models/readers.py): parameters and queries of its own, the writer's keys, values and state."""
+    """A reader (memtx/models/readers.py) has its own parameters and queries, and uses the writer's keys, values and state."""
     if case.cls.site != "attention":
-        pytest.skip("only at the attention site do layers read what others write")
+        pytest.skip("only memories at the attention site have readers")
     x, q = case.x(0), case.x(5)[0]
     rng = np.random.default_rng(0)
     own = jax.tree.map(lambda a: place(a + rng.normal(0, 0.5, a.shape).astype(a.dtype), -1), case.params)
@@ -110,8 +111,8 @@ def test_c2_another_layer_reads_the_same_memory_however_text_is_cut(case):
             start += time
         return np.concatenate(outs, 1)
 
-    readable = getattr(case.cls, "readable", True) and case.causal
-    assert (distance(read(ODD), read([16])) <= EXACT) == readable, "readable=False where it writes by parameters of its own"
+    readable = case.cls.readable and case.causal
+    assert (distance(read(ODD), read([16])) <= EXACT) == readable, "set readable = False if its writes depend on its parameters"
 
 
 @pytest.mark.parametrize(("time", "t"), [(7, 3), (16, 9)])

@@ -1,4 +1,4 @@
-"""C6: gradients reach as far back as memory is attached, and no further."""
+"""C6: gradients reach back to where the state is detached, and no further."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from memtx.core import detach, segment
 
 @pytest.mark.thorough
 def test_c6_truncation_is_exact_in_depth(case):
-    """Jacobian of the loss of call p to the input of call q, detached every second call, calls of two tokens.
+    """The Jacobian of the loss of call p to the input of call q, with the state detached every second call of two tokens.
 
-    One token went before, so that boundaries of the mechanism's own (every 4 tokens) and the detached ones do not coincide.
+    One token comes before, so that boundaries of the mechanism (every 4 tokens) differ from those of the detached calls.
     """
     x, state = calls_of(2, case.x(2, 8)), case.call(case.x(3, 1), case.init_state(), at(0, 1))[1]
 
@@ -38,19 +38,19 @@ def test_c6_truncation_is_exact_in_depth(case):
     p, q = np.indices((4, 4))
     same_block = p // 2 == q // 2
     assert (truncated[(q > p) | ~same_block] == 0).all()
-    if not (case.keeps_x and getattr(case.cls, "gradient", True)):
+    if not (case.keeps_x and case.cls.gradient):
         assert (whole[q != p] == 0).all()
         assert (whole[q == p] > 1e-6).all()  # control
         return
     assert (truncated[(q <= p) & same_block] > 1e-6).all()
-    assert (whole[q == p - 1] > 1e-6).all()  # control: without detach the gradient does cross
+    assert (whole[q == p - 1] > 1e-6).all()  # control: without detach the gradient crosses calls
 
 
 @pytest.mark.thorough
 def test_c6_gradients_do_not_depend_on_cuts(case):
-    """One call of 15 tokens, or five of three, out of step with boundaries of the mechanism's own."""
+    """One call of 15 tokens, or five of three, whose boundaries differ from the mechanism's."""
     if not case.causal:
-        pytest.skip("cuts matter to it")
+        pytest.skip("not causal: its output depends on how the text is cut")
 
     def loss(params, x, time):
         def step(state, inputs):

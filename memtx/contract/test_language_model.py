@@ -1,4 +1,4 @@
-"""The contract once more, through a whole language model."""
+"""Some checks of the contract again, through a whole language model."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from memtx.models.lm import LM
 
 
 def language_model(case, monkeypatch, **changes) -> LM:
+    """Return a model with two groups of the case's pattern."""
     monkeypatch.setitem(MEMORIES, case.name, case.cls)
     (pattern, _), *_ = case.model.stacks
     return LM(dataclasses.replace(case.model, stacks=((pattern, 2),), **changes))
@@ -51,7 +52,7 @@ def test_language_model_goes_on_and_begins_anew(case, monkeypatch):
 
 @pytest.mark.thorough
 def test_language_model_unrolled_is_the_one_scanned_and_rematerialised(case, monkeypatch):
-    """Values and gradients, with dropout: the same key gives the same numbers however the stack is run."""
+    """Values and gradients, with dropout: the same key gives the same numbers for each way to run the stack."""
     token = place(np.random.default_rng(0).integers(0, DIMS.vocab_size, (BATCH, 4)))
     lm = language_model(case, monkeypatch)
     params, state = place(lm.init(jax.random.key(0)), -1), place(lm.init_state(BATCH), batch_axes(lm.init_state))

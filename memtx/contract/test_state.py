@@ -1,4 +1,4 @@
-"""C7 and C8: a state is saved, restored and gone on from; its types never change, also in bfloat16."""
+"""C7 and C8: a state can be saved, restored and continued, and its types never change, also in bfloat16."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def test_c7_save_restore_and_go_on(case, tmp_path):
 
     def restored(placed):
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), placed)
-        return manager.restore(0, args=ocp.args.StandardRestore({"memory": abstract}))["memory"]
+        return manager.restore(0, args=ocp.args.StandardRestore({"state": abstract}))["state"]
 
     with ocp.CheckpointManager(tmp_path) as manager:
-        manager.save(0, args=ocp.args.StandardSave({"memory": state}))
+        manager.save(0, args=ocp.args.StandardSave({"state": state}))
         manager.wait_until_finished()
         expected = case.call(x, state, seg)
         same = case.call(x, restored(state), seg)
         other = None
         if mesh():
-            on = mesh(2)  # ('data', 'model') = (2, N / 2): other shards than the ones saved
+            on = mesh(2)  # ('data', 'model') = (2, N / 2): sharded differently than when saved
             moved = restored(place(state, case.axes, on))
             other = case.jitted(place(case.params, -1, on), place(x, 0, on), moved, place(seg, 0, on))
     assert jax.tree.structure(same) == jax.tree.structure(expected)
@@ -35,7 +35,7 @@ def test_c7_save_restore_and_go_on(case, tmp_path):
     if other:
         assert distance(other, expected) <= 1e-6
     if case.remembers:
-        assert rows_differ(case.call(x, case.init_state(), seg)[0], expected[0]).all()  # control: the memory mattered
+        assert rows_differ(case.call(x, case.init_state(), seg)[0], expected[0]).all()  # control: the state matters
 
 
 @pytest.mark.parametrize("time", [1, 3, 4, 9])
@@ -64,5 +64,5 @@ def test_c8_two_hundred_calls_in_bfloat16(case):
     state, y_P = many(case.init_state(), place(calls_of(3, case.x(0, 600, jnp.bfloat16)), 1))
     assert (np.asarray(y_P) < 100).all()  # a NaN fails too
     for leaf in jax.tree.leaves(state):
-        assert (np.abs(np.asarray(leaf, np.float64)) <= 1000).all()  # counters stand at 600
+        assert (np.abs(np.asarray(leaf, np.float64)) <= 1000).all()  # counters are at 600
     assert y_P[-1] > 0

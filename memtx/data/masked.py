@@ -14,10 +14,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from memtx.data.streams import Batch
+from memtx.data.streams import NOTHING, Batch
 from memtx.data.tokenizers import Tokenizer
 from memtx.errors import UserError
-from memtx.tasks.base import NOTHING
 
 MASKED, REPLACED = 0.8, 0.1  # of the tokens that are drawn
 

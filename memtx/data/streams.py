@@ -22,6 +22,8 @@ from memtx.core import Segment, pytree
 from memtx.data.tokens import Tokens
 from memtx.errors import UserError
 
+NOTHING = -1  # the target of a token at which nothing is asked
+
 
 @pytree
 class Batch:

@@ -1,0 +1,1 @@
+"""Evaluation: losses, perplexity with carried and wiped state, recall, and scores of generated text."""

@@ -1,26 +1,30 @@
-"""Cross-entropy of next tokens. B stream, T time, V vocabulary."""
+"""Cross-entropy of next tokens and classes.
+
+Legend: B streams, T tokens, V vocabulary or classes.
+"""
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 
-def at_each_place(logits: Array, time: int) -> Array:
-    """[B, T, V] as it is; logits of a whole call's class, [B, C], as they stand at each of its places, [B, T, C]."""
+def repeat_logits(logits: Array, time: int) -> Array:
+    """Repeat logits of a whole call, [B, V], for each of its `time` tokens: [B, T, V]. Return logits [B, T, V] unchanged."""
     return logits if logits.ndim == 3 else jnp.broadcast_to(logits[:, None], (len(logits), time, logits.shape[-1]))
 
 
 def token_nll(logits_BTV: Array, target_BT: Array) -> tuple[Array, Array]:
-    """-> (nll_BT in nats, log_z_BT), in float32. Where the target is -1, nothing is asked, and nll means nothing."""
+    """Return (nll_BT in nats, log_z_BT) in float32. Where the target is -1 there is no label, and nll has no meaning."""
     logits = logits_BTV.astype(jnp.float32)
     log_z_BT = jax.nn.logsumexp(logits, -1)
     return log_z_BT - jnp.take_along_axis(logits, jnp.maximum(target_BT, 0)[..., None], -1)[..., 0], log_z_BT
 
 
 def cross_entropy(logits_BTV, target_BT, mask_BT, *, z_loss: float = 0.0, label_smoothing: float = 0.0):
-    """Sums over the places of the mask: (objective, nll), in nats.
+    """Return (objective, nll) in nats, summed over the tokens in the mask.
 
     objective = (1-s) nll + s (mean over the vocabulary of -log p) + z_loss log(Z)^2, the last from PaLM (2204.02311).
+    Here s is `label_smoothing`.
     """
     nll_BT, log_z_BT = token_nll(logits_BTV, target_BT)
     objective_BT = nll_BT

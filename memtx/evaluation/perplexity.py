@@ -1,9 +1,9 @@
-"""What a model predicts of held-out text, and what its memory buys.
+"""Perplexity of held-out text, with and without the model's memory.
 
-The same weights read the same documents twice: with memory *carried* from segment to segment, and with memory *wiped* at
-every segment. Everything else is equal, so the difference is what the memory is worth.
+The same weights read the same documents twice: with the state *carried* from segment to segment, and with the state *wiped*
+before every segment. Everything else is equal, so the difference measures the gain from memory.
 
-B stream, P segments of a batch, T time, L buckets of position.
+Legend: B streams, P segments of a batch, T tokens of a segment, L buckets of position.
 """
 
 from __future__ import annotations
@@ -24,23 +24,25 @@ from memtx.evaluation.losses import token_nll
 from memtx.models.lm import LM
 from memtx.sharding import Layout
 
-OCTAVES, PER_OCTAVE = 22, 4  # buckets of position in the document: four to an octave, up to four million tokens
+OCTAVES, PER_OCTAVE = 22, 4  # buckets of position in the document: four per octave, up to four million tokens
 
 
 @pytree
 class Sums:
-    """Running sums over what was read: nats in float32, counts as integers."""
+    """Running sums over the tokens read so far: nats in float32, counts as integers."""
 
     nll: Array
     tokens: Array
     bytes: Array
-    nll_T: Array  # by place in the segment
+    nll_T: Array  # by position in the segment
     tokens_T: Array
     nll_L: Array  # by position in the document
     tokens_L: Array
 
     @staticmethod
     def zero(time: int) -> Sums:
+        """Return sums of zero for segments of `time` tokens."""
+
         def both(shape):
             return jnp.zeros(shape), jnp.zeros(shape, jnp.int32)
 
@@ -49,7 +51,7 @@ class Sums:
 
 @dataclasses.dataclass(frozen=True)
 class Perplexity:
-    """Losses are in nats per token: overall, by place in the segment, and by position in the document."""
+    """Results of one pass. Losses are in nats per token: overall, by position in the segment, by position in the document."""
 
     bits_per_byte: float
     loss: float
@@ -57,17 +59,19 @@ class Perplexity:
     tokens: int
     bytes: int
     loss_by_place: list[float]
-    position: list[float]  # the middle of each bucket that has tokens
+    position: list[float]  # the middle of each bucket with tokens
     loss_by_position: list[float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
+    """Results with the state carried and with the state wiped."""
+
     carried: Perplexity
     wiped: Perplexity
 
     def metrics(self) -> dict[str, float]:
-        """Over all, and the loss of each slice by position: position=1 is a document's first token."""
+        """Return the overall metrics and the loss by position. position=1 is the first token of a document."""
         found = {}
         for p, suffix in ((self.carried, ""), (self.wiped, "_wiped")):
             found |= {f"eval/{name}{suffix}": getattr(p, name) for name in ("bits_per_byte", "perplexity")}
@@ -77,26 +81,27 @@ class Evaluation:
 
 
 def make_evaluator(lm: LM, bytes_V: np.ndarray, layout: Layout):
-    """evaluate(params, batches) -> Evaluation, with memories of its own; compiled once for all calls.
+    """Build evaluate(params, batches) -> Evaluation. It creates fresh states at each call and is compiled once.
 
-    bytes_V: the bytes that each token of the vocabulary stands for. batches: of P = 1.
+    bytes_V: the number of bytes of each token of the vocabulary. batches: batches with P = 1.
+    evaluate raises ValueError if there are no batches.
     """
 
-    def step(params, memories, sums, batch: Batch):
+    def step(params, states, sums, batch: Batch):
         part = jax.tree.map(lambda a: a[:, 0], batch)
-        new_memories, new_sums = [], []
-        for memory, total, wiped in zip(memories, sums, (False, True), strict=True):
+        new_states, new_sums = [], []
+        for state, total, wiped in zip(states, sums, (False, True), strict=True):
             seg = segment_of(part, wiped=wiped)
-            logits, memory = lm(params, part.token_BPT, memory, seg)
+            logits, state = lm(params, part.token_BPT, state, seg)
             nll_BT = token_nll(logits, part.target_BPT)[0]
-            new_memories.append(memory)
+            new_states.append(state)
             new_sums.append(add(total, nll_BT, jnp.asarray(bytes_V)[part.target_BPT], seg, part.asked_BPT))
-        return tuple(new_memories), tuple(new_sums)
+        return tuple(new_states), tuple(new_sums)
 
-    memory_shardings = (layout.state(lm.init_state),) * 2
-    step = jax.jit(step, donate_argnums=(1, 2), out_shardings=(memory_shardings, layout.whole))
+    state_shardings = (layout.state(lm.init_state),) * 2
+    step = jax.jit(step, donate_argnums=(1, 2), out_shardings=(state_shardings, layout.whole))
 
-    @partial(jax.jit, static_argnums=(0, 1), out_shardings=(memory_shardings, layout.whole))
+    @partial(jax.jit, static_argnums=(0, 1), out_shardings=(state_shardings, layout.whole))
     def start(batch: int, time: int):
         return (lm.init_state(batch), lm.init_state(batch)), (Sums.zero(time), Sums.zero(time))
 
@@ -114,7 +119,7 @@ def make_evaluator(lm: LM, bytes_V: np.ndarray, layout: Layout):
 
 
 def add(sums: Sums, nll_BT: Array, bytes_BT: Array, seg: Segment, mask_BT: Array) -> Sums:
-    """mask_BT: where something is asked."""
+    """Add the tokens of one segment to the sums. mask_BT: true where a token has a label."""
     nll_BT = jnp.where(mask_BT, nll_BT, 0.0)
     one_BT = mask_BT.astype(jnp.int32)
     octave_BT = jnp.log2(seg.position_BT.astype(jnp.float32) + 1)
@@ -131,6 +136,7 @@ def add(sums: Sums, nll_BT: Array, bytes_BT: Array, seg: Segment, mask_BT: Array
 
 
 def perplexity(sums: Sums) -> Perplexity:
+    """Divide the sums by their counts."""
     nll, tokens = float(sums.nll), int(sums.tokens)
     filled = np.flatnonzero(sums.tokens_L)
     return Perplexity(

@@ -1,11 +1,11 @@
-"""How many labels of a task a model gets right, with its memory carried and with it wiped.
+"""Accuracy on the labels of a task, with the state carried and with the state wiped.
 
-The same weights read the same held-out examples twice: with memory carried from segment to segment, and wiped at every segment
-(of an encoder-decoder: as if there were no source, since that is what its memory holds).
-A label is right if it is the likeliest token at its place; an example is an exact match if all its labels are. For labels that
-are the next tokens this is what greedy generation gives: it writes the whole answer if and only if every step of it is right.
+The same weights read the same held-out examples twice: with the state carried from segment to segment, and with the state wiped
+before every segment. An encoder-decoder with wiped state reads no source, because its state contains the source.
+A label is right if it is the most likely token at its position. An example is an exact match if all its labels are right. If
+the labels are next tokens, this agrees with greedy generation, which writes the whole answer only if each step of it is right.
 
-Legend: B stream, T time, E examples, A labels of an example.
+Legend: B streams, T tokens of a segment, E examples, L tokens of an example, A labels of an example, W carried and wiped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from memtx.data.streams import Batch, segment_of
-from memtx.evaluation.losses import at_each_place, token_nll
+from memtx.evaluation.losses import repeat_logits, token_nll
 from memtx.models.lm import LM
 from memtx.sharding import Layout
 from memtx.tasks.base import Example
@@ -26,9 +26,13 @@ from memtx.tasks.base import Example
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """accuracy: share of labels that are right; exact: share of examples whose labels all are; loss: nats per label.
+    """Results of one pass.
 
-    by_slice: the accuracy of each slice, called "pairs=16"; exact_by_slice: of slices that are of whole examples.
+    accuracy        the share of labels that are right
+    exact           the share of examples with all labels right
+    loss            nats per label
+    by_slice        the accuracy of each slice, by names such as "pairs=16"
+    exact_by_slice  `exact` of each slice that consists of whole examples
     """
 
     accuracy: float
@@ -40,7 +44,10 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Recall:
-    """text: scores of targets that are texts, by name, see memtx.evaluation.written. signature: of their BLEU, sacrebleu's."""
+    """Results with the state carried and with the state wiped.
+
+    text: the metrics of memtx.evaluation.written, if any. signature: sacrebleu's, of their BLEU.
+    """
 
     carried: Score
     wiped: Score
@@ -50,6 +57,7 @@ class Recall:
     signature: str = ""
 
     def metrics(self) -> dict[str, float]:
+        """Return the overall metrics, those of the slices, and those of generated text."""
         found = {}
         for score, suffix in ((self.carried, ""), (self.wiped, "_wiped")):
             found |= {f"eval/{name}{suffix}": getattr(score, name) for name in ("accuracy", "exact", "loss")}
@@ -60,34 +68,34 @@ class Recall:
 
 
 def make_recall(lm: LM, examples: Sequence[Example], layout: Layout):
-    """evaluate(params, batches) -> Recall, with memories of its own; compiled once for all calls.
+    """Build evaluate(params, batches) -> Recall. It creates fresh states at each call and is compiled once.
 
-    batches: of P = 1, whose `source` is the index of the example.
+    batches: batches with P = 1, whose `source_BP` is the index of the example.
     """
 
-    def step(params, memories, batch: Batch):
+    def step(params, states, batch: Batch):
         part = jax.tree.map(lambda a: a[:, 0], batch)
         new, right, nll = [], [], []
-        for memory, wiped in zip(memories, (False, True), strict=True):
-            logits, memory = lm(params, part.token_BPT, memory, segment_of(part, wiped=wiped))
-            logits = at_each_place(logits, part.target_BPT.shape[1])
-            new.append(memory)
+        for state, wiped in zip(states, (False, True), strict=True):
+            logits, state = lm(params, part.token_BPT, state, segment_of(part, wiped=wiped))
+            logits = repeat_logits(logits, part.target_BPT.shape[1])
+            new.append(state)
             right.append(logits.argmax(-1) == part.target_BPT)
             nll.append(token_nll(logits, part.target_BPT)[0])
         return tuple(new), (part.source_BP, part.position_BPT, part.asked_BPT, jnp.stack(right), jnp.stack(nll))
 
-    memory_shardings = (layout.state(lm.init_state),) * 2
-    step = jax.jit(step, donate_argnums=1, out_shardings=(memory_shardings, layout.whole))
-    start = jax.jit(lambda batch: (lm.init_state(batch),) * 2, static_argnums=0, out_shardings=memory_shardings)
+    state_shardings = (layout.state(lm.init_state),) * 2
+    step = jax.jit(step, donate_argnums=1, out_shardings=(state_shardings, layout.whole))
+    start = jax.jit(lambda batch: (lm.init_state(batch),) * 2, static_argnums=0, out_shardings=state_shardings)
 
     def evaluate(params, batches: Iterable[Batch]) -> Recall:
         longest = max(len(example.token_L) for example in examples)
         right_WEL, nll_WEL = np.zeros((2, len(examples), longest), bool), np.zeros((2, len(examples), longest), np.float32)
-        memories = None
+        states = None
         for batch in batches:
             batch = layout.place(batch)
-            memories = start(batch.token_BPT.shape[0]) if memories is None else memories
-            memories, found = step(params, memories, batch)
+            states = start(batch.token_BPT.shape[0]) if states is None else states
+            states, found = step(params, states, batch)
             source_B, position_BT, asked_BT, right_WBT, nll_WBT = jax.device_get(found)
             row, column = np.nonzero(asked_BT)
             at = (slice(None), source_B[row], position_BT[row, column])
@@ -99,7 +107,7 @@ def make_recall(lm: LM, examples: Sequence[Example], layout: Layout):
 
 
 def score(examples: Sequence[Example], right_EL: np.ndarray, nll_EL: np.ndarray) -> Score:
-    """right_EL: whether the label at each place was given; counted where something is asked (accuracy: and scored)."""
+    """Score examples. right_EL: whether the prediction at each token is right. Tokens without a label do not count."""
     all_right, nll, exact = [], [], []
     slices: dict[str, dict] = {}
     exact_slices: dict[str, dict] = {}
@@ -119,12 +127,14 @@ def score(examples: Sequence[Example], right_EL: np.ndarray, nll_EL: np.ndarray)
                 slices.setdefault(name, {}).setdefault(key, []).append(right)
             if not of_labels:
                 exact_slices.setdefault(name, {}).setdefault(value, []).append(exact[-1])
-    return Score(mean(all_right), mean(exact), mean(nll), _named(slices), _named(exact_slices))
+    return Score(mean(all_right), mean(exact), mean(nll), _average(slices), _average(exact_slices))
 
 
 def mean(values: Sequence[float]) -> float:
+    """Return the mean, or NaN if there are no values."""
     return float(np.mean(values)) if values else float("nan")
 
 
-def _named(slices: dict[str, dict]) -> dict[str, float]:
+def _average(slices: dict[str, dict]) -> dict[str, float]:
+    """Return the mean of each slice under its name, such as "pairs=16"."""
     return {f"{name}={key}": mean(values) for name, found in slices.items() for key, values in sorted(found.items())}

@@ -1,4 +1,4 @@
-"""An evaluation for people: a table and a plot of what the memory buys."""
+"""Tables and plots of an evaluation, with the state carried and with the state wiped."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from rich.table import Table
 from memtx.evaluation.perplexity import Evaluation
 from memtx.evaluation.recall import Recall
 
-FIRST = 8  # the first few tokens of a document are few and hard, and would hide the rest of the plot
+FIRST = 8  # plots start here, because the high loss of a document's first tokens would hide the rest
 
 
 def table(evaluation: Evaluation, title: str) -> Table:
-    """Carried and wiped side by side."""
+    """Return a table of both passes over text and the gain from memory."""
     carried, wiped = evaluation.carried, evaluation.wiped
     out = Table(title=title, caption=f"{carried.bytes:,} held-out bytes, {carried.tokens:,} tokens", min_width=72)
     out.add_column("memory")
@@ -23,15 +23,13 @@ def table(evaluation: Evaluation, title: str) -> Table:
         out.add_row(name, f"{p.bits_per_byte:.4f}", f"{p.perplexity:.3f}", f"{p.loss:.4f}")
     gain = wiped.bits_per_byte - carried.bits_per_byte
     out.add_section()
-    out.add_row(
-        "what it buys", f"{gain:.4f}", f"{wiped.perplexity - carried.perplexity:.3f}", f"{wiped.loss - carried.loss:.4f}"
-    )
+    out.add_row("gain", f"{gain:.4f}", f"{wiped.perplexity - carried.perplexity:.3f}", f"{wiped.loss - carried.loss:.4f}")
     return out
 
 
 def plot(evaluation: Evaluation, path: Path, title: str) -> None:
-    """Loss by position in the document and by place in the segment, to a png."""
-    import matplotlib  # here, since it is slow to import and only this needs it
+    """Plot the loss by position in the document and by position in the segment, and save it as a png."""
+    import matplotlib  # imported here because it is slow
 
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
@@ -41,10 +39,10 @@ def plot(evaluation: Evaluation, path: Path, title: str) -> None:
     for label, p, colour, line in styles:
         shown = [(x, y) for x, y in zip(p.position, p.loss_by_position, strict=True) if x >= FIRST] or [(1, p.loss)]
         document.plot(*zip(*shown, strict=True), line, color=colour, label=label)
-        place = range(1, len(p.loss_by_place) + 1)
-        segment.plot(place, p.loss_by_place, line, color=colour, label=label, linewidth=1)
+        position = range(1, len(p.loss_by_place) + 1)
+        segment.plot(position, p.loss_by_place, line, color=colour, label=label, linewidth=1)
     document.set(xscale="log", xlabel=f"position in the document (tokens, from {FIRST} on)", ylabel="loss (nats per token)")
-    segment.set(xlabel="place in the segment (tokens)", ylabel="loss (nats per token)")
+    segment.set(xlabel="position in the segment (tokens)", ylabel="loss (nats per token)")
     document.legend(frameon=False)
     for axes in (document, segment):
         axes.grid(alpha=0.25)
@@ -55,7 +53,7 @@ def plot(evaluation: Evaluation, path: Path, title: str) -> None:
 
 
 def recall_table(recall: Recall, title: str) -> Table:
-    """Accuracy carried and wiped side by side, of each slice, and what was written after sources."""
+    """Return a table of both passes over a task: overall, by slice, and the scores of generated text."""
     carried, wiped = recall.carried, recall.wiped
     caption = f"{recall.examples:,} held-out examples, {recall.labels:,} labels"
     caption += f"\nBLEU: {recall.signature}" if recall.signature else ""
@@ -76,7 +74,7 @@ def recall_table(recall: Recall, title: str) -> Table:
 
 
 def recall_plot(recall: Recall, path: Path, title: str) -> None:
-    """Accuracy by slice, one panel for each kind, to a png."""
+    """Plot the accuracy by slice, one panel per kind of slice, and save it as a png."""
     import matplotlib
 
     matplotlib.use("agg")

@@ -1,7 +1,7 @@
-"""What a model writes after held-out sources: bits per byte of the targets, and greedy texts scored against them.
+"""Metrics of sequence-to-sequence models on held-out pairs of source and target.
 
-bits_per_byte        of targets, `_wiped`: without their sources
-exact_match, f1      of normalised words, bleu, rouge_l: of greedy texts, from 0 to 100 (memtx.evaluation.text)
+bits_per_byte                     of the targets, and `bits_per_byte_wiped` without their sources
+exact_match, f1, bleu, rouge_l    of greedily generated texts, from 0 to 100 (see memtx.evaluation.text)
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from memtx.tasks.base import Example
 
 
 def bits_per_byte(recall: Recall, examples: Sequence[Example], bytes_V: np.ndarray) -> dict[str, float]:
+    """Convert the losses of `recall` to bits per byte. bytes_V: the number of bytes of each token of the vocabulary."""
     size = sum(int(bytes_V[example.label_L].sum()) for example in examples)
     both = (("", recall.carried), ("_wiped", recall.wiped))
     return {f"bits_per_byte{suffix}": score.loss * recall.labels / math.log(2) / max(size, 1) for suffix, score in both}
@@ -28,11 +29,11 @@ def bits_per_byte(recall: Recall, examples: Sequence[Example], bytes_V: np.ndarr
 def greedy_scores(
     lm: LM, params: Params, tokenizer: Tokenizer, examples: Sequence[Example], *, batch: int, max_tokens: int
 ) -> tuple[dict[str, float], str]:
-    """Scores of the text that is written after each example's source, against its answer, and sacrebleu's signature."""
+    """Generate a text for each example's source, and score it against the example's answer -> metrics, sacrebleu's signature."""
     texts: list[str] = []
     while len(texts) < len(examples):
         rows = examples[len(texts) : len(texts) + batch]
-        sources = [row.source_S for row in (*rows, *[rows[-1]] * (batch - len(rows)))]  # whole batches: one program
+        sources = [row.source_S for row in (*rows, *[rows[-1]] * (batch - len(rows)))]  # full batches need one program
         done = complete(lm, params, tokenizer, [""] * batch, source=sources, sampling=GREEDY, max_tokens=max_tokens)
         texts += done.texts[: len(rows)]
     answers = [example.answer for example in examples]

@@ -1,1 +1,1 @@
-"""Finding and reading files."""
+"""Files: the cache, packages, GGUF files and the Hugging Face hub."""

@@ -1,11 +1,11 @@
-"""Text from a language model: prompts are read into memory in segments, then written on, token by token.
+"""Text generation: a model reads prompts in segments and then writes, token by token.
 
-for text in generate(lm, params, tokenizer, prompt): ...       one stream, shown as it is drawn
+for text in generate(lm, params, tokenizer, prompt): ...       one stream, piece by piece
 done = complete(lm, params, tokenizer, prompts)                 several at once: done.texts, done.state
-prompt = chat.render(tokenizer, messages)                       how a conversation is written for a model that was taught one
+prompt = chat.render(tokenizer, messages)                       the prompt of a conversation, for a chat model
 
-Memory is carried from the prompt to the text and out again, so a conversation goes on where it stopped and the prompt may be
-of any length. The cost of a token does not depend on how much was read, unless the memory itself grows.
+The state passes from the prompt to the text and out again. A later call can continue with it, and a prompt may have any length.
+The cost of a token does not depend on how much was read, unless the state grows with it.
 """
 
 from memtx.generate import chat

@@ -1,8 +1,8 @@
-"""Beam search: the likeliest text by the sum of log-probabilities / tokens**length_penalty, among those that beams reach.
+"""Beam search: it looks for the text with the highest sum of log-probabilities / tokens**length_penalty.
 
-Beams are rows of the memory. At every token each beam is widened by all of the vocabulary; of all candidates those that end
-are put aside, and the best that go on become the beams, with the memory of the beam that each comes from. A row is done when
-`beams` texts have ended and no beam is better than the worst of them; what was not ended then counts as it stands.
+Beams are rows of the state. At every token each beam is extended by the whole vocabulary. Candidates that end are put aside.
+The best of the others become the new beams, each with the state of the beam that it extends. A stream is done when `beams`
+texts have ended and no beam is better than the worst of them. Beams that have not ended then count as they are.
 
 B stream, K beams, R = B K rows, W candidates of a stream, V vocabulary.
 """
@@ -25,7 +25,7 @@ from memtx.models.lm import LM, LMState, Params
 
 @dataclasses.dataclass
 class Search:
-    """One stream: its beams (score, tokens), best first, and the texts that ended."""
+    """The search of one stream: its beams (score, tokens), best first, and the texts that ended."""
 
     beams: int
     length_penalty: float
@@ -34,7 +34,7 @@ class Search:
     done: bool = False
 
     def widen(self, candidates: list[tuple[float, int, int]], ends: Callable[[list[int]], bool]) -> list[int]:
-        """candidates: (score, beam, token), best first. -> the beam that each of the new ones comes from."""
+        """Choose the new beams from candidates (score, beam, token), best first. Returns the beam that each new one extends."""
         going_on, parents = [], []
         for rank, (score, beam, token) in enumerate(candidates):
             tokens = [*self.running[beam][1], token]
@@ -51,12 +51,15 @@ class Search:
         return parents
 
     def end(self, score: float, tokens: list[int]) -> None:
+        """Add a text that ended, if it is among the best."""
         self.ended = sorted([*self.ended, (self.score(score, tokens), tokens)], key=lambda e: -e[0])[: self.beams]
 
     def score(self, total: float, tokens: list[int]) -> float:
+        """Return the score of a text from its sum of log-probabilities."""
         return total / len(tokens) ** self.length_penalty
 
     def best(self) -> list[int]:
+        """Return the tokens of the best text."""
         if not self.done:
             for score, tokens in self.running:
                 self.end(score, tokens)
@@ -73,7 +76,10 @@ def beam_search(
     ends_V: np.ndarray,
     stops: Callable[[list[int]], bool],
 ) -> tuple[list[list[int]], LMState]:
-    """-> (the best tokens of each stream, the memory that has read them). stops: whether tokens hold a stop text."""
+    """Return the best tokens of each stream, and the state that has read them.
+
+    drawable_V: which tokens may be written. ends_V: which tokens end a text. stops: whether tokens contain a stop text.
+    """
     lm, batch, width = writer.lm, len(writer.token_B), beams * (1 + int(ends_V.sum()))
     width = min(width, beams * len(ends_V))
     searches = [Search(beams, length_penalty) for _ in range(batch)]
@@ -107,7 +113,7 @@ def beam_search(
 
 @partial(jax.jit, static_argnames="lm")
 def _rows(lm: LM, state: LMState, index_R: Array) -> LMState:
-    """The memory of the streams at these indices."""
+    """Return the state of the streams at these indices."""
     return take_rows(state, index_R, batch_axes(lm.init_state))
 
 
@@ -124,8 +130,10 @@ def _widen(
     *,
     width: int,
 ):
-    """Each row reads its token with its parent's memory -> the best candidates of each stream, score_BW and index_BW (beam * V
-    + token), and the state."""
+    """Let each row read its token with its parent's state.
+
+    Returns the best candidates of each stream, score_BW and index_BW (beam * V + token), and the new state.
+    """
     logits_RTV, state = step(lm, params, token_R[:, None], live_R, _rows(lm, state, parent_R))
     logp_RV = jnp.where(drawable_V, jax.nn.log_softmax(logits_RTV[:, 0]), -jnp.inf)
     total_BKV = score_BK[:, :, None] + logp_RV.reshape(*score_BK.shape, -1)

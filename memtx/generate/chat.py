@@ -1,4 +1,4 @@
-"""How a conversation is written for a model that was taught one: its own Jinja template, run in a sandbox."""
+"""Prompts of conversations, written by the model's own Jinja template in a sandbox."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from memtx.errors import UserError, optional
 
 
 def render(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], *, reply: bool = True) -> str:
-    """The prompt of messages {"role": "system" | "user" | "assistant", "content": text}; read it with `specials=True`.
+    """Return the prompt of messages {"role": "system" | "user" | "assistant", "content": text}. Read it with `specials=True`.
 
-    reply: whether it goes on to where the model's answer begins. UserError if the tokenizer has no template, or it refuses.
+    reply: whether the prompt ends with the start of the model's answer.
+    Raises UserError if the tokenizer has no template, or if the template refuses the messages.
     """
     if not tokenizer.chat_template:
-        raise UserError(f"{tokenizer.name} has no chat template: the model was not taught conversations; give it a prompt")
+        raise UserError(f"{tokenizer.name} has no chat template; give the model a prompt instead of messages")
     jinja2 = optional("jinja2")
     sandbox = optional("jinja2.sandbox").ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]

@@ -1,4 +1,4 @@
-"""How the next token is drawn from logits. V vocabulary."""
+"""Sampling of the next token from logits. V vocabulary."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from memtx.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """temperature 0 takes the likeliest token; top_k = 0 and top_p = 1 keep all of them."""
+    """The settings of sampling. temperature=0 takes the most likely token. top_k=0 and top_p=1 keep all tokens."""
 
     temperature: float = 0.8
     top_k: int = 0
@@ -35,14 +35,20 @@ GREEDY = Sampling(temperature=0)
 
 
 def sample(logits_V: Array, key: Array, sampling: Sampling) -> Array:
-    """One token id from softmax(logits / temperature), cut to the top_k likeliest and to the fewest of mass top_p."""
+    """Draw a token id from softmax(logits / temperature).
+
+    The candidates are the top_k most likely tokens, of which the fewest with a total probability of top_p are kept.
+    """
     if sampling.temperature == 0:
         return jnp.argmax(logits_V)
     return draw(logits_V, key, sampling.temperature, sampling.top_k, sampling.top_p)
 
 
 def draw(logits_V: Array, key: Array, temperature: ArrayLike, top_k: ArrayLike, top_p: ArrayLike) -> Array:
-    """`sample` above temperature 0, with settings that may be traced. Of tokens equally likely all are kept, or none."""
+    """Draw as `sample` does above temperature 0, with settings that may be traced.
+
+    Tokens of equal probability are kept or dropped together.
+    """
     logits_V = logits_V / temperature
     p_V = jax.nn.softmax(logits_V)
     count = jnp.where(jnp.equal(top_k, 0), len(p_V), top_k)
@@ -52,8 +58,11 @@ def draw(logits_V: Array, key: Array, temperature: ArrayLike, top_k: ArrayLike, 
 
 
 def _likeliest(p_V: Array, enough: Callable[[Array], Array]) -> Array:
-    """The fewest of the likeliest tokens that are enough: by halving over the bits of their probability, which costs less
-    than a sort; as integers, the bits of positive floats are in the floats' order."""
+    """Return which tokens are the fewest of the most likely ones that are enough.
+
+    It bisects the bits of their probability, which costs less than a sort. As integers, the bits of positive floats sort like
+    the floats.
+    """
     bits_V = lax.bitcast_convert_type(p_V, jnp.int32)
 
     def halve(_, bounds):

@@ -1,4 +1,7 @@
-"""From prompts to texts: special tokens, stop strings, and characters that take several tokens. B stream, V vocabulary."""
+"""From prompts to texts: special tokens, stop texts, and characters of several tokens.
+
+B stream, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ WRITTEN = 200  # tokens, unless it is told otherwise
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """texts: what was written after each prompt. state: the memory, which has read all of it."""
+    """texts: the text written after each prompt. state: the state that has read prompts and texts."""
 
     texts: list[str]
     state: LMState
@@ -30,7 +33,7 @@ class Completion:
 def generate(
     lm: LM, params: Params, tokenizer: Tokenizer, prompt: str, *, source: str | None = None, look: int = 4, **options
 ) -> Generator[str, None, LMState]:
-    """Yields text as it is drawn; returns the memory. Options as in `complete`, for one stream."""
+    """Yield text while it is written, and return the state. The options are those of `complete`, for one stream."""
     sources = None if source is None else [source]
     pieces = _stream(lm, params, tokenizer, [prompt], source=sources, look=look, **options)
     while True:
@@ -45,19 +48,21 @@ def generate(
 def complete(
     lm: LM, params: Params, tokenizer: Tokenizer, prompts: Sequence[str], *, look: int = LOOK, **options
 ) -> Completion:
-    """What follows each prompt, until a text ends or after max_tokens. Each row is what it would be alone.
+    """Write after each prompt until the text ends or has max_tokens tokens. No row depends on the others.
 
-    max_tokens      None: 200, of what is written, or as many as there are learned positions for
-    sampling        Sampling(); row b draws by the seed `seed + b`
-    beams           1; more search for the likeliest text: the highest sum of log-probabilities / tokens**length_penalty (1.0)
-    stop            texts that end a row; they are not given back, though the memory has read them
+    max_tokens      the most tokens to write. None: 200, or as many as there are learned positions for
+    sampling        Sampling(). Row b draws with the seed `seed + b`
+    beams           1. More search for the highest sum of log-probabilities / tokens**length_penalty (1.0)
+    stop            texts that end a row. They are not part of the result, but the state has read them
     seed            0
-    state           where an earlier call stopped; None begins documents
-    source          texts, or their tokens, that an encoder-decoder's encoder reads, one a row
-    start           the token that a document begins with; None: as the tokenizer frames texts, or its <pad> after a source
-    specials        False; whether specials that a prompt spells out, as chat templates do, are those tokens
-    chunk           512, the tokens of a prompt that are read at a time
-    look            tokens that are written before the host looks at them, at most 16 (1 if there are stop texts)
+    state           the state of an earlier call to continue from. None starts documents
+    source          texts, or their tokens, for the encoder of an encoder-decoder, one per row
+    start           the first token of a document. None: as the tokenizer frames texts, or its <pad> after a source
+    specials        False, whether special tokens that a prompt spells out, as chat templates do, are read as such
+    chunk           512, how many tokens of a prompt are read at a time
+    look            how many tokens are written before the host sees them, at most 16 (1 if there are stop texts)
+
+    Raises UserError if the options do not fit together or the model does not predict next tokens.
     """
     texts = ["" for _ in prompts]
     pieces = _stream(lm, params, tokenizer, prompts, look=look, **options)
@@ -87,22 +92,22 @@ def _stream(
     chunk: int = CHUNK,
     look: int,
 ) -> Generator[list[str], None, LMState]:
-    """Yields what was written of each row since the last time."""
+    """Yield the new text of each row, and return the state."""
     lm.check_next_token()
     fitted(seed, Seed, "seed")
     if beams < 1:
         raise UserError(f"beams must be 1 or more, not {beams}")
     if source is not None and len(source) != len(prompts):
-        raise UserError(f"{len(source)} sources for {len(prompts)} prompts: give one each")
+        raise UserError(f"{len(source)} sources for {len(prompts)} prompts; give one source per prompt")
     if isinstance(stop, str):
-        raise UserError(f"stop is a list of texts, as in [{stop!r}]")
+        raise UserError(f"stop must be a list of texts, such as [{stop!r}]")
     framed_source = None if source is None else [_framed(tokenizer, text) for text in source]
     begin = state is None and (framed_source is not None or start is not None)
     if begin and start is None:
         start = tokenizer.start
     ids = [_ids(tokenizer, prompt, start if begin else None, state is None, specials) for prompt in prompts]
     if beams > 1 and sampling is not None and sampling.temperature > 0:
-        raise UserError("beams search for the likeliest text: set the temperature to 0, or beams to 1")
+        raise UserError("beams > 1 does not sample; set the temperature to 0, or beams to 1")
     max_tokens = _room(lm, ids, state, max_tokens)
     writer = Writer(lm, params, ids, state=state, source=framed_source, chunk=chunk)
     drawable_V, ends_V = _masks(tokenizer, lm.model.vocab_size)
@@ -163,7 +168,10 @@ def _framed(tokenizer: Tokenizer, text: str | np.ndarray) -> np.ndarray:
 
 
 def _masks(tokenizer: Tokenizer, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of the model's vocabulary, which may be larger than the tokenizer's: what may be drawn, and what ends a text."""
+    """Return which tokens are drawable and which end a text, over the model's vocabulary.
+
+    That may be larger than the tokenizer's.
+    """
     drawable_V, ends_V = np.zeros(size, bool), np.zeros(size, bool)
     drawable_V[: tokenizer.vocab_size] = tokenizer.drawable_V
     ends_V[list(tokenizer.eos)] = True
@@ -171,9 +179,9 @@ def _masks(tokenizer: Tokenizer, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Text:
-    """The text of one row: shows what no later token can change.
+    """The text of one row. It shows only text that no later token can change.
 
-    fresh: it begins a text of its own, so the blank that some tokenizers put before the first word is left out.
+    fresh: whether it starts a text. The blank that some tokenizers put before the first word is then left out.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], fresh: bool):
@@ -182,11 +190,11 @@ class _Text:
         self._held, self.stopped = "", False
 
     def add(self, token: int) -> str:
-        """What can be shown once `token` is there."""
+        """Add a token and return the text that can now be shown."""
         return self._show(self._utf8.decode(b"" if token in self._ends else self._pieces[token]), last=False)
 
     def rest(self) -> str:
-        """What can be shown when nothing more comes."""
+        """Return the rest of the text, after the last token."""
         return self._show(self._utf8.decode(b"", final=True), last=True)
 
     def _show(self, more: str, last: bool) -> str:
@@ -206,5 +214,5 @@ class _Text:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of a text may begin a stop text."""
+    """Return how many characters at the end of a text may start a stop text."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

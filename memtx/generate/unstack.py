@@ -1,7 +1,7 @@
-"""A large model with every layer a stack of its own, which writes tokens faster.
+"""A large model with one stack per layer, which writes tokens faster.
 
-Where layers are scanned over, XLA copies each layer's parameters and memory out of the stacked arrays, and the memory back:
-for one token that is as much work as the token itself. Programs without stacks take longer to compile.
+If layers are scanned over, XLA copies each layer's parameters and state out of the stacked arrays, and the state back. For one
+token that is as much work as the token itself. Programs without stacks take longer to compile.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import jax.numpy as jnp
 
 from memtx.models.lm import LM, LMState, Params
 
-LARGE = 2**24  # parameters from which it pays
+LARGE = 2**24  # unstacking pays from this number of parameters
 
 
 @cache
 def unstacked(lm: LM) -> LM:
-    """The same function of unstacked parameters and memory; `lm` itself if it is small or has one layer a stack."""
+    """Return the same model with one stack per layer, or `lm` itself if it is small or already has one layer per stack."""
     model = lm.model
     if model.body or lm.num_params() < LARGE or all(groups == 1 for _, groups in model.stacks):
         return lm
@@ -28,6 +28,7 @@ def unstacked(lm: LM) -> LM:
 
 @partial(jax.jit, static_argnames="lm")
 def unstack_params(lm: LM, params: Params) -> Params:
+    """Return the parameters of `unstacked(lm)`."""
     bodies = dict(params["body"]["bodies"])
     apart = [part for s, (_, groups) in enumerate(lm.model.stacks) for part in _apart(bodies[s], groups)]
     return {**params, "body": {**params["body"], "bodies": dict(enumerate(apart))}}
@@ -35,13 +36,14 @@ def unstack_params(lm: LM, params: Params) -> Params:
 
 @partial(jax.jit, static_argnames="lm")
 def unstack_state(lm: LM, state: LMState) -> LMState:
+    """Return the state of `unstacked(lm)`."""
     apart = (part for body, (_, groups) in zip(state.body, lm.model.stacks, strict=True) for part in _apart(body, groups))
     return dataclasses.replace(state, body=tuple(apart))
 
 
 @partial(jax.jit, static_argnames="lm")
 def stack_state(lm: LM, state: LMState) -> LMState:
-    """What `unstack_state` undid."""
+    """Undo `unstack_state`."""
     layers = iter(state.body)
     bodies = [[next(layers) for _ in range(groups)] for _, groups in lm.model.stacks]
     body = tuple(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *body) for body in bodies)

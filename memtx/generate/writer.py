@@ -1,4 +1,4 @@
-"""Streams that are being written: what they remember, the token each has come to, and compiled steps over them.
+"""A Writer keeps the streams of a generation: their state, their last tokens, and compiled steps over them.
 
 B stream, T time, N tokens of one call, S source time, V vocabulary.
 """
@@ -19,16 +19,17 @@ from memtx.generate.sampling import Sampling, draw
 from memtx.generate.unstack import stack_state, unstack_params, unstack_state, unstacked
 from memtx.models.lm import LM, LMState, Params
 
-CHUNK = 512  # tokens of a prompt that are read at a time
-LEAST = 32  # tokens of a call of its own size for what is left of a prompt
-LOOK = 16  # tokens that are written before the host looks at them
+CHUNK = 512  # how many tokens of a prompt are read at a time
+LEAST = 32  # the fewest tokens of a smaller call for the rest of a prompt
+LOOK = 16  # how many tokens are written before the host sees them
 
 
 class Writer:
-    """B streams. The memory has read all but each row's last token, which is in `token_B`; `state` is the writing model's.
+    """B streams. The state has read all but each row's last token, which is in `token_B`. `state` belongs to the writing model.
 
-    ids: a prompt for each row, of one token or more. state: where earlier texts stopped (it stays as it is); None begins them.
-    source: for an encoder-decoder, what its encoder reads.
+    ids: a prompt of one token or more per row. state: that of an earlier call, which is copied. None starts documents.
+    source: the input of an encoder-decoder's encoder.
+    Raises UserError if a prompt is empty or the state has another number of streams.
     """
 
     def __init__(
@@ -42,9 +43,9 @@ class Writer:
         chunk: int = CHUNK,
     ):
         if not ids or not all(len(row) for row in ids):
-            raise UserError("there is nothing to read: to go on with a memory, give a prompt")
+            raise UserError("every prompt must have at least one token, also if a state is given")
         if state is not None and len(state.position_B) != len(ids):
-            raise UserError(f"the memory is of {len(state.position_B)} streams, the prompts are {len(ids)}")
+            raise UserError(f"the state has {len(state.position_B)} streams, but there are {len(ids)} prompts")
         memory: LMState = jax.tree.map(jnp.copy, state) if state is not None else _fresh(lm, len(ids))
         if source is not None:
             memory = _encode(lm, params, *_padded_sources(lm, source), memory)
@@ -58,7 +59,10 @@ class Writer:
         self.step = 0
 
     def write(self, count: int, sampling: Sampling, seed: int, drawable_V: np.ndarray, ends_V: np.ndarray) -> np.ndarray:
-        """Up to `count` more tokens of each live row, [B, count]; -1 after its end. Row b draws by the seed `seed + b`."""
+        """Write up to `count` tokens of each live row, [B, count], with -1 after its end.
+
+        Row b draws with the seed `seed + b`.
+        """
         settings = jnp.asarray([sampling.temperature, sampling.top_k, sampling.top_p], jnp.float32)
         token_BN, self.token_B, live_B, self.state = _write(
             self.lm,
@@ -79,14 +83,14 @@ class Writer:
         return np.asarray(token_BN)[:, :count]
 
     def memory(self) -> LMState:
-        """What the streams remember once the last token is read too. Ends the writer."""
+        """Read the last tokens too, and return the state of `lm`. The writer cannot be used afterwards."""
         token_BT = jnp.asarray(self.token_B)[:, None]
         state = _read(self.lm, self.params, token_BT, jnp.ones(len(token_BT), jnp.int32), self.state)
         return state if self.lm is self.stacked else stack_state(self.stacked, state)
 
 
 def read(lm: LM, params: Params, ids: Sequence[np.ndarray], state: LMState, chunk: int) -> LMState:
-    """The state after reading each row's tokens, of which there may be none. Takes `state`."""
+    """Return the state after each row's tokens, of which there may be none. `state` is donated."""
     sizes = [*(size for size in (chunk // 16, chunk // 4) if size >= LEAST), chunk]
     longest, start = max(map(len, ids)), 0
     while start < longest:
@@ -98,7 +102,7 @@ def read(lm: LM, params: Params, ids: Sequence[np.ndarray], state: LMState, chun
 
 
 def padded(ids: Sequence[np.ndarray], size: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """int32 token_BT, real ones first, and length_B. size: T, if not as many as the longest row has."""
+    """Return int32 token_BT, padded after the real tokens, and length_B. size: T, by default the longest row's length."""
     token_BT = np.zeros((len(ids), size or max(map(len, ids))), np.int32)
     for row, part in zip(token_BT, ids, strict=True):
         row[: len(part)] = part
@@ -106,10 +110,10 @@ def padded(ids: Sequence[np.ndarray], size: int = 0) -> tuple[np.ndarray, np.nda
 
 
 def _padded_sources(lm: LM, source: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Padded to few sizes, since each is compiled. UserError if the model's encoder cannot read them."""
+    """Pad sources to a few lengths, since each one is compiled. Raises UserError if the model's encoder cannot read them."""
     longest = max(map(len, source))
     lm.check_reads(longest)
-    return padded(source, min(-(-longest // LEAST) * LEAST, lm.model.memory["cross"].capacity))
+    return padded(source, min(-(-longest // LEAST) * LEAST, lm.source_capacity))
 
 
 @partial(jax.jit, static_argnames=("lm", "batch"))
@@ -124,11 +128,12 @@ def _encode(lm: LM, params: Params, token_BS: Array, length_B: Array, state: LMS
 
 @partial(jax.jit, static_argnames="lm", donate_argnames="state")
 def _read(lm: LM, params: Params, token_BT: Array, length_B: Array, state: LMState) -> LMState:
-    """Nobody takes the logits, so they are not computed."""
+    """Return the state after a call. Its logits are unused, so they are not computed."""
     return step(lm, params, token_BT, length_B, state)[1]
 
 
 def step(lm: LM, params: Params, token_BT: Array, length_B: Array, state: LMState) -> tuple[Array, LMState]:
+    """Return the logits and the state after a call without resets."""
     seg = segment(state.position_B[:, None] + jnp.arange(token_BT.shape[1]), length_B)
     return lm(params, token_BT, state, seg)
 
@@ -149,7 +154,10 @@ def _write(
     *,
     greedy: bool,
 ):
-    """`count` tokens, at most LOOK, in one program: -> token_BN and what goes on from there; a row that ended stays."""
+    """Write `count` tokens, at most LOOK, in one program. Rows that have ended stay as they are.
+
+    Returns token_BN, the last tokens, the rows that are live, and the state.
+    """
     temperature, top_k, top_p = settings
 
     def one(carry):

@@ -14,6 +14,7 @@ from memtx.memory.knn_lm import KNNLM
 from memtx.memory.landmark import Landmark
 from memtx.memory.linear import GLA, LinearAttention, RetNet
 from memtx.memory.memorizing import Memorizing
+from memtx.memory.own import Registry
 from memtx.memory.product_keys import PEER, MemoryPlus, ProductKey
 from memtx.memory.recurrent import GRU, LSTM
 from memtx.memory.rmt import RMT
@@ -24,37 +25,39 @@ from memtx.memory.ttt import TTTMLP, TTTLinear
 from memtx.memory.window import Window
 from memtx.memory.xl import TransformerXL
 
-MEMORIES = {
-    "full": Full,
-    "window": Window,
-    "sink": Sink,
-    "xl": TransformerXL,
-    "lstm": LSTM,
-    "gru": GRU,
-    "memorizing": Memorizing,
-    "compressive": Compressive,
-    "infini": Infini,
-    "landmark": Landmark,
-    "rmt": RMT,
-    "rmt_encoder": RMTEncoder,
-    "armt": ARMT,
-    "block_recurrent": BlockRecurrent,
-    "linear_attention": LinearAttention,
-    "retnet": RetNet,
-    "gla": GLA,
-    "deltanet": DeltaNet,
-    "gated_deltanet": GatedDeltaNet,
-    "kda": KDA,
-    "ttt_linear": TTTLinear,
-    "ttt_mlp": TTTMLP,
-    "titans_mac": MAC,
-    "titans_mag": MAG,
-    "titans_mal": MAL,
-    "product_key": ProductKey,
-    "memory_plus": MemoryPlus,
-    "peer": PEER,
-    "engram": Engram,
-    "cross": Cross,
-    "bidirectional": Bidirectional,
-    "knn_lm": KNNLM,
-}
+MEMORIES = Registry(
+    {
+        "full": Full,
+        "window": Window,
+        "sink": Sink,
+        "xl": TransformerXL,
+        "lstm": LSTM,
+        "gru": GRU,
+        "memorizing": Memorizing,
+        "compressive": Compressive,
+        "infini": Infini,
+        "landmark": Landmark,
+        "rmt": RMT,
+        "rmt_encoder": RMTEncoder,
+        "armt": ARMT,
+        "block_recurrent": BlockRecurrent,
+        "linear_attention": LinearAttention,
+        "retnet": RetNet,
+        "gla": GLA,
+        "deltanet": DeltaNet,
+        "gated_deltanet": GatedDeltaNet,
+        "kda": KDA,
+        "ttt_linear": TTTLinear,
+        "ttt_mlp": TTTMLP,
+        "titans_mac": MAC,
+        "titans_mag": MAG,
+        "titans_mal": MAL,
+        "product_key": ProductKey,
+        "memory_plus": MemoryPlus,
+        "peer": PEER,
+        "engram": Engram,
+        "cross": Cross,
+        "bidirectional": Bidirectional,
+        "knn_lm": KNNLM,
+    }
+)

@@ -111,6 +111,7 @@ class ARMT(Segmented):
     """Body site: x_BTD -> x_BTD around `body`, whose layers `wrap_layer` has given matrices."""
 
     kind = "fixed matrices"
+    entries = False
 
     @dataclasses.dataclass(frozen=True)
     class Config(Segmented.Config):
@@ -125,7 +126,9 @@ class ARMT(Segmented):
 
     tiny = (Config(segment=4, memory=2, remat=False, features=3, nu=2, value_scale=0.3),)
 
-    wrap_layer = staticmethod(Associative)
+    @classmethod
+    def wrap_layer(cls, config: Config, dims: Dims, key: Array, layer: Layer) -> Associative:
+        return Associative(config, dims, key, layer)
 
     def __init__(self, config: Config, dims: Dims, key: Array, body: Layer):
         super().__init__(config, dims, key, body)

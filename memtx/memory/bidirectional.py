@@ -14,14 +14,13 @@ B stream, T time, N query heads, H head dim.
 import dataclasses
 
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
 
-from memtx.core import Dims, Segment
+from memtx.core import Dims, Memory, Segment
 from memtx.nn.attention import Source, attend
 
 
-class Bidirectional(nnx.Module):
+class Bidirectional(Memory):
     """Attention site."""
 
     site = "attention"

@@ -24,10 +24,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array, lax
 
-from memtx.core import Dims, Segment, pytree, segment, where_rows
+from memtx.core import Dims, Memory, Segment, pytree, segment, where_rows
 from memtx.errors import UserError, check_known, positive
 from memtx.memory.window import Recent, own
 from memtx.nn.attention import Source, attend
@@ -65,12 +64,12 @@ class Queries(Linear):
         return q_BTNH if self.scale is None else unit(q_BTNH) * jnp.abs(self.scale[...])[:, None].astype(q_BTNH.dtype)
 
 
-class BlockRecurrent(nnx.Module):
+class BlockRecurrent(Memory):
     """Residual site: x_BTD -> x_BTD."""
 
     site = "residual"
     kind = "ring of keys and values, and state vectors"
-    place = staticmethod(lambda layers: (3 * layers // 4,))
+    preset_layers = classmethod(lambda cls, layers: (3 * layers // 4,))
 
     @dataclasses.dataclass(frozen=True)
     class Config:
@@ -111,7 +110,7 @@ class BlockRecurrent(nnx.Module):
         self.unplaced = dataclasses.replace(self.dims, position="none")
         self.q, self.q_cross, self.q_state, self.q_state_cross = queries
         self.kv, self.kv_state = Linear(keys[2], width, kv), Linear(keys[5], width, kv)
-        self.out = Linear(keys[6], 2 * inner, width)
+        self.out = Linear(keys[6], 2 * inner, width, shard="in")
         self.update = Linear(keys[7], 2 * inner, width if config.gate == "fixed" else 3 * width, bias=True)
         self.initial = normal(keys[8], (config.states, width), 0.1, optim="no_decay")
         self.ids = normal(keys[9], (config.states, width), 1.0, optim="no_decay")

@@ -70,7 +70,7 @@ class Compressive(TransformerXL):
         own, conv = jax.random.split(key)
         super().__init__(config, dims, own)
         if config.compressed and config.compression == "conv":
-            self.conv = Linear(conv, config.rate * dims.width, dims.width)
+            self.conv = Linear(conv, config.rate * dims.width, dims.width, shard="in")
 
     def init_state(self, batch_size: int) -> Compressed:
         hidden, c = super().init_state(batch_size), self.config

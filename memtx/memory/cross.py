@@ -16,10 +16,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
 
-from memtx.core import Dims, Segment, pytree, where_rows
+from memtx.core import Dims, Memory, Segment, pytree, where_rows
 from memtx.errors import UserError, positive
 from memtx.nn.attention import Projections, Source, attend
 
@@ -31,7 +30,7 @@ class Encoded:
     count_B: Array  # how many of the S are real
 
 
-class Cross(nnx.Module):
+class Cross(Memory):
     """Residual site: x_BTD -> x_BTD."""
 
     site = "residual"

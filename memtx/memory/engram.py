@@ -24,11 +24,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import Array
 from tokenizers import Regex, normalizers
 
-from memtx.core import Dims, Segment, pytree
+from memtx.core import Dims, Memory, Segment, pytree
 from memtx.errors import UserError, positive
 from memtx.nn.linear import Linear, Norm, normal
 from memtx.ops import ngram
@@ -44,13 +43,13 @@ class Tail:
     count_B: Array  # tokens ever seen
 
 
-class Engram(nnx.Module):
+class Engram(Memory):
     """Residual site."""
 
     site = "residual"
     kind = "ring of tokens"
     block = "window+engram"
-    place = staticmethod(lambda layers: tuple(sorted({min(1, layers - 1), layers // 2})))
+    preset_layers = classmethod(lambda cls, layers: tuple(sorted({min(1, layers - 1), layers // 2})))
 
     @dataclasses.dataclass(frozen=True)
     class Config:
@@ -81,11 +80,14 @@ class Engram(nnx.Module):
             if self.pad < 0:
                 raise UserError(f"pad={self.pad} must be an id, 0 or more")
 
-        def of_tokens(self, pieces: Sequence[bytes]) -> "Engram.Config":
-            """These settings with P of a vocabulary, unless they have one."""
-            return dataclasses.replace(self, canonical=canonical_ids(pieces)) if self.compress and not self.canonical else self
-
     tiny = (Config(orders=(2, 3), heads=2, rows=5, dim=3, kernel=3, dilation=2, seed=7, pad=1, conv_scale=0.5),)
+
+    @classmethod
+    def of_tokens(cls, config: Config, pieces: Sequence[bytes]) -> Config:
+        """The config with P of a vocabulary, unless it has one."""
+        if not config.compress or config.canonical:
+            return config
+        return dataclasses.replace(config, canonical=canonical_ids(pieces))
 
     def __init__(self, config: Config, dims: Dims, key: Array):
         if config.canonical and len(config.canonical) < dims.vocab_size:

@@ -13,10 +13,9 @@ B stream, T time, M memory slots, K kv heads, H head dim.
 import dataclasses
 
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
 
-from memtx.core import Dims, Segment, pytree
+from memtx.core import Dims, Memory, Segment, pytree
 from memtx.errors import positive
 from memtx.memory.window import own
 from memtx.nn.attention import Source, attend
@@ -33,7 +32,7 @@ class Cache:
     count_B: Array  # tokens ever written
 
 
-class Full(nnx.Module):
+class Full(Memory):
     """Attention site."""
 
     site = "attention"
@@ -46,11 +45,12 @@ class Full(nnx.Module):
         def __post_init__(self):
             positive(self, "capacity")
 
-        def within(self, room: int) -> "Full.Config":
-            """What it comes to in a body that shows it `room` tokens and then wipes it."""
-            return dataclasses.replace(self, capacity=min(self.capacity, room))
-
     tiny = (Config(capacity=7),)
+    context = "capacity"
+
+    @classmethod
+    def within(cls, config: Config, room: int) -> Config:
+        return dataclasses.replace(config, capacity=min(config.capacity, room))
 
     def __init__(self, config: Config, dims: Dims, key: Array):
         self.config, self.dims = config, dims

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from memtx.core import Dims, Segment, emit, pytree, wants, where_rows
+from memtx.core import Dims, Memory, Segment, emit, pytree, wants, where_rows
 from memtx.errors import UserError, positive
 from memtx.nn.attention import Source, attend
 from memtx.nn.linear import elu_plus_one
@@ -57,11 +57,12 @@ class Compressed:
     offset_B: Array  # tokens in the segment under way
 
 
-class Infini(nnx.Module):
+class Infini(Memory):
     """Attention site."""
 
     site = "attention"
     kind = "fixed matrix"
+    entries = False
 
     @dataclasses.dataclass(frozen=True)
     class Config:

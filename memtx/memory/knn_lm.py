@@ -23,11 +23,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from memtx.core import Dims, Segment, collect, emit, pytree, segment, wants
+from memtx.core import Dims, Memory, Segment, collect, emit, pytree, segment, wants
 from memtx.errors import UserError, positive
 from memtx.memory import bank
 from memtx.memory.bank import Bank
@@ -50,7 +49,7 @@ class Pairs:
     datastore: Any  # Bank without a batch axis, or () if datastore=0
 
 
-class KNNLM(nnx.Module):
+class KNNLM(Memory):
     """Head site: (h_BTD, logits_BTV) -> logits of the mixture."""
 
     site = "head"

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from memtx.core import Dims, Segment, emit, pytree, wants
+from memtx.core import Dims, Memory, Segment, emit, pytree, wants
 from memtx.errors import UserError, positive
 from memtx.memory import bank
 from memtx.memory.bank import Bank
@@ -51,7 +51,7 @@ class Blocks:
     offset_B: Array  # tokens in it
 
 
-class Landmark(nnx.Module):
+class Landmark(Memory):
     """Attention site."""
 
     site = "attention"

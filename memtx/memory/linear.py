@@ -30,7 +30,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from memtx.core import Dims, Segment, State, pytree
+from memtx.core import Dims, Memory, Segment, State, pytree
 from memtx.errors import UserError, positive
 from memtx.nn.conv import ShortConv
 from memtx.nn.linear import Linear, Norm, elu_plus_one
@@ -44,11 +44,12 @@ class Matrix:
     inputs_BCE: State  # the last inputs of the convolution; () without one
 
 
-class MatrixMemory(nnx.Module):
+class MatrixMemory(Memory):
     """Residual site: x_BTD -> x_BTD. A subclass gives `features`, `rates` and what else differs."""
 
     site = "residual"
     kind = "fixed matrix"
+    entries = False
     activation: ClassVar[Callable] = staticmethod(jax.nn.silu)  # of the output gate
 
     @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ class MatrixMemory(nnx.Module):
         self.key_dim, self.value_dim = config.key_dim or dims.head_dim, config.value_dim or dims.head_dim
         inner = self.num_heads * self.value_dim
         self.channels = self.num_heads * (2 * self.key_dim + self.value_dim)
-        self.qkv, self.out = Linear(qkv, dims.width, self.channels), Linear(out, inner, dims.width)
+        self.qkv, self.out = Linear(qkv, dims.width, self.channels), Linear(out, inner, dims.width, shard="in")
         self.conv = ShortConv(conv, self.channels, config.conv) if config.conv else None
         self.gate = self.make_gate(gate, inner) if config.gate else None
         self.make_rates(rates)

@@ -17,13 +17,14 @@ B stream, T time, M bank slots, N query heads, K kv heads, H head dim, R neighbo
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-from memtx.core import Dims, Layer, Segment, emit, pytree, wants
+from memtx.core import Dims, Layer, Memory, Segment, emit, pytree, wants
 from memtx.errors import UserError, positive
 from memtx.memory import bank
 from memtx.memory.bank import Bank
@@ -39,12 +40,13 @@ class Memories:
     bank: Bank
 
 
-class Memorizing(nnx.Module):
+class Memorizing(Memory):
     """Attention site."""
 
     site = "attention"
+    context = "window"
     kind = "bank of keys and values"
-    place = staticmethod(lambda layers: (3 * layers // 4,))
+    preset_layers = classmethod(lambda cls, layers: (3 * layers // 4,))
 
     @dataclasses.dataclass(frozen=True)
     class Config:
@@ -70,6 +72,12 @@ class Memorizing(nnx.Module):
         Config(window=3, segment=4, memory=5, neighbours=3),
         Config(window=3, sinks=2, segment=4, memory=5, neighbours=3, normalise=False),
     )
+
+    @classmethod
+    def on_backbone(cls, attention: type[Memory] | None) -> dict[str, Any]:
+        """Queries and keys as the backbone has them, and the sinks that its other layers see."""
+        sinks = attention.Config.sinks if attention is not None and issubclass(attention, Sink) else 0
+        return {"normalise": False, "sinks": sinks}
 
     def __init__(self, config: Config, dims: Dims, key: Array):
         self.config, self.dims = config, dims

@@ -29,7 +29,7 @@ from flax import nnx
 from jax import Array, lax
 from jax.scipy.special import xlogy
 
-from memtx.core import Dims, Segment, emit, wants
+from memtx.core import Dims, Memory, Segment, emit, wants
 from memtx.errors import UserError, positive
 from memtx.nn.linear import Linear, Norm, normal
 from memtx.ops.product import product_top_k
@@ -115,7 +115,7 @@ def table(key: Array, config: Keys, width: int) -> nnx.Param:
     return normal(key, (config.subkeys**2, width), width**-0.5, optim="no_decay", lr=config.value_lr)
 
 
-class Table(nnx.Module):
+class Table(Memory):
     """Residual site, nothing remembered."""
 
     site = "residual"
@@ -127,7 +127,7 @@ class Table(nnx.Module):
 class ProductKey(Table):
     kind = "table of values"
     block = "window/product_key"
-    place = staticmethod(lambda layers: (layers // 2,))
+    preset_layers = classmethod(lambda cls, layers: (layers // 2,))
 
     Config = Keys
     tiny = (Config(subkeys=4, heads=2, top_k=3, key_dim=4),)
@@ -153,7 +153,7 @@ class MemoryPlus(Table):
 
     kind = "table of values"
     block = "window/memory_plus"
-    place = staticmethod(lambda layers: tuple(sorted({layers // 6, layers // 2, 5 * layers // 6})))
+    preset_layers = classmethod(lambda cls, layers: tuple(sorted({layers // 6, layers // 2, 5 * layers // 6})))
 
     @dataclasses.dataclass(frozen=True)
     class Config(Keys):
@@ -163,8 +163,8 @@ class MemoryPlus(Table):
 
     tiny = (Config(subkeys=4, heads=2, top_k=3, key_dim=4, value_dim=6, qk_norm=True),)
 
-    @staticmethod
-    def shared(config: Config, dims: Dims, key: Array) -> dict[str, nnx.Param]:
+    @classmethod
+    def shared(cls, config: Config, dims: Dims, key: Array) -> dict[str, nnx.Param]:
         return {"values": table(key, config, config.value_dim or dims.width)}
 
     def __init__(self, config: Config, dims: Dims, key: Array):
@@ -172,7 +172,7 @@ class MemoryPlus(Table):
         size = config.value_dim or dims.width
         self.search = Search(search, dims.width, config, norm="rms" if config.qk_norm else "")
         self.gate = Linear(gate, dims.width, size, bias=config.bias)
-        self.out = Linear(out, size, dims.width, bias=config.bias)
+        self.out = Linear(out, size, dims.width, bias=config.bias, shard="in")
 
     def __call__(self, x_BTD, state: tuple, seg: Segment, *, key: Array | None = None):
         weight_NR, index_NR = self.search(x_BTD, seg)
@@ -189,7 +189,7 @@ class MemoryPlus(Table):
 class PEER(Table):
     kind = "table of experts"
     block = "window/peer"
-    place = staticmethod(lambda layers: (layers // 2,))
+    preset_layers = classmethod(lambda cls, layers: (layers // 2,))
 
     @dataclasses.dataclass(frozen=True)
     class Config(Keys):

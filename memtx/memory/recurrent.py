@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-from memtx.core import Dims, Segment, pytree
+from memtx.core import Dims, Memory, Segment, pytree
 from memtx.nn.linear import Linear, normal
 
 
@@ -48,11 +48,12 @@ def gru(inputs_BE: Array, h_EE: Array, h_BE: Array) -> tuple[Array, Array]:
     return h, h
 
 
-class Recurrent(nnx.Module):
+class Recurrent(Memory):
     """Residual site. A subclass gives the number of gates and the step."""
 
     site = "residual"
     kind = "fixed vector"
+    entries = False
     gates: ClassVar[int]
     step: ClassVar[Callable]
 
@@ -66,9 +67,9 @@ class Recurrent(nnx.Module):
         x, h, out = jax.random.split(key, 3)
         self.hidden = config.hidden or dims.width
         self.x = Linear(x, dims.width, self.gates * self.hidden)
-        self.h = normal(h, (self.hidden, self.gates * self.hidden))
+        self.h = normal(h, (self.hidden, self.gates * self.hidden), axes=(None, "model"))
         self.b = nnx.Param(self.initial_bias(), optim="no_decay")
-        self.out = Linear(out, self.hidden, dims.width)
+        self.out = Linear(out, self.hidden, dims.width, shard="in")
 
     def initial_bias(self) -> Array:
         return jnp.zeros(self.gates * self.hidden)

@@ -27,10 +27,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array, lax
 
-from memtx.core import Dims, Layer, Segment, State, pytree, rematerialised, reset
+from memtx.core import Dims, Layer, Memory, Segment, State, pytree, rematerialised, reset
 from memtx.errors import check_known, positive
 from memtx.nn.linear import Norm, normal
 from memtx.ops.chunks import Place, in_chunks
@@ -51,7 +50,7 @@ class Tokens:
     segments_B: Array  # finished segments
 
 
-class Segmented(nnx.Module):
+class Segmented(Memory):
     """Memory tokens around each segment, and a body called on both: what RMT and ARMT have in common.
 
     Of itself it carries nothing: the tokens are the learned ones in every segment. A subclass says what is remembered.
@@ -69,10 +68,10 @@ class Segmented(nnx.Module):
         def __post_init__(self):
             positive(self, "segment", "memory")
 
-        @property
-        def room(self) -> int | None:
-            """Tokens that the layers inside see before they are wiped, memory tokens among them; None: they are not."""
-            return self.segment + 2 * self.memory
+    @classmethod
+    def room(cls, config) -> int | None:
+        """A segment and the memory tokens around it."""
+        return config.segment + 2 * config.memory
 
     before: int  # memory tokens that a segment begins with, and ends with
     after: int
@@ -199,6 +198,7 @@ class RMT(Segmented):
     """Body site: x_BTD -> x_BTD around `body`."""
 
     kind = "fixed memory tokens"
+    entries = False
 
     @dataclasses.dataclass(frozen=True)
     class Config(Segmented.Config):
@@ -208,9 +208,9 @@ class RMT(Segmented):
             super().__post_init__()
             check_known(self.inner, ("wipe", "keep"), "inner")
 
-        @property
-        def room(self) -> int | None:
-            return None if self.inner == "keep" else super().room
+    @classmethod
+    def room(cls, config) -> int | None:
+        return None if config.inner == "keep" else super().room(config)
 
     tiny = (Config(segment=4, memory=2, remat=False),)
 

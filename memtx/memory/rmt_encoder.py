@@ -15,20 +15,20 @@ B stream, T time, P segments, C tokens of a segment, M memory tokens, I tokens o
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
 
-from memtx.core import Dims, Layer, Segment, rematerialised, scan
+from memtx.core import Dims, Layer, Memory, Segment, rematerialised, scan
 from memtx.memory.rmt import Segmented, Tokens
 from memtx.nn.linear import Norm, normal
 from memtx.ops.grid import skip_if_empty
 
 
-class RMTEncoder(nnx.Module):
+class RMTEncoder(Memory):
     """Body site: x_BTD -> x_BTD around `body`, segment by segment."""
 
     site = "body"
     kind = "fixed memory tokens"
+    entries = False
     block = "bidirectional"
     causal = False
 

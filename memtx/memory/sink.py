@@ -14,10 +14,9 @@ B stream, T time, M memory slots, S sinks, K kv heads, H head dim.
 import dataclasses
 
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
 
-from memtx.core import Dims, Segment, pytree
+from memtx.core import Dims, Memory, Segment, pytree
 from memtx.errors import positive
 from memtx.memory.window import Recent, own
 from memtx.nn.attention import Source, attend
@@ -31,10 +30,11 @@ class Sinks:
     v_BSKH: Array
 
 
-class Sink(nnx.Module):
+class Sink(Memory):
     """Attention site. Needs relative positions (rope, alibi, t5) for the position rule to have an effect."""
 
     site = "attention"
+    context = "window"
     kind = "ring of keys and values"
 
     @dataclasses.dataclass(frozen=True)

@@ -169,7 +169,7 @@ class NeuralMemory(nnx.Module):
             [normal(k, (heads, *shape), shape[0] ** -0.5, optim="no_decay") for k, shape in zip(keys, self.sizes, strict=True)]
         )
         self.norm = nnx.Param(jnp.ones((heads, size)), optim="no_decay")
-        self.out = Linear(out, heads * size, dims.width)
+        self.out = Linear(out, heads * size, dims.width, shard="in")
 
     def init_state(self, batch_size: int) -> tuple[Fast, Array | tuple[()]]:
         def zeros():

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from memtx.core import Dims, Segment, pytree, rematerialised
+from memtx.core import Dims, Memory, Segment, pytree, rematerialised
 from memtx.errors import positive
 from memtx.memory.titans import Fast, NeuralMemory, Settings, apply, settle, starts
 from memtx.memory.window import Recent, own
@@ -75,11 +75,12 @@ class Windowed(Settings):
         positive(self, "window", "persistent")
 
 
-class MemoryAndWindow(nnx.Module):
+class MemoryAndWindow(Memory):
     """What MAG and MAL are made of; the state is (the memory's, the window's)."""
 
     site = "residual"
     kind = "fixed weights of an MLP, and a ring of keys and values"
+    entries = False
     Config = Windowed
     tiny = (Windowed(chunk=4, window=5, persistent=2),)
 
@@ -134,11 +135,12 @@ class Context:
     v_BSKH: Array
 
 
-class MAC(nnx.Module):
+class MAC(Memory):
     """Residual site: attention within a segment, with what the memory has to say to each of its tokens."""
 
     site = "residual"
     kind = "fixed weights of an MLP"
+    entries = False
 
     @dataclasses.dataclass(frozen=True)
     class Config(Settings):

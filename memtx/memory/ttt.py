@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from memtx.core import Dims, Segment, pytree, where_rows
+from memtx.core import Dims, Memory, Segment, pytree, where_rows
 from memtx.errors import UserError, positive
 from memtx.nn.linear import Linear, Norm, normal
 from memtx.nn.positions import rope
@@ -46,11 +46,12 @@ class FastWeights:
     offset_B: Array  # tokens it has so far
 
 
-class TTTLinear(nnx.Module):
+class TTTLinear(Memory):
     """Residual site: x_BTD -> x_BTD."""
 
     site = "residual"
     kind = "fixed weights"
+    entries = False
     depth: ClassVar[int] = 1
 
     @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,7 @@ class TTTLinear(nnx.Module):
         if head_dim % 2:
             raise UserError(f"{type(self).__name__} rotates pairs of dimensions: model.head_dim must be even, not {head_dim}")
         self.config, self.dims = config, dims
-        self.qkv, self.out = Linear(qkv, dims.width, 3 * inner), Linear(out, inner, dims.width)
+        self.qkv, self.out = Linear(qkv, dims.width, 3 * inner), Linear(out, inner, dims.width, shard="in")
         self.gate = Linear(gate, dims.width, inner) if config.gate else None
         self.rate = Linear(rate, dims.width, heads, bias=True, scale=0.02)
         self.tau = nnx.Param(jnp.zeros(config.mini_batch), optim="no_decay")

@@ -13,10 +13,9 @@ B stream, T time, M memory slots, K kv heads, H head dim.
 import dataclasses
 
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
 
-from memtx.core import Dims, Segment, pytree
+from memtx.core import Dims, Memory, Segment, pytree
 from memtx.errors import positive
 from memtx.nn.attention import Source, attend
 from memtx.ops.rows import shift
@@ -62,10 +61,11 @@ def own(k_BTKH: Array, v_BTKH: Array, seg: Segment, window: int | None) -> Sourc
     return Source(k_BTKH, v_BTKH, seg.position_BT, None, window=window, lead=0)  # padding comes last: only padding sees it
 
 
-class Window(nnx.Module):
+class Window(Memory):
     """Attention site."""
 
     site = "attention"
+    context = "window"
     kind = "ring of keys and values"
 
     @dataclasses.dataclass(frozen=True)

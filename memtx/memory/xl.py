@@ -22,10 +22,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import Array, lax
 
-from memtx.core import Dims, Segment, State, pytree, scan, segment, where_rows
+from memtx.core import Dims, Memory, Segment, State, pytree, scan, segment, where_rows
 from memtx.errors import UserError, positive
 from memtx.nn.attention import MASKED, Source, attend, sums, tile_shape
 from memtx.nn.linear import Linear, normal
@@ -43,10 +42,11 @@ class Hidden:
     segments_B: Array  # finished segments
 
 
-class TransformerXL(nnx.Module):
+class TransformerXL(Memory):
     """Residual site: x_BTD -> x_BTD."""
 
     site = "residual"
+    positions = ("rope", "learned", "none")
     kind = "ring of hidden states"
 
     @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ class TransformerXL(nnx.Module):
         self.dims = dataclasses.replace(dims, num_kv_heads=dims.num_heads, position="rope")
         inner = dims.num_heads * dims.head_dim
         self.q, self.kv = Linear(q, dims.width, inner), Linear(kv, dims.width, 2 * inner)
-        self.out = Linear(out, inner, dims.width)
+        self.out = Linear(out, inner, dims.width, shard="in")
         if config.position == "relative":
             self.r = Linear(r, dims.width, inner)
             self.u = normal(u, (dims.num_heads, dims.head_dim), 0.02, optim="no_decay")

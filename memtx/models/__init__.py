@@ -1,0 +1,1 @@
+"""Models: patterns, blocks, stacks, the language model, the encoder and the outputs."""

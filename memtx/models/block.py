@@ -1,4 +1,4 @@
-"""One block: branches one after the other, each around a residual, with its norm before it or after.
+"""One Transformer block: branches in sequence, each with a residual connection and a norm before or after it.
 
     x <- x + branch(norm x)         post_norm: x <- norm(x + branch(x))
     branch(x) = sum of its memories, at the attention site: Wo memory(q, k, v), at the residual site: memory(x)
@@ -18,8 +18,7 @@ from flax import nnx
 from jax import Array
 
 from memtx.config import Model
-from memtx.core import Dims, Segment
-from memtx.memory.cross import Cross
+from memtx.core import Dims, Memory, Segment
 from memtx.models.readers import Reader
 from memtx.nn.attention import Projections
 from memtx.nn.linear import Linear, Norm, dropout
@@ -27,11 +26,12 @@ from memtx.nn.mlp import MLP
 
 
 class Branch(nnx.Module):
-    """Memories side by side: their outputs are added, or mixed by weights softmax(x Wg) that begin equal.
+    """Memories side by side: their outputs are added, or mixed by weights softmax(x Wg) that start equal.
 
-    Each of `makes` builds one from (dims, key); its `site` says what it is called with. Those at the attention site share
-    one set of projections, without keys and values if all are readers. With `model.closed`, what a backbone does not have of
-    itself (every memory at the residual site, and at the attention site all but the first) has a learned gain that begins at 0.
+    Each of `makes` builds one memory from (dims, key), and its `site` determines its input. The memories at the attention site
+    share one set of projections, without keys and values if all of them are readers. With `model.closed`, each memory that a
+    plain Transformer would not have gets a learned gain that starts at 0. A plain Transformer has the MLP, memories that read
+    an encoder, and the first memory at the attention site that writes.
     """
 
     def __init__(self, model: Model, dims: Dims, makes, gated: bool, key: Array):
@@ -46,9 +46,11 @@ class Branch(nnx.Module):
         self.gain = nnx.Param(jnp.zeros(len(self.added)), optim="no_decay") if self.added else None
 
     def init_state(self, batch_size: int):
+        """Return the states of its memories."""
         return tuple(memory.init_state(batch_size) for memory in self.memories)
 
     def __call__(self, x_BTD: Array, state, seg: Segment, *, key: Array | None = None):
+        """Return y_BTD, without the residual connection, and the new state."""
         attention = self.attention
         heads = attention and attention.heads(x_BTD)
         outs, new = [], []
@@ -70,19 +72,22 @@ class Branch(nnx.Module):
 
 
 def _writes(memory) -> bool:
-    """Whether it attends to keys and values of its own."""
+    """Return whether a memory writes keys and values at the attention site."""
     return memory.site == "attention" and not isinstance(memory, Reader)
 
 
 def _added(memories) -> tuple[int, ...]:
-    """Which of a branch's memories a plain Transformer would not have."""
+    """Return the indices of the memories that a plain Transformer would not have."""
     attention = [i for i, memory in enumerate(memories) if _writes(memory)]
-    own = {*attention[:1], *(i for i, memory in enumerate(memories) if isinstance(memory, (MLP, Cross)))}
-    return tuple(i for i in range(len(memories)) if i not in own)
+    plain = [
+        i for i, memory in enumerate(memories) if isinstance(memory, MLP) or (isinstance(memory, Memory) and memory.encoded)
+    ]
+    plain += attention[:1]
+    return tuple(i for i in range(len(memories)) if i not in plain)
 
 
 class Block(nnx.Module):
-    """Each of `makes` builds a branch from a key."""
+    """Branches in sequence. Each of `makes` builds a branch from a key."""
 
     def __init__(self, model: Model, dims: Dims, makes, key: Array):
         self.dropout, self.post_norm = model.dropout, model.post_norm
@@ -90,9 +95,11 @@ class Block(nnx.Module):
         self.norms = nnx.List([Norm(model.norm, dims.width, model.norm_epsilon) for _ in makes])
 
     def init_state(self, batch_size: int):
+        """Return the states of its branches."""
         return tuple(branch.init_state(batch_size) for branch in self.branches)
 
     def __call__(self, x_BTD: Array, state, seg: Segment, *, key: Array | None = None):
+        """Return x_BTD after all branches, and the new state."""
         new = []
         for i, (branch, norm) in enumerate(zip(self.branches, self.norms, strict=True)):
             for_branch, for_dropout = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, i))

@@ -1,4 +1,4 @@
-"""From a config's model group to modules: the blocks of each stack, a mechanism around them, and what they share."""
+"""From the `model` group of a config to modules: the stacks, the mechanism around them, and their shared parameters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from memtx.nn.mlp import MLP
 
 
 def body(model: Model, dims: Dims, key: Array) -> Layer:
-    """Every layer between embedding and head: stacks of blocks, inside the mechanism that `model.body` names, if any."""
+    """Build all layers between embedding and head: stacks of blocks, inside the mechanism `model.body` if it is set."""
     around = MEMORIES[model.body] if model.body else None
     outer, *keys = jax.random.split(key, 1 + len(model.stacks))
     stacks, read, later = [], defaultdict(set), defaultdict(set)
@@ -29,20 +29,21 @@ def body(model: Model, dims: Dims, key: Array) -> Layer:
         if reader[0] > writer[0]:
             later[writer[0]].add(f"{KIND}/{name}")
     for s, ((pattern, groups), stack_key) in enumerate(zip(model.stacks, keys, strict=True)):
-        makes = [_block(model, dims, entry, read[s, p]) for p, entry in enumerate(pattern)]
-        if wrap := getattr(around, "wrap_layer", None):
-            makes = [partial(_wrapped, partial(wrap, model.memory[model.body], dims), make) for make in makes]
+        makes = [_block_maker(model, dims, entry, read[s, p]) for p, entry in enumerate(pattern)]
+        if around is not None:
+            makes = [partial(_wrap, partial(around.wrap_layer, model.memory[model.body], dims), make) for make in makes]
         stacks.append(Stack(makes, groups, stack_key, scan=model.scan, remat=model.remat, handed=sorted(later[s])))
     layers = Sequence(stacks)
     return layers if around is None else around(model.memory[model.body], dims, outer, layers)
 
 
-def _block(model: Model, dims: Dims, entry: str, read: set[str]):
-    """read: the mechanisms whose memory other blocks read."""
-    return partial(Block, model, dims, [_branch(model, dims, branch, read) for branch in patterns.parse(entry)])
+def _block_maker(model: Model, dims: Dims, entry: str, read: set[str]):
+    """Return a function that builds a block from a key. read: the mechanisms whose memory other blocks read."""
+    return partial(Block, model, dims, [_branch_maker(model, dims, branch, read) for branch in patterns.parse(entry)])
 
 
-def _branch(model: Model, dims: Dims, branch: patterns.Branch, read: set[str]):
+def _branch_maker(model: Model, dims: Dims, branch: patterns.Branch, read: set[str]):
+    """Return a function that builds a branch from a key."""
     mlp, makes = partial(MLP, ff_dim=model.ff_dim, activation=model.activation, bias=model.bias), []
     for i, name in enumerate(branch.names):
         make = mlp if name == patterns.MLP else partial(MEMORIES[name], model.memory[name])
@@ -52,20 +53,20 @@ def _branch(model: Model, dims: Dims, branch: patterns.Branch, read: set[str]):
     return partial(Branch, model, dims, makes, branch.gated)
 
 
-def _wrapped(wrap, make, key: Array):
+def _wrap(wrap, make, key: Array):
     for_wrap, for_layer = jax.random.split(key)
     return wrap(for_wrap, make(for_layer))
 
 
 def shared(model: Model, dims: Dims, key: Array) -> nnx.Dict:
-    """Parameters that several layers of a mechanism share, by mechanism: what its `shared(config, dims, key)` makes."""
+    """Build the parameters that several layers of a mechanism share (`Memory.shared`), by mechanism."""
     found = {}
     for i, (name, settings) in enumerate(model.memory.items()):
-        if make := getattr(MEMORIES[name], "shared", None):
-            found[name] = nnx.Dict(make(settings, dims, jax.random.fold_in(key, i)))
+        if parameters := MEMORIES[name].shared(settings, dims, jax.random.fold_in(key, i)):
+            found[name] = nnx.Dict(parameters)
     return nnx.Dict(found)
 
 
 def hand_out(parameters: nnx.Dict) -> dict[str, Array]:
-    """As layers find them in `seg.shared`: "mechanism/name"."""
+    """Return shared parameters under the names in `seg.shared`: "mechanism/name"."""
     return {f"{name}/{key}": value[...] for name, group in parameters.items() for key, value in group.items()}

@@ -1,7 +1,7 @@
-"""What a call costs, counted from its program: the floating-point operations of its dots.
+"""The cost of a call, counted from its program: the floating-point operations of its matrix products.
 
-A dot of [m, k] with [k, n] is 2 m k n. Loops count as often as they turn, branches as the dearest; element-wise work, a few
-per cent, does not count. Loops without a static length count once.
+A product of [m, k] with [k, n] counts 2 m k n. A loop counts once per iteration, or once if its length is not static. Of the
+branches of a condition the most expensive one counts. Element-wise work, a few per cent, does not count.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from memtx.models.lm import LM
 
 
 def flops(f: Callable, *args) -> int:
-    """FLOPs of one call of f; nothing is computed, so arguments may be ShapeDtypeStructs."""
+    """Return the FLOPs of one call of f. Nothing is computed, so arguments may be ShapeDtypeStructs."""
     return _count(jax.make_jaxpr(f)(*args).jaxpr)
 
 
 def flops_per_token(lm: LM, time: int = 128) -> int:
-    """Of the forward pass, in a call of `time` tokens of one stream."""
+    """Return the FLOPs of the forward pass per token, in a call of `time` tokens of one stream."""
     token_BT = jax.ShapeDtypeStruct((1, time), jnp.int32)
     return flops(lm, lm.abstract_params, token_BT, jax.eval_shape(lambda: lm.init_state(1))) // time
 
@@ -48,7 +48,7 @@ def _equation(equation) -> int:
 
 
 def _inner(params: dict) -> list[core.Jaxpr]:
-    """The programs inside an equation, whatever its parameters call them."""
+    """Return the programs inside an equation, under any parameter name."""
     found = []
     for value in params.values():
         for part in value if isinstance(value, (tuple, list)) else (value,):

@@ -1,9 +1,10 @@
-"""The encoder of an encoder-decoder: what becomes of a source before cross-attention reads it.
+"""The encoder of an encoder-decoder: it turns a source into vectors that cross-attention reads.
 
-    E = norm(body(embedded source))          `model.encoder`: its stacks, bidirectional as a rule; T5's bias is its own;
+    E = norm(body(embedded source))          `model.encoder`: its stacks, usually bidirectional
                                              `model.encoder_body`: a mechanism around them, such as rmt_encoder
 
-Whatever its layers remember begins anew with each source. B stream, S source time, D model, N heads.
+With T5 positions it has its own relative bias. Each source is read from a fresh state.
+B stream, S source time, D model, N heads.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from memtx.nn.positions import T5_BUCKETS
 
 
 class Encoder(nnx.Module):
+    """The module of `model.encoder`."""
+
     def __init__(self, model: Model, dims: Dims, key: Array):
         for_body, bias = jax.random.split(key)
         self.body = body(dataclasses.replace(model, stacks=model.encoder, body=model.encoder_body), dims, for_body)
@@ -30,6 +33,7 @@ class Encoder(nnx.Module):
         self.relative_bias = normal(bias, (T5_BUCKETS, model.num_heads), 0.02, optim="no_decay") if t5 else None
 
     def __call__(self, x_BSD: Array, seg: Segment, *, key: Array | None = None) -> Array:
+        """Return E, [B, S, D], from the embedded source."""
         if self.relative_bias is not None:
             seg = seg.replace(shared={**seg.shared, "relative_bias": self.relative_bias[...]})
         h_BSD, _ = self.body(x_BSD, self.body.init_state(len(x_BSD)), seg, key=key)

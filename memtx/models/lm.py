@@ -1,7 +1,7 @@
-"""The language model: embedding, body, head. The one place that resets memory, counts positions and fills the Segment.
+"""The language model: embedding, body, head. Only this file resets states, counts positions and fills the Segment.
 
-`Decoder` is the module; `LM` is what users hold: pure functions of (parameters, tokens, state). With bidirectional layers and
-another `model.output` it is an encoder; with `model.encoder` it reads a source by cross-attention.
+`Decoder` is the module. `LM` is the interface for users: pure functions of (parameters, tokens, state). With bidirectional
+layers and another `model.output` it is an encoder. With `model.encoder` it reads a source by cross-attention.
 
 B stream, T time, S source time, V vocabulary, D model, N heads, L learned positions.
 """
@@ -37,7 +37,7 @@ Params = Mapping[str, Any]
 
 @pytree
 class LMState:
-    """What B streams remember: the place each has come to in its document, the memories of body and head, and the output's."""
+    """The state of B streams: the next position in each document, and the states of the body, the head and the output."""
 
     position_B: Array
     body: State
@@ -46,10 +46,14 @@ class LMState:
 
 
 class Decoder(nnx.Module):
+    """The module: embedding, body, norm and logits, with the head and the encoder that the config asks for."""
+
     def __init__(self, model: Model, dims: Dims, key: Array):
         keys = iter(jax.random.split(key, 10))
         self.model = model
-        self.embed = normal(next(keys), (model.vocab_size, model.width), 1.0 if not model.tied else model.width**-0.5)
+        self.embed = normal(
+            next(keys), (model.vocab_size, model.width), 1.0 if not model.tied else model.width**-0.5, axes=("model", None)
+        )
         self.body = body(model, dims, next(keys))
         self.shared = shared(model, dims, next(keys))
         self.norm = None if model.post_norm else Norm(model.norm, model.width, model.norm_epsilon)
@@ -66,11 +70,13 @@ class Decoder(nnx.Module):
         self.head = MEMORIES[model.head](model.memory[model.head], dims, head) if model.head else None
 
     def init_state(self, batch_size: int) -> LMState:
+        """Return the empty state of `batch_size` streams."""
         head = self.head.init_state(batch_size) if self.head else ()
         output = self.output.init_state(batch_size) if self.output else ()
         return LMState(jnp.zeros(batch_size, jnp.int32), self.body.init_state(batch_size), head, output)
 
     def __call__(self, token_BT: Array, state: LMState, seg: Segment | None = None, *, key: Array | None = None):
+        """Return the logits (or the result of `model.output`) and the new state."""
         if seg is None:
             seg = segment(state.position_B[:, None] + jnp.arange(token_BT.shape[1]))
         state = reset(self, state, seg.reset_B)
@@ -93,7 +99,7 @@ class Decoder(nnx.Module):
         return logits, LMState(position_B, body_state, head_state, output_state)
 
     def embedded(self, token_BT: Array, seg: Segment, key: Array | None, body: Layer) -> Array:
-        """Tokens, and with learned tables their places and types: h_BTD, for a body to read."""
+        """Return the embedded tokens h_BTD, with learned position and token-type embeddings if the model has them."""
         h = self.embed[...].astype(self.model.dtype)[token_BT] * self.model.embed_scale
         if self.place is not None:
             h = h + self.placed(self.place[...], seg, body).astype(h.dtype)
@@ -104,8 +110,7 @@ class Decoder(nnx.Module):
 
     def placed(self, place_LD: Array, seg: Segment, body: Layer) -> Array:
         """Of the learned table of positions: h_BTD. Beyond its end: UserError, or within a compiled program NaN."""
-        local = getattr(body, "local_position", lambda position_BT: position_BT)
-        position_BT, room = local(seg.position_BT), len(place_LD)
+        position_BT, room = body.local_position(seg.position_BT), len(place_LD)
         beyond_BT = (position_BT >= room) & seg.mask_BT
         if not isinstance(beyond_BT, Tracer) and beyond_BT.any():
             last = int(jnp.where(beyond_BT, position_BT, 0).max())
@@ -113,7 +118,7 @@ class Decoder(nnx.Module):
         return jnp.where(beyond_BT[..., None], jnp.nan, place_LD[jnp.minimum(position_BT, room - 1)])
 
     def encode(self, encoder: Encoder, handed: Mapping[str, Array], key: Array | None) -> dict[str, Array]:
-        """What the source's encoder gives, as cross-attention finds it."""
+        """Return the encoder's output under the names that cross-attention reads in `seg.shared`."""
         token_BS, length_B = handed["source/token"], handed["source/length"]
         for_embed, for_body = (None, None) if key is None else jax.random.split(key)
         place_BS = jnp.broadcast_to(jnp.arange(token_BS.shape[1]), token_BS.shape)
@@ -122,11 +127,11 @@ class Decoder(nnx.Module):
         def work(nothing):
             return nothing, encoder(self.embedded(token_BS, seg, for_embed, encoder.body), seg, key=for_body)
 
-        _, h_BSD = skip_if_empty(length_B > 0, work, ())  # as in calls that go on with a target
+        _, h_BSD = skip_if_empty(length_B > 0, work, ())  # calls that only decode have sources of length 0
         return {"encoded/h": h_BSD, "encoded/length": length_B}
 
     def logits(self, h_BTD: Array, state: State, seg: Segment, key: Array | None) -> tuple[Array, State]:
-        """Of next tokens, or what `model.output` gives; float32."""
+        """Return the float32 logits of the next tokens, or the result of `model.output`, and the output's new state."""
         if self.output is not None:
             return self.output(h_BTD, self.embed[...], state, seg, key=key)
         logits = dense(h_BTD, self.embed[...].T) if self.to_logits is None else self.to_logits(h_BTD)
@@ -137,11 +142,11 @@ class LM:
     """A language model with memory, as pure functions.
 
     params = lm.init(key)                                   nested dict of float32 arrays
-    state = lm.init_state(batch)                            empty memory for `batch` streams; needs no parameters
-    logits_BTV, state = lm(params, token_BT, state, seg)    seg=None: positions go on, nothing is padded, nothing is reset
-    lm.declared("optim", "")                                per parameter, what its module declares to the optimiser
+    state = lm.init_state(batch)                            empty state of `batch` streams, without parameters
+    logits_BTV, state = lm(params, token_BT, state, seg)    seg=None: positions continue, no padding, no reset
+    lm.declared("optim", "")                                per parameter, its module's declaration to the optimiser
 
-    With `key` the model is stochastic (dropout); without, deterministic. All of it works under jit, grad and eval_shape.
+    With `key` the model is stochastic (dropout), without it deterministic. Everything works under jit, grad and eval_shape.
     """
 
     def __init__(self, model: Model):
@@ -152,22 +157,25 @@ class LM:
         self._static = nnx.merge(self._graph, self._abstract)
 
     def init(self, key: Array) -> Params:
+        """Draw parameters: a nested dict of float32 arrays."""
         return jax.jit(lambda key: nnx.to_pure_dict(nnx.state(self._make(key))))(key)
 
     def init_state(self, batch_size: int) -> LMState:
+        """Return the empty state of `batch_size` streams."""
         return self._static.init_state(batch_size)
 
     def __call__(
         self, params: Params, token_BT: Array, state: LMState, seg: Segment | None = None, *, key: Array | None = None
     ) -> tuple[Array, LMState]:
+        """Return the logits [B, T, V] (or the result of `model.output`) and the new state."""
         abstract = jax.tree.map(lambda v: v, self._abstract)
         nnx.replace_by_pure_dict(abstract, dict(params))
         return nnx.merge(self._graph, abstract)(token_BT, state, seg, key=key)
 
     def encode(self, params: Params, token_BS: Array, state: LMState, length_B: Array | None = None, *, key=None) -> LMState:
-        """The state in which every cross-attention has read a source of S tokens; where its length is 0, what it had.
+        """Return the state in which every cross-attention has read a source of S tokens. Rows of length 0 keep their state.
 
-        Differentiable. UserError if the model has no encoder.
+        Differentiable. Raises UserError if the model has no encoder.
         """
         self.check_reads(token_BS.shape[1])
         batch = len(token_BS)
@@ -178,19 +186,19 @@ class LM:
 
     @property
     def most_tokens(self) -> int | None:
-        """Of a text, its `bos` included: as many as there are learned positions. None: any number of them."""
-        counts_anew = hasattr(self._static.body, "local_position")
-        return None if self.model.position != "learned" or counts_anew else self.model.max_position
+        """The most tokens of a text, `bos` included, for which there are learned positions. None: any number."""
+        most = self.model.max_position
+        return None if self.model.position != "learned" or self._positions(most + 1) <= most else most
 
     def check_length(self, tokens: int, call: int, remedy: str) -> None:
-        """UserError if learned positions are too few for texts of so many tokens, `bos` included, read in calls of `call`.
+        """Raise a UserError if learned positions are too few for texts of `tokens` tokens, `bos` included.
 
-        remedy: the end of the message, which says how texts become shorter.
+        call: the most tokens of a call. remedy: the end of the message, which says how to make texts shorter.
         """
         if self.model.position != "learned":
             return
-        if local := getattr(self._static.body, "local_position", None):  # it counts anew in each call
-            tokens = 1 + int(local(np.arange(call)[None]).max())
+        if self._positions(tokens) < tokens:  # the body restarts positions in each call
+            tokens = self._positions(min(call, tokens))
             remedy = f"set model.body's segment to {self.model.max_position} or less"
         if tokens > self.model.max_position:
             raise UserError(
@@ -198,14 +206,28 @@ class LM:
                 f"(model.max_position): {remedy}"
             )
 
+    def _positions(self, tokens: int) -> int:
+        """The number of learned positions that a text of so many tokens uses, read in a single call."""
+        return 1 + int(np.asarray(self._static.body.local_position(np.arange(tokens)[None])).max())
+
+    @property
+    def source_capacity(self) -> int:
+        """The number of source tokens that its cross-attention can store, 0 if it has none."""
+        readers = [name for name in names(self.model.stacks) if MEMORIES[name].encoded]
+        return min((self.model.memory[name].capacity for name in readers), default=0)
+
     def check_reads(self, tokens: int) -> None:
-        """UserError unless it has an encoder that may give so many tokens to cross-attention."""
-        if not self.model.encoder or "cross" not in self.model.memory:
-            raise UserError("this model has no encoder: set model.encoder, and let memories named cross stand in model.stacks")
-        if tokens > (capacity := self.model.memory["cross"].capacity):
+        """Raise a UserError unless the model has an encoder, and room for a source of `tokens` tokens."""
+        readers = [name for name in names(self.model.stacks) if MEMORIES[name].encoded]
+        if not self.model.encoder or not readers:
+            known = ", ".join(name for name, cls in MEMORIES.items() if cls.encoded)
             raise UserError(
-                f"memory.cross.capacity={capacity} is too small: a source has {tokens} tokens; set it to {tokens} (of a "
-                f"pretrained model: context={tokens}, in `memtx generate` --context={tokens}), or cut the source (a task's: "
+                f"this model has no encoder; set model.encoder and add a memory that reads it to model.stacks ({known})"
+            )
+        if tokens > (capacity := self.source_capacity):
+            raise UserError(
+                f"memory.{readers[0]}.capacity={capacity} is too small for a source of {tokens} tokens; increase it (of a "
+                f"pretrained model: context={tokens}, in `memtx generate` --context={tokens}), or cut the source (in a task: "
                 f"data.task.source_tokens={capacity})"
             )
         counts_anew = hasattr(getattr(self._static.encoder, "body", None), "local_position")
@@ -213,22 +235,22 @@ class LM:
             raise UserError(f"a source has {tokens} tokens, the model learned positions for {room}: cut the source")
 
     def check_learns(self, classes: int) -> None:
-        """UserError unless it gives logits of so many classes; 0: of next tokens."""
+        """Raise a UserError unless the model gives logits of `classes` classes, or of next tokens if `classes` is 0."""
         if not classes:
             self.check_next_token()
         elif self.model.output != "classes" or self.model.classes < classes:
-            raise UserError(f"the labels are {classes} classes: set model.output=classes and model.classes={classes}")
+            raise UserError(f"the labels have {classes} classes; set model.output=classes and model.classes={classes}")
 
     def check_next_token(self) -> None:
-        """UserError unless it gives logits of next tokens without having seen them."""
+        """Raise a UserError unless the model gives logits of next tokens without having seen them."""
         if self.model.output:
-            raise UserError(f"model.output={self.model.output} gives no next tokens")
+            raise UserError(f"model.output={self.model.output} does not predict next tokens; set model.output=''")
         for name in names(self.model.stacks, self.model.body):
-            if not getattr(MEMORIES[name], "causal", True):
-                raise UserError(f"{name} sees the tokens that come next, so they cannot be predicted: set model.output")
+            if not MEMORIES[name].causal:
+                raise UserError(f"{name} sees later tokens, so the model cannot predict them; set model.output")
 
     def declared(self, name: str, default: Any) -> Params:
-        """The metadata that modules gave their parameters, as a tree like the parameters."""
+        """Return the metadata `name` that modules gave their parameters, as a tree like the parameters."""
         variables = nnx.to_pure_dict(self._abstract, extract_fn=lambda v: v)
         is_variable = lambda v: isinstance(v, nnx.Variable)  # noqa: E731
         return jax.tree.map(lambda v: v.get_metadata().get(name, default), variables, is_leaf=is_variable)
@@ -239,14 +261,16 @@ class LM:
         return nnx.to_pure_dict(self._abstract)
 
     def num_params(self) -> int:
+        """Return the number of parameters."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_params))
 
 
 def build(config, *, vocab_size: int = 0, subwords: Sequence[bytes] = ()) -> LM:
-    """The language model of a config: a whole one (ConfigDict, mapping or Config) or its `model` group.
+    """Build the language model of a config: a whole one (ConfigDict, mapping or Config) or its `model` group.
 
-    vocab_size: the tokenizer's, where the config leaves `model.vocab_size` at 0.
-    subwords: the tokenizer's, for memories that compare the texts of tokens.
+    vocab_size: the tokenizer's, for a config that leaves `model.vocab_size` at 0. subwords: the tokenizer's, for memories that
+    compare the texts of tokens. Raises UserError if no vocabulary size is set, or if `model.vocab_size` is smaller than the
+    tokenizer's.
     """
     if isinstance(config, Model):
         model = complete_model(config)
@@ -255,11 +279,11 @@ def build(config, *, vocab_size: int = 0, subwords: Sequence[bytes] = ()) -> LM:
         model = configure(config if whole else {"model": config}).model
     size = model.vocab_size or vocab_size
     if not size:
-        raise UserError("model.vocab_size is not set: give it in the config, or a tokenizer's vocab_size to build")
+        raise UserError("model.vocab_size is not set; set it in the config, or pass vocab_size to build")
     if size < vocab_size:
         raise UserError(f"model.vocab_size={size} is too small: the tokenizer has {vocab_size} tokens")
     if subwords:
         every = [*subwords, *[b""] * (size - len(subwords))]
-        memory = {name: c.of_tokens(every) if hasattr(c, "of_tokens") else c for name, c in model.memory.items()}
+        memory = {name: MEMORIES[name].of_tokens(config, every) for name, config in model.memory.items()}
         model = dataclasses.replace(model, memory=memory)
     return LM(dataclasses.replace(model, vocab_size=size))

@@ -1,11 +1,11 @@
-"""What a model gives in place of the next token's logits, as `model.output` names it: heads over the last hidden states.
+"""Outputs: modules over the last hidden states that replace the next token's logits. `model.output` names one.
 
-    masked_lm   logits_BTV   of the token that stands at each place, tied to the embedding (BERT)
-    pooled      y_BE         one vector for what was read, and what `model.projections` make of it
-    classes     logits_BC    of the class of what was read, from that vector
+    masked_lm   logits_BTV   of the token at each position, tied to the embedding (BERT)
+    pooled      y_BE         one vector for the text, after the linear maps of `model.projections`
+    classes     logits_BC    of the class of the text, from that vector
     span        logits_BT2   of the answer's first and last token
 
-One vector, as `model.pool` says:
+`model.pool` chooses the vector:
 
     cls                        tanh of a linear map of the first token's (BERT)
     document                   the mean of all tokens of the document so far, in whatever calls they came: it has a state
@@ -31,13 +31,16 @@ from memtx.nn.mlp import ACTIVATIONS
 
 
 class Output(nnx.Module):
-    """A head: (h_BTD, the embedding, its state, seg) -> (what it gives, state)."""
+    """The base class: (h_BTD, the embedding, its state, seg) -> (result, state)."""
 
     def init_state(self, batch_size: int) -> State:
+        """Return the empty state of `batch_size` streams."""
         return ()
 
 
 class MaskedLM(Output):
+    """Logits of the token at each position, [B, T, V]."""
+
     def __init__(self, model: Model, key: Array):
         self.activation = model.activation
         self.transform = Linear(key, model.width, model.width, bias=True)
@@ -45,13 +48,14 @@ class MaskedLM(Output):
         self.bias = nnx.Param(jnp.zeros(model.vocab_size), optim="no_decay")
 
     def __call__(self, h_BTD: Array, embed_VD: Array, state: State, seg: Segment, *, key: Array | None = None):
+        """Return the logits [B, T, V] and the state."""
         h_BTD = self.norm(ACTIVATIONS[self.activation](self.transform(h_BTD)))
         return dense(h_BTD, embed_VD.T).astype(jnp.float32) + self.bias[...], state
 
 
 @pytree
 class Read:
-    """Of a document, so far."""
+    """The sum and the number of the tokens of a document so far."""
 
     total_BD: Array
     tokens_B: Array
@@ -99,9 +103,11 @@ class Pool(Output):
         self.dense = Linear(key, model.width, model.width, bias=True) if model.pool == "cls" else None
 
     def init_state(self, batch_size: int) -> State:
+        """Return the sum and count of zero tokens if the vector is of the document, else ()."""
         return Read(jnp.zeros((batch_size, self.width)), jnp.zeros(batch_size, jnp.int32)) if self.document else ()
 
     def __call__(self, h_BTD: Array, embed_VD: Array, state: State, seg: Segment, *, key: Array | None = None):
+        """Return the vectors [B, D] and the state."""
         if self.dense is not None:
             return jnp.tanh(self.dense(h_BTD[:, 0])).astype(jnp.float32), state
         h_BTD = h_BTD.astype(jnp.float32)
@@ -140,6 +146,8 @@ class Pooled(Pool):
 
 
 class Classes(Output):
+    """Logits of the class of the text, [B, C]."""
+
     def __init__(self, model: Model, key: Array):
         pool, to_logits = jax.random.split(key)
         self.dropout = model.dropout
@@ -147,18 +155,23 @@ class Classes(Output):
         self.classes = Linear(to_logits, self.pool.features, model.classes, bias=True, scale=0.02)
 
     def init_state(self, batch_size: int) -> State:
+        """Return the state of its pooling."""
         return self.pool.init_state(batch_size)
 
     def __call__(self, h_BTD: Array, embed_VD: Array, state: State, seg: Segment, *, key: Array | None = None):
+        """Return the logits [B, C] and the state."""
         y_BD, state = self.pool(h_BTD, embed_VD, state, seg)
         return self.classes(dropout(y_BD, self.dropout, key)), state
 
 
 class Span(Output):
+    """Logits of the answer's first and last token, [B, T, 2]."""
+
     def __init__(self, model: Model, key: Array):
         self.span = Linear(key, model.width, 2, bias=True, scale=0.02)
 
     def __call__(self, h_BTD: Array, embed_VD: Array, state: State, seg: Segment, *, key: Array | None = None):
+        """Return the logits [B, T, 2] and the state."""
         return self.span(h_BTD).astype(jnp.float32), state
 
 

@@ -1,6 +1,6 @@
-"""Bodies made of layers: a Stack repeats a pattern of layers under scan; a Sequence runs bodies one after the other.
+"""Bodies made of layers: a Stack repeats a pattern of layers under a scan, and a Sequence runs stacks in order.
 
-Both are layers themselves. Parameters and states of a Stack have a leading axis G (groups).
+Both are layers themselves. The parameters and states of a Stack have a leading axis G (groups).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from memtx.models.readers import KIND, hand_on, last_group
 
 
 class Stack(nnx.Module):
-    """`pattern` x `groups`: each of `makes` builds one layer of the pattern from a key.
+    """`groups` repetitions of a pattern. Each of `makes` builds one layer of the pattern from a key.
 
-    scan=True keeps compile time independent of depth; scan=False unrolls the loop, which runs faster on a CPU.
-    remat=True recomputes each layer in the backward pass; what a mechanism has read from a bank is saved (it is named "read").
-    Layers read memories (see readers.py) of earlier ones in their group; `handed` names those that later stacks read.
+    scan=True keeps compile time independent of depth. scan=False unrolls the loop, which runs faster on a CPU.
+    remat=True recomputes each layer in the backward pass, except a mechanism's reads from a bank (named "read").
+    A layer may read memories written earlier in its group (see readers.py). `handed` lists those that later stacks read.
     """
 
     def __init__(self, makes, groups: int, key: Array, *, scan: bool = True, remat: bool = False, handed=()):
@@ -30,10 +30,12 @@ class Stack(nnx.Module):
         self.layers = nnx.List([stacked(make, k, groups) for make, k in zip(makes, keys, strict=True)])
 
     def init_state(self, batch_size: int):
+        """Return the states of its layers, with a leading axis G."""
         one = tuple(layer.init_state(batch_size) for layer in self.layers)
         return jax.tree.map(lambda s: jnp.broadcast_to(s, (self.groups, *s.shape)), one)
 
     def __call__(self, x_BTD: Array, state, seg: Segment, *, key: Array | None = None):
+        """Return x_BTD after all groups, and the new state."""
         graphs, params = zip(*(nnx.split(layer) for layer in self.layers), strict=True)
 
         def call(i, seg, params, x, state, key):
@@ -41,32 +43,38 @@ class Stack(nnx.Module):
 
         def group(x, slices):
             params, state, g = slices
-            told, new = seg, []
+            layer_seg, new = seg, []
             for i in range(len(graphs)):
-                layer = partial(call, i, told)
+                layer = partial(call, i, layer_seg)
                 layer = collect(rematerialised(layer) if self.remat else layer)
                 layer_key = None if key is None else jax.random.fold_in(jax.random.fold_in(key, i), g)
                 (x, layer_state), aux = layer(params[i], x, state[i], layer_key)
-                told, aux = hand_on(told, aux)
+                layer_seg, aux = hand_on(layer_seg, aux)
                 emit_all(aux)
                 new.append(layer_state)
             for name in self.handed:
-                emit(name, told.shared[name])
+                emit(name, layer_seg.shared[name])
             return x, tuple(new)
 
         return scan(group, x_BTD, (params, state, jnp.arange(self.groups)), unroll=self.unroll)
 
 
 class Sequence(nnx.Module):
-    """Stacks, of which each may read memories of those before."""
+    """Stacks in order. Each may read memories that earlier ones wrote."""
 
     def __init__(self, bodies):
         self.bodies = nnx.List(bodies)
 
     def init_state(self, batch_size: int):
+        """Return the states of its stacks."""
         return tuple(body.init_state(batch_size) for body in self.bodies)
 
+    def local_position(self, position_BT: Array) -> Array:
+        """The positions at which learned position embeddings are read, [B, T]: unchanged, as in `Memory.local_position`."""
+        return position_BT
+
     def __call__(self, x_BTD: Array, state, seg: Segment, *, key: Array | None = None):
+        """Return x_BTD after all stacks, and the new state."""
         new = []
         for i, (body, body_state) in enumerate(zip(self.bodies, state, strict=True)):
             body_key = None if key is None else jax.random.fold_in(key, i)
@@ -78,7 +86,7 @@ class Sequence(nnx.Module):
 
 
 def stacked(make, key: Array, n: int):
-    """A module whose every parameter has a leading axis n, each slice drawn from its own key."""
+    """Build a module whose parameters have a leading axis n. Each slice is drawn with a separate key."""
     graph, abstract = nnx.split(nnx.eval_shape(partial(make, key)))
     params = jax.vmap(lambda k: nnx.to_pure_dict(nnx.state(make(k))))(jax.random.split(key, n))
     nnx.replace_by_pure_dict(abstract, params)

@@ -1,0 +1,1 @@
+"""Modules with parameters: linear maps, norms, the feed-forward network, convolution, positions and attention."""

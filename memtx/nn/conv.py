@@ -1,4 +1,4 @@
-"""A short causal convolution over time, whose last inputs are carried from call to call.
+"""A short causal convolution over time that carries its last inputs from call to call.
 
 B stream, T time, E features, C = taps - 1 inputs carried.
 """
@@ -14,9 +14,9 @@ from memtx.ops.rows import slice_rows
 
 
 class ShortConv(nnx.Module):
-    """SiLU of a convolution over each feature's last `taps` inputs, zeros before the first; one tap: SiLU alone.
+    """SiLU of a convolution over the last `taps` inputs of each feature. Before the first input there are zeros.
 
-    The state is the last inputs, [B, C, E] in float32, or () with one tap.
+    One tap is SiLU alone. The state is the last inputs, [B, C, E] in float32, or () with one tap.
     """
 
     def __init__(self, key: Array, features: int, taps: int):
@@ -24,9 +24,11 @@ class ShortConv(nnx.Module):
         self.w = normal(key, (taps, features), optim="no_decay") if taps > 1 else None
 
     def init_state(self, batch_size: int) -> State:
+        """Return zeros, the state before any input."""
         return jnp.zeros((batch_size, self.taps - 1, self.features)) if self.taps > 1 else ()
 
     def __call__(self, x_BTE: Array, before_BCE: State, length_B: Array) -> tuple[Array, State]:
+        """Return y_BTE and the new state. length_B: how many inputs are real."""
         if self.w is None:
             return jax.nn.silu(x_BTE), before_BCE
         joined = jnp.concatenate([before_BCE.astype(x_BTE.dtype), x_BTE], 1)

@@ -1,4 +1,4 @@
-"""Linear maps and norms: modules that hold float32 parameters and compute in x's dtype.
+"""Linear maps and norms: modules with float32 parameters that compute in x's dtype.
 
 B stream, T time, D model, E features out.
 """
@@ -10,32 +10,47 @@ from jax import Array
 
 
 def dense(x_BTD: Array, w_DE: Array) -> Array:
-    """x @ w as a plain 2-D dot.
+    """Return x @ w, computed as a 2-D product.
 
-    Behind a 3-D dot XLA's CPU backend transposes the whole cotangent for dW; a 2-D dot trains about 1.5 times as fast.
+    For a 3-D product XLA's CPU backend transposes the whole cotangent to compute dW.
     """
     y = x_BTD.reshape(-1, x_BTD.shape[-1]) @ w_DE.astype(x_BTD.dtype)
     return y.reshape(*x_BTD.shape[:-1], w_DE.shape[-1])
 
 
 def normal(key: Array, shape: tuple[int, ...], scale: float | None = None, **metadata) -> nnx.Param:
-    """A float32 parameter ~ N(0, scale^2); scale defaults to fan_in^-1/2. Metadata: `optim="no_decay"`."""
+    """Draw a float32 parameter ~ N(0, scale^2). By default scale is fan_in^-1/2.
+
+    metadata: declarations that training reads, such as `optim="no_decay"` or `axes=(None, "model")`, the mesh axes of the last
+    dimensions.
+    """
     deviation = shape[0] ** -0.5 if scale is None else scale
     return nnx.Param(deviation * jax.random.normal(key, shape), **metadata)
 
 
 class Linear(nnx.Module):
-    def __init__(self, key: Array, d_in: int, d_out: int, *, bias: bool = False, scale: float | None = None):
-        self.w = normal(key, (d_in, d_out), scale)
-        self.b = nnx.Param(jnp.zeros(d_out), optim="no_decay") if bias else None
+    """y_BTE = x_BTD w_DE + b_E.
+
+    shard: the side of w that tensor parallelism divides, "out" or "in". Maps back into the residual stream declare "in", so
+    that a pair of maps needs one sum over devices.
+    """
+
+    def __init__(
+        self, key: Array, d_in: int, d_out: int, *, bias: bool = False, scale: float | None = None, shard: str = "out"
+    ):
+        self.w = normal(key, (d_in, d_out), scale, axes={"out": (None, "model"), "in": ("model", None)}[shard])
+        self.b = nnx.Param(jnp.zeros(d_out), optim="no_decay", axes=("model",) if shard == "out" else ()) if bias else None
 
     def __call__(self, x_BTD: Array) -> Array:
+        """Return y_BTE in x's dtype."""
         y = dense(x_BTD, self.w[...])
         return y if self.b is None else y + self.b[...].astype(y.dtype)
 
     def halves(self, x_BTD: Array) -> tuple[Array, Array]:
-        """The first and the second half of the features, each by a dot of its own: cut from one, their gradients would be
-        joined again."""
+        """Return the first and the second half of the features, each from a separate product.
+
+        If one product were cut in two, the backward pass would join the two gradients again.
+        """
         ys = [dense(x_BTD, w) for w in jnp.split(self.w[...], 2, -1)]
         if self.b is not None:
             ys = [y + b.astype(y.dtype) for y, b in zip(ys, jnp.split(self.b[...], 2), strict=True)]
@@ -51,7 +66,8 @@ class Norm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(width), optim="no_decay") if kind == "layer" else None
 
     def __call__(self, x_BTD: Array) -> Array:
-        # in two dimensions: of one stream, the scale's gradient, a sum over [1, T, D], takes XLA on a CPU 45 times as long
+        """Return the normalised x in x's dtype."""
+        # In two dimensions: XLA's CPU backend is slow at the scale's gradient if it is a sum over [1, T, D].
         x = x_BTD.astype(jnp.float32).reshape(-1, x_BTD.shape[-1])
         if self.bias is not None:
             x = x - x.mean(-1, keepdims=True)
@@ -62,18 +78,21 @@ class Norm(nnx.Module):
 
 
 def unit(x: Array) -> Array:
-    """x / |x| over the last axis, computed in float32; 0 stays 0."""
+    """Return x / |x| over the last axis, computed in float32. 0 stays 0."""
     wide = x.astype(jnp.float32)
     return (wide * jax.lax.rsqrt((wide * wide).sum(-1, keepdims=True) + 1e-6)).astype(x.dtype)
 
 
 def elu_plus_one(x: Array) -> Array:
-    """elu(x) + 1 > 0, a feature map; by exp, since the 1 takes away what expm1 is precise in, and a CPU is slow at it."""
+    """Return elu(x) + 1 > 0, a feature map.
+
+    It uses exp, because adding 1 loses the extra precision of expm1, which is slow on a CPU.
+    """
     return jnp.where(x > 0, x + 1, jnp.exp(jnp.where(x > 0, 0, x)))
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """Inverted dropout; key = None is deterministic."""
+    """Apply inverted dropout. With key=None, return x."""
     if key is None or not rate:
         return x
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)

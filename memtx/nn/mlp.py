@@ -13,7 +13,7 @@ from memtx.core import Dims
 from memtx.nn.linear import Linear
 
 ACTIVATIONS = {
-    "gelu": jax.nn.gelu,  # by tanh
+    "gelu": jax.nn.gelu,  # the tanh approximation
     "gelu_exact": partial(jax.nn.gelu, approximate=False),
     "relu": jax.nn.relu,
     "geglu": jax.nn.gelu,
@@ -23,7 +23,10 @@ GATED = ("geglu", "swiglu")
 
 
 class MLP(nnx.Module):
-    """down(act(up x)); gated: down(act(gate x) * up x), gate and up in one matrix. Residual site; it remembers nothing."""
+    """down(act(up x)), or down(act(gate x) * up x) if gated, with gate and up in one matrix.
+
+    It is called at the residual site and has no state.
+    """
 
     site = "residual"
 
@@ -31,12 +34,14 @@ class MLP(nnx.Module):
         up, down = jax.random.split(key)
         self.activation = activation
         self.up = Linear(up, dims.width, (1 + (activation in GATED)) * ff_dim, bias=bias)
-        self.down = Linear(down, ff_dim, dims.width, bias=bias)
+        self.down = Linear(down, ff_dim, dims.width, bias=bias, shard="in")
 
     def init_state(self, batch_size: int) -> tuple:
+        """Return (): it has no state."""
         return ()
 
     def __call__(self, x_BTD: Array, state, seg, *, key: Array | None = None) -> tuple[Array, tuple]:
+        """Return y_BTD and the state unchanged."""
         act = ACTIVATIONS[self.activation]
         if self.activation in GATED:
             gate, h = self.up.halves(x_BTD)

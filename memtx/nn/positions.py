@@ -1,6 +1,6 @@
-"""How attention tells positions apart: rotary (RoPE), ALiBi and T5's bucketed bias.
+"""Position encodings of attention: rotary (RoPE), ALiBi and T5's bucketed bias.
 
-Keys are stored un-rotated. Positions are integers, and are subtracted as integers from an origin near by before any float:
+Keys are stored un-rotated. Positions are integers, and a nearby origin is subtracted from them before they become floats.
 float32 angles at absolute positions are off by 0.6 % at one million and by 5 % at ten million.
 
 B stream, T query time, S source time, N query heads, H head dim.
@@ -13,10 +13,13 @@ from jax import Array, lax
 
 
 def rope(x_BTNH: Array, position_BT: Array | np.ndarray, base: float, scaling: tuple[float, ...] = ()) -> Array:
-    """Rotate the pairs (x_i, x_{i+H/2}) by position * base^(-2i/H) (Su et al. 2021, arXiv 2104.09864), scaled or not."""
+    """Rotate the pairs (x_i, x_{i+H/2}) by position * base^(-2i/H) (Su et al. 2021, arXiv 2104.09864).
+
+    scaling: as in `rope_frequencies`. If the positions are a NumPy array, the angles are constants of the program.
+    """
     head_dim = x_BTNH.shape[-1]
     frequency = rope_frequencies(head_dim, base, scaling)
-    if isinstance(position_BT, np.ndarray):  # known before the program runs: constants
+    if isinstance(position_BT, np.ndarray):  # known at compile time
         angle = position_BT[..., None] * frequency
         cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
     else:
@@ -45,10 +48,11 @@ def _turn(x_BTNH: Array, cos_BTF: Array | np.ndarray, sin_BTF: Array | np.ndarra
 
 
 def rope_frequencies(head_dim: int, base: float, scaling: tuple[float, ...] = ()) -> np.ndarray:
-    """[H/2] angles per position. scaling = (factor, low, high, length) is Llama 3's (Dubey et al. 2024, arXiv 2407.21783).
+    """Return the angles per position of all pairs, [H/2].
 
-    A pair that turns less than `low` times within `length` positions turns `factor` times slower, one that turns more than
-    `high` times as ever, those between by a share of both. length = 0 slows all of them (linear interpolation of positions).
+    scaling = (factor, low, high, length) is Llama 3's (Dubey et al. 2024, arXiv 2407.21783). A pair that turns fewer than `low`
+    times within `length` positions turns `factor` times slower. One that turns more than `high` times is unchanged, and those
+    in between are interpolated. length = 0 slows all pairs (linear interpolation of positions).
     """
     frequency = base ** (-np.arange(0, head_dim, 2) / head_dim)
     if not scaling:
@@ -60,10 +64,10 @@ def rope_frequencies(head_dim: int, base: float, scaling: tuple[float, ...] = ()
 
 
 def cos_sin(position_BT1: Array, frequency_F: Array) -> tuple[Array, Array]:
-    """cos and sin of position * frequency: [B, T, F].
+    """Return cos and sin of position * frequency, [B, T, F].
 
-    Made in a loop of two steps, because what leaves a loop is stored: from anywhere else, XLA's CPU backend draws the sines
-    into whatever uses them and computes them anew for every head, tile and gradient, a tenth of a train step.
+    They are computed in a loop of two steps, because XLA stores the results of a loop. Without it, XLA's CPU backend fuses
+    the sines into their users and recomputes them for every head, tile and gradient.
     """
 
     def tables(frequency):
@@ -77,7 +81,10 @@ def cos_sin(position_BT1: Array, frequency_F: Array) -> tuple[Array, Array]:
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:
-    """2^(-8i/n) for the n = largest power of two <= num_heads, then every other slope of 2n (Press et al. 2021, 2108.12409)."""
+    """Return the slopes of ALiBi (Press et al. 2021, arXiv 2108.12409), [N].
+
+    They are 2^(-8i/n) for n = the largest power of two <= N, followed by every other slope of 2n.
+    """
     n = 2 ** int(np.log2(num_heads))
     slopes = 2.0 ** (-8 * np.arange(1, n + 1) / n)
     extra = 2.0 ** (-4 * np.arange(1, 2 * (num_heads - n), 2) / n)
@@ -88,10 +95,10 @@ T5_BUCKETS, T5_MAX_DISTANCE = 32, 128
 
 
 def t5_bucket(distance: Array | np.ndarray, future: bool = False) -> Array:
-    """Buckets of T5 (Raffel et al. 2019): one each for 0..15, then 16 logarithmic ones up to distance 128 and beyond.
+    """Return the buckets of T5 (Raffel et al. 2019): one each for 0..15, then 16 logarithmic ones up to distance 128 and more.
 
-    distance  how far the key stands before the query
-    future    as its encoder has them: half of the buckets for each direction, the second half for keys after the query
+    distance  how many positions the key is before the query
+    future    whether each direction gets half of the buckets, as in T5's encoder (the second half: keys after the query)
     """
     buckets = T5_BUCKETS // 2 if future else T5_BUCKETS
     far = jnp.abs(distance) if future else jnp.maximum(distance, 0)

@@ -1,0 +1,1 @@
+"""Mathematics on arrays: matrix memories, chunks, grids, hashes, searches and tables."""

@@ -1,4 +1,4 @@
-"""A step on each chunk of a call, wherever the call is cut: what a mechanism with chunks of its own is made with.
+"""Steps on the chunks of a call, however a text is cut into calls. Mechanisms with chunks are built on `in_chunks`.
 
 B stream, T time, K blocks, Q slots in a block.
 """
@@ -17,7 +17,13 @@ from memtx.ops.grid import Grid, skip_if_empty
 
 @pytree
 class Place:
-    """Where the slots of a block stand in each row's chunk (see ops.Grid)."""
+    """The position of one block in each row's chunk (see ops.Grid).
+
+    valid_BQ    whether a slot has a token
+    slot_BQ     the token's index in its chunk
+    begins_B    whether the chunk starts in this block
+    complete_B  whether the chunk ends in this block
+    """
 
     valid_BQ: Array
     slot_BQ: Array
@@ -26,15 +32,16 @@ class Place:
 
 
 def in_chunks(size: int, step: Callable, tokens_BT, state, offset_B: Array, seg: Segment) -> tuple[Array, Any]:
-    """`step(state, tokens_BQ, place) -> (state, y_BQ)` on each chunk of a call, from where each row's own begin: y_BT, state.
+    """Call `step(state, tokens_BQ, place) -> (state, y_BQ)` on each chunk of a call, and return y_BT and the state.
 
-    place is None where every row has a whole chunk. tokens_BT: a tree of [B, T, ...].
+    place is None if every row has a whole chunk. tokens_BT: a tree of [B, T, ...]. offset_B: how many tokens of each row's
+    first chunk came in earlier calls.
     """
     any_cut = partial(cut_chunks, size, step)
-    if seg.position_BT.shape[1] % size or not wants_only("loss"):  # what else is emitted has one shape only
+    if seg.position_BT.shape[1] % size or not wants_only("loss"):  # other emissions need the same shape from both branches
         return any_cut(tokens_BT, state, offset_B, seg)
-    # Training at T = a multiple of the chunk meets whole chunks only. The other branch is recomputed in its backward pass:
-    # one that is not taken would fill its residuals with zeros.
+    # If the chunk size divides T, training meets whole chunks only. The backward pass recomputes the other branch: when it is
+    # not taken, saved residuals would be filled with zeros.
     whole = (offset_B == 0).all() & seg.mask_BT.all()
     branches = losses_summed(partial(whole_chunks, size, step)), jax.checkpoint(losses_summed(any_cut))
     out, losses = lax.cond(whole, *branches, tokens_BT, state, offset_B, seg)
@@ -43,7 +50,10 @@ def in_chunks(size: int, step: Callable, tokens_BT, state, offset_B: Array, seg:
 
 
 def losses_summed(f: Callable) -> Callable:
-    """`g(*args) -> (f(*args), {name: (the sum of the losses emitted,)})`: the same shapes from any number of chunks."""
+    """Return `g(*args) -> (f(*args), {name: (sum of the emitted losses,)})`.
+
+    The shapes of its results do not depend on the number of chunks.
+    """
     tapped = collect(f)
 
     def g(*args):
@@ -54,7 +64,7 @@ def losses_summed(f: Callable) -> Callable:
 
 
 def whole_chunks(size: int, step: Callable, tokens_BT, state, offset_B: Array, seg: Segment) -> tuple[Array, Any]:
-    """What `cut_chunks` gives when every row begins a chunk, is full and ends one."""
+    """Compute `cut_chunks` for calls in which every row starts a chunk, has no padding and ends a chunk."""
 
     def blocks(a_BT):
         return a_BT.reshape(a_BT.shape[0], -1, size, *a_BT.shape[2:]).swapaxes(0, 1)
@@ -64,6 +74,7 @@ def whole_chunks(size: int, step: Callable, tokens_BT, state, offset_B: Array, s
 
 
 def cut_chunks(size: int, step: Callable, tokens_BT, state, offset_B: Array, seg: Segment) -> tuple[Array, Any]:
+    """Call the step on each block of a Grid, for calls that start or end anywhere in a chunk."""
     grid = Grid(seg.mask_BT, offset_B, size)
 
     def work(state, block):

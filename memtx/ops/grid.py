@@ -1,8 +1,8 @@
-"""Grid: T tokens cut at each row's own chunk boundaries, with static shapes.
+"""Grid: the tokens of a call, cut at each row's chunk boundaries, with static shapes.
 
-A mechanism that works in chunks of `size` tokens must give the same result however its input is cut into calls, and a
-reset moves the boundaries of one row only. A Grid lays the T tokens of a call out as K blocks of Q = min(T, size) slots;
-block 0 goes on with each row's unfinished chunk, every later block starts a chunk.
+A mechanism that works in chunks of `size` tokens must give the same result however a text is cut into calls, and a reset
+moves the boundaries of one row only. A Grid lays the T tokens of a call out as K blocks of Q = min(T, size) slots. Block 0
+continues each row's unfinished chunk, and every later block starts a chunk.
 
 B stream, T time, K blocks, Q slots in a block.
 """
@@ -18,14 +18,14 @@ from memtx.ops.rows import put, take
 
 
 class Grid:
-    """Where each of the tokens of this call stands.
+    """The block and the slot of each token of a call.
 
     mask_BT    which tokens are real (a prefix of each row)
-    offset_B   tokens that each row's unfinished chunk already holds, 0 <= offset < size
+    offset_B   how many tokens each row's unfinished chunk already has, 0 <= offset < size
 
-    valid_KBQ  slots that hold a token         slot_KBQ      the token's index in its chunk
-    start_KB   a chunk starts in this block    complete_KB   a chunk ends in this block
-    offset_B   what to carry to the next call
+    valid_KBQ  whether a slot has a token          slot_KBQ      the token's index in its chunk
+    start_KB   whether a chunk starts in a block   complete_KB   whether a chunk ends in a block
+    offset_B   the offset of the next call
     """
 
     def __init__(self, mask_BT: Array, offset_B: Array, size: int):
@@ -44,13 +44,13 @@ class Grid:
         self.offset_B = ((offset_B + mask_BT.sum(1, dtype=jnp.int32)) % size).astype(jnp.int32)
 
     def pack(self, x_BT: Array) -> Array:
-        """[B, T, ...] -> [K, B, Q, ...]; empty slots are zero."""
+        """Move tokens to their slots, [B, T, ...] -> [K, B, Q, ...]. Empty slots are zero."""
         batch, rest = x_BT.shape[0], x_BT.shape[2:]
         flat = put(jnp.zeros((batch, self.blocks * self.slots, *rest), x_BT.dtype), self._index_BT, x_BT)
         return jnp.moveaxis(flat.reshape((batch, self.blocks, self.slots, *rest)), 1, 0)
 
     def unpack(self, y_KBQ: Array) -> Array:
-        """[K, B, Q, ...] -> [B, T, ...]; padding is zero."""
+        """Move slots back to tokens, [K, B, Q, ...] -> [B, T, ...]. Padding is zero."""
         flat = jnp.moveaxis(y_KBQ, 0, 1)
         flat = flat.reshape((flat.shape[0], -1, *y_KBQ.shape[3:]))
         y_BT = take(flat, jnp.minimum(self._index_BT, self.blocks * self.slots - 1))
@@ -58,9 +58,9 @@ class Grid:
 
 
 def skip_if_empty(valid: Array, work, carry, *inputs) -> tuple[Any, Any]:
-    """`work(carry, *inputs) -> (carry, outputs)`, but nothing at run time (zero outputs) when no slot of any row is valid.
+    """Call `work(carry, *inputs) -> (carry, outputs)`, or skip it at run time if no slot of any row is valid.
 
-    What `work` emits is passed on, zero where it was skipped.
+    If it is skipped, the carry stays, and outputs and emissions are zero.
     """
     tapped = collect(work)
 

@@ -1,9 +1,9 @@
-"""Hashes of n-grams, exact in 64 bits though jax runs in 32: XOR of token times multiplier, modulo a prime.
+"""Hashes of n-grams, exact in 64 bits although jax runs in 32: XOR of token times multiplier, modulo a prime.
 
     hash_n(t) = (XOR_{j < n} token_{t-j} multiplier_j) mod prime
 
-A 64-bit number is a pair (high, low) of uint32. Tables of ids trained elsewhere are only of use with the same arithmetic; in
-32 bits the products overflow.
+A 64-bit number is a pair (high, low) of uint32. Tables of ids that were trained elsewhere need exactly this arithmetic. In 32
+bits the products would overflow.
 
 Any shape; H tables of an order.
 """
@@ -18,9 +18,10 @@ Wide = tuple[Array, Array]  # (high, low) words of a 64-bit number
 
 
 def product(token: Array, multiplier: int) -> Wide:
-    """token * multiplier, of the 0 <= token < 2^31 and multiplier < 2^63 whose product is below 2^64.
+    """Return token * multiplier, for 0 <= token < 2^31 and multiplier < 2^63 with a product below 2^64.
 
-    Schoolbook, in digits of 16 bits: a product of two digits fits 32 bits, and its halves are added up by column.
+    This is long multiplication with digits of 16 bits. A product of two digits fits 32 bits, and its halves are added by
+    column.
     """
     token = token.astype(jnp.uint32)
     column: list = [jnp.zeros_like(token) for _ in range(7)]
@@ -36,11 +37,12 @@ def product(token: Array, multiplier: int) -> Wide:
 
 
 def xor(a: Wide, b: Wide) -> Wide:
+    """Return the bitwise XOR of two 64-bit numbers."""
     return a[0] ^ b[0], a[1] ^ b[1]
 
 
 def modulo(number: Wide, primes: Sequence[int]) -> Array:
-    """number mod each of the primes (below 2^31), along a new last axis; int32. Long division by as many bits as fit."""
+    """Return number mod each of the primes (below 2^31), along a new last axis, in int32. It divides by as many bits as fit."""
     step = 32 - max(primes).bit_length()
     divisor = np.array(primes, np.uint32)
     rest = jnp.zeros((*number[0].shape, len(primes)), jnp.uint32)
@@ -55,7 +57,7 @@ def modulo(number: Wide, primes: Sequence[int]) -> Array:
 
 
 def next_primes(start: int, count: int) -> tuple[int, ...]:
-    """The `count` smallest primes from `start` on."""
+    """Return the `count` smallest primes that are at least `start`."""
     found, n = [], max(start, 2)
     while len(found) < count:
         if all(n % d for d in range(2, int(n**0.5) + 1)):
@@ -65,6 +67,6 @@ def next_primes(start: int, count: int) -> tuple[int, ...]:
 
 
 def multipliers(seed: int, count: int, vocab_size: int) -> tuple[int, ...]:
-    """Odd numbers so small that the product with any of `vocab_size` tokens stays below 2^63."""
+    """Draw `count` odd numbers whose products with any of `vocab_size` tokens are below 2^63."""
     bound = max(1, (2**63 - 1) // vocab_size // 2)
     return tuple(2 * int(m) + 1 for m in np.random.default_rng(seed).integers(0, bound, count))

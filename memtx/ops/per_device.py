@@ -1,7 +1,7 @@
-"""Functions of many queries that each device calls on its own queries, in a program that the partitioner divides.
+"""Functions of many queries that each device runs on its own queries, in a program that XLA's partitioner divides.
 
-By itself the partitioner makes of a selection a gather of all rows on every device, and of a loop that reads a table's rows, or
-adds to them, a gather or a sum of the whole table in every turn.
+Without this, the partitioner gathers all rows on every device for a selection. For a loop that reads rows of a table or adds to
+them, it gathers or sums the whole table in every iteration.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 
 def per_device(rule: str, *, static: tuple[int, ...] = ()) -> Callable:
-    """A decorator. rule: axes of arguments and results, as in "m d, n r -> n d".
+    """Return a decorator that runs a function on each device's queries.
 
-    What begins with n is divided along it, as the first such argument is; all else is whole on every device. A result without n
-    is summed over devices. static: the places of other arguments, after these. `vmap` makes a loop of it; a gradient takes a
-    custom rule.
+    rule: the axes of arguments and results, as in "m d, n r -> n d". Arrays whose first axis is n are divided along it, like
+    the first such argument. All others are whole on every device. A result without n is summed over devices.
+
+    static: the indices of the static arguments, which follow the arrays.
+
+    `vmap` turns into a loop. A gradient needs a custom rule.
     """
     arguments, results = (side.split(", ") for side in rule.split(" -> "))
     whole_axes = dict.fromkeys(axis for axis in rule if axis.isalpha() and axis != "n")
@@ -28,7 +31,7 @@ def per_device(rule: str, *, static: tuple[int, ...] = ()) -> Callable:
         def partition(*args):
             *constants, mesh, shapes, made = args
             spec = next(a.sharding.spec for a, axes in zip(shapes, arguments, strict=True) if axes[0] == "n")
-            rows = spec[0] if spec else None  # the mesh's axis, or axes
+            rows = spec[0] if spec else None  # one or more axes of the mesh
             by_row, whole = (NamedSharding(mesh, PartitionSpec(axis, None)) for axis in (rows, None))
             wanted, given = (tuple(by_row if axes[0] == "n" else whole for axes in side) for side in (arguments, results))
 

@@ -1,7 +1,8 @@
-"""Exact top-k, and the exact top-k of all n^2 sums of two lists of n: what makes a table of n^2 entries cheap to search.
+"""Exact top-k of a list, and of all n^2 sums of two lists of n numbers, which makes a table of n^2 entries cheap to search.
 
-The k best of left_i + right_j need only the k best of each list, and among those, sorted, only pairs whose ranks (from 1)
-multiply to k at most: k ln k candidates instead of n^2. (All pairs with both ranks no larger are at least as good.)
+The k best of left_i + right_j need only the k best of each list. Of these, sorted, only pairs whose ranks (from 1) multiply to
+k at most are needed: k ln k candidates instead of n^2. The reason is that all pairs with both ranks no larger are at least as
+good.
 
 N queries (any leading axes), M entries of a list, k results.
 """
@@ -17,17 +18,20 @@ _top_k = per_device("n m -> n k, n k", static=(1,))(select)
 
 
 def top_k(x_NM: Array, k: int) -> tuple[Array, Array]:
-    """The k largest of the last axis, sorted, and their places: `lax.top_k`, whose partitioned form gathers all rows on every
-    device; here each device sorts its own. No gradient passes; vmap makes a loop of it: give it leading axes instead."""
+    """Return the k largest of the last axis, sorted, and their indices.
+
+    Unlike with `lax.top_k`, each device of a mesh sorts its own rows. No gradient passes. `vmap` turns into a loop, so pass
+    leading axes instead.
+    """
     rows = lax.stop_gradient(x_NM).reshape(-1, x_NM.shape[-1])
     value, index = _top_k(rows, k)
     return value.reshape(*x_NM.shape[:-1], k), index.reshape(*x_NM.shape[:-1], k)
 
 
 def product_top_k(left_NM: Array, right_NM: Array, k: int) -> tuple[Array, Array]:
-    """The k largest left_i + right_j over all M^2 pairs, best first -> (score_Nk, i * M + j as int32). Exact; k <= M^2.
+    """Return the k largest left_i + right_j over all M^2 pairs, best first: score_Nk, and i * M + j as int32.
 
-    The gradient of a score goes to the two numbers that it is the sum of.
+    It is exact and needs k <= M^2. The gradient of a score goes to its two terms.
     """
     size = left_NM.shape[-1]
     side = min(k, size)
@@ -35,7 +39,7 @@ def product_top_k(left_NM: Array, right_NM: Array, k: int) -> tuple[Array, Array
     rank = np.arange(1, side + 1)
     product = np.multiply.outer(rank, rank)
     a, b = np.nonzero(product <= k)
-    likely = np.argsort(product[a, b], kind="stable")  # the best come first, which is less work for a heap
+    likely = np.argsort(product[a, b], kind="stable")  # of equal sums, the pair of better ranks comes first
     a, b = a[likely], b[likely]
     place_Nk = top_k(left[..., a] + right[..., b], k)[1]
     i, j = (jnp.take_along_axis(x, jnp.asarray(ranks)[place_Nk], -1) for x, ranks in ((i, a), (j, b)))

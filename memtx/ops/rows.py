@@ -1,7 +1,8 @@
 """Row-wise reads and writes under static shapes.
 
-Reads and writes go through vmap: indexing with `arange(B)[:, None]` makes a partitioned program gather the whole memory on
-every device.
+They go through vmap, because indexing with `arange(B)[:, None]` makes a partitioned program gather the whole array on every
+device.
+
 B stream, M slots, T entries.
 """
 
@@ -11,15 +12,15 @@ from jax import Array, lax
 
 
 def take(a_BM: Array, index_BT: Array) -> Array:
-    """Each row's entries at its own indices: [B, M, ...], [B, T] -> [B, T, ...]."""
+    """Return each row's entries at its own indices: [B, M, ...], [B, T] -> [B, T, ...]."""
     return jax.vmap(lambda a, i: a[i])(a_BM, index_BT)
 
 
 def put(a_BM: Array, index_BT: Array, new_BT: Array) -> Array:
-    """Each row written at its own indices, no two of which are the same; an index out of range is dropped. The memory's dtype
-    is kept.
+    """Write each row at its own indices, which must differ. Indices out of range are dropped, and the dtype of `a_BM` is kept.
 
-    JAX is told that they differ, those out of range too: else it works out, value and gradient, which of two writes was last.
+    Indices out of range are made to differ as well, so that JAX may assume unique indices. Otherwise it would have to find, for
+    the value and for the gradient, which of two writes was last.
     """
     size, time = a_BM.shape[1], index_BT.shape[1]
     index_BT = jnp.where(index_BT < size, index_BT, size + jnp.arange(time))
@@ -28,11 +29,11 @@ def put(a_BM: Array, index_BT: Array, new_BT: Array) -> Array:
 
 
 def slice_rows(a_BM: Array, start_B: Array, size: int) -> Array:
-    """`size` consecutive entries of each row, from its own start: [B, M, ...] -> [B, size, ...]."""
+    """Return `size` consecutive entries of each row, from its own start: [B, M, ...] -> [B, size, ...]."""
     return jax.vmap(lambda a, i: lax.dynamic_slice_in_dim(a, i, size))(a_BM, start_B)
 
 
 def shift(old_BM: Array, new_BT: Array, length_B: Array) -> Array:
-    """The last M of each row's old entries and the first length_B of its new ones, in old's dtype: oldest out, newest last."""
+    """Append the first length_B of the new entries to each row, drop its oldest, and keep the dtype of `old_BM`."""
     joined = jnp.concatenate([old_BM, new_BT.astype(old_BM.dtype)], 1)
     return slice_rows(joined, length_B, old_BM.shape[1])

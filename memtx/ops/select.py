@@ -1,7 +1,7 @@
-"""The k best of each row, as `lax.top_k`: fast on a CPU, where XLA sorts one row after the other, with one core.
+"""The k best of each row, as `lax.top_k` returns them, but fast on a CPU, where XLA sorts one row after the other on one core.
 
-*Long rows by groups.* The k best are in the k groups of entries with the highest maxima, and only those are searched: both the
-groups and they in the same way, until rows are short.
+*Long rows by groups.* The k best entries are in the k groups with the highest maxima, so only those groups are searched. The
+groups and their entries are selected in the same way, until rows are short.
 
 *Short rows by rank.* Each entry is compared with all others of its row, in vectors and on all cores.
 
@@ -16,31 +16,36 @@ from functools import partial
 import jax.numpy as jnp
 from jax import Array, lax
 
-# Entries of a row that are compared sooner than sorted: 4.4 to 11.6 ms (4,096 rows, two cores); 256 take 15.3 to 16.2.
-SHORT = 128
-UNROLL = 16  # entries that are compared, or put in their places, in one pass
+SHORT = 128  # rows up to this length are ranked by comparing all pairs
+UNROLL = 16  # entries that one pass compares or writes
 
 
 def select(x_NM: Array, k: int) -> tuple[Array, Array]:
-    """The k largest of the last axis, sorted, and their places; of equal ones the lower place comes first. On one device."""
+    """Return the k largest of the last axis, sorted, and their indices, on one device.
+
+    Of equal entries the lower index comes first.
+    """
     size = x_NM.shape[-1]
     each = math.gcd(group(size, k), size)
     if size <= SHORT or each == 1 or size // each < 2 * k:
         return _of_short(x_NM, k)
     parts = x_NM.reshape(*x_NM.shape[:-1], -1, each)
-    chosen = _in_order(select(parts.max(-1), k)[1])  # so that of equal entries, too, the lower place comes first
+    chosen = _in_order(select(parts.max(-1), k)[1])  # in order, so that of equal entries the lower index comes first
     entries = jnp.take_along_axis(parts, chosen[..., None], -2).reshape(*x_NM.shape[:-1], -1)
     value, place = select(entries, k)
     return value, jnp.take_along_axis(chosen, place // each, -1) * each + place % each
 
 
 def group(size: int, k: int) -> int:
-    """Entries of a group, a power of 2: about as many groups as entries in the k best ones, rather more than fewer."""
+    """Return the number of entries of a group, a power of 2.
+
+    There are then about as many groups as entries in the k best groups, or a few more.
+    """
     return 1 << max(0, int(math.log2(size / k) / 2))
 
 
 def _in_order(index: Array) -> Array:
-    """Rows of integers below 2^24, sorted; ranked on all cores of a CPU, where `sort` takes one."""
+    """Sort rows of integers below 2^24. Ranking uses all cores of a CPU, and `sort` only one."""
     return -_of_short(-index.astype(jnp.float32), index.shape[-1])[0].astype(jnp.int32)
 
 
@@ -56,15 +61,16 @@ def _of_short(x_NM: Array, k: int) -> tuple[Array, Array]:
 
 
 def by_rank(x_NM: Array, k: int) -> tuple[Array, Array]:
-    """`lax.top_k` of float32, from how many entries of its row each comes after: M^2 comparisons, in vectors and on all cores.
+    """Compute `lax.top_k` of float32 from each entry's rank in its row: M^2 comparisons, in vectors and on all cores.
 
-    A later entry comes first if it is larger, an earlier one if it is no smaller: as integers, if it is larger when 1 is added.
+    A later entry precedes another if it is larger, and an earlier one if it is no smaller. For integers the second test is that
+    the entry plus 1 is larger.
     """
     bits_MN = lax.bitcast_convert_type(x_NM, jnp.int32).T
-    key_MN = bits_MN ^ (lax.shift_right_arithmetic(bits_MN, 31) & 0x7FFFFFFF)  # integers in the order of the floats
+    key_MN = bits_MN ^ (lax.shift_right_arithmetic(bits_MN, 31) & 0x7FFFFFFF)  # integers that sort like the floats
     key_MN = jnp.pad(key_MN, ((0, -len(key_MN) % UNROLL), (0, 0)), constant_values=jnp.iinfo(jnp.int32).min)
     size = len(key_MN)
-    others = jnp.concatenate([key_MN, key_MN + 1])  # from m + 1 on, the M - 1 others of entry m: later ones, then earlier ones
+    others = jnp.concatenate([key_MN, key_MN + 1])  # from m + 1 on: the later entries of m, then its earlier ones
 
     def compare(rank_MN, shift):
         return rank_MN + (lax.dynamic_slice_in_dim(others, shift, size) > key_MN), None

@@ -1,14 +1,14 @@
-"""Reading a few rows of a large table for each of many queries, and the gradients, without an [N, R, D] array of what was read.
+"""Reads of a few rows of a large table for each of many queries, with gradients and without an [N, R, D] array of the rows.
 
     pool(table, index, weight)_n = sum_r weight_nr table[index_nr]            (an embedding bag)
     dots(table, index, x)_nr     = <table[index_nr], x_n>
 
-Each is the other's derivative: d pool / d weight is dots, d dots / d x is pool, and the table's gradient of both adds
-weight_nr x_n to row index_nr. All three go one column of `index` after the other (pool some at once): memory N D, not N R D.
-On one CPU core (N = 1024, R = 32, D = 128, 4096 rows), when pool went by single columns, it took 0.6 ms and its gradient 4 ms;
-a gather of all rows and an einsum 2.5 and 25 ms, a matmul with N x M weights 18 and 77 ms.
+Each is the other's derivative: d pool / d weight is dots, and d dots / d x is pool. The gradient of the table, for both, adds
+weight_nr x_n to row index_nr. All three go through the columns of `index` in order (pool takes several at once), so they need N
+D numbers of memory instead of N R D. They are faster than a gather of all rows with an einsum, and than a product with N x M
+weights.
 
-On a mesh each device reads, or adds up, its own queries' rows of the whole table, and the table's gradient is summed once.
+On a mesh each device reads, or adds up, the rows of its own queries from the whole table. The table's gradient is summed once.
 
 N queries, R rows read by each, M rows of the table, D features. Computed in float32.
 """
@@ -21,17 +21,18 @@ from jax import Array, lax
 
 from memtx.ops.per_device import per_device
 
-AT_ONCE = 8  # columns that pool adds up in one pass over its sums; of no use to the others
+AT_ONCE = 8  # columns that pool adds in one pass over its sums; the others gain nothing from it
 
 
 def rows(table_MD: Array, index_N: Array) -> Array:
+    """Return the rows of a table at these indices, which must be in range."""
     return table_MD.at[index_N].get(mode="promise_in_bounds")
 
 
 @jax.custom_vjp
 @per_device("m d, n r, n r -> n d")
 def pool(table_MD: Array, index_NR: Array, weight_NR: Array) -> Array:
-    """Weighted sums of rows -> [N, D]."""
+    """Return weighted sums of rows, [N, D]."""
 
     def add(y_ND, column):
         index_N, weight_N = column
@@ -44,7 +45,7 @@ def pool(table_MD: Array, index_NR: Array, weight_NR: Array) -> Array:
 @jax.custom_vjp
 @per_device("m d, n r, n d -> n r")
 def dots(table_MD: Array, index_NR: Array, x_ND: Array) -> Array:
-    """Inner products of each query with its rows -> [N, R]."""
+    """Return the inner products of each query with its rows, [N, R]."""
 
     def column(_, index_N):
         return None, (rows(table_MD, index_N) * x_ND).sum(-1)
@@ -55,7 +56,7 @@ def dots(table_MD: Array, index_NR: Array, x_ND: Array) -> Array:
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 @per_device("n r, n r, n d -> m d", static=(3,))
 def spread(index_NR: Array, weight_NR: Array, x_ND: Array, size: int) -> Array:
-    """[size, D] zeros, to row index_nr of which weight_nr x_n is added."""
+    """Return a table [size, D] of zeros with weight_nr x_n added to row index_nr."""
 
     def add(table_MD, column):
         index_N, weight_N = column

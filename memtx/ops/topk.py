@@ -1,18 +1,19 @@
-"""Top-k search over a bank of keys: exact or approximate, in blocks of entries, on each device for its own rows.
+"""Top-k search over a bank of keys: exact or approximate, in blocks of entries, with each device searching for its own rows.
 
     score_j = q . k_j                    ("dot")
     score_j = q . k_j - |k_j|^2 / 2      ("l2": the nearest in Euclidean distance has the highest score)
 
-*Blocks.* Scores of TILE queries and `block` entries exist at a time, never [B, N, T, M]; a block in which no query may see an
-entry is skipped at run time, so an empty bank costs nothing.
+*Blocks.* Only the scores of TILE queries and `block` entries exist at a time, never [B, N, T, M]. A block is skipped at run
+time if no query may see any of its entries, so an empty bank costs nothing.
 
-*Approximate.* Entry j falls into bucket j mod L and only each bucket's best survives, then the best k of those: a maximum
-instead of a selection, which suits a TPU. The entry of rank r is lost if one of the r - 1 better ones shares its bucket, so
-the expected recall is about 1 - (k - 1) / 2L, which gives L (Chern et al. 2022, arXiv 2206.14286; meliad has L = k).
+*Approximate.* Entry j is in bucket j mod L. Only the best of each bucket is kept, and then the best k of those. This takes a
+maximum instead of a selection, which suits a TPU. The entry of rank r is lost if one of the r - 1 better ones shares its
+bucket, so the expected recall is about 1 - (k - 1) / 2L, which determines L (Chern et al. 2022, arXiv 2206.14286; meliad has
+L = k).
 
-*Devices.* A partitioner gathers what `lax.top_k` selects from, even where only the rows are divided. So on a mesh it runs
-under `shard_map`: rows over `data`; entries, if asked, over another axis: local top-k, then top-k of all devices' winners,
-which is exact and moves k entries per device.
+*Devices.* A partitioner gathers the operand of `lax.top_k`, even if only the rows are divided. On a mesh the search therefore
+runs under `shard_map`, with rows over `data`. Entries may be divided over another axis: local top-k, then top-k of all devices'
+results, which is exact and moves k entries per device.
 
 B stream (or 1: a bank that all streams share), T queries, M entries, N query heads, K key heads, G = N / K, H head dim,
 R = k neighbours, L buckets.
@@ -47,11 +48,13 @@ def search(
     block: int = BLOCK,
     entries_axis: str | None = None,
 ) -> tuple[Array, Array]:
-    """The k best entries of each query -> (score_BTNR descending, index_BTNR); nothing is differentiated.
+    """Return the k best entries of each query: score_BTNR, descending, and index_BTNR. No gradient passes.
 
-    A query sees the entries with id >= 0 and first <= id < end. Where fewer than k can be seen, the rest of the scores are
-    -inf. Of equal scores the lower index comes first. recall: 1 is exact, less is approximate. entries_axis: the mesh axis
-    over which the entries are divided.
+    A query sees the entries with id >= 0 and first <= id < end. If it sees fewer than k, the remaining scores are -inf. Of
+    equal scores the lower index comes first.
+
+    recall: 1 is exact, less is approximate. entries_axis: the mesh axis over which the entries are divided.
+    Raises ValueError unless 0 < k <= M.
     """
     if not 0 < k <= key_BMKH.shape[1]:
         raise ValueError(f"k={k} must be between 1 and the {key_BMKH.shape[1]} entries of the bank")
@@ -78,20 +81,20 @@ def search(
 
 
 def measured_recall(found_TR: Array, exact_TR: Array) -> Array:
-    """The share of the exact neighbours that were found, as a scalar; negative ids are no neighbours."""
+    """Return the share of the exact neighbours that were found, a scalar. Negative ids are not neighbours."""
     hit_TR = (exact_TR[..., :, None] == found_TR[..., None, :]).any(-1) & (exact_TR >= 0)
     return hit_TR.sum(dtype=jnp.int32) / jnp.maximum((exact_TR >= 0).sum(dtype=jnp.int32), 1)
 
 
 def buckets(k: int, target: float) -> int:
-    """L such that 1 - (k - 1) / 2L reaches the target."""
+    """Return the smallest L >= k with 1 - (k - 1) / 2L >= target."""
     return max(k, math.ceil((k - 1) / (2 * (1 - target)) - 1e-6))
 
 
 def _blocks(q_BTNH, key_BMKH, id_BM, first_BT, end_BT, *, k, metric, recall, block):
-    """One block of entries after the other; in each, one tile of queries after the other."""
+    """Search one block of entries after the other, and in each block one tile of queries after the other."""
     shape, (entries, heads, head_dim) = q_BTNH.shape, key_BMKH.shape[1:]
-    if len(key_BMKH) == 1:  # one bank for all streams: their queries stand in one row
+    if len(key_BMKH) == 1:  # one bank for all streams: their queries are one row
         q_BTNH, first_BT, end_BT = (a.reshape(1, -1, *a.shape[2:]) for a in (q_BTNH, first_BT, end_BT))
     rows, time = first_BT.shape
     tile = min(TILE, time)
@@ -102,7 +105,7 @@ def _blocks(q_BTNH, key_BMKH, id_BM, first_BT, end_BT, *, k, metric, recall, blo
 
     queries = cut(q_BTNH.reshape(rows, time, heads, -1, head_dim)).transpose(0, 1, 3, 4, 2, 5)
     tiles = queries, cut(first_BT), cut(end_BT)
-    size = -(-entries // -(-entries // block))  # blocks of one size
+    size = -(-entries // -(-entries // block))  # equal blocks
     size = min(-(-size // group(size, k)) * group(size, k), entries)
     slots = buckets(k, recall) if recall < 1 else entries
     approximate = slots < entries
@@ -110,7 +113,7 @@ def _blocks(q_BTNH, key_BMKH, id_BM, first_BT, end_BT, *, k, metric, recall, blo
         size = min(-(-size // slots) * slots, entries // slots * slots)
 
     def step(best, begin):
-        start = jnp.minimum(begin, entries - size)  # the last block overlaps the one before, and does not count it twice
+        start = jnp.minimum(begin, entries - size)  # the last block overlaps the one before
         key, id_ = (lax.dynamic_slice_in_dim(a, start, size, 1) for a in (key_BMKH, id_BM))
         id_ = jnp.where(start + jnp.arange(size) >= begin, id_, -1)
 
@@ -142,15 +145,16 @@ def _blocks(q_BTNH, key_BMKH, id_BM, first_BT, end_BT, *, k, metric, recall, blo
 
 
 def _scores(q_BKGTH, first_BT, end_BT, key_BKMH, id_BM) -> Array:
-    """q . k [B, K, G, T, M] in float32, -inf where an entry is not seen.
+    """Return q . k in float32, [B, K, G, T, M], with -inf for entries that are not seen.
 
-    XLA's CPU backend does not mask while it multiplies, and a pass over the scores takes as long. So there, where all of a
-    row's queries see the same, the mask, 0 or -inf, is one more feature of the keys, by which queries have a 1.
+    XLA's CPU backend does not fuse the mask into the product, and a pass over the scores takes as long as the product. On a
+    CPU, if all queries of a row see the same entries, the mask is therefore one more feature: 0 or -inf in the keys, and 1 in
+    the queries.
     """
     shape = (*q_BKGTH.shape[:-1], key_BKMH.shape[2])
 
     def dot(q_BKGTH, key_BKMH):
-        """[B * K, G * T, M]: one axis of a batch, a plain matmul for each."""
+        """Return [B * K, G * T, M] from one plain product per batch entry and key head."""
         q, key = q_BKGTH.reshape(-1, math.prod(shape[2:4]), q_BKGTH.shape[-1]), key_BKMH.reshape(-1, *key_BKMH.shape[2:])
         return jnp.einsum("BRH,BMH->BRM", q, key, preferred_element_type=jnp.float32)
 

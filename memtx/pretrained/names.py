@@ -7,7 +7,7 @@ A line of the table is a Pair: theirs side by side are ours side by side, along 
     Pair("attn.c_attn.weight", "{attention}/q/w {attention}/kv/w", transposed=False)     one of theirs in two of ours
 
 Lines for what a model does not have (a bias, an untied head) fall away. A layer's parameters may stand in any stack, group
-and branch: {attention}, {cross} and {mlp} stand for the place of a block's own attention, cross-attention and feed-forward
+and branch: {attention}, {cross_attention} and {mlp} are the slots of a block's own attention, cross-attention and feed-forward
 network, {attention_norm}, ... for the norm of that branch.
 """
 
@@ -155,11 +155,18 @@ def _slots(entry: str, root: str, layer: str, paths) -> dict[str, str]:
     found = {}
     for b, branch in enumerate(patterns.parse(entry)):
         for j, name in enumerate(branch.names):
-            kind = name if name in (patterns.MLP, "cross") else MEMORIES[name].site
+            kind = _slot(name)
             if kind not in found and j not in branch.readers:
-                where = {patterns.MLP: f"memories/{j}", "cross": f"memories/{j}/attention"}.get(name, "attention")
+                where = {"mlp": f"memories/{j}", "cross_attention": f"memories/{j}/attention"}.get(kind, "attention")
                 found |= {kind: f"{block}branches/{b}/{where}", f"{kind}_norm": f"{block}norms/{b}"}
     return found
+
+
+def _slot(name: str) -> str:
+    """The name of the slot that the table uses for a branch."""
+    if name == patterns.MLP:
+        return "mlp"
+    return "cross_attention" if MEMORIES[name].encoded else MEMORIES[name].site
 
 
 def check(

@@ -53,7 +53,7 @@ NAMES = Names(
         Layers(
             "decoder.block.{i}.",
             _attention("layer.0", "SelfAttention", "attention")
-            + _attention("layer.1", "EncDecAttention", "cross")
+            + _attention("layer.1", "EncDecAttention", "cross_attention")
             + _mlp("layer.2"),
         ),
     ),

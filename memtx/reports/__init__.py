@@ -1,4 +1,4 @@
-"""Reports: from the runs of a sweep to tables, figures, verdicts and a page. `memtx report` is `conclude` and `write`."""
+"""Reports: tables, figures, verdicts and a page from the runs of a sweep. `memtx report` calls `conclude` and `write`."""
 
 from memtx.reports.files import publish, write
 from memtx.reports.findings import Findings, conclude

@@ -1,4 +1,4 @@
-"""Does a rerun's table agree with the stored one?"""
+"""Comparison of a rerun's table with the stored one."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ from dataclasses import dataclass
 
 from memtx.reports.table import Table
 
-STDS = 2  # a mean of the rerun may be so many stored standard deviations away
+STDS = 2  # the mean of a rerun agrees within this many stored standard deviations
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of one cell. again: the rerun's mean, None if it has no finished run there; allowed: how far it may be off."""
+    """Comparison of one cell.
+
+    stored   the stored mean
+    again    the rerun's mean, None if no run of the cell has finished
+    allowed  the largest difference with which they agree
+    """
 
     row: str
     column: str
@@ -21,17 +26,19 @@ class Comparison:
 
     @property
     def agrees(self) -> bool:
+        """Whether the rerun's mean is close enough to the stored one."""
         return self.again is not None and abs(self.again - self.stored) <= self.allowed
 
     @property
     def verdict(self) -> str:
+        """The result in words: "agrees", "differs" or "not rerun"."""
         return "not rerun" if self.again is None else "agrees" if self.agrees else "differs"
 
 
 def compare(stored: Table, again: Table, floor: float) -> list[Comparison]:
-    """Every measured cell of the stored table but speeds, which are a machine's.
+    """Compare all measured cells of the stored table except speeds, which depend on the machine.
 
-    floor: the least that is allowed, also where one seed has no spread.
+    floor: the least allowed difference, also for cells of one seed, which have no standard deviation.
     """
     reruns = {row.labels: row for row in again.rows}
     found = []

@@ -1,7 +1,7 @@
-"""Pictures with matplotlib, as bytes: the same picture always gives the same bytes, whatever the user's own settings.
+"""Drawing of pictures with matplotlib. The same picture always gives the same bytes, independent of the user's settings.
 
-Lines are labelled at their ends and points beside them, so no legend needs to be matched by colour. The colours are those of
-Okabe and Ito (2008), told apart by the colour-blind; markers repeat what colour says.
+Lines are labelled at their ends and single points beside them, so a reader need not match colours with a legend. The colours
+of Okabe and Ito (2008) are distinct for colour-blind readers. Lines also differ in their markers.
 """
 
 from __future__ import annotations
@@ -34,40 +34,41 @@ STYLE = {
     "lines.linewidth": 1.8,
     "lines.markersize": 5,
 }
-FEW = 16  # up to so many points a line has markers and error bars, above it a band
-LARGE = 10_000  # from here on numbers at the x axis are 10k, 20k
-LINE_HEIGHT = 1.25  # of labels, in heights of their letters
+FEW = 16  # lines with more points have a band instead of markers and error bars
+LARGE = 10_000  # x axes that reach this number are labelled 10k, 20k
+LINE_HEIGHT = 1.25  # height of a label's line, in font sizes
 
 
 def png(picture: Picture) -> bytes:
+    """Draw a picture as a png."""
     return _save(picture, "png", dpi=120, metadata={"Software": None})
 
 
 def svg(picture: Picture) -> str:
-    """A file of its own, on white."""
+    """Draw a picture as a complete svg file on white."""
     return _save(picture, "svg", metadata={"Date": None, "Creator": None}).decode()
 
 
 def inline_svg(picture: Picture) -> str:
-    """For an HTML page: in the colours of its text, on its background, with no ids that another picture could have."""
+    """Draw a picture as svg for an HTML page, with the page's text colour and background and without ids that could clash."""
     text = _save(picture, "svg", transparent=True, metadata={"Date": None, "Creator": None}).decode()
     text = text[text.index("<svg") :].replace(INK, "currentColor").replace(FAINT, "var(--line)")
     text = re.sub(r' id="[\w.]+_\d+"', "", text)
-    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', f'role="img" aria-label="{_plain(picture.name)}"', text, count=1)
+    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', f'role="img" aria-label="{_unmarked(picture.name)}"', text, count=1)
 
 
-def _plain(text: str) -> str:
+def _unmarked(text: str) -> str:
     return re.sub(r'[<>&"]', " ", text)
 
 
 def _save(picture: Picture, form: str, **settings) -> bytes:
-    import matplotlib.style  # here, since it is slow to import and only this needs it
+    import matplotlib.style  # imported here because it is slow
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with matplotlib.style.context(["default", STYLE | {"svg.hashsalt": picture.name}]):
         figure = Figure(figsize=(6.4, max(3.6, 1 + 0.18 * len(picture.lines))), layout="constrained")
-        canvas = FigureCanvasAgg(figure)  # measures labels, whatever the format
+        canvas = FigureCanvasAgg(figure)  # measures labels for all formats
         axes = figure.add_subplot()
         axes.set(xlabel=picture.x, ylabel=picture.y)
         for i, line in enumerate(picture.lines):
@@ -111,11 +112,11 @@ def _draw(axes, line: Line, colour: str, marker: str, dashes: str) -> None:
 
 
 def _label(canvas, axes, picture: Picture) -> None:
-    """Every line's name: beside its only point, or right of the axes, as near to the line's end as the others allow."""
+    """Label each line beside its only point, or right of the axes as close to its end as the other labels allow."""
     figure = canvas.figure
-    figure.draw_without_rendering()  # settles the limits and the layout
+    figure.draw_without_rendering()  # computes the limits and the layout
     if picture.points:
-        _beside_points(canvas.get_renderer(), axes, picture.lines)
+        _label_points(canvas.get_renderer(), axes, picture.lines)
         return
     box = axes.get_window_extent()
     to_axes = (axes.transData - axes.transAxes).transform
@@ -124,14 +125,15 @@ def _label(canvas, axes, picture: Picture) -> None:
     for i, (line, (x, y), height) in enumerate(zip(picture.lines, ends, heights, strict=True)):
         colour = COLOURS[i % len(COLOURS)]
         leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.8, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 3}
-        place = {"xycoords": axes.transAxes, "textcoords": axes.transAxes, "va": "center", "color": colour}
-        axes.annotate(line.label, (x, y), (1.04, height), arrowprops=leader, annotation_clip=False, **place)
+        style = {"xycoords": axes.transAxes, "textcoords": axes.transAxes, "va": "center", "color": colour}
+        axes.annotate(line.label, (x, y), (1.04, height), arrowprops=leader, annotation_clip=False, **style)
 
 
 def apart(heights: list[float], gap: float) -> list[float]:
-    """Heights in the same order, a gap or more from each other, in [0, 1] if they have room, moved by least squares.
+    """Move heights so that they keep their order and are at least `gap` apart, with the least sum of squared moves.
 
-    Less a gap for each one below, they need only be in order: isotonic regression, by pooling neighbours that are not.
+    The heights stay in [0, 1] if there is room. After one gap is subtracted for each lower height, they must only be in order.
+    This is isotonic regression, which is solved by pooling neighbours that are out of order.
     """
     order = sorted(range(len(heights)), key=heights.__getitem__)
     pools: list[list[float]] = []
@@ -147,11 +149,11 @@ def apart(heights: list[float], gap: float) -> list[float]:
     return placed
 
 
-PLACES = tuple((dx, dy, side) for dx, side in ((8, "left"), (-8, "right"), (0, "center")) for dy in (0, 11, -11) if dx or dy)
+OFFSETS = tuple((dx, dy, side) for dx, side in ((8, "left"), (-8, "right"), (0, "center")) for dy in (0, 11, -11) if dx or dy)
 
 
-def _beside_points(renderer, axes, lines: list[Line]) -> None:
-    """Each label at the first of PLACES about its point where it covers the least of other labels and points."""
+def _label_points(renderer, axes, lines: list[Line]) -> None:
+    """Put each label at the first of OFFSETS from its point that covers the fewest other labels and points."""
     inside = axes.get_window_extent()
     only = [line.points[0] for line in lines]
     marks = axes.transData.transform([(p.x, p.mean + sign * (p.std or 0.0)) for p in only for sign in (-1, 0, 1)])
@@ -161,14 +163,14 @@ def _beside_points(renderer, axes, lines: list[Line]) -> None:
         at = (only[i].x, only[i].mean)
         text = axes.annotate(line.label, at, (0, 0), textcoords="offset points", va="center", color=colour)
 
-        def box(place, text=text):
-            *offset, side = place
-            text.set(position=offset, ha=side)
-            return text.get_window_extent(renderer).padded(4)  # about a marker
+        def box(offset, text=text):
+            *position, side = offset
+            text.set(position=position, ha=side)
+            return text.get_window_extent(renderer).padded(4)  # about the size of a marker
 
-        def covers(place, box=box):
-            found = box(place)
+        def covers(offset, box=box):
+            found = box(offset)
             outside = found.x0 < inside.x0 or found.y0 < inside.y0
             return 3 * outside + sum(map(found.overlaps, taken)) + sum(found.contains(*mark) for mark in marks)
 
-        taken.append(box(min(PLACES, key=covers)))
+        taken.append(box(min(OFFSETS, key=covers)))

@@ -1,7 +1,7 @@
-"""A study's figures: what is drawn. `memtx.reports.draw` draws it.
+"""The contents of a study's figures. `memtx.reports.draw` draws them.
 
-A figure has lines of points, a point a mean over seeds: a metric over the steps of training, over slices of the evaluation
-(`eval/accuracy/distance=…`, `eval/loss/position=…`), else over a setting of that name, or over a budget.
+A figure has lines, and a line has points. Each point is the mean of a metric over seeds. The x axis is the training step, a
+slice of the evaluation (`eval/accuracy/distance=…`, `eval/loss/position=…`), a budget, or else a setting of that name.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ UNITS = {"loss": "loss (nats per token)", "bits_per_byte": "bits per byte", "pos
 
 @dataclass(frozen=True)
 class Point:
+    """Mean and sample standard deviation over seeds at x. One seed has no standard deviation."""
+
     x: float
     mean: float
     std: float | None
@@ -29,55 +31,62 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
+    """Points in the order of x."""
+
     label: str
     points: list[Point]
 
 
 @dataclass(frozen=True)
 class Picture:
+    """A figure to draw: the labels of its axes, the logarithmic axes (x, y or xy), and its lines."""
+
     name: str
     x: str
     y: str
     log: str
-    points: bool  # each has a label of its own, since lines of one point cannot be joined
+    points: bool  # every line has one point, which is labelled
     lines: list[Line]
 
 
 def pictures(study: Study, runs: list[Run]) -> list[Picture]:
-    """What the study declares; without a declaration, the training loss. UserError for what no run has."""
+    """Build the figures that the study declares, by default the training loss.
+
+    Raises UserError if no run has the metric of a figure.
+    """
     runs = [run for run in runs if run.finished]
     declared = study.report.figures or ({"training loss": Figure()} if any("train/loss" in run.curves for run in runs) else {})
-    return [_picture(name, figure, study, runs) for name, figure in declared.items()]
+    return [_build(name, figure, study, runs) for name, figure in declared.items()]
 
 
-def _picture(name: str, figure: Figure, study: Study, runs: list[Run]) -> Picture:
+def _build(name: str, figure: Figure, study: Study, runs: list[Run]) -> Picture:
     runs = [run for run in runs if run.matches(figure.where)]
     taken = {figure.x, *figure.where}
     keys = [key for key in study.report.rows or varying(runs) if key not in taken]
     if figure.x in BUDGETS and len(keys) > 1:
-        keys = keys[:1]  # a line for each of the first, through the others
+        keys = keys[:1]  # one line per value of the first key, through the values of the others
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(", ".join(label(run.value(key)) for key in keys), []).append(run)
-    lines = [Line(text, _points(_numbers(figure, group))) for text, group in groups.items()]
+    lines = [Line(text, _average(_collect(figure, group))) for text, group in groups.items()]
     lines = [line for line in lines if line.points]
     if runs and not lines:
-        known = dict.fromkeys(_known(runs, figure.x))
+        known = dict.fromkeys(_list_metrics(runs, figure.x))
         raise UserError(f"figure {name!r}: no run has {figure.y!r} over {figure.x!r}{nearest(figure.y, known)}")
-    log = figure.log or ("x" if figure.x != "step" and _wide([point.x for line in lines for point in line.points]) else "")
+    log = figure.log or ("x" if figure.x != "step" and _is_wide([point.x for line in lines for point in line.points]) else "")
     if "x" in log:
         lines = [Line(line.label, [point for point in line.points if point.x > 0]) for line in lines]
     points = all(len(line.points) == 1 for line in lines)
-    return Picture(name, _axis(figure.x), _axis(figure.y), log, points, lines)
+    return Picture(name, _name_axis(figure.x), _name_axis(figure.y), log, points, lines)
 
 
-def _wide(xs: list[float]) -> bool:
-    """An order of magnitude, and zero not among them."""
+def _is_wide(xs: list[float]) -> bool:
+    """Return whether positive numbers span an order of magnitude."""
     return bool(xs) and min(xs) > 0 and max(xs) >= 10 * min(xs)
 
 
-def _numbers(figure: Figure, runs: Iterable[Run]) -> dict[float, list[float]]:
-    """x -> the metric's value of each run there."""
+def _collect(figure: Figure, runs: Iterable[Run]) -> dict[float, list[float]]:
+    """Return x -> the metric's value in each run."""
     found: dict[float, list[float]] = {}
     slices = re.compile(re.escape(f"{figure.y}/{figure.x}=") + r"(-?\d+(?:\.\d+)?)")
     for run in runs:
@@ -96,15 +105,15 @@ def _numbers(figure: Figure, runs: Iterable[Run]) -> dict[float, list[float]]:
 
 
 def _as_number(value) -> float | None:
-    """Of a setting; arguments of a config file are words."""
+    """Convert a setting, which is text if it is an argument of a config file. Returns None if it is not a number."""
     try:
         return float(value)
     except (TypeError, ValueError):
         return None
 
 
-def _points(numbers: dict[float, list[float]]) -> list[Point]:
-    """In the order of x; where seeds have points of their own, only what most of them have."""
+def _average(numbers: dict[float, list[float]]) -> list[Point]:
+    """Average over seeds at each x, in the order of x. Values of x that only a minority of the seeds has are left out."""
     most = max(map(len, numbers.values()), default=0)
     return [
         Point(x, statistics.fmean(ys), statistics.stdev(ys) if len(ys) > 1 else None)
@@ -113,16 +122,16 @@ def _points(numbers: dict[float, list[float]]) -> list[Point]:
     ]
 
 
-def _known(runs: list[Run], x: str) -> list[str]:
-    """Metrics that could stand over x."""
+def _list_metrics(runs: list[Run], x: str) -> list[str]:
+    """Return the metrics that can be drawn over x."""
     if x == "step":
         return [name for run in runs for name in run.curves]
     sliced = [name.partition(f"/{x}=")[0] for run in runs for name in run.result if f"/{x}=" in name]
     return sliced or [name for run in runs for name in run.result]
 
 
-def _axis(name: str) -> str:
-    """An axis in words."""
+def _name_axis(name: str) -> str:
+    """Return the label of an axis."""
     last = re.sub(r"^(eval|train)/", "", name).rpartition(".")[2]
     wiped = last.endswith("_wiped")
     last = last.removesuffix("_wiped")

@@ -1,4 +1,4 @@
-"""Findings as files: a folder for reading and for a paper, and the README.md of a study."""
+"""Findings as files: a folder with a page, tables and figures, and the README.md of a study."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from memtx.reports.formats import as_csv, escaped, latex, markdown
 from memtx.reports.page import page
 from memtx.training.workdir import write_atomic
 
-END = "<!-- end -->"  # of what is written here in a README.md
+END = "<!-- end -->"  # the end of the generated part of a README.md
 
 
 def write(found: Findings, folder: Path) -> Path:
-    """index.html, table.md, table.tex, table.csv, and each figure as png and svg. Returns the page's path."""
-    html = page(found)  # first: nothing is written if it cannot be made
+    """Write index.html, table.md, table.tex, table.csv, and each figure as png and svg. Returns the path of index.html."""
+    html = page(found)  # built first, so that nothing is written if it fails
     folder.mkdir(parents=True, exist_ok=True)
     for suffix, form in (("md", markdown), ("tex", latex), ("csv", as_csv)):
         write_atomic(folder / f"table.{suffix}", form(found.table))
@@ -30,14 +30,14 @@ def write(found: Findings, folder: Path) -> Path:
 
 
 def publish(found: Findings, results: Path) -> Path:
-    """Figures to `results`, and the rest to the README.md beside the sweep file, whose path it returns.
+    """Write figures to `results` and the report to the README.md beside the sweep file. Returns the path of README.md.
 
-    What stands there after the end mark, the verdict in words, is left as it is. UserError if there is no such mark.
+    Text after the line END, the conclusions in words, is kept. Raises UserError if README.md exists without that line.
     """
     readme = found.study.path.with_name("README.md")
     _, mark, after = readme.read_text(encoding="utf-8").partition(END) if readme.exists() else ("", END, "\n")
     if not mark:
-        raise UserError(f"{readme} needs the line {END}: the report is written before it, what follows is kept")
+        raise UserError(f"{readme} needs the line {END}: the report replaces the text before it and keeps the text after it")
     for picture in found.pictures:
         (results / f"{_stem(picture.name)}.png").write_bytes(png(picture))
     question = f"# {found.study.title}\n\n{found.study.question}\n\n"
@@ -46,15 +46,15 @@ def publish(found: Findings, results: Path) -> Path:
 
 
 def section(found: Findings, results: Path) -> str:
-    """Table, verdicts, figures and how to make them again, in Markdown. results: where the figures are."""
+    """Return table, verdicts, figures and the commands that reproduce them in Markdown. results: the folder of the figures."""
     folder = os.path.relpath(results, found.study.path.parent)
     verdicts = [f"- {'**holds**' if holds else '**does not hold**'}: {escaped(sentence)}" for sentence, holds in found.judged]
     if found.undecided:
         verdicts.append(f"- {escaped(found.undecided)}")
     figures = [f"![{picture.name}]({folder}/{_stem(picture.name)}.png)" for picture in found.pictures]
-    said = "; ".join(f"{name}: {text}" for name, text in facts(found).items())
+    summary = "; ".join(f"{name}: {text}" for name, text in facts(found).items())
     again = "\n".join(["```", *commands(found, results), "```"])
-    parts = [markdown(found.table).strip(), "\n".join(verdicts), *figures, f"{said[0].upper()}{said[1:]}.", again]
+    parts = [markdown(found.table).strip(), "\n".join(verdicts), *figures, f"{summary[0].upper()}{summary[1:]}.", again]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 

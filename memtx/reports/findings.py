@@ -1,4 +1,4 @@
-"""All that a report says, whatever its form: table, claims judged, pictures, and the facts of the runs."""
+"""The contents of a report, independent of its format: table, judged claims, figures, and facts about the runs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from memtx.reports.runs import Run
 from memtx.reports.study import Study
 from memtx.reports.table import STRAY, Table, complete, judge, tabulate
 
-NOT_INSTALLED = "not installed"  # as memtx.training.provenance says it
+NOT_INSTALLED = "not installed"  # the version that memtx.training.provenance records for a missing package
 
 
 @dataclass(frozen=True)
 class Findings:
-    """judged: each claim with whether it holds; undecided: why other claims cannot be told yet, or nothing."""
+    """The contents of a report.
+
+    judged     each claim and whether it is true
+    undecided  why the remaining claims cannot be judged yet, or ""
+    """
 
     study: Study
     runs: list[Run]
@@ -27,14 +31,17 @@ class Findings:
 
 
 def conclude(study: Study, runs: list[Run]) -> Findings:
-    """UserError for a metric that no run has, and for runs that the declared rows do not tell apart."""
+    """Build table, verdicts and figures of a study.
+
+    Raises UserError for a metric that no run has, and if runs in one cell of the table differ in more than their seed.
+    """
     runs = complete(runs, study.planned)
     table = tabulate(study, runs)
     return Findings(study, runs, table, *judge(study, table), pictures(study, runs))
 
 
 def commands(found: Findings, results: Path | None = None) -> list[str]:
-    """That make the runs again, and this report of them; with results: that tell whether they agree with those."""
+    """Return the commands that repeat the runs and the report. With `results` they also compare the new runs with those."""
     given = f"--sweep={found.study.path.as_posix()} --workdir=runs/{found.study.path.parent.name}"
     return [
         f"memtx sweep {given} --parallel=2 &&",
@@ -43,49 +50,50 @@ def commands(found: Findings, results: Path | None = None) -> list[str]:
 
 
 def facts(found: Findings) -> dict[str, str]:
-    """What a reader needs to know of how the numbers came about."""
+    """Return facts about the runs by name: runs, seeds, time, machine, versions and code."""
     runs = [run for run in found.runs if run.finished]
     seconds = [run.seconds for run in runs]
     ends = dict.fromkeys((duration(min(seconds, default=0)), duration(max(seconds, default=0))))
     each = f", {' to '.join(ends)} each" if len(runs) > 1 else ""
-    said = {
+    parts = {
         "runs": f"{len(runs)} of {sum(run.status != STRAY for run in found.runs)}",
         "seeds": ", ".join(map(str, sorted({run.seed for run in runs}))),
         "time": f"{duration(sum(seconds))} in all{each}" if any(seconds) else "",
-        "machine": _all(_machine(run.machine) for run in runs),
-        "versions": _all(
+        "machine": _join(_describe_machine(run.machine) for run in runs),
+        "versions": _join(
             ", ".join(f"{name} {version}" for name, version in run.versions.items() if version != NOT_INSTALLED) for run in runs
         ),
-        "code": _all(_code(run.code) for run in runs),
+        "code": _join(_describe_code(run.code) for run in runs),
     }
-    return {name: text for name, text in said.items() if text}
+    return {name: text for name, text in parts.items() if text}
 
 
 def duration(seconds: float) -> str:
+    """Return a duration as text, such as "40 s", "12 min" or "3 h 5 min"."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _machine(machine: Mapping) -> str:
-    said = [machine.get("cpu")]
+def _describe_machine(machine: Mapping) -> str:
+    parts = [machine.get("cpu")]
     for name, one, many in (("cores", "core", "cores"), ("memory_gb", "GB", "GB"), ("devices", "device", "devices")):
         if number := machine.get(name):
-            said.append(f"{number} {one if number == 1 else many}")
-    return ", ".join(filter(None, [*said, machine.get("platform")]))
+            parts.append(f"{number} {one if number == 1 else many}")
+    return ", ".join(filter(None, [*parts, machine.get("platform")]))
 
 
-def _code(code: Mapping) -> str:
+def _describe_code(code: Mapping) -> str:
     version, commit = code.get("version"), code.get("commit")
-    said = [
+    parts = [
         version != NOT_INSTALLED and version and f"memtx {version}",
         commit and f"commit {commit[:8]}",
         code.get("dirty") and "with changes",
     ]
-    return ", ".join(filter(None, said))
+    return ", ".join(filter(None, parts))
 
 
-def _all(texts: Iterable[str]) -> str:
-    """What runs have of this, once each."""
+def _join(texts: Iterable[str]) -> str:
+    """Join the distinct texts that are not empty."""
     return "; ".join(dict.fromkeys(text for text in texts if text))

@@ -1,4 +1,4 @@
-"""A table as Markdown, LaTeX (booktabs), CSV, and for the console."""
+"""Formats of a table: Markdown, LaTeX (booktabs), CSV, and the console."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from memtx.reports.table import Table
 
 TITLES = {"params": "parameters", "flops_per_token": "FLOPs per token", "state_bytes": "state bytes"}
 UNMATCHED = "†"
-NAMED = 4  # so many runs that did not finish are named, more are only counted
+NAMED = 4  # if there are more unfinished runs, they are only counted
 LATEX = {
     "\\": r"\textbackslash{}",
     **{c: f"\\{c}" for c in "&%$#_{}"},
@@ -33,13 +33,15 @@ LATEX = {
 
 @dataclass(frozen=True)
 class Entry:
+    """The text of a cell."""
+
     text: str
     bold: bool = False
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The table as it is printed: the first `labels` columns are of words, the rest of numbers."""
+    """The texts of a printed table. The first `labels` columns have words, the others numbers."""
 
     labels: int
     head: list[str]
@@ -48,35 +50,37 @@ class Grid:
 
 
 def grid(table: Table) -> Grid:
-    table = table.begun()
+    """Return the texts of a table, without rows and columns that have no runs yet."""
+    table = table.started()
     budgets = [name for name in BUDGETS if any(row.budget(name) for row in table.rows)]
     head = [*titles(table.keys), *table.columns, *(TITLES[b] + (UNMATCHED if b in table.unmatched else "") for b in budgets)]
     rows = []
     for row in table.rows:
         cells = [(row.cells[heading], column.digits) for heading, column in table.columns.items()]
         numbers = [Entry(cell.text(digits), cell.best) for cell, digits in cells]
-        rows.append([*map(Entry, row.labels), *numbers, *(Entry(_range(row.budget(b))) for b in budgets)])
+        rows.append([*map(Entry, row.labels), *numbers, *(Entry(_format_range(row.budget(b))) for b in budgets)])
     return Grid(len(table.keys), head, rows, notes(table))
 
 
 def titles(keys: tuple[str, ...]) -> list[str]:
-    """The last part of each dotted key, or all of it where that would say too little."""
+    """Return the last part of each dotted key, or the whole key if two keys share the last part."""
     last = Counter(key.rpartition(".")[2] for key in keys)
     return [name if last[name := key.rpartition(".")[2]] == 1 else key for key in keys]
 
 
 def notes(table: Table) -> list[str]:
+    """Return the notes below a table: its notation, budgets that differ, and unfinished runs."""
     found = ["Mean ± sample standard deviation (number of seeds)."]
     if unmatched := [f"{TITLES[budget]} {text}" for budget, texts in table.unmatched.items() for text in texts]:
         found.append(f"{UNMATCHED} Not matched, more than 5 % apart: {'; '.join(unmatched)}.")
     for status in dict.fromkeys(run.status for run in table.unfinished):
         names = [run.name for run in table.unfinished if run.status == status]
-        said = f"{len(names)} {'run' if len(names) == 1 else 'runs'} {status}"
-        found.append(f"{said}: {', '.join(names)}." if len(names) <= NAMED else f"{said}.")
+        summary = f"{len(names)} {'run' if len(names) == 1 else 'runs'} {status}"
+        found.append(f"{summary}: {', '.join(names)}." if len(names) <= NAMED else f"{summary}.")
     return found
 
 
-def _range(numbers: tuple[float, float] | None) -> str:
+def _format_range(numbers: tuple[float, float] | None) -> str:
     if numbers is None:
         return ""
     low, high = numbers
@@ -84,6 +88,7 @@ def _range(numbers: tuple[float, float] | None) -> str:
 
 
 def markdown(table: Table) -> str:
+    """Return a table and its notes in Markdown."""
     shown = grid(table)
 
     def line(cells):
@@ -98,12 +103,12 @@ def markdown(table: Table) -> str:
 
 
 def escaped(text: str) -> str:
-    """As Markdown shows it; underscores within words need nothing."""
+    """Escape text for Markdown. Underscores within words need no escape."""
     return re.sub(r"([\\|*`<\[])", r"\\\1", text)
 
 
 def latex(table: Table) -> str:
-    """For \\usepackage{booktabs}; the notes stand below."""
+    """Return a table and its notes in LaTeX with \\usepackage{booktabs}."""
     shown = grid(table)
 
     def cell(entry: Entry) -> str:
@@ -130,10 +135,10 @@ def latex(table: Table) -> str:
 
 
 def as_csv(table: Table) -> str:
-    """Numbers in full: a mean, a standard deviation and a number of seeds for each column."""
-    table, out = table.begun(), io.StringIO()
+    """Return a table as CSV with unrounded numbers: mean, standard deviation and number of seeds of each column."""
+    table, out = table.started(), io.StringIO()
     write = csv.writer(out, lineterminator="\n").writerow
-    measured = [f"{heading} {what}" for heading in table.columns for what in ("mean", "std", "seeds")]
+    measured = [f"{heading} {statistic}" for heading in table.columns for statistic in ("mean", "std", "seeds")]
     bounds = [f"{budget} {bound}" for budget in BUDGETS for bound in ("least", "most")]
     write([*table.keys, *measured, *bounds])
     for row in table.rows:
@@ -144,6 +149,7 @@ def as_csv(table: Table) -> str:
 
 
 def console(table: Table) -> RichTable:
+    """Return a table and its notes for the console."""
     shown = grid(table)
     out = RichTable(caption=Text("\n".join(shown.notes)), caption_justify="left")
     for i, name in enumerate(shown.head):

@@ -1,4 +1,4 @@
-"""One HTML page that needs nothing beside it: question, verdicts, table, figures, and every run."""
+"""A self-contained HTML page with question, verdicts, table, figures, and all runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from memtx.reports.table import label, varying
 
 
 def page(found: Findings) -> str:
-    """UserError where jinja2 is not installed."""
+    """Return the page as HTML. Raises UserError if jinja2 is not installed."""
     try:
         import jinja2
     except ImportError:

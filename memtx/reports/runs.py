@@ -1,7 +1,7 @@
-"""The runs of a study: read from a sweep's workdir, stored as compact JSON, and read from there again.
+"""The runs of a study, read from a sweep's workdir or from stored JSON files.
 
-A stored run is `run.json` as `memtx sweep` writes it, with the last value of every metric and with its curves, thinned: small
-enough to commit, and all that a report needs. A workdir and what was stored from it give the same report.
+A stored run has the contents of `run.json`, the last value of every metric, and thinned curves. It is small enough to commit
+and has everything that a report needs. A workdir and the files stored from it give the same report.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from memtx.errors import UserError
 from memtx.sweep.record import metrics
 from memtx.training.workdir import write_atomic
 
-POINTS = 100  # at most, of a curve
+POINTS = 100  # the largest number of points of a stored curve
 BUDGETS = ("params", "flops_per_token", "state_bytes")
 FINISHED, FAILED, MISSING = "finished", "failed", "missing"
 
@@ -27,9 +27,11 @@ Curve = list[list[float]]  # [step, value] of each point
 
 @dataclass(frozen=True)
 class Run:
-    """One training run. settings: what tables are arranged by, dotted overrides and the arguments of its config file.
+    """One training run.
 
-    result: metric -> its last value; curves: metric -> its course over training.
+    settings  dotted overrides and the arguments of the config file, by which tables are arranged
+    result    metric -> last value
+    curves    metric -> values over training
     """
 
     name: str
@@ -48,32 +50,34 @@ class Run:
 
     @property
     def finished(self) -> bool:
+        """Whether the run has finished."""
         return self.status == FINISHED
 
     def value(self, key: str):
-        """Of a setting; None if the run has it at its default."""
-        return self.seed if key == "seed" else _plain(self.settings.get(key))
+        """Return a setting's value, None if the run does not set it."""
+        return self.seed if key == "seed" else _to_json(self.settings.get(key))
 
     def matches(self, where: Mapping[str, Any]) -> bool:
-        return all(self.value(key) == _plain(value) for key, value in where.items())
+        """Return whether the run has the settings `where`."""
+        return all(self.value(key) == _to_json(value) for key, value in where.items())
 
     def number(self, metric: str) -> float | None:
-        """A metric's last value, or a budget, or the seconds that the run took."""
+        """Return a metric's last value, a budget, or the run's "seconds". Returns None if the run has no such number."""
         return {"seconds": self.seconds, **self.budget, **self.result}.get(metric)
 
 
 def from_workdir(workdir: Path) -> list[Run]:
-    """The runs of a sweep, WORKDIR/runs/NAME. UserError if there are none."""
-    return _some(_trained, workdir.glob("runs/*/run.json"), workdir)
+    """Read the runs of a sweep from WORKDIR/runs/NAME. Raises UserError if there are none."""
+    return _read_all(_read_trained, workdir.glob("runs/*/run.json"), workdir)
 
 
 def from_results(folder: Path) -> list[Run]:
-    """What `store` wrote. UserError if there is nothing."""
-    return _some(_stored, folder.glob("*.json"), folder)
+    """Read the runs that `store` wrote. Raises UserError if there are none."""
+    return _read_all(_read_stored, folder.glob("*.json"), folder)
 
 
 def store(runs: list[Run], folder: Path) -> None:
-    """One JSON file for each run that finished or failed; what else is there stays."""
+    """Write one JSON file for each run that has finished or failed. Other files of the folder are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     for run in runs:
         if run.status in (FINISHED, FAILED):
@@ -84,26 +88,28 @@ def store(runs: list[Run], folder: Path) -> None:
             write_atomic(folder / f"{run.name}.json", "{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def _some(read: Callable[[Path], Run], paths: Iterable[Path], folder: Path) -> list[Run]:
+def _read_all(read: Callable[[Path], Run], paths: Iterable[Path], folder: Path) -> list[Run]:
     if not (runs := [read(path) for path in sorted(paths)]):
-        raise UserError(f"no runs in {folder}; `memtx sweep --sweep=FILE --workdir=DIR` makes them, --store=DIR keeps them")
+        raise UserError(
+            f"no runs in {folder}; `memtx sweep --sweep=FILE --workdir=DIR` makes runs, `memtx report --store=DIR` stores them"
+        )
     return runs
 
 
-def _stored(path: Path) -> Run:
-    return _run(path, _json(path))
+def _read_stored(path: Path) -> Run:
+    return _build(path, _read_json(path))
 
 
-def _trained(path: Path) -> Run:
-    """Of run.json, with what metrics.jsonl beside it has."""
-    record, curves = _json(path), _curves(metrics(path.parent))
+def _read_trained(path: Path) -> Run:
+    """Read run.json and the metrics.jsonl beside it."""
+    record, curves = _read_json(path), _collect_curves(metrics(path.parent))
     last = {name: curve[-1][1] for name, curve in curves.items()} | {"train/tokens_per_s": record.get("train_tokens_per_s")}
-    result = {name: number for name, number in (last | record.get("result", {})).items() if _finite(number)}
-    thinned = {name: thin(curve) for name, curve in curves.items() if name == "train/loss" or _overall(name)}
-    return _run(path, record | {"result": result, "curves": thinned})
+    result = {name: number for name, number in (last | record.get("result", {})).items() if _is_finite(number)}
+    thinned = {name: thin(curve) for name, curve in curves.items() if name == "train/loss" or _is_overall(name)}
+    return _build(path, record | {"result": result, "curves": thinned})
 
 
-def _run(path: Path, record: Mapping) -> Run:
+def _build(path: Path, record: Mapping) -> Run:
     known = {f.name for f in dataclasses.fields(Run)}
     try:
         return Run(**{name: value for name, value in record.items() if name in known})
@@ -111,38 +117,38 @@ def _run(path: Path, record: Mapping) -> Run:
         raise UserError(f"{path} is damaged: {error}") from None
 
 
-def _json(path: Path) -> dict:
+def _read_json(path: Path) -> dict:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError):
-        raise UserError(f"{path} is damaged: it is no JSON object; delete it, and run that again") from None
+        raise UserError(f"{path} is damaged: it is not a JSON object; delete it and repeat the run") from None
 
 
-def _curves(lines: Iterable[dict]) -> dict[str, Curve]:
+def _collect_curves(lines: Iterable[dict]) -> dict[str, Curve]:
     curves: dict[str, Curve] = {}
     for line in lines:
         for name, number in line.items():
-            if name != "step" and _finite(number):
+            if name != "step" and _is_finite(number):
                 curves.setdefault(name, []).append([line["step"], number])
     return curves
 
 
-def _overall(metric: str) -> bool:
-    """An evaluation's metric that is not of a slice."""
+def _is_overall(metric: str) -> bool:
+    """Return whether an evaluation's metric is overall, not of a slice."""
     return metric.startswith("eval/") and metric.count("/") == 1
 
 
 def thin(curve: Curve, most: int = POINTS) -> Curve:
-    """At most so many of its points, evenly spread, the first and last among them, to six digits."""
+    """Return at most `most` evenly spread points of a curve, including the first and last, rounded to six digits."""
     if len(curve) > most:
         curve = [curve[round(i * (len(curve) - 1) / (most - 1))] for i in range(most)]
     return [[step, float(f"{value:.6g}")] for step, value in curve]
 
 
-def _finite(number) -> bool:
+def _is_finite(number) -> bool:
     return isinstance(number, (int, float)) and math.isfinite(number)
 
 
-def _plain(value):
-    """As JSON has it: tuples are lists."""
+def _to_json(value):
+    """Return a value as JSON reads it back, with lists for tuples."""
     return json.loads(json.dumps(value))

@@ -1,22 +1,22 @@
-"""What a study declares in its sweep file about its report.
+"""Studies: a sweep file that also declares its report.
 
-    \"\"\"Does the delta rule forget what was updated?        the first line is the title, the rest the question
+    \"\"\"Does the delta rule forget updated values?          the first line is the title, the rest the question
     ...\"\"\"
-    config, sweep = ...                                       as `memtx sweep` has them
+    config, sweep = ...                                       as for `memtx sweep`
     report = {
-        "rows": "memory",                                     settings that label the rows; by default all that vary
+        "rows": "memory",                                     settings that label the rows (default: all that vary)
         "columns": {"updates": "eval/accuracy/updated=yes"},  heading -> metric
         "figures": {"distance": {"y": "eval/accuracy", "x": "distance"}},
-        "varies": "state_bytes",                              the budget that is the thing compared, if one is
-        "floor": 0.02,                                        means of a rerun that differ by less agree
+        "varies": "state_bytes",                              a budget that the study varies on purpose
+        "floor": 0.02,                                        a rerun agrees at least if means differ by at most this
     }
 
-    def claims(table):                                        what the study was made to find out
+    def claims(table):                                        the claims that the study tests
         yield "deltanet beats gla by 0.2", table["deltanet", "updates"].mean > table["gla", "updates"].mean + 0.2
 
-Settings are the dotted overrides of a run and the arguments of its config file. A column may be a mapping with `metric`,
-`where` (settings that its runs have), `better` ("higher" or "lower") and `digits`. A figure's x is "step", a budget, a setting,
-or the name of slices: x = "distance" takes `eval/accuracy/distance=1`, `eval/accuracy/distance=2`, and so on.
+Settings are the dotted overrides of a run and the arguments of its config file. A column is a metric, or a mapping with
+`metric`, `where` (settings of its runs), `better` ("higher" or "lower") and `digits`. A figure's x is "step", a budget, a
+setting, or the name of slices. For example, x = "distance" collects `eval/accuracy/distance=1`, `eval/accuracy/distance=2`, ...
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from memtx.sweep.spec import load_sweep
 
 @dataclass(frozen=True)
 class Column:
+    """A column of the table."""
+
     metric: str = ""
     where: Mapping[str, Any] = field(default_factory=dict)
     better: str = ""  # higher | lower
@@ -43,15 +45,19 @@ class Column:
 
 @dataclass(frozen=True)
 class Figure:
+    """A figure of metric `y` over `x`, from the runs with the settings `where`."""
+
     y: str = "train/loss"
     x: str = "step"
     where: Mapping[str, Any] = field(default_factory=dict)
-    start: float = -math.inf  # the least x shown
-    log: str = ""  # axes that are logarithmic: x, y or xy; x is anyway where its values span an order of magnitude
+    start: float = -math.inf  # the smallest x shown
+    log: str = ""  # logarithmic axes: x, y or xy. By default x, if its values span an order of magnitude
 
 
 @dataclass(frozen=True)
 class Report:
+    """The declaration of a report (see the module)."""
+
     rows: tuple[str, ...] = ()
     columns: Mapping[str, Column] = field(default_factory=dict)
     figures: Mapping[str, Figure] = field(default_factory=dict)
@@ -61,9 +67,11 @@ class Report:
 
 @dataclass(frozen=True)
 class Study:
-    """path: of the sweep file, as the user gave it. config, common: what all runs have, before their overrides.
+    """A study.
 
-    planned: the runs that the sweep is to have, none finished.
+    path            the sweep file, as the user gave it
+    config, common  the base config and the overrides of all runs
+    planned         all runs of the sweep file, with status "missing"
     """
 
     path: Path
@@ -77,7 +85,7 @@ class Study:
 
 
 def load_study(path: Path) -> Study:
-    """UserError for a file that is not there, and for what it declares wrongly."""
+    """Read a study. Raises UserError if the file is missing or its declarations are wrong."""
     sweep = load_sweep(path)
     title, _, question = (sweep.module.__doc__ or path.parent.name).strip().partition("\n")
     planned = [
@@ -90,7 +98,7 @@ def load_study(path: Path) -> Study:
 
 
 def report(declared: Mapping) -> Report:
-    """What the file says, checked and with its defaults."""
+    """Check a declaration and fill in defaults. Raises UserError for unknown keys and wrong values."""
     values = dict(declared)
     for name in ("rows", "varies"):
         if isinstance(values.get(name), str):
@@ -98,7 +106,7 @@ def report(declared: Mapping) -> Report:
     for name, cls, only in (("columns", Column, "metric"), ("figures", Figure, "y")):
         entries = values.get(name, {})
         if not isinstance(entries, Mapping):
-            raise UserError(f"report[{name!r}] is a mapping from a heading to a metric or settings, not {entries!r}")
+            raise UserError(f"report[{name!r}] must map headings to a metric or a mapping, not be {entries!r}")
         values[name] = {
             heading: to_dataclass(cls, {only: entry} if isinstance(entry, str) else entry, f"report[{name!r}][{heading!r}]")
             for heading, entry in entries.items()

@@ -1,7 +1,7 @@
-"""From runs to a table: groups that differ only in seed, mean and spread, matched budgets, claims.
+"""The table of a study: means and standard deviations over seeds, comparison of budgets, and claims.
 
-A row is a combination of settings, a column a metric; a cell has a value for each seed. What was to be run and did not finish
-is counted in its cell.
+A row is a combination of settings, a column is a metric, and a cell has a value for each seed. A cell also counts its planned
+runs that have not finished.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from memtx.errors import UserError, nearest
 from memtx.reports.runs import BUDGETS, FAILED, MISSING, Run
 from memtx.reports.study import Column, Study
 
-NOT_BEGUN = "–"
-STRAY = "not of the sweep file, left out"
-MATCHED = 1.05  # budgets whose ratio is larger make a comparison unfair
+NOT_STARTED = "–"
+STRAY = "not in the sweep file, left out"
+MATCHED = 1.05  # a comparison is unfair if the ratio of budgets is larger
 HIGHER = ("accuracy", "exact", "exact_match", "f1", "bleu", "rouge_l", "tokens_per_s")  # metrics that are better when higher
 LOWER = ("loss", "perplexity", "bits_per_byte", "seconds")
 LONGEST = 32  # characters of a row's label
@@ -27,9 +27,12 @@ LONGEST = 32  # characters of a row's label
 
 @dataclass(frozen=True)
 class Cell:
-    """by_seed: what was measured; planned: how many runs there should be; status: of one that did not finish.
+    """A cell of the table.
 
-    budget: the least and the most among its runs.
+    by_seed  seed -> measured value
+    planned  the number of runs that the cell should have
+    status   the status of a run that has not finished, "" if there is none
+    budget   budget -> (least, most) among its runs
     """
 
     by_seed: Mapping[int, float]
@@ -39,19 +42,22 @@ class Cell:
     best: bool = False
 
     @property
-    def begun(self) -> bool:
-        return bool(self.by_seed) or self.status not in (NOT_BEGUN, "")
+    def started(self) -> bool:
+        """Whether a run of the cell has started."""
+        return bool(self.by_seed) or self.status not in (NOT_STARTED, "")
 
     @property
     def mean(self) -> float:
+        """Mean over seeds."""
         return statistics.fmean(self.by_seed.values())
 
     @property
     def std(self) -> float | None:
-        """Sample standard deviation; a single seed has none."""
+        """Sample standard deviation over seeds, None for one seed."""
         return statistics.stdev(self.by_seed.values()) if len(self.by_seed) > 1 else None
 
     def text(self, digits: int) -> str:
+        """Return the cell as text, such as "0.912 ± 0.004 (3)", or its status if there is no value."""
         if not self.by_seed:
             return self.status
         spread = "" if self.std is None else f" ± {self.std:,.{digits}f}"
@@ -61,36 +67,44 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
+    """A row of the table: the values of its settings, and heading -> cell."""
+
     labels: tuple[str, ...]
     cells: dict[str, Cell]
 
     @property
     def name(self) -> str:
+        """The labels as one text."""
         return ", ".join(self.labels)
 
     def budget(self, name: str) -> tuple[float, float] | None:
-        """The least and the most among all its runs."""
+        """Return the least and the most of a budget among the row's runs, None if no run has it."""
         ranges = [cell.budget[name] for cell in self.cells.values() if name in cell.budget]
         return (min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None
 
 
 @dataclass(frozen=True)
 class Table:
+    """The table of a study."""
+
     keys: tuple[str, ...]  # the settings that label the rows
     columns: Mapping[str, Column]
     rows: list[Row]
-    unmatched: Mapping[str, list[str]] = field(default_factory=dict)  # budget -> between whom it differs, by columns
+    unmatched: Mapping[str, list[str]] = field(default_factory=dict)  # budget -> descriptions of its differences
     unfinished: list[Run] = field(default_factory=list)
 
-    def begun(self) -> Table:
-        """Its rows and columns in which some run has begun."""
-        columns = {name: column for name, column in self.columns.items() if any(row.cells[name].begun for row in self.rows)}
-        rows = [row for row in self.rows if any(cell.begun for cell in row.cells.values())]
+    def started(self) -> Table:
+        """Return the table without rows and columns in which no run has started."""
+        columns = {name: column for name, column in self.columns.items() if any(row.cells[name].started for row in self.rows)}
+        rows = [row for row in self.rows if any(cell.started for cell in row.cells.values())]
         return dataclasses.replace(self, columns=columns, rows=rows)
 
-    def __getitem__(self, place) -> Cell:
-        """`table["deltanet", "updates"]`: the labels of a row, then a column. UserError for a cell with no finished run."""
-        *labels, heading = place if isinstance(place, tuple) else (place,)
+    def __getitem__(self, key) -> Cell:
+        """Return the cell of a row and a column, `table["deltanet", "updates"]`: the labels of the row, then the heading.
+
+        Raises UserError if there is no such cell or it has no finished run.
+        """
+        *labels, heading = key if isinstance(key, tuple) else (key,)
         labels, heading = list(map(label, labels)), str(heading)
         row = next((row for row in self.rows if row.labels == tuple(labels)), None)
         if row is None or heading not in self.columns:
@@ -102,12 +116,12 @@ class Table:
 
 
 def tabulate(study: Study, runs: list[Run]) -> Table:
-    """Of all the study's runs, in the order of the rows.
+    """Arrange the study's runs in a table. Rows have the order of `runs`.
 
-    UserError for a metric that no run has, and for runs of one cell that differ in more than their seed.
+    Raises UserError for a metric that no run has, and if runs in one cell differ in more than their seed.
     """
     unfinished, runs = [run for run in runs if not run.finished], [run for run in runs if run.status != STRAY]
-    columns = {heading: _settled(column) for heading, column in (study.report.columns or _usual(runs)).items()}
+    columns = {heading: _fill_better(column) for heading, column in (study.report.columns or _choose_columns(runs)).items()}
     taken = {key for column in columns.values() for key in column.where}
     keys = study.report.rows or tuple(key for key in varying(runs) if key not in taken)
     groups: dict[tuple[str, ...], list[Run]] = {}
@@ -116,18 +130,18 @@ def tabulate(study: Study, runs: list[Run]) -> Table:
             groups.setdefault(tuple(label(run.value(key)) for key in keys), []).append(run)
     rows = []
     for labels, group in groups.items():
-        rows.append(Row(labels, {heading: _cell(column, group) for heading, column in columns.items()}))
+        rows.append(Row(labels, {heading: _build_cell(column, group) for heading, column in columns.items()}))
     for heading, column in columns.items():
         _check_metric(column.metric, [run for run in runs if run.finished and run.matches(column.where)])
         _mark_best(rows, heading, column)
     unmatched = {
-        name: found for name in BUDGETS if name not in study.report.varies and (found := _unmatched(rows, columns, name))
+        name: found for name in BUDGETS if name not in study.report.varies and (found := _find_unmatched(rows, columns, name))
     }
     return Table(keys, columns, rows, unmatched, unfinished)
 
 
 def complete(runs: list[Run], planned: list[Run]) -> list[Run]:
-    """In the plan's order, with those of the plan that were never begun; then, as strays, what is not of the plan."""
+    """Return the planned runs in order, those that were never started included, then other runs with status STRAY."""
     found, names = {run.name: run for run in runs}, {run.name for run in planned}
     others = [run for run in runs if run.name not in names]
     strays = [dataclasses.replace(run, status=STRAY) for run in others]
@@ -135,14 +149,14 @@ def complete(runs: list[Run], planned: list[Run]) -> list[Run]:
 
 
 def varying(runs: Iterable[Run]) -> list[str]:
-    """The settings, but for the seed, in which runs differ."""
+    """Return the settings in which runs differ, without the seed."""
     runs = list(runs)
     keys = dict.fromkeys(key for run in runs for key in run.settings if key != "seed")
     return [key for key in keys if len({label(run.value(key)) for run in runs}) > 1]
 
 
 def label(value) -> str:
-    """A setting's value in a table; a long one is cut, and a digest tells it from others that begin like it."""
+    """Return a setting's value as a label. A long value is cut and gets a digest, so that it differs from similar ones."""
     if value is None:
         return "default"
     if isinstance(value, float):
@@ -152,35 +166,35 @@ def label(value) -> str:
 
 
 def judge(study: Study, table: Table) -> tuple[list[tuple[str, bool]], str]:
-    """-> the study's claims with whether each holds, and why the rest of them cannot be told yet, if so."""
+    """Return the study's claims and whether each is true, and the reason if the remaining ones cannot be judged yet."""
     judged = []
     try:
         for sentence, holds in study.claims(table) if study.claims else ():
             judged.append((sentence, bool(holds)))
     except UserError as error:
-        return judged, f"The other claims cannot be told: {error}."
+        return judged, f"The other claims cannot be judged: {error}."
     return judged, ""
 
 
-def _settled(column: Column) -> Column:
-    """With `better` filled in."""
+def _fill_better(column: Column) -> Column:
+    """Fill in `better` from the metric's name."""
     if column.better:
         return column
     name = column.metric.split("/")[1 if "/" in column.metric else 0].removesuffix("_wiped")
     if name not in HIGHER + LOWER:
-        raise UserError(f"say whether {column.metric} is better 'higher' or 'lower' in report['columns']")
+        raise UserError(f"set better='higher' or 'lower' for {column.metric} in report['columns']")
     return Column(column.metric, column.where, "higher" if name in HIGHER else "lower", column.digits)
 
 
-def _usual(runs: list[Run]) -> dict[str, Column]:
+def _choose_columns(runs: list[Run]) -> dict[str, Column]:
     for heading, metric in (("accuracy", "eval/accuracy"), ("bits per byte", "eval/bits_per_byte")):
         if any(run.number(metric) is not None for run in runs):
             return {heading: Column(metric)}
     raise UserError("no finished run has eval/accuracy or eval/bits_per_byte; name a metric in report['columns']")
 
 
-def _cell(column: Column, runs: list[Run]) -> Cell:
-    """Of a row's runs those that the column is about. UserError for two of one seed."""
+def _build_cell(column: Column, runs: list[Run]) -> Cell:
+    """Build a cell from a row's runs that match the column. Raises UserError for two runs with one seed."""
     runs = [run for run in runs if run.matches(column.where)]
     measured: dict[int, tuple[float, Run]] = {}
     for run in runs:
@@ -190,15 +204,13 @@ def _cell(column: Column, runs: list[Run]) -> Cell:
         if run.seed in measured:
             other = measured[run.seed][1]
             differ = ", ".join(varying([run, other])) or "only their names"
-            raise UserError(
-                f"runs {other.name} and {run.name} fall in one cell and differ in {differ}: name it in report['rows']"
-            )
+            raise UserError(f"runs {other.name} and {run.name} share a cell but differ in {differ}: name it in report['rows']")
         measured[run.seed] = number, run
     by_seed = {seed: measured[seed][0] for seed in sorted(measured)}
     statuses = [run.status for run in runs if not run.finished]
-    begun = [status for status in statuses if status != MISSING]
-    status = FAILED if FAILED in begun else begun[0] if begun else NOT_BEGUN if statuses else "no value" if runs else ""
-    return Cell(by_seed, len(runs), status, _ranges([run for _, run in measured.values()]))
+    started = [status for status in statuses if status != MISSING]
+    status = FAILED if FAILED in started else started[0] if started else NOT_STARTED if statuses else "no value" if runs else ""
+    return Cell(by_seed, len(runs), status, _find_ranges([run for _, run in measured.values()]))
 
 
 def _check_metric(metric: str, runs: list[Run]) -> None:
@@ -208,7 +220,7 @@ def _check_metric(metric: str, runs: list[Run]) -> None:
 
 
 def _mark_best(rows: list[Row], heading: str, column: Column) -> None:
-    """The cells whose mean, as printed, is the best; none if all are alike."""
+    """Mark the cells whose printed mean is best, unless all means are equal."""
     means = {i: round(row.cells[heading].mean, column.digits) for i, row in enumerate(rows) if row.cells[heading].by_seed}
     if len(set(means.values())) < 2:
         return
@@ -217,7 +229,7 @@ def _mark_best(rows: list[Row], heading: str, column: Column) -> None:
         rows[i].cells[heading] = dataclasses.replace(rows[i].cells[heading], best=True)
 
 
-def _ranges(runs: list[Run]) -> dict[str, tuple[float, float]]:
+def _find_ranges(runs: list[Run]) -> dict[str, tuple[float, float]]:
     found = {}
     for budget in BUDGETS:
         if numbers := [run.budget[budget] for run in runs if budget in run.budget]:
@@ -225,8 +237,8 @@ def _ranges(runs: list[Run]) -> dict[str, tuple[float, float]]:
     return found
 
 
-def _unmatched(rows: list[Row], columns: Iterable[str], budget: str) -> list[str]:
-    """Between which rows a budget differs by more than MATCHED allows, in each column where it does."""
+def _find_unmatched(rows: list[Row], columns: Iterable[str], budget: str) -> list[str]:
+    """Describe the rows between which a budget differs by more than MATCHED, and the columns in which it does."""
     found: dict[str, list[str]] = {}
     for heading in columns:
         known = [(row.cells[heading].budget[budget], row.name) for row in rows if budget in row.cells[heading].budget]

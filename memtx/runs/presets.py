@@ -1,4 +1,4 @@
-"""Sizes by name, and where a mechanism stands in a model of that size."""
+"""Presets: models by size, with a mechanism in the layers in which its paper has it."""
 
 import dataclasses
 import re
@@ -7,7 +7,6 @@ from itertools import groupby
 from memtx.config import complete_model, model_group
 from memtx.errors import UserError, check_known
 from memtx.memory import MEMORIES
-from memtx.memory.sink import Sink
 from memtx.models import patterns
 from memtx.models.lm import LM
 from memtx.pretrained.load import new_parameters, settings
@@ -22,20 +21,23 @@ SIZES = {
 
 
 def preset(memory: str, size: str) -> dict:
-    """The `model` group for a mechanism at a size: it stands where its paper has it, windows elsewhere."""
+    """Return the `model` group for a mechanism at a size.
+
+    The mechanism is in the layers in which its paper has it, and the others have windows. Raises UserError for unknown names.
+    """
     check_known(size, SIZES, "size")
     check_known(memory, MEMORIES, "memory")
     model = dict(SIZES[size])
     layers, cls = model.pop("layers"), MEMORIES[memory]
     if cls.site in ("body", "head"):
-        return {cls.site: memory, "stacks": (((getattr(cls, "block", "window"),), layers),), **model}
-    held = _places(cls, layers)
-    entries = [getattr(cls, "block", memory) if i in held else "window" for i in range(layers)]
+        return {cls.site: memory, "stacks": (((cls.block or "window",), layers),), **model}
+    held = cls.preset_layers(layers)
+    entries = [cls.block or memory if i in held else "window" for i in range(layers)]
     return {"stacks": tuple(((entry,), len(list(run))) for entry, run in groupby(entries)), **model}
 
 
 def encoder_decoder(size: str) -> dict:
-    """The `model` group of an encoder-decoder as T5 v1.1 is."""
+    """Return the `model` group of an encoder-decoder like T5 v1.1."""
     check_known(size, SIZES, "size")
     model = dict(SIZES[size])
     layers = model.pop("layers")
@@ -43,17 +45,15 @@ def encoder_decoder(size: str) -> dict:
     return {**stacks, "position": "t5", "activation": "geglu", **model}
 
 
-SIGHT = {"full": "capacity", "window": "window", "sink": "window", "memorizing": "window"}  # the setting that `context` is
-
-
 def on_pretrained(backbone: str, memory: str, layers: str, attention: str, context: str) -> tuple[dict, dict, str]:
-    """A pretrained model with a memory: the groups `model` and `memory`, and a regex of the parameters that are new.
+    """Add a memory to a pretrained model. Returns the groups `model` and `memory`, and a regex of the parameters that are new.
 
-    The arguments are those of configs/pretrained.py, as text. UserError for what cannot be.
+    The arguments are those of configs/pretrained.py, as text. Raises UserError if they are not valid.
     """
     if not re.fullmatch(r"(\d+(\+\d+)*)?", layers) or not context.isdecimal():
-        raise UserError(f"layers={layers} and context={context} should be numbers, as in layers=10+20,context=512")
-    check_known(attention, ("own", "full", "window", "sink"), "attention")
+        raise UserError(f"layers={layers} and context={context} must be numbers, as in layers=10+20,context=512")
+    sees = {name: cls.context for name, cls in MEMORIES.items() if cls.context}
+    check_known(attention, ("own", *sees), "attention")
     check_known(memory, ("none", *MEMORIES), "memory")
     model = settings(backbone, context=int(context))
     own = patterns.layers(model.stacks)
@@ -62,17 +62,14 @@ def on_pretrained(backbone: str, memory: str, layers: str, attention: str, conte
     if memory != "none" and MEMORIES[memory].site in ("body", "head"):
         changes[MEMORIES[memory].site] = memory
     elif memory != "none":
-        held = [int(i) for i in layers.split("+")] if layers else _places(MEMORIES[memory], len(own))
+        held = [int(i) for i in layers.split("+")] if layers else MEMORIES[memory].preset_layers(len(own))
         if max(held) >= len(own):
-            raise UserError(f"layers={layers}: {backbone} has the layers 0 to {len(own) - 1}")
-        entries = [_with(memory, entry) if i in held else entry for i, entry in enumerate(entries)]
+            raise UserError(f"layers={layers} is out of range; {backbone} has layers 0 to {len(own) - 1}")
+        entries = [_add_memory(memory, entry) if i in held else entry for i, entry in enumerate(entries)]
     changes["stacks"] = tuple(((entry,), len(list(run))) for entry, run in groupby(entries))
-    changes["memory"] = {name: {SIGHT[name]: int(context)} for name in (attention, memory) if name in SIGHT} | dict(
-        model.memory
-    )
-    if memory == "memorizing":
-        # queries and keys as the backbone knows them, and what its other layers see: closed, it is one of them
-        changes["memory"]["memorizing"] |= {"normalise": False, "sinks": Sink.Config.sinks if attention == "sink" else 0}
+    changes["memory"] = {name: {sees[name]: int(context)} for name in (attention, memory) if name in sees} | dict(model.memory)
+    if memory != "none" and (begin := MEMORIES[memory].on_backbone(MEMORIES.get(attention))):
+        changes["memory"][memory] = {**changes["memory"].get(memory, {}), **begin}
     model = complete_model(dataclasses.replace(model, **changes))
     new = new_parameters(LM(model))
     group = model_group(model)
@@ -80,15 +77,10 @@ def on_pretrained(backbone: str, memory: str, layers: str, attention: str, conte
     return group, memories, f"^({'|'.join(map(re.escape, new))})$" if new else ""
 
 
-def _places(cls, layers: int):
-    """The layers that hold a mechanism, where its paper has it."""
-    return cls.place(layers) if hasattr(cls, "place") else range(layers)
-
-
-def _with(memory: str, entry: str) -> str:
-    """A backbone's layer with a memory: in place of its attention, beside it, or beside its MLP."""
+def _add_memory(memory: str, entry: str) -> str:
+    """Return a backbone's layer with a memory: in place of its attention, beside it, or beside its MLP."""
     cls = MEMORIES[memory]
     if cls.site == "attention":
         return memory
-    beside_mlp = f"/{memory}" in getattr(cls, "block", "")
+    beside_mlp = f"/{memory}" in (cls.block or "")
     return f"{entry}/mlp+{memory}" if beside_mlp else f"{entry}+{memory}"

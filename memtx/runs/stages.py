@@ -1,4 +1,4 @@
-"""The tasks of a config: the stages of its curriculum, and what is held out."""
+"""The tasks of a config: the stages of its curriculum, and the held-out task."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from memtx.tasks.base import Task
 
 
 def stages(data: Data) -> list[tuple[int, Task]]:
-    """(steps, task) of each stage; the last is `data.task` itself, without an end."""
+    """Return (steps, task) of each stage. The last one is `data.task` itself and does not end (steps = 0)."""
     return [(steps, changed(data, settings, "data.curriculum")) for steps, settings in data.curriculum] + [
         (0, changed(data, {}))
     ]
 
 
 def held_out(config: Config) -> Task:
+    """Return the task of the evaluation: `data.task` with the settings of `eval.task`."""
     return changed(config.data, config.eval.task, "eval.task")
 
 
 def changed(data: Data, settings: Mapping, path: str = "data.task") -> Task:
-    """The task of `data` with other settings. UserError if they are none of its, or change its tokens."""
+    """Return the task of `data` with other settings. Raises UserError if it lacks one of them, or if they change its tokens."""
     cls = task_class(data.corpus.partition(":")[2])
     values = {f.name: getattr(data.task, f.name) for f in dataclasses.fields(data.task)}
     task, base = cls(to_dataclass(cls.Config, {**values, **settings}, path)), cls(data.task)
     if task.tokenizer.fingerprint != base.tokenizer.fingerprint:
-        raise UserError(f"{path} changes the tokens of the task, which the model is built for")
+        raise UserError(f"{path} changes the tokens of the task, but the model is built for those of data.task")
     return task

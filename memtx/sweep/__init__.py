@@ -1,4 +1,4 @@
-"""Sweeps: many runs from one file. The combinators are for sweep files; `run_sweep` does what `memtx sweep` does."""
+"""Sweeps: many runs from one file. Sweep files use the combinators. `run_sweep` does the same as `memtx sweep`."""
 
 from memtx.sweep.combine import chain, product, sample, zip_
 from memtx.sweep.run import run_sweep

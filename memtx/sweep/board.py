@@ -1,4 +1,4 @@
-"""What a sweep shows: a table that lives on a terminal, and elsewhere a line for each change."""
+"""The display of a sweep: a live table on a terminal, else a line for each change of a run's state."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from memtx.sweep import record as records
 from memtx.sweep.execute import folder_of
 
 STYLES = {"finished": "green", "failed": "red", "running": "bold", "waiting": "dim"}
-ROWS = 20  # of the runs that are neither running nor failed, at most
+ROWS = 20  # the largest number of rows for runs that are neither running nor failed
 
 
 class Board:
+    """Shows the state of each run while it is entered as a context."""
+
     def __init__(self, console: Console, names: list[str], workdir: Path):
         self._console, self._workdir = console, workdir
         self._states = dict.fromkeys(names, "waiting")
-        self._said: dict[str, str] = {}
+        self._notes: dict[str, str] = {}
         self._began: dict[str, float] = {}
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
@@ -35,26 +37,29 @@ class Board:
         if self._live:
             self._live.stop()
 
-    def changed(self, name: str, state: str, said: str) -> None:
-        if (self._states[name], self._said.get(name)) == (state, said):
+    def changed(self, name: str, state: str, note: str) -> None:
+        """Record a run's new state, and print it unless there is a live table. `note` describes it, "" for the usual text."""
+        if (self._states[name], self._notes.get(name)) == (state, note):
             return
-        self._states[name], self._said[name] = state, said
+        self._states[name], self._notes[name] = state, note
         self._began.setdefault(name, time.monotonic())
         if not self._live:
-            text = f"{state:8}  {name}  {said or self._about(name)}"
+            text = f"{state:8}  {name}  {note or self._describe(name)}"
             self._console.print(text.rstrip(), markup=False)
 
     def refresh(self) -> None:
+        """Redraw the live table."""
         if self._live:
             self._live.update(self.table(), refresh=True)
 
     def summary(self) -> str:
-        """12 runs: 10 finished, 2 failed"""
+        """Return the number of runs by state, such as "12 runs: 10 finished, 2 failed"."""
         counts = Counter(self._states.values())
         return f"{len(self._states)} runs: " + ", ".join(f"{counts[state]} {state}" for state in STYLES if counts[state])
 
     def table(self) -> Table:
-        table = Table(title=Text(self.summary()), min_width=60)  # above: a terminal cuts off what is too long for it
+        """Return the table of runs: all that run or failed, and up to ROWS others."""
+        table = Table(title=Text(self.summary()), min_width=60)  # a title, because a terminal cuts off the end of a long table
         table.add_column("run", overflow="fold")
         table.add_column("state")
         table.add_column("", overflow="ellipsis", no_wrap=True)
@@ -63,14 +68,14 @@ class Board:
         shown = {*busy, *others[:ROWS]}
         for name, state in self._states.items():
             if name in shown:
-                said = self._said.get(name) or self._about(name)
-                table.add_row(Text(name), state, Text(said), style=STYLES[state])
+                note = self._notes.get(name) or self._describe(name)
+                table.add_row(Text(name), state, Text(note), style=STYLES[state])
         if len(shown) < len(self._states):
             table.add_row(f"... and {len(self._states) - len(shown)} more", "", "")
         return table
 
-    def _about(self, name: str) -> str:
-        """How far a running one has come; what came out of a finished one."""
+    def _describe(self, name: str) -> str:
+        """Return the step and loss of a running run, or the results of a finished one."""
         folder, state = folder_of(self._workdir, name), self._states[name]
         if state == "finished":
             record = records.read(folder) or {}

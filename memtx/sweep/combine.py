@@ -1,7 +1,7 @@
-"""Combinators of runs. A run is a dict of overrides, `{"seed": 1, "optim.lr": 3e-4}`.
+"""Combinators of runs. A run is a dict of overrides, such as `{"seed": 1, "optim.lr": 3e-4}`.
 
-A part is either some runs, or a mapping from keys to the values that each takes: `{"seed": [0, 1, 2]}` is three runs, and in a
-product `{"seed": [0, 1], "optim.lr": [1e-3, 3e-3]}` is four.
+A part is either an iterable of runs, or a mapping from keys to lists of values. `{"seed": [0, 1, 2]}` gives three runs. In a
+product, `{"seed": [0, 1], "optim.lr": [1e-3, 3e-3]}` gives four.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Part = Mapping[str, Sequence] | Iterable[Overrides]
 
 
 def product(*parts: Part) -> Iterator[Overrides]:
-    """Every combination; the last part varies fastest."""
+    """Yield every combination of the parts. The last part varies fastest."""
     return (_merged(runs) for runs in itertools.product(*_columns(parts)))
 
 
 def zip_(*parts: Part) -> Iterator[Overrides]:
-    """The first of each with one another, then the second of each. UserError if they are not equally many."""
+    """Combine the first entries of all parts, then the second, and so on. Raises UserError if their numbers differ."""
     columns = [list(column) for column in _columns(parts)]
     if len({len(column) for column in columns}) > 1:
         raise UserError(f"zip_ was given {', '.join(str(len(column)) for column in columns)} values; they must be equally many")
@@ -31,12 +31,12 @@ def zip_(*parts: Part) -> Iterator[Overrides]:
 
 
 def chain(*parts: Part) -> Iterator[Overrides]:
-    """The runs of one part after those of another."""
+    """Yield the runs of the first part, then those of the second, and so on."""
     return itertools.chain.from_iterable(product(part) for part in parts)
 
 
 def sample(count: int, *parts: Part, seed: int = 0) -> Iterator[Overrides]:
-    """`count` different runs of the product, at random but the same for a seed. UserError if it has fewer."""
+    """Draw `count` different runs of the product, the same for the same seed. Raises UserError if the product has fewer."""
     runs = list(product(*parts))
     if count > len(runs):
         raise UserError(f"sample of {count} runs, but there are only {len(runs)}")

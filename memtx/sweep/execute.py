@@ -1,4 +1,4 @@
-"""One run of a sweep, in this process: budget, training, what else the sweep file measures, and the record of it."""
+"""One run of a sweep in this process: its budget, training, the measurements of the sweep file, and its record."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from memtx.training.workdir import hold
 
 
 def execute(sweep: Sweep, name: str, workdir: Path, say: Callable = print) -> str:
-    """Run it, or go on with it, and return its status; a finished run is left alone.
+    """Start or resume a run and return its status. A finished run is not run again.
 
-    Raises InUse if another process works on it. All else that goes wrong is in its record.
+    Raises InUse if another process holds the run's lock. All other errors are written to the run's record.
     """
     check_known(name, sweep.runs, "run")
     folder = folder_of(workdir, name)
@@ -33,11 +33,11 @@ def execute(sweep: Sweep, name: str, workdir: Path, say: Callable = print) -> st
         before = records.read(folder) or {}
         if before.get("status") == "finished":
             return "finished"
-        record = _begin(sweep.runs[name], before)
+        record = _start_record(sweep.runs[name], before)
         records.write(folder, record)
         began, past = time.monotonic(), record["seconds"]
         try:
-            record |= _work(sweep, sweep.runs[name], folder, record, say)
+            record |= _train_and_measure(sweep, sweep.runs[name], folder, record, say)
         except UserError as error:
             say(str(error))
             record |= {"status": "failed", "error": str(error)}
@@ -51,10 +51,11 @@ def execute(sweep: Sweep, name: str, workdir: Path, say: Callable = print) -> st
 
 
 def folder_of(workdir: Path, name: str) -> Path:
+    """Return the folder of a run."""
     return workdir / "runs" / name
 
 
-def _begin(run: Run, before: Record) -> Record:
+def _start_record(run: Run, before: Record) -> Record:
     return {
         "name": run.name,
         "status": "running",
@@ -72,8 +73,8 @@ def _begin(run: Run, before: Record) -> Record:
     }
 
 
-def _work(sweep: Sweep, run: Run, folder: Path, record: Record, say: Callable) -> Record:
-    """What the record gains."""
+def _train_and_measure(sweep: Sweep, run: Run, folder: Path, record: Record, say: Callable) -> Record:
+    """Train and measure. Returns the keys to add to the record."""
     planned = plan(run.values, run.match, run.solve)
     config = planned.config
     gained = {"solved": planned.solved, "config": to_json(config), "budget": dataclasses.asdict(planned.budget)}

@@ -1,13 +1,15 @@
-"""A run's record, run.json: what it is, where it stands, what came out. Written whole or not at all.
+"""A run's record, run.json: its settings, status and results. The file is written atomically.
 
-name, status     "running", "finished", "stopped" (told to, and saved) or "failed", with `error` in one line
-overrides        as the sweep file gave them; `settings`: the same with the config's argument taken apart
-match, solved    the budget that was asked for and the keys solved for it
-config, seed     the whole config, after solving
-budget           params, flops_per_token, state_bytes; train_tokens_per_s: the median of what metrics.jsonl has
-result           metrics of the last evaluation, and what the sweep file's `run` measured
-evaluation       the whole of that evaluation: losses by position, accuracies by slice
-code, versions, machine, started, seconds (of all attempts that came to an end), attempts
+name, status         "running", "finished", "stopped" (interrupted and saved) or "failed", with `error` in one line
+overrides            the overrides as the sweep file gives them
+settings             the overrides and the arguments of the config file, by which tables are arranged
+match, solved        the budget to meet and the keys that were solved for it
+config, seed         the complete config after solving
+budget               params, flops_per_token, state_bytes
+train_tokens_per_s   the median of the values in metrics.jsonl
+result               metrics of the last evaluation, and the values that the sweep file's `run` returned
+evaluation           the complete evaluation: losses by position, accuracies by slice
+code, versions, machine, started, seconds (of all attempts that wrote their end), attempts
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ Record = dict[str, Any]
 
 
 def read(folder: Path) -> Record | None:
-    """None if the run never began."""
+    """Return a run's record, or None if the run was never started. Raises UserError if the file is damaged."""
     try:
         return json.loads((folder / RECORD).read_text())
     except FileNotFoundError:
@@ -35,11 +37,12 @@ def read(folder: Path) -> Record | None:
 
 
 def write(folder: Path, record: Record) -> None:
+    """Write a run's record, with null for numbers that are not finite."""
     write_atomic(folder / RECORD, json.dumps(_finite(record), indent=1, allow_nan=False) + "\n")
 
 
 def in_use(folder: Path) -> bool:
-    """Whether some process works on the run now."""
+    """Return whether a process works on the run now."""
     if not folder.exists():
         return False
     try:
@@ -50,7 +53,7 @@ def in_use(folder: Path) -> bool:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; none if nothing was trained."""
+    """Return the lines of metrics.jsonl, [] if the file does not exist."""
     try:
         lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     except FileNotFoundError:
@@ -59,19 +62,19 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def evaluated(folder: Path) -> dict[str, Any]:
-    """The values of the last evaluation in metrics.jsonl."""
+    """Return the values of the last evaluation in metrics.jsonl."""
     lines = [{k: v for k, v in line.items() if k.startswith("eval/")} for line in metrics(folder)]
     return next((line for line in reversed(lines) if line), {})
 
 
 def tokens_per_s(folder: Path) -> float | None:
-    """The median; the first line, which includes compiling, does not count where there are others."""
+    """Return the median speed of training. If there are several values, the first is left out because it includes compiling."""
     speeds = [line["train/tokens_per_s"] for line in metrics(folder) if "train/tokens_per_s" in line]
     return statistics.median(speeds[1:] or speeds) if speeds else None
 
 
 def _finite(value: Any) -> Any:
-    """With None for what is not finite, as in metrics.jsonl, since JSON has no NaN."""
+    """Replace numbers that are not finite by None, as in metrics.jsonl, since JSON has no NaN."""
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""A whole sweep, as `memtx sweep` and a notebook start it."""
+"""A whole sweep, for `memtx sweep` and notebooks."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def run_sweep(
     settings: dict[str, Any] | None = None,
     console: Console | None = None,
 ) -> dict[str, str]:
-    """Run what is not finished and return where each run then stands: "finished", "failed", or "waiting" if told to stop.
+    """Run all runs that are not finished and return the state of each: "finished", "failed", or "waiting" after an interrupt.
 
-    parallel: runs at a time. only: a pattern of names. retry: failed runs too. executor_kind: "process", or by submitit "local"
-    or "slurm", with its settings. Raises UserError for a mistake in the sweep file, before anything runs.
+    parallel: the number of simultaneous runs. only: a pattern of names. retry: run failed runs again. executor_kind: "process",
+    or "local" or "slurm" through submitit, with its settings. Raises UserError for a mistake in the sweep file, before any run.
     """
     sweep, workdir = load_sweep(path), Path(workdir)
     names = choose(sweep, only)

@@ -1,7 +1,7 @@
-"""Run a sweep: what is not finished, N at a time, each in a process of its own.
+"""The scheduler of a sweep. It starts the unfinished runs, N at a time, each in a separate process.
 
-The state of a sweep is nothing but the records and locks in its workdir. Any number of these may work on one workdir, and any
-may be killed: a run is done by who has its lock, and who gets the lock of a finished run leaves it alone.
+The records and locks in the workdir are the whole state of a sweep. Any number of schedulers may work on one workdir, and each
+may be killed. Only the holder of a run's lock executes the run. A finished run is never repeated.
 """
 
 from __future__ import annotations
@@ -25,42 +25,42 @@ from memtx.sweep.spec import Sweep
 from memtx.training.interrupt import told_to_stop
 from memtx.training.workdir import LOCK, LOG, InUse, hold, write_atomic
 
-BUSY = 75  # exit status of a run that another process has (EX_TEMPFAIL)
+BUSY = 75  # exit status of a run that another process is executing (EX_TEMPFAIL)
 POLL = 0.3  # seconds
-LOOK_AGAIN = 3.0  # seconds, at a run that another process has
+LOOK_AGAIN = 3.0  # seconds until a run of another process is looked at again
 
-Changed = Callable[[str, str, str], None]  # (run, state, what to say of it)
+Changed = Callable[[str, str, str], None]  # (run, state, note for the display)
 
 
 def choose(sweep: Sweep, only: str) -> list[str]:
-    """The runs whose names match a pattern such as `*memory=xl*`. UserError if none does."""
+    """Return the runs whose names match a pattern such as `*memory=xl*`. Raises UserError if no name matches."""
     names = [name for name in sweep.runs if fnmatch.fnmatchcase(name, only)]
     if not names:
-        raise UserError(f"no run of {sweep.path} is called {only!r}; the first is {next(iter(sweep.runs))}")
+        raise UserError(f"no run of {sweep.path} matches {only!r}; the first run is {next(iter(sweep.runs))}")
     return names
 
 
 def claim(sweep: Sweep, workdir: Path) -> None:
-    """Note in the workdir which sweep it is of. UserError if it holds something else, or a finished run of another config."""
+    """Write sweep.json into the workdir. Raises UserError if other files or a finished run of another config are in it."""
     note = workdir / "sweep.json"
     ours = {LOCK, f"{note.name}.part", SUBMITIT}
     if workdir.exists() and not note.exists() and (not workdir.is_dir() or any(p.name not in ours for p in workdir.iterdir())):
-        raise UserError(f"{workdir} holds something that is not a sweep (no {note.name}); choose another workdir")
+        raise UserError(f"{workdir} is not a sweep's workdir: it exists without {note.name}; choose another workdir")
     for name, run in sweep.runs.items():
         found = records.read(folder_of(workdir, name))
         if found and found["status"] == "finished" and not run.is_of(found["config"], found["solved"]):
-            raise UserError(f"run {name} in {workdir} was done with another config; choose another workdir, or delete the run")
+            raise UserError(f"run {name} in {workdir} has another config; choose another workdir, or delete the run")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         about = {"file": str(sweep.path), "config": sweep.config, "runs": list(sweep.runs)}
-        with FileLock(workdir / LOCK):  # two may start at once
+        with FileLock(workdir / LOCK):  # two schedulers may start at the same time
             write_atomic(note, json.dumps(about, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"cannot write in {workdir}: {error.strerror}") from None
 
 
 def states(names: list[str], workdir: Path) -> dict[str, str]:
-    """waiting | running | finished | failed"""
+    """Return the state of each run: waiting, running, finished or failed."""
     return {name: _state(folder_of(workdir, name)) for name in names}
 
 
@@ -72,23 +72,27 @@ def _state(folder: Path) -> str:
 
 
 class Scheduler:
-    """changed: is told of every change of state. settled: the runs that ended, with "finished" or "failed"."""
+    """Runs the runs of a sweep.
+
+    changed: called with (run, state, note) at each change of state. settled: the state, "finished" or "failed", of each run
+    that has ended.
+    """
 
     def __init__(self, sweep: Sweep, workdir: Path, executor: Executor, parallel: int, changed: Changed):
         self.sweep, self.workdir, self.executor, self.changed = sweep, workdir, executor, changed
         self.free = deque(range(parallel))
         self.jobs: dict[str, tuple[int, Job]] = {}
-        self.elsewhere: dict[str, float] = {}  # runs that another process has, and when to look again
+        self.elsewhere: dict[str, float] = {}  # runs of other processes -> time to look at them again
         self.settled: dict[str, str] = {}
         self.waiting: deque[str] = deque()
         self.failed_before: set[str] = set()
         self.stopping = False
 
     def run(self, names: list[str], *, retry: bool = False, tick: Callable[[], Any] = lambda: None) -> None:
-        """Until all are settled, or it is told to stop (SIGINT, SIGTERM): then its jobs are too. retry: failed ones too."""
+        """Run until all runs have ended, or until SIGINT or SIGTERM, which also stops the jobs. retry: repeat failed runs."""
         for name, state in states(names, self.workdir).items():
             if state == "finished" or (state == "failed" and not retry):
-                self._settle(name, state)
+                self._end(name, state)
             else:
                 self.waiting.append(name)
             if state == "failed":
@@ -119,9 +123,9 @@ class Scheduler:
             folder = folder_of(self.workdir, name)
             state = _state(folder)
             if state == "running":
-                self._leave(name)
-            elif state == "finished" or (state == "failed" and name not in self.failed_before):  # by another process, meanwhile
-                self._settle(name, state)
+                self._defer(name)
+            elif state == "finished" or (state == "failed" and name not in self.failed_before):  # another process ran it
+                self._end(name, state)
             else:
                 self.failed_before.discard(name)
                 slot = self.free.popleft()
@@ -137,27 +141,27 @@ class Scheduler:
             del self.jobs[name]
             self.free.append(slot)
             if status == BUSY:
-                self._leave(name)
+                self._defer(name)
                 continue
             try:
-                state = self._after(name, status)
-            except InUse:  # another process was quick to take it
-                self._leave(name)
+                state = self._read_status(name, status)
+            except InUse:  # another process took the lock first
+                self._defer(name)
                 continue
             if state == "stopped":
                 self.waiting.append(name)
                 self.changed(name, "waiting", "stopped")
             else:
-                self._settle(name, state)
+                self._end(name, state)
 
-    def _after(self, name: str, status: int) -> str:
-        """What the record of a run says whose job has ended; if that could not write it, it failed."""
+    def _read_status(self, name: str, status: int) -> str:
+        """Return the recorded status of a run whose job has ended. If the job did not write one, record that it failed."""
         folder = folder_of(self.workdir, name)
         lock = hold(folder)
         try:
             record = records.read(folder)
             if record is None or record["status"] == "running":
-                if self.stopping or status == -signal.SIGTERM:  # it had nothing to save yet, or nothing more
+                if self.stopping or status == -signal.SIGTERM:  # it was stopped before it could write its record
                     return "stopped"
                 how = f"killed by {signal.Signals(-status).name}" if status < 0 else _last_line(folder / LOG, status)
                 record = (record or {"name": name, "overrides": self.sweep.runs[name].overrides}) | {
@@ -169,16 +173,18 @@ class Scheduler:
             lock.release()
         return record["status"]
 
-    def _leave(self, name: str) -> None:
+    def _defer(self, name: str) -> None:
+        """Leave a run to the process that executes it, and look at it again later."""
         self.elsewhere[name] = time.monotonic() + LOOK_AGAIN
         self.changed(name, "running", "in another process")
 
-    def _settle(self, name: str, state: str) -> None:
+    def _end(self, name: str, state: str) -> None:
         self.settled[name] = state
         record = records.read(folder_of(self.workdir, name)) or {}
         self.changed(name, state, record.get("error", ""))
 
 
 def _last_line(log: Path, status: int) -> str:
+    """Return the last line of a log that is not blank, or the exit status if there is none."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
     return lines[-1].strip() if lines else f"exit status {status}"

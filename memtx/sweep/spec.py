@@ -1,13 +1,15 @@
-"""A sweep file: `config`, and `sweep()` that yields the overrides of each run. Everything is checked before anything runs.
+"""Sweep files. A sweep file sets `config` and defines `sweep()`, which yields the overrides of each run.
 
 config = "configs/lm.py:size=tiny"          the base of all runs
 common = {"train.steps": 600}               optional: overrides of all runs
-def sweep(): ...                            yields dicts: dotted keys of the config, and
-                                                config     another file or argument than the base: "configs/lm.py:memory=xl"
+def sweep(): ...                            yields dicts of dotted keys of the config, and
+                                                config     replaces the base: "configs/lm.py:memory=xl"
                                                 match      a budget to meet: {"params": 1e6}, see memtx.runs.plan
-                                                solve      the key that is solved for it, where that is not the width
-def run(config, workdir) -> dict: ...       optional: what else to measure after training, merged into the result
-train = False                               optional: nothing is trained, `run` is all
+                                                solve      the key that is solved for the budget (default: the width)
+def run(config, workdir) -> dict: ...       optional: measures more after training, its dict is merged into the result
+train = False                               optional: skips training, so that only `run` is called
+
+All runs are checked before the first one starts.
 """
 
 from __future__ import annotations
@@ -32,12 +34,18 @@ from memtx.runs.plan import check_target
 from memtx.training.workdir import differences
 
 RESERVED = ("config", "match", "solve")
-UNREAD = ("train.log_every", "checkpoint", "mesh", "data.cache", "data.task.cache")  # in the config, but not in the result
+UNREAD = ("train.log_every", "checkpoint", "mesh", "data.cache", "data.task.cache")  # keys that do not change the result
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """name: of its folder. spec: the config file. values: of the config, with the overrides. match, solve: its budget."""
+    """One run of a sweep.
+
+    name         the name of its folder
+    spec         the config file with its argument
+    values       the config with the overrides
+    match, solve the budget to meet and the key to solve for
+    """
 
     name: str
     overrides: dict[str, Any]
@@ -48,34 +56,35 @@ class Run:
 
     @property
     def config(self) -> Config:
+        """The complete config, before solving for a budget."""
         return configure(self.values)
 
     def is_of(self, config: Mapping, solved: Mapping[str, int]) -> bool:
-        """Whether that is this run's config, with the keys that were solved for it."""
+        """Return whether `config` is this run's config with the keys of `solved`, apart from UNREAD."""
         planned = override(ml_collections.ConfigDict(self.values), solved)
         return not differences(config, to_json(configure(planned)), free=UNREAD)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a table can be arranged by: the overrides, with the config's argument taken apart."""
+        """The settings by which tables are arranged: the config file's arguments, the budget and the overrides."""
         own = {key: value for key, value in self.overrides.items() if key not in RESERVED}
         return _argument(self.spec) | {name: str(value) for name, value in self.match.items()} | own
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """runs: by name, in the file's order. measure: the file's `run`. trains: whether `train` comes before it."""
+    """A sweep file. `runs` are by name in the file's order, `measure` is its `run`, `trains` its `train`."""
 
     path: Path
     config: str
     runs: dict[str, Run]
     measure: Callable[[Config, Path], Mapping] | None
     trains: bool
-    module: ModuleType  # the file itself; what it says of its report is memtx.reports' affair
+    module: ModuleType  # the file itself, from which memtx.reports reads its declarations
 
 
 def load_sweep(path: str | Path) -> Sweep:
-    """Read a sweep file and check all its runs. UserError says which run and what is wrong with it."""
+    """Read a sweep file and check all its runs. Raises UserError with the run and its mistake."""
     module = _module(Path(path))
     config: str | None = getattr(module, "config", None)
     sweep: Callable[[], Iterable[Any]] | None = getattr(module, "sweep", None)
@@ -115,7 +124,7 @@ def _run(base: str, common: Mapping[str, Any], overrides: Any) -> Run:
 
 
 def _name(base: str, spec: str, overrides: Mapping[str, Any]) -> str:
-    """Readable, and different for different overrides."""
+    """Return a readable name that differs for different overrides."""
     given = _argument(base) if spec.partition(":")[0] == base.partition(":")[0] else {}
     words = {key: value for key, value in _argument(spec).items() if given.get(key) != value}
     words |= overrides.get("match", {})
@@ -128,13 +137,13 @@ def _name(base: str, spec: str, overrides: Mapping[str, Any]) -> str:
 
 
 def _argument(spec: str) -> dict[str, str]:
-    """The key=value after a config file's colon."""
+    """Return the key=value pairs after a config file's colon."""
     parts = (part.partition("=") for part in spec.partition(":")[2].split(",") if part)
     return {key: value for key, _, value in parts}
 
 
 def _module(path: Path):
-    """The file as a module that may import what stands beside it."""
+    """Import the file as a module. It can import other files of its folder."""
     if not path.is_file():
         raise UserError(f"no sweep file {str(path)!r}")
     spec = importlib.util.spec_from_file_location("memtx_sweep_file", path)

@@ -1,6 +1,8 @@
-"""Tasks: `data.corpus="task:NAME"`, with settings in `data.task`. One generator per file; base.py is the contract.
+"""Tasks: `data.corpus="task:NAME"` selects one, and `data.task` has its settings.
 
-All are synthetic but `labelled` and `pairs`, which read files of yours.
+Each file defines one task. The contract is in base.py.
+
+All tasks are synthetic except `labelled` and `pairs`, which read the user's files.
 """
 
 from memtx.tasks.algorithmic import Algorithmic

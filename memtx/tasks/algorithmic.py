@@ -1,10 +1,11 @@
-"""Programs to run in the head: assignments, increments, conditions, and prints that ask (Fan et al. 2020, 2002.09402).
+"""Short programs whose variables must be tracked: assignments, increments, conditions, prints (Fan et al. 2020, 2002.09402).
 
     x = 3 ;  x ++ ;  if x > 2 : y = 7 ;  print y ;     the label on the ";" of a print is the value
 
-100 statements over 3 or 5 variables, then END. A statement is drawn from = ++ -- if print, and drawn again if it cannot stand:
-"=" defines a variable that has no value yet (1 to 10), "++" and "--" stay within 1 to 10, the others need a value. A condition
-compares with another variable or a number, each with chance 1/2; what it guards is no condition and no print.
+A program has 100 statements over 3 or 5 variables, then END. A statement is drawn from = ++ -- if print, and drawn again if it
+is not allowed. "=" defines a variable that has no value yet (1 to 10). "++" and "--" keep the value within 1 to 10. All but "="
+need a variable with a value. A condition compares with another variable or a number, each with probability 1/2. The statement
+that it guards is neither a condition nor a print.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ import dataclasses
 
 import numpy as np
 
+from memtx.data.streams import NOTHING
 from memtx.data.tokenizers import Words
-from memtx.tasks.base import NOTHING, Example, Task, check, octave
+from memtx.tasks.base import Example, Task, check, octave
 
 NAMES, LOW, HIGH = "xyzpr", 1, 10
-LONGEST = 9  # tokens of a statement
+LONGEST = 9  # the largest number of tokens of a statement
 
 
 class Algorithmic(Task):
+    """Programs whose prints ask for a variable's value."""
+
     @dataclasses.dataclass(frozen=True)
     class Config:
         variables: int = 3  # or 5 in the paper
@@ -56,7 +60,7 @@ class Algorithmic(Task):
         )
 
     def _statement(self, rng, values: dict[str, int], nested: bool = False, runs: bool = True) -> list[str] | None:
-        """A random one, carried out on `values` if it `runs`; or None if it cannot stand."""
+        """Draw a statement and, if it `runs`, execute it on `values`. Returns None if the statement is not allowed."""
         kind = ("=", "++", "--", "if", "print")[rng.integers(5)]
         name = NAMES[rng.integers(self.config.variables)]
         if kind == "=":
@@ -87,6 +91,6 @@ class Algorithmic(Task):
             number = int(rng.integers(LOW, HIGH + 1))
             other = str(number)
         less = rng.random() < 0.5
-        holds = values[name] < number if less else values[name] > number
-        guarded = self._statement(rng, values, nested=True, runs=holds)
+        true = values[name] < number if less else values[name] > number
+        guarded = self._statement(rng, values, nested=True, runs=true)
         return guarded and ["if", name, "<" if less else ">", other, ":", *guarded]

@@ -1,13 +1,14 @@
-"""Associative retrieval: one key and value a segment, then a key is asked (ARMT, Rodkin et al. 2024, 2407.04841).
+"""Associative retrieval: one key and value per segment, then a query for one key (ARMT, Rodkin et al. 2024, 2407.04841).
 
     [k1 sep v1 eos] [k2 sep v2 eos] ... [kP sep vP eos]  [kt gen vt eos]     each bracket is one segment
 
-Keys and values are digits base 16, keys distinct (little-endian digits of a permutation of 16^key_size), or with `rewrite`
-drawn with repeats, and then the last value counts. With `vary` an example has its last n of P pairs, n uniform in 1..P. The
-loss is on gen, vt and eos, as in the reference; accuracy and exact match on vt and eos, which is what the reference
-generates. Here n is drawn per example (the reference: per batch), and the marks are tokens 16, 17, 18 instead of 100, 101,
-102. Our own is `alphabet`, how many of the 16^key_size keys occur: with few, a curriculum begins where the same two keys are
-told apart again and again. Source: RodkinIvan/associative-recurrent-memory-transformer.  Legend: P pairs, L tokens.
+Keys and values are digits in base 16. Keys are distinct (little-endian digits of a permutation of 16^key_size). With `rewrite`
+keys are drawn with repeats, and the last value counts. With `vary` an example has its last n of P pairs, n uniform in 1..P. As
+in the reference, the loss counts gen, vt and eos. Accuracy and exact match count vt and eos, which the reference generates.
+
+Deviations: n is drawn per example, not per batch. The marks are tokens 16, 17, 18 instead of 100, 101, 102. We add `alphabet`,
+the number of the 16^key_size keys that occur. A curriculum can start with few keys, so that each of them occurs often.
+Source: RodkinIvan/associative-recurrent-memory-transformer.  Legend: P pairs, L tokens.
 """
 
 from __future__ import annotations
@@ -23,23 +24,32 @@ SEP, GEN, EOS = 16, 17, 18
 
 
 class Associative(Task):
+    """Pairs of a key and a value in one segment each, then a query."""
+
     @dataclasses.dataclass(frozen=True)
     class Config:
         pairs: int = 10  # P
         key_size: int = 1
         value_size: int = 1
-        alphabet: int = 0  # keys that occur; 0: all 16^key_size
+        alphabet: int = 0  # the number of keys that occur (0: all 16^key_size)
         rewrite: bool = False
         vary: bool = True
 
         def __post_init__(self):
             check(min(self.pairs, self.key_size, self.value_size) >= 1, "pairs, key_size and value_size must be at least 1")
-            most, keys = 16**self.key_size, f"alphabet={self.alphabet} of key_size={self.key_size}"
-            check(0 <= self.alphabet <= most, f"{keys} cannot be: there are {most}")
-            check(self.rewrite or self.pairs <= self.choice, f"pairs={self.pairs} is more than the keys that differ: {keys}")
+            most = 16**self.key_size
+            check(
+                0 <= self.alphabet <= most,
+                f"alphabet={self.alphabet} must be from 0 to {most}, the number of keys with key_size={self.key_size}",
+            )
+            check(
+                self.rewrite or self.pairs <= self.choice,
+                f"pairs={self.pairs} is more than the {self.choice} distinct keys; raise key_size or alphabet, or set rewrite",
+            )
 
         @property
         def choice(self) -> int:
+            """The number of keys that occur."""
             return self.alphabet or 16**self.key_size
 
     tokenizer = Words("digits", [*map(str, range(16)), "sep", "gen", "eos"])
@@ -65,5 +75,5 @@ class Associative(Task):
 
 
 def digits(number: int, size: int) -> list[int]:
-    """Little-endian, base 16."""
+    """Return the `size` little-endian digits of `number` in base 16."""
     return [(int(number) >> 4 * i) & 15 for i in range(size)]

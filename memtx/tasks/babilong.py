@@ -1,14 +1,14 @@
-"""BABILong: facts of a small story, spread over text that has nothing to do with it (Kuratov et al. 2024, 2406.10149).
+"""BABILong: the facts of a small story, scattered over unrelated text (Kuratov et al. 2024, 2406.10149).
 
 qa1  Where is Mary?                      one fact         qa4  What is north of the office?        two relations
 qa2  Where is the football?              two facts        qa5  Who gave the milk to Fred?          three-argument relations
 qa3  Where was the football before the kitchen?   three facts
 
-The stories are drawn by a simulator of our own, in the style of bAbI (Weston et al. 2015): no download. The facts stand in
-order at sorted random places between background sentences, up to `length` bytes, then the question; its one-word answer is
-asked. `background` is noise of our own sentences, or the path of a text file, whose sentences of ten words or more are read
-on from a random place (the benchmark has PG-19). The benchmark's metric looks for the answer in generated text: here, exact
-match.
+A simulator in this file draws the stories in the style of bAbI (Weston et al. 2015), so nothing is downloaded. The facts keep
+their order and are inserted at random positions between background sentences, up to `length` bytes. Then comes the question.
+The labels are its one-word answer. `background` is `noise` (generated sentences) or the path of a text file. Sentences of at
+least ten words are read from the file, starting at a random one (the benchmark uses PG-19). The benchmark searches for the
+answer in generated text. We measure exact match.
 """
 
 from __future__ import annotations
@@ -36,27 +36,31 @@ OPPOSITE = {"north": "south", "south": "north", "east": "west", "west": "east"}
 
 
 class Story(NamedTuple):
+    """Facts with a question about them and its answer of one word."""
+
     facts: list[str]
     question: str
     answer: str
 
 
 class Babilong(TextTask):
+    """Questions about facts that are scattered over background text."""
+
     @dataclasses.dataclass(frozen=True)
     class Config:
-        tasks: tuple = ("qa1",)  # every example is of one of these
+        tasks: tuple = ("qa1",)  # each example draws one of these
         length: int = 1024  # bytes
-        facts: int = 8  # at most so many; qa2 and qa3 go on until there is something to ask
-        background: str = "noise"  # or the path of a text file
+        facts: int = 8  # the largest number of facts (qa2 and qa3 add facts until a question is possible)
+        background: str = "noise"  # noise, or the path of a text file
 
         def __post_init__(self):
-            check(len(self.tasks) > 0, "tasks must name at least one")
+            check(len(self.tasks) > 0, "tasks must name at least one task")
             for task in self.tasks:
                 check_known(task, STORIES, "task")
             check(self.facts >= 2, "facts must be at least 2")
             if self.background != "noise":
                 sentences(self.background)
-            Babilong(self).example(np.random.default_rng(0))  # so that a length that is too short shows at once
+            Babilong(self).example(np.random.default_rng(0))  # raises now if length is too short
 
     def example(self, rng):
         task = self.config.tasks[rng.integers(len(self.config.tasks))]
@@ -68,13 +72,13 @@ class Babilong(TextTask):
                 break
         room = self.room(bare)
         hay = self._background(rng, room)
-        places = np.sort(rng.integers(len(hay) + 1, size=len(story.facts)))
-        text = " ".join(insert(hay, places, story.facts))
+        positions = np.sort(rng.integers(len(hay) + 1, size=len(story.facts)))
+        text = " ".join(insert(hay, positions, story.facts))
         depth = tenth(text.rindex(story.facts[-1]) / len(text))
-        return self.asked(text + end, " " + story.answer, task=task, length=self.length, depth=depth)
+        return self.build_example(text + end, " " + story.answer, task=task, length=self.length, depth=depth)
 
     def _background(self, rng, room: int) -> list[str]:
-        """As many sentences as there is room for, each with a blank beside it."""
+        """Return as many sentences as fit into `room` bytes, each counted with one blank."""
         book = None if self.config.background == "noise" else sentences(self.config.background)
         at = int(rng.integers(len(book))) if book else 0
         hay = []
@@ -86,10 +90,11 @@ class Babilong(TextTask):
             hay.append(sentence)
 
 
-# --- stories: (rng, count) -> Story, of about `count` facts -------------------------------------------------------------------
+# --- stories: (rng, count) -> Story with about `count` facts ------------------------------------------------------------------
 
 
 def where_is_someone(rng, count: int) -> Story:
+    """Draw a story of qa1: where is this person?"""
     at, facts = {}, []
     for _ in range(count):
         facts.append(walk(rng, at))
@@ -98,20 +103,23 @@ def where_is_someone(rng, count: int) -> Story:
 
 
 def where_is_something(rng, count: int) -> Story:
+    """Draw a story of qa2: where is this thing?"""
     facts, seen = move_things(rng, count, least=1)
     thing = pick(rng, [thing for thing, places in seen.items() if places])
     return Story(facts, f"Where is the {thing}?", seen[thing][-1])
 
 
 def where_was_something(rng, count: int) -> Story:
+    """Draw a story of qa3: where was this thing before?"""
     facts, seen = move_things(rng, count, least=2)
     thing = pick(rng, [thing for thing, places in seen.items() if len(places) >= 2])
-    last = {place: i for i, place in enumerate(seen[thing])}  # asked for is the place before the last stay in `place`
+    last = {place: i for i, place in enumerate(seen[thing])}  # the answer is the place before the last stay in `place`
     place = pick(rng, [place for place, i in last.items() if i > 0])
     return Story(facts, f"Where was the {thing} before the {place}?", seen[thing][last[place] - 1])
 
 
 def what_lies_where(rng, count: int) -> Story:
+    """Draw a story of qa4: which place lies in this direction? `count` is ignored: a story has two facts."""
     middle, *ends = rng.permutation(PLACES)[:3]
     pair = [("north", "south"), ("east", "west")][rng.integers(2)]
     ways = [pair[i] for i in rng.permutation(2)]
@@ -123,6 +131,7 @@ def what_lies_where(rng, count: int) -> Story:
 
 
 def who_gave_what(rng, count: int) -> Story:
+    """Draw a story of qa5: who gave this thing to whom?"""
     at, facts = {}, []
     gift = ("", "", "")
     while len(facts) < count or not gift[0]:
@@ -132,7 +141,7 @@ def who_gave_what(rng, count: int) -> Story:
         giver, taker = map(str, rng.permutation(GIVERS)[:2])
         gift = (giver, pick(rng, THINGS), taker)
         facts.append(f"{giver} {pick(rng, GIVE)} the {gift[1]} to {taker}.")
-    giver, thing, taker = gift  # the last one, so that no later gift changes the answer
+    giver, thing, taker = gift  # the last gift, so that no later one changes the answer
     questions = [
         (f"What did {giver} give to {taker}?", thing),
         (f"Who gave the {thing} to {taker}?", giver),
@@ -153,7 +162,7 @@ STORIES = {
 
 
 def walk(rng, at: dict[str, str], people: list[str] = WALKERS) -> str:
-    """Someone goes to another place, noted in `at`."""
+    """Return the fact that a person goes to another place, and record it in `at`."""
     person = pick(rng, people)
     place = pick(rng, [place for place in PLACES if place != at.get(person)])
     at[person] = place
@@ -161,7 +170,7 @@ def walk(rng, at: dict[str, str], people: list[str] = WALKERS) -> str:
 
 
 def move_things(rng, count: int, least: int) -> tuple[list[str], dict[str, list[str]]]:
-    """-> (facts, the places that each thing was in, in order): `count` or more, until one thing was in `least` places."""
+    """Return (facts, the places of each thing in order): at least `count` facts, and one thing with at least `least` places."""
     at: dict[str, str] = {}
     holder: dict[str, str] = {}
     facts: list[str] = []
@@ -192,14 +201,14 @@ def move_things(rng, count: int, least: int) -> tuple[list[str], dict[str, list[
 
 
 def noise(rng) -> str:
-    """A sentence of ten words and more that says nothing about any story."""
+    """Draw a sentence of at least ten words that is unrelated to all stories."""
     a, b, c = (f"{pick(rng, adjectives)} {pick(rng, nouns)}" for _ in range(3))
     return f"Once more the {a} would {pick(rng, verbs)} the {b} and {pick(rng, verbs)} near the {c}."
 
 
 @lru_cache
 def sentences(path: str) -> list[str]:
-    """The sentences of a text file that have ten words or more."""
+    """Return the sentences of a text file that have at least ten words. Raises UserError if there are none."""
     try:
         text = absolute(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

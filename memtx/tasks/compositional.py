@@ -1,9 +1,9 @@
-"""MQAR with keys of two parts: a grid of pairs (k1, k2), each with its value (zoology's compositional MQAR).
+"""MQAR with keys of two parts: a grid of pairs (k1, k2), each with a value (zoology's compositional MQAR).
 
     a1 b1 v11  a1 b2 v12  a2 b1 v21  a2 b2 v22  . . . a2 b1 . ...     the label on b1, after a2, is v21
 
-The vocabulary is cut into thirds: first parts, second parts, values. N pairs are a square grid, in random order, so that
-neither part alone tells the value.  Legend: as in mqar.py, G = sqrt(N).
+A third of the vocabulary each is for first parts, second parts and values. The N pairs form a square grid in random order, so
+neither part alone determines the value.  Legend: as in mqar.py, G = sqrt(N).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from memtx.tasks.mqar import FILLERS, ask, fill
 
 
 class Compositional(Numbered):
+    """MQAR whose keys have two tokens."""
+
     @dataclasses.dataclass(frozen=True)
     class Config:
         vocabulary: int = 8192
@@ -31,7 +33,7 @@ class Compositional(Numbered):
             check_known(self.filler, FILLERS, "filler")
             check(self.pairs >= 1 and math.isqrt(self.pairs) ** 2 == self.pairs, f"pairs={self.pairs} is not a square number")
             check(6 * self.pairs <= self.length, "length must be at least 6 pairs")
-            check(self.vocabulary // 3 > self.pairs, "vocabulary is too small for so many pairs")
+            check(self.vocabulary // 3 > self.pairs, f"vocabulary={self.vocabulary} must be at least 3 (pairs + 1)")
 
     def example(self, rng):
         c = self.config

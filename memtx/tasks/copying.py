@@ -1,8 +1,8 @@
-"""Copying: say again what was read, as it was, twice, backwards, or without the blanks between.
+"""Copying: repeat the input once or more, reversed, or without the blanks in it.
 
 copy       x1 ... xn | x1 ... xn x1 ... xn     the target is the sequence `repeats` times (2 in RMT, Bulatov et al. 2022)
 reverse    x1 ... xn | xn ... x1
-selective  . x1 . . x2 ... . xn . ? ? ... ?    n tokens at random places of `length`; the labels stand on n marks at the end
+selective  . x1 . . x2 ... . xn . ? ? ... ?    n tokens at random positions of `length`. The labels are on n marks at the end
                                                (Gu and Dao 2023: length 4096, n 16, 16 symbols)
 Legend: N tokens of the whole sequence.
 """
@@ -13,19 +13,22 @@ import dataclasses
 
 import numpy as np
 
+from memtx.data.streams import NOTHING
 from memtx.data.tokenizers import Words
 from memtx.errors import check_known
-from memtx.tasks.base import NOTHING, Example, Task, check, next_token
+from memtx.tasks.base import Example, Task, check, next_token
 
 
 class Copying(Task):
+    """Sequences that are followed by their copy."""
+
     @dataclasses.dataclass(frozen=True)
     class Config:
         kind: str = "copy"  # copy | reverse | selective
         symbols: int = 16
         tokens: int = 24  # n
         repeats: int = 2  # of copy
-        length: int = 256  # of selective: places that the n tokens are spread over
+        length: int = 256  # of selective: the number of positions for the n tokens
 
         def __post_init__(self):
             check_known(self.kind, ("copy", "reverse", "selective"), "kind")

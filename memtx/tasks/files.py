@@ -1,8 +1,8 @@
-"""Tasks whose examples are in files of one's own.
+"""Tasks that read their examples from the user's files.
 
-`path` is a folder with files for train, valid (or validation, val, dev) and test; or one file, split 90/5/5 by the text that
-examples begin with, so that no source or text is on two sides. A file is JSON Lines, or .csv or .tsv with a line of names: see
-memtx.data.rows. To train, each pass takes the examples in another order; held-out ones keep the order of their file.
+`path` is a folder with files for train, valid (or validation, val, dev) and test, or one file. One file is split 90/5/5 by the
+first value of each line, so that no source or text is in two splits. A file has JSON Lines, or is a .csv or .tsv with a header
+(see memtx.data.rows). Each epoch of training shuffles the examples anew. Held-out examples keep the file's order.
 """
 
 from __future__ import annotations
@@ -24,17 +24,20 @@ from memtx.files.cache import absolute, digest
 from memtx.files.hub import find
 from memtx.tasks.base import SPLITS, Example, Task
 
-Rows = Mapping[str, list[tuple[str, ...]]]  # by split: the values of a task's keys
+Rows = Mapping[str, list[tuple[str, ...]]]  # split -> values of a task's keys, one tuple per line
 
 
 class FileTask(Task):
-    """keys: what each line of a file has, none of them empty."""
+    """A task whose examples are the lines of files.
 
-    keys: ClassVar[tuple[str, ...]]
+    Raises UserError if a file cannot be read, has no examples, or has a line without one of the `keys`.
+    """
+
+    keys: ClassVar[tuple[str, ...]]  # the keys of each line, whose values must not be empty
 
     @dataclasses.dataclass(frozen=True)
     class Config:
-        path: str = ""  # a folder, or a file
+        path: str = ""  # a folder or a file
         tokenizer: str = "bytes"  # bytes | pretrained:NAME
         cache: str = ""  # "": as data.cache
 
@@ -45,14 +48,14 @@ class FileTask(Task):
 
     def __init__(self, config):
         super().__init__(config)
-        self.tokenizer = named(config.tokenizer, config.cache)
-        self.examples, self._content = _prepared(type(self), config, _files(config.path))
+        self.tokenizer = make_tokenizer(config.tokenizer, config.cache)
+        self.examples, self._content = _load(type(self), config, _find_files(config.path))
         self.length = max(len(example.token_L) for found in self.examples.values() for example in found)
 
     @classmethod
     @abc.abstractmethod
-    def made(cls, config, tokenizer: Tokenizer, rows: Rows) -> dict[str, list[Example]]:
-        """The examples of each split."""
+    def build_examples(cls, config, tokenizer: Tokenizer, rows: Rows) -> dict[str, list[Example]]:
+        """Build the examples of each split."""
 
     def example(self, rng: np.random.Generator) -> Example:
         found = self.examples["train"]
@@ -64,12 +67,12 @@ class FileTask(Task):
             epoch, at = divmod(index, len(found))
             return found[int(_order(seed, stage, epoch, len(found))[at])]
         if index >= len(found):
-            raise UserError(f"{split} has {len(found)} examples: set eval.examples={len(found)} or less")
+            raise UserError(f"{split} has {len(found)} examples: set eval.examples={len(found)} or fewer")
         return found[index]
 
     @property
     def fingerprint(self) -> str:
-        """Of all that is in the files, too."""
+        """A digest of the settings, except the cache, and of the files' content."""
         return digest(type(self).__name__, dataclasses.asdict(self.config) | {"cache": ""}, self._content)
 
 
@@ -79,17 +82,18 @@ def _order(seed: int, stage: int, epoch: int, count: int) -> np.ndarray:
 
 
 @lru_cache(8)
-def named(name: str, cache: str) -> Tokenizer:
-    kind, _, source = name.partition(":")
+def make_tokenizer(name: str, cache: str) -> Tokenizer:
+    """Return the tokenizer `bytes` or `pretrained:NAME`. Raises UserError for another name."""
+    kind, _, model = name.partition(":")
     if kind == "pretrained":
-        return tokenizers.pretrained(find(source, cache))
+        return tokenizers.pretrained(find(model, cache))
     if name != "bytes":
-        raise UserError(f"data.task.tokenizer={name!r} should be bytes or pretrained:NAME")
+        raise UserError(f"data.task.tokenizer={name!r} must be bytes or pretrained:NAME")
     return byte_tokenizer()
 
 
-def _files(path: str) -> tuple[tuple[Path, int, int], ...]:
-    """The files that hold the examples, and what changes when they do."""
+def _find_files(path: str) -> tuple[tuple[Path, int, int], ...]:
+    """Return (file, time of modification, size) of each file with examples. `_load` is cached by them."""
     if not path:
         raise UserError("data.task.path is not set: give a folder with train.jsonl, valid.jsonl and test.jsonl, or one file")
     try:
@@ -99,15 +103,17 @@ def _files(path: str) -> tuple[tuple[Path, int, int], ...]:
 
 
 @lru_cache(8)
-def _prepared(cls: type[FileTask], config, files) -> tuple[dict[str, list[Example]], str]:
-    """The examples of each split, and what stands for them. A run makes its tasks several times, and reads them once."""
+def _load(cls: type[FileTask], config, files) -> tuple[dict[str, list[Example]], str]:
+    """Return the examples of each split and a digest of them. Cached because a run builds its tasks several times."""
     found = [rows.read(file, cls.keys) for file, *_ in files]
     if len(files) == 1:
         split = by_hash(sorted({row[0] for row in found[0]}))
         if not all(split.values()):
-            raise UserError(f"{files[0][0]} has too little to split: three different values of {cls.keys[0]!r} are the fewest")
-        sides = {begin: side for side, begins in split.items() for begin in begins}
-        by_split = {side: [row for row in found[0] if sides[row[0]] == side] for side in SPLITS}
+            raise UserError(
+                f"{files[0][0]} has too little to split: it needs at least three different values of {cls.keys[0]!r}"
+            )
+        split_of = {value: name for name, values in split.items() for value in values}
+        by_split = {name: [row for row in found[0] if split_of[row[0]] == name] for name in SPLITS}
     else:
         by_split = dict(zip(SPLITS, found, strict=True))
-    return cls.made(config, named(config.tokenizer, config.cache), by_split), digest(by_split)
+    return cls.build_examples(config, make_tokenizer(config.tokenizer, config.cache), by_split), digest(by_split)

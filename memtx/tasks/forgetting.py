@@ -1,9 +1,10 @@
-"""MQAR with updates: a key written again answers with its last value (zoology's forgetting MQAR).
+"""MQAR with updates: some keys are written twice, and the last value counts (zoology's forgetting MQAR).
 
     k1 v1 ... kN vN  k3 v'3 k1 v'1  . . k2 . k3 ...     the label at k3 is v'3
 
-U of the N keys are written once more. It tells delta and gated rules from additive memories. The reference draws v' so that it
-differs from another key's old value by mistake; here it differs from the key's own.  Legend: as in mqar.py, U updates.
+U of the N keys are written a second time. Delta and gated rules solve this task, additive memories do not. Here v' always
+differs from the key's old value. By mistake the reference compares it with the old value of another key.
+Legend: as in mqar.py, U updates.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from memtx.tasks.mqar import FILLERS, ask, fill
 
 
 class Forgetting(Numbered):
+    """MQAR in which some keys get a new value."""
+
     @dataclasses.dataclass(frozen=True)
     class Config:
         vocabulary: int = 8192
@@ -30,10 +33,9 @@ class Forgetting(Numbered):
         def __post_init__(self):
             check_known(self.filler, FILLERS, "filler")
             check(0 <= self.updates <= self.pairs and self.pairs >= 1, "updates must be from 0 to pairs")
-            check(
-                2 * (self.pairs + self.updates) + 2 * self.pairs <= self.length, "length must be 2 (pairs + updates) + 2 pairs"
-            )
-            check(self.vocabulary > 2 * self.pairs + 1, "vocabulary is too small for so many pairs")
+            least = 2 * (self.pairs + self.updates) + 2 * self.pairs
+            check(least <= self.length, f"length must be at least 2 (pairs + updates) + 2 pairs = {least}")
+            check(self.vocabulary > 2 * self.pairs + 1, f"vocabulary={self.vocabulary} must be above 2 pairs + 1")
 
     def example(self, rng):
         c = self.config
@@ -41,10 +43,10 @@ class Forgetting(Numbered):
         key_N = 1 + rng.choice(half - 1, c.pairs, replace=False)
         value_N = rng.choice(values, c.pairs, replace=False)
         updated_U = rng.choice(c.pairs, c.updates, replace=False)
-        new_U = (value_N[updated_U] + rng.integers(1, values, c.updates)) % values  # any but the old one
+        new_U = (value_N[updated_U] + rng.integers(1, values, c.updates)) % values  # any value but the old one
         key_C = np.concatenate([key_N, key_N[updated_U]])
         value_C = half + np.concatenate([value_N, new_U])
-        last_N = np.arange(c.pairs)  # which of the context's pairs holds a key's answer
+        last_N = np.arange(c.pairs)  # the index in the context of each key's last pair
         last_N[updated_U] = c.pairs + np.arange(c.updates)
         context = np.stack([key_C, value_C], 1).ravel()
         token_L, label_L, distance_A = ask(rng, context, key_N[:, None], value_C[last_N], 2 * last_N + 1, c.length, c.power)

@@ -1,9 +1,9 @@
-"""Induction heads: what followed the special token when it came up before? (Gu and Dao 2023, 2312.00752)
+"""Induction heads: which token followed the special token at its first occurrence? (Gu and Dao 2023, 2312.00752)
 
     x x x S y x x ... x S     the label on the last S is y
 
-The special token S stands once at a random place and once at the end; the other tokens are random. Trained at length 256,
-tested at 64 to a million: `eval.task.length`.
+The special token S occurs once at a random position and once at the end. The other tokens are random. The paper trains at
+length 256 and tests at lengths from 64 to a million (set `eval.task.length`).
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ import dataclasses
 
 import numpy as np
 
+from memtx.data.streams import NOTHING
 from memtx.data.tokenizers import Words
-from memtx.tasks.base import NOTHING, Example, Task, check, octave
+from memtx.tasks.base import Example, Task, check, octave
 
 
 class Induction(Task):
+    """Random tokens with two occurrences of a special token."""
+
     @dataclasses.dataclass(frozen=True)
     class Config:
-        vocabulary: int = 16  # beside S
+        vocabulary: int = 16  # without S
         length: int = 256
 
         def __post_init__(self):

@@ -1,12 +1,12 @@
-"""Labelled documents of one's own: which class is a whole text of?
+"""Labelled documents from the user's files: which class does a whole text belong to?
 
-Lines are {"text": "...", "label": "..."}; memtx.tasks.files says where. The label is asked for at the document's last
-token, of a model with `model.output=classes`, however many calls it takes to read the document. Training may take pieces of
-documents (`anywhere`) and ask for the label on the way too (`every`); held-out documents are judged at their end alone.
+Lines are {"text": "...", "label": "..."} (see memtx.tasks.files). The label belongs to the document's last token, even if the
+model needs many calls to read the document. Set `model.output=classes`. Training may use a piece of each document (`anywhere`)
+and may add labels within it (`every`). Held-out documents have one label, at their end.
 
-A model that has names for its classes (`model.labels`) decides which class a label is. Otherwise the data decide.
+If the model has names for its classes (`model.labels`), they decide the class of a label. Otherwise the data decide.
 
-L tokens of a document, or of a piece of it.
+Legend: L tokens of a document, or of a piece of it.
 """
 
 from __future__ import annotations
@@ -18,22 +18,25 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from memtx.data.streams import NOTHING
 from memtx.data.tokenizers import Tokenizer
 from memtx.errors import UserError, quoted
 from memtx.files.cache import digest
-from memtx.tasks.base import NOTHING, Example
+from memtx.tasks.base import Example
 from memtx.tasks.files import FileTask, Rows
 
 
 class Labelled(FileTask):
+    """Documents with a class each. `names` lists the classes."""
+
     keys = ("text", "label")
 
     @dataclasses.dataclass(frozen=True)
     class Config(FileTask.Config):
-        tokens: int = 0  # the first so many of each document; 0: all
-        anywhere: bool = False  # training takes so many from anywhere in it, in each pass from another place
-        every: int = 0  # training asks for the label after every so many tokens too; 0: at the end only
-        labels: tuple[str, ...] = ()  # the classes, in order: those of model.labels; (): the data's
+        tokens: int = 0  # the number of tokens used of each document, from its start (0: all)
+        anywhere: bool = False  # training uses `tokens` from a random position instead, drawn anew in each epoch
+        every: int = 0  # training repeats the label after each `every` tokens (0: only at the end)
+        labels: tuple[str, ...] = ()  # the classes in order: those of model.labels; (): those of the data
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -45,7 +48,7 @@ class Labelled(FileTask):
             self.length = min(self.length, config.tokens)
 
     @classmethod
-    def made(cls, config: Config, tokenizer: Tokenizer, rows: Rows) -> dict[str, list[Example]]:
+    def build_examples(cls, config: Config, tokenizer: Tokenizer, rows: Rows) -> dict[str, list[Example]]:
         class_of = _numbers(class_names((label for found in rows.values() for _, label in found), config.labels))
 
         def example(split: str, text: str, label: str) -> Example:
@@ -53,7 +56,7 @@ class Labelled(FileTask):
             token_L = tokenizer.cut(tokenizer.frame(text)[0], 0 if whole else config.tokens)
             if not len(token_L):
                 raise UserError(f"the tokenizer {tokenizer.name} makes no token of the text {quoted([text])}")
-            return Example(token_L, _asked(len(token_L), class_of[label]), {"class": label})
+            return Example(token_L, _place_labels(len(token_L), class_of[label]), {"class": label})
 
         return {split: [example(split, *row) for row in found] for split, found in rows.items()}
 
@@ -65,19 +68,20 @@ class Labelled(FileTask):
 
     def draw(self, seed: int, split: str, index: int, stage: int = 0) -> Example:
         example = super().draw(seed, split, index, stage)
-        return self._learned(example, [seed, stage, index]) if split == "train" else example
+        return self._cut(example, [seed, stage, index]) if split == "train" else example
 
-    def _learned(self, example: Example, seed: list[int]) -> Example:
-        """A piece of a document, if it is longer than a piece may be, and where its label is asked for."""
+    def _cut(self, example: Example, seed: list[int]) -> Example:
+        """Return a random piece of at most `length` tokens, with the labels of training."""
         spare = max(len(example.token_L) - self.length, 0)
         start = int(np.random.PCG64(seed).random_raw()) % (spare + 1)
         token_L = example.token_L[start : start + self.length]
         return dataclasses.replace(
-            example, token_L=token_L, label_L=_asked(len(token_L), int(example.label_L[-1]), self.config.every)
+            example, token_L=token_L, label_L=_place_labels(len(token_L), int(example.label_L[-1]), self.config.every)
         )
 
 
-def _asked(length: int, label: int, every: int = 0) -> np.ndarray:
+def _place_labels(length: int, label: int, every: int = 0) -> np.ndarray:
+    """Return label_L with `label` at the last token, and after each `every` tokens unless that is 0."""
     label_L = np.full(length, NOTHING, np.int32)
     label_L[-1] = label
     if every:

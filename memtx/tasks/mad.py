@@ -1,17 +1,18 @@
-"""MAD: six small tasks that tell architectures apart (Poli et al. 2024, 2403.17844).
+"""MAD: six small tasks that separate architectures (Poli et al. 2024, 2403.17844).
 
-recall       k v k v ...  a random map per example; asked is the v of every k that was seen before
+recall       k v k v ...  a random map per example. The label of each k seen before is its v
 noisy        the same, with pairs of noise tokens between
 fuzzy        the same, with keys and values of one to three tokens
-copying      tokens with blanks between, the copy mark, blanks: on these, the tokens in order
-compression  tokens, the compression mark, blanks: on these, all tokens again
-memorization k ? k ? ...  a map that is the same in all examples: on "?", the v; examples carry nothing to read it from
-             (key_tokens: keys of several tokens, which is not in MAD)
+copying      tokens with blanks between, the copy mark, blanks. The labels of the last blanks are the tokens in order
+compression  tokens, the compression mark, blanks. The labels of the blanks are all tokens again
+memorization k ? k ? ...  a map that is the same in all examples. The label of "?" is the v, which no example contains
+             (key_tokens: keys of several tokens, which MAD does not have)
 
-recall labels what was seen before in training too (the reference trains on every next token and tests so). compression asks
-the same model for the tokens where the reference decodes the mark's activation with an MLP: a model that sees its inputs
-(attention) may look back, so compare memories of fixed size with it. The published sets are finite: `data.examples=12800`,
-256 for memorization.  Source: athms/mad-lab.  Legend: V vocabulary, L tokens, N tokens of the whole sequence.
+Deviations: recall labels only keys seen before, in training too. The reference trains on every next token and tests on keys
+seen before. In compression the model predicts the tokens, where the reference decodes the mark's activation with an MLP. A
+model that sees its inputs (attention) can look back, so use compression only to compare memories of fixed size. The published
+sets are finite: set `data.examples=12800`, or 256 for memorization.
+Source: athms/mad-lab.  Legend: V vocabulary, L tokens, N tokens of the whole sequence.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ import functools
 
 import numpy as np
 
+from memtx.data.streams import NOTHING
 from memtx.data.tokenizers import numbers
 from memtx.errors import check_known
-from memtx.tasks.base import NOTHING, Example, Task, check, next_token, octave
+from memtx.tasks.base import Example, Task, check, next_token, octave
 
 PUBLISHED = {  # vocabulary, length
     "recall": (16, 128),
@@ -33,20 +35,22 @@ PUBLISHED = {  # vocabulary, length
     "compression": (16, 32),
     "memorization": (256, 32),
 }
-MOTIF = 3  # most tokens of a fuzzy key or value
+MOTIF = 3  # the largest number of tokens of a fuzzy key or value
 
 
 class Mad(Task):
+    """The six tasks of MAD. `kind` selects one."""
+
     @dataclasses.dataclass(frozen=True)
     class Config:
         kind: str = "recall"
-        vocabulary: int = 0  # 0: the published one
-        length: int = 0  # 0: the published one
-        noise_vocabulary: int = 16  # of noisy, out of the vocabulary
+        vocabulary: int = 0  # 0: the published vocabulary
+        length: int = 0  # 0: the published length
+        noise_vocabulary: int = 16  # of noisy: the number of noise tokens, a part of the vocabulary
         noise: float = 0.2  # of noisy: the share of pairs that are noise
         copies: int = 16  # of copying
         map_seed: int = 12345  # of memorization
-        key_tokens: int = 1  # of memorization: facts about pairs, triples, .. of tokens, which no embedding can hold
+        key_tokens: int = 1  # of memorization: tokens per key (an embedding can store facts only about single tokens)
 
         def __post_init__(self):
             check_known(self.kind, PUBLISHED, "kind")
@@ -65,6 +69,7 @@ class Mad(Task):
 
     @staticmethod
     def sizes(config: Config) -> tuple[int, int]:
+        """Return (vocabulary, length), with the published sizes in place of 0."""
         vocabulary, length = PUBLISHED[config.kind]
         return config.vocabulary or vocabulary, config.length or length
 
@@ -128,7 +133,7 @@ class Mad(Task):
 
     @functools.cached_property
     def _map(self) -> np.ndarray:
-        """The value of every key. Single tokens have one each; the values of longer keys are drawn anew."""
+        """The value of each key. Values of single-token keys are distinct. Values of longer keys may repeat."""
         rng = np.random.Generator(np.random.PCG64(self.config.map_seed))
         keys = (self.vocabulary - 1) // 2
         values = self.vocabulary - 1 - keys

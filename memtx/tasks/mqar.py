@@ -1,13 +1,13 @@
-"""MQAR: multi-query associative recall, many keys asked for their values (Arora et al. 2023, 2312.04927).
+"""MQAR: multi-query associative recall, queries for the values of many keys (Arora et al. 2023, 2312.04927).
 
-    k1 v1 ... kN vN  . . k3 . k1 . . . k2 ...     at each later k_j the label is v_j, on the key's own place
+    k1 v1 ... kN vN  . . k3 . k1 . . . k2 ...     the label at each later k_j is v_j, at the position of the key
 
-Keys are distinct tokens of [1, V/2), values distinct ones of [V/2, V). The places after the context are slots of two tokens;
-query j stands in slot g_j, drawn without repeats with p_i ~ a i^(a-1). What is left is filled:
+Keys are distinct tokens of [1, V/2), values distinct tokens of [V/2, V). The positions after the context form slots of two
+tokens. Query j is in slot g_j, drawn without repeats with p_i ~ a i^(a-1). The other positions are filled with
     zero     token 0 (protocol A)
-    zoology  any token of the vocabulary (protocol B), as in the reference: now and then a key and a wrong value meet
-    safe     any token but this example's keys, so that none does
-The reference draws fillers from torch's global generator; here they are the example's own.
+    zoology  any token of the vocabulary (protocol B), as in the reference. A key may then precede a wrong value
+    safe     any token but this example's keys, which excludes that
+The reference draws fillers from torch's global generator. Here they come from the example's generator.
 Source: HazyResearch/zoology (multiquery_ar).  Legend: C context, N pairs, W tokens of a key, L length, V vocabulary.
 """
 
@@ -18,29 +18,35 @@ from functools import lru_cache
 
 import numpy as np
 
+from memtx.data.streams import NOTHING
 from memtx.data.tokenizers import numbers
 from memtx.errors import check_known
-from memtx.tasks.base import NOTHING, Example, Task, check, octave
+from memtx.tasks.base import Example, Task, check, octave
 
 FILLERS = ("zero", "zoology", "safe")
 
 
 class MQAR(Task):
+    """Pairs of keys and values, then queries for all keys."""
+
     @dataclasses.dataclass(frozen=True)
     class Config:
         vocabulary: int = 8192
         length: int = 64
         pairs: int = 4
-        mix: tuple = ()  # ((length, pairs, weight), ...): every example is of one of these, drawn by weight
+        mix: tuple = ()  # ((length, pairs, weight), ...), each example draws one by weight. (): the settings above
         power: float = 0.01  # a
         filler: str = "zero"  # zero | zoology | safe
 
         def __post_init__(self):
             check_known(self.filler, FILLERS, "filler")
             for length, pairs, weight in self.mix or ((self.length, self.pairs, 1),):
-                check(pairs >= 1 and 4 * pairs <= length and length % 2 == 0, f"{length=} must be even and at least 4 {pairs=}")
+                check(
+                    pairs >= 1 and 4 * pairs <= length and length % 2 == 0,
+                    f"{length=} must be even and at least 4 times {pairs=}, and pairs at least 1",
+                )
                 check(weight > 0, "the weights of mix must be above 0")
-                check(self.vocabulary > 2 * pairs + 1, f"vocabulary={self.vocabulary} is too small for {pairs=}")
+                check(self.vocabulary > 2 * pairs + 1, f"vocabulary={self.vocabulary} must be above 2 pairs + 1, {pairs=}")
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -61,9 +67,10 @@ class MQAR(Task):
 
 
 def ask(rng, context_C, key_NW, value_N, written_N, length: int, power: float):
-    """-> (token_L, label_L, distance_A): the context, and after it each key once in a slot of W + 1 tokens, the rest 0.
+    """Return (token_L, label_L, distance_A): the context, then each key once in a slot of W + 1 tokens, and zeros elsewhere.
 
-    The label v stands on a key's last token; `distance_A` is the octave of how far back `written_N`, its value's place, is.
+    The label of a key is at its last token. `written_N` has the positions of the values in the context. `distance_A` is the
+    octave of the distance from each label back to that position, in the order of the labels.
     """
     width = key_NW.shape[1]
     p = slots((length - len(context_C)) // (width + 1), power)
@@ -77,18 +84,18 @@ def ask(rng, context_C, key_NW, value_N, written_N, length: int, power: float):
 
 @lru_cache
 def slots(space: int, power: float) -> np.ndarray:
-    """The chance of each slot: p_i ~ a i^(a-1)."""
+    """Return the probability of each slot: p_i ~ a i^(a-1)."""
     p = power * np.arange(1, space + 1) ** (power - 1)
     return p / p.sum()
 
 
 def fill(rng, token_L: np.ndarray, vocabulary: int, key_N: np.ndarray, filler: str) -> None:
-    """Replace zeros in place."""
+    """Replace the zeros of `token_L` in place with the `filler`."""
     if filler == "zero":
         return
     free_L = token_L == 0
     noise = rng.integers(vocabulary - (len(key_N) if filler == "safe" else 0), size=free_L.sum())
-    if filler == "safe":  # count on past the keys, smallest first
+    if filler == "safe":  # shift the draws past the keys, smallest key first
         for key in np.sort(key_N):
             noise += noise >= key
     token_L[free_L] = noise

@@ -2,9 +2,9 @@
 
     . . . . K k v . . . . . . . . . . K k     the label on the last k is v
 
-The value stands exactly d tokens before the query, d one of `distances`; examples are cut to what `distances` need, with
-`before` tokens of noise ahead. Swept from below a model's window to far beyond it, accuracy by distance is what the memory
-reaches. Noise has tokens of its own, so chance is 1 / value_kinds.
+The value is exactly d tokens before the query's last token, where d is one of `distances`. An example starts with `before`
+tokens of noise. Choose distances from below the model's window to far beyond it: accuracy by distance then shows the memory's
+reach. Noise tokens are neither keys nor values, so chance is 1 / value_kinds.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import dataclasses
 
 import numpy as np
 
+from memtx.data.streams import NOTHING
 from memtx.data.tokenizers import Words
-from memtx.tasks.base import NOTHING, Example, Task, check
+from memtx.tasks.base import Example, Task, check
 
 
 class Needle(Task):
+    """A key with its value in noise, and the key again."""
+
     @dataclasses.dataclass(frozen=True)
     class Config:
         distances: tuple = (16, 32, 64, 128, 256, 512)

@@ -1,12 +1,12 @@
-"""Copying of strings and look-up by n-gram (Jelassi et al. 2024, 2402.01032).
+"""Copying strings and looking up n-grams (Jelassi et al. 2024, 2402.01032).
 
-copy    $ x | x .             the string itself, or its first `answer` letters
-prefix  $ g | x | ans .       what follows the n-gram g in x: to its end, or `answer` letters
+copy    $ x | x .             the answer is the string, or its first `answer` letters
+prefix  $ g | x | ans .       the answer is the rest of x after the n-gram g, or the next `answer` letters
 suffix  $ x | g ans .         the same, with the n-gram after the string
 
-Strings of letters, their length uniform in shortest..longest; the n-gram comes up once in x. The loss is on the answer and the
-"." after it; an example is one string, where the reference packs several into 220 tokens. For strings longer than those trained
-on: `eval.task.longest`.  Legend: N tokens of the whole sequence.
+Strings consist of letters, and their length is uniform in shortest..longest. The n-gram occurs once in x. The loss counts the
+answer and the "." after it. An example has one string, where the reference packs several into 220 tokens. To test on strings
+longer than in training, set `eval.task.longest`.  Legend: N tokens of the whole sequence.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ from memtx.tasks.base import Example, Task, check, next_token
 
 
 class Ngram(Task):
+    """Strings to copy, in full or from an n-gram on."""
+
     @dataclasses.dataclass(frozen=True)
     class Config:
         kind: str = "copy"  # copy | prefix | suffix
         shortest: int = 20
         longest: int = 50
         ngram: int = 3
-        answer: int = 0  # letters; 0: to the end
+        answer: int = 0  # the number of letters of the answer (0: to the end of the string)
         letters: int = 26
 
         def __post_init__(self):
@@ -49,7 +51,7 @@ class Ngram(Task):
         x, at = [], None
         while at is None:
             x = rng.integers(c.letters, size=int(rng.integers(c.shortest, c.longest + 1))).tolist()
-            at = self._place(rng, x)
+            at = self._choose_gram(rng, x)
         gram, rest = x[at : at + c.ngram], x[at + c.ngram :]
         start, bar, stop = (self.tokenizer.ids[word] for word in "$|.")
         prompt, rest = {
@@ -61,11 +63,11 @@ class Ngram(Task):
         asked_N = np.arange(len(token_N)) >= len(prompt)
         return Example(*next_token(token_N, asked_N), {"letters": len(x)})
 
-    def _place(self, rng, x: list[int]) -> int | None:
-        """Where an n-gram that comes up once begins, with letters enough after it."""
+    def _choose_gram(self, rng, x: list[int]) -> int | None:
+        """Draw the start of an n-gram that occurs once and has enough letters after it. Returns None if there is none."""
         c = self.config
         if c.kind == "copy":
             return 0
         grams = [tuple(x[i : i + c.ngram]) for i in range(len(x) - c.ngram + 1)]
-        places = [i for i in range(len(x) - c.ngram - max(c.answer, 1) + 1) if grams.count(grams[i]) == 1]
-        return places[rng.integers(len(places))] if places else None
+        starts = [i for i in range(len(x) - c.ngram - max(c.answer, 1) + 1) if grams.count(grams[i]) == 1]
+        return starts[rng.integers(len(starts))] if starts else None

@@ -1,9 +1,9 @@
 """Object collision: where did particles of these two colours last meet? (Expire-Span, Sukhbaatar et al. 2021, 2105.06548)
 
-Each time step says row, column and colour of every particle, then asks for a pair of colours; the label on the second is the
-quadrant where that pair last met, nothing if it never did. Particles move at a velocity ~ N(0, speed^2), drawn again at a wall;
-they change colour with chance 0.05. The pair asked for is the last one that met with chance `easy`, else random. Examples are
-`steps` long; in the paper it is one endless stream.  Legend: L tokens.
+Each time step lists row, column and colour of every particle, then queries a pair of colours. The label on the second colour is
+the quadrant where that pair last met. There is no label if it never met. Particles move at a velocity ~ N(0, speed^2), drawn
+again at a wall, and change colour with probability `change`. With probability `easy` the query is the pair that met last, else
+a random pair. An example has `steps` time steps, where the paper has one endless stream.  Legend: L tokens.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from itertools import combinations
 
 import numpy as np
 
+from memtx.data.streams import NOTHING
 from memtx.data.tokenizers import Words
-from memtx.tasks.base import NOTHING, Example, Task, check, octave
+from memtx.tasks.base import Example, Task, check, octave
 
 
 class ObjectCollision(Task):
+    """Moving particles, and queries for the last meeting of two colours."""
+
     tokenizer: Words
 
     @dataclasses.dataclass(frozen=True)
@@ -27,11 +30,14 @@ class ObjectCollision(Task):
         colours: int = 5
         grid: int = 16
         speed: float = 0.5
-        change: float = 0.05  # of colour
+        change: float = 0.05  # the probability that a particle changes its colour in a step
         easy: float = 0.4
 
         def __post_init__(self):
-            check(min(self.steps, self.colours) >= 1 and self.particles >= 2, "steps and colours from 1, particles from 2")
+            check(
+                min(self.steps, self.colours) >= 1 and self.particles >= 2,
+                "steps and colours must be at least 1 and particles at least 2",
+            )
             check(self.grid >= 4 and self.speed > 0, "grid must be at least 4 and speed above 0")
 
     def __init__(self, config: Config):
@@ -42,7 +48,7 @@ class ObjectCollision(Task):
 
     def example(self, rng):
         c, id_of = self.config, self.tokenizer.ids
-        place = rng.uniform(1, c.grid - 2, (c.particles, 2)).tolist()
+        position = rng.uniform(1, c.grid - 2, (c.particles, 2)).tolist()
         velocity = rng.normal(0, c.speed, (c.particles, 2)).tolist()
         colour = rng.integers(c.colours, size=c.particles).tolist()
         changes = rng.random((c.steps, c.particles)) < c.change
@@ -53,9 +59,9 @@ class ObjectCollision(Task):
         words, labels, steps_A, latest = [], [], [], None
         for step in range(c.steps):
             for p in range(c.particles):
-                place[p], velocity[p] = self._move(rng, place[p], velocity[p])
+                position[p], velocity[p] = self._move(rng, position[p], velocity[p])
                 colour[p] = new_colour[step][p] if changes[step, p] else colour[p]
-            cell = [(round(row), round(column)) for row, column in place]
+            cell = [(round(row), round(column)) for row, column in position]
             for p, q in combinations(range(c.particles), 2):
                 if cell[p] == cell[q]:
                     latest = (colour[p], colour[q])
@@ -70,9 +76,9 @@ class ObjectCollision(Task):
         token_L = np.asarray([id_of[word] for word in words], np.int32)
         return Example(token_L, np.asarray(labels, np.int32), {"steps": octave(np.asarray(steps_A, int))})
 
-    def _move(self, rng, place: list[float], velocity: list[float]) -> tuple[list[float], list[float]]:
-        """One step on, at a new velocity where the old one would leave the grid."""
+    def _move(self, rng, position: list[float], velocity: list[float]) -> tuple[list[float], list[float]]:
+        """Return position and velocity after one step. A velocity that would leave the grid is drawn again."""
         wall = self.config.grid - 1
-        while not all(0 < x + v < wall for x, v in zip(place, velocity, strict=True)):
+        while not all(0 < x + v < wall for x, v in zip(position, velocity, strict=True)):
             velocity = rng.normal(0, self.config.speed, 2).tolist()
-        return [x + v for x, v in zip(place, velocity, strict=True)], velocity
+        return [x + v for x, v in zip(position, velocity, strict=True)], velocity

@@ -1,10 +1,10 @@
-"""Sources and targets of one's own: an encoder reads the one, a decoder writes the other (translation, summaries, answers).
+"""Sources and targets from the user's files: an encoder reads the source, a decoder writes the target (translation, summaries).
 
-Lines are {"source": "...", "target": "..."}; memtx.tasks.files says where. The source is framed as the tokenizer frames
-texts. The decoder reads the token that begins (T5's <pad>, else `bos`) and the target; each token of it and the one that ends
-a text are asked for. Nothing is cut unless `source_tokens` or `target_tokens` says so.
+Lines are {"source": "...", "target": "..."} (see memtx.tasks.files). The tokenizer adds its special tokens to the source. The
+decoder reads the start token (T5's <pad>, else `bos`) and the target. The labels are the target's tokens and the token that
+ends a text. `source_tokens` and `target_tokens` cut long texts. By default nothing is cut.
 
-Slices: `source`, the power of two at or below the source's tokens.
+Slices: `source`, the largest power of two that is at most the number of the source's tokens.
 """
 
 from __future__ import annotations
@@ -19,19 +19,21 @@ from memtx.tasks.files import FileTask, Rows
 
 
 class Pairs(FileTask):
+    """Pairs of a source and a target."""
+
     keys = ("source", "target")
 
     @dataclasses.dataclass(frozen=True)
     class Config(FileTask.Config):
-        source_tokens: int = 0  # the first so many of each source; 0: all
-        target_tokens: int = 0  # the first so many of each target, the end included; 0: all
+        source_tokens: int = 0  # the number of tokens used of each source (0: all)
+        target_tokens: int = 0  # the number of tokens used of each target, including the one that ends it (0: all)
 
     def __init__(self, config: Config):
         super().__init__(config)
         self.source = max(len(example.source_S) for found in self.examples.values() for example in found)
 
     @classmethod
-    def made(cls, config: Config, tokenizer: Tokenizer, rows: Rows) -> dict[str, list[Example]]:
+    def build_examples(cls, config: Config, tokenizer: Tokenizer, rows: Rows) -> dict[str, list[Example]]:
         def example(source: str, target: str) -> Example:
             source_S = tokenizer.cut(tokenizer.frame(source)[0], config.source_tokens)
             label_L = np.append(tokenizer.encode(target), [tokenizer.ending] if tokenizer.eos else []).astype(np.int32)

@@ -1,8 +1,8 @@
 """Passkey: a number hidden in repeated sentences (Mohtashami and Jaggi 2023, 2305.16300).
 
-Garbage of n bytes, cut in two at a random place; both halves are cut from the start of the repeated text, as in the reference.
-The key has five digits, 10000 to 49999, so that all examples of a length are equally long. Prompts are the reference's.
-Report accuracy by length and depth.  Source: epfml/landmark-attention, Apache-2.0.
+The garbage has n bytes and is split at a random position. Both parts begin at the start of the repeated text, as in the
+reference. The key has five digits, 10000 to 49999, so that all examples of a length are equally long. The prompts come from the
+reference. Report accuracy by length and depth.  Source: epfml/landmark-attention, Apache-2.0.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ QUESTION = "What is the pass key? The pass key is"
 
 
 class Passkey(TextTask):
+    """Repeated sentences with a number in them, and a question for it."""
+
     @dataclasses.dataclass(frozen=True)
     class Config:
         length: int = 1024  # bytes
@@ -34,8 +36,10 @@ class Passkey(TextTask):
         before = int(rng.integers(garbage + 1))
         text = (GRASS + " ") * (garbage // len(GRASS) + 1)
         depth = tenth(before / max(garbage, 1))
-        return self.asked(prompt(key, text[:before], text[: garbage - before]), f" {key}", length=self.length, depth=depth)
+        text = prompt(key, text[:before], text[: garbage - before])
+        return self.build_example(text, f" {key}", length=self.length, depth=depth)
 
 
 def prompt(key: int, prefix: str, suffix: str) -> str:
+    """Return the text up to the answer, with garbage `prefix` before the key and `suffix` after it."""
     return "\n".join([TASK, prefix, INFORMATION.format(key=key), suffix, QUESTION])

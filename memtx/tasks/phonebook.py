@@ -1,6 +1,6 @@
-"""Phonebook: names and ten-digit numbers, two lines again as a hint, then a name that asks (Jelassi et al. 2024, 2402.01032).
+"""Phonebook: names with ten-digit numbers, two of the lines again as hints, then the query (Jelassi et al. 2024, 2402.01032).
 
-The names are of a list of our own. Exact match is on the whole number.
+The names come from `memtx.tasks.words`. Exact match requires the whole number.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from memtx.tasks.words import first_names, last_names
 
 
 class Phonebook(TextTask):
+    """A list of names and numbers, and a query for one number."""
+
     @dataclasses.dataclass(frozen=True)
     class Config:
         entries: int = 20  # lines of the book
@@ -33,4 +35,4 @@ class Phonebook(TextTask):
         lines = [f"{name}: {number}" for name, number in zip(names, numbers, strict=True)]
         *hints, asked = rng.choice(entries, 3, replace=False)
         prompt = "\n".join([*lines, "", *(lines[h] for h in hints), f"{names[asked]}:"])
-        return self.asked(prompt, f" {numbers[asked]}", entries=entries, depth=tenth(asked / entries))
+        return self.build_example(prompt, f" {numbers[asked]}", entries=entries, depth=tenth(asked / entries))

@@ -1,14 +1,14 @@
-"""RULER: needles, variables and word counts in text of a given length (Hsieh et al. 2024, 2404.06654); those that need no data.
+"""RULER: needles, variables and word counts in text of a given length (Hsieh et al. 2024, 2404.06654).
 
 niah_single_1    one number in repeated sentences       niah_multikey_2  a number among needles
 niah_multivalue  four numbers of one key                niah_multikey_3  a uuid among needles, keys are uuids
-niah_multiquery  four keys are asked                    vt   variables assigned to each other, over four hops
-cwe  the ten words that come up most in a list          fwe  the three most frequent coded words; the k-th comes ~ k^-2 times
+niah_multiquery  queries for four keys                  vt   variables assigned to each other, over four hops
+cwe  the ten most frequent words of a list              fwe  the three most frequent coded words (the k-th occurs ~ k^-2 times)
 
-Prompts are the benchmark's (Apache-2.0), without the few-shot examples of vt and cwe. Answers are asked in one order: of the
-question, then of the text (needles, cwe), of the chain (vt), of the counts (fwe); the benchmark looks for each in what is
-generated, in any order. The
-haystack of multivalue and multiquery is repeated sentences, not essays. Depths are linspace(0, 100, 40).
+These are the tasks of the benchmark that need no data. The prompts come from the benchmark (Apache-2.0), without the few-shot
+examples of vt and cwe. Answers have a fixed order: that of the question and then of the text (needles, cwe), of the chain (vt)
+or of the counts (fwe). The benchmark searches for each answer in generated text, in any order. The haystack of multivalue and
+multiquery consists of repeated sentences, not essays. Depths are linspace(0, 100, 40).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ FWE = (
     "frequently appeared words in the above coded text? Answer: According to the coded text above, the three most frequently "
     "appeared words are:"
 )
-NEEDLES = {  # keys, values of each, keys asked, uuids, needles as haystack
+NEEDLES = {  # keys, values of each, queried keys, whether keys and values are uuids, whether the haystack consists of needles
     "niah_single_1": (1, 1, 1, False, False),
     "niah_multikey_2": (1, 1, 1, False, True),
     "niah_multikey_3": (1, 1, 1, True, True),
@@ -61,26 +61,28 @@ NEEDLES = {  # keys, values of each, keys asked, uuids, needles as haystack
 
 
 class Ruler(TextTask):
+    """The tasks of RULER. `task` selects one."""
+
     @dataclasses.dataclass(frozen=True)
     class Config:
         task: str = "niah_single_1"
-        length: int = 2048  # bytes, answer included
+        length: int = 2048  # bytes, including the answer
         chains: int = 1  # of vt
         hops: int = 4
-        common: int = 30  # cwe: times that each of the ten words comes up, and
-        others: int = 3  # times that every other one does
+        common: int = 30  # of cwe: occurrences of each of the ten words
+        others: int = 3  # of cwe: occurrences of every other word
 
         def __post_init__(self):
             check_known(self.task, [*NEEDLES, "vt", "cwe", "fwe"], "task")
             check(min(self.chains, self.hops) >= 1, "chains and hops must be at least 1")
             check(self.common > self.others >= 1, "common must be above others, and others at least 1")
-            Ruler(self).example(np.random.default_rng(0))  # so that a length that is too short shows at once
+            Ruler(self).example(np.random.default_rng(0))  # raises now if length is too short
 
     def example(self, rng):
         task = self.config.task
         prompt, answers, depth = self._needles(rng) if task in NEEDLES else getattr(self, f"_{task}")(rng)
         slices = {"task": task, "length": self.length} | ({} if depth is None else {"depth": depth})
-        return self.asked(prompt, " " + ", ".join(answers), **slices)
+        return self.build_example(prompt, " " + ", ".join(answers), **slices)
 
     def _needles(self, rng):
         keys, values, queries, uuids, among = NEEDLES[self.config.task]
@@ -130,7 +132,7 @@ class Ruler(TextTask):
             [f"VAR {chain[0]} = {value}", *(f"VAR {b} = VAR {a} " for a, b in pairwise(chain))]
             for chain, value in zip(chains, values, strict=True)
         ]
-        turns = rng.permutation(np.repeat(np.arange(c.chains), c.hops + 1))  # whose next line comes
+        turns = rng.permutation(np.repeat(np.arange(c.chains), c.hops + 1))  # the chain of each line
         queues = [iter(chain) for chain in lines]
         statements = [next(queues[turn]) for turn in turns]
 
@@ -139,8 +141,8 @@ class Ruler(TextTask):
 
         room = self.room(prompt(statements) + " " + ", ".join(chains[0]))
         hay = [GRASS] * (room // (len(GRASS) + 1))
-        places = np.sort(rng.integers(len(hay) + 1, size=len(statements)))
-        return prompt(insert(hay, places, statements)), chains[0], None
+        positions = np.sort(rng.integers(len(hay) + 1, size=len(statements)))
+        return prompt(insert(hay, positions, statements)), chains[0], None
 
     def _cwe(self, rng):
         c = self.config
@@ -175,13 +177,16 @@ class Ruler(TextTask):
 
 
 def number(rng) -> str:
+    """Draw a number of seven digits."""
     return str(rng.integers(1_000_000, 10_000_000))
 
 
 def uuid(rng) -> str:
+    """Draw a uuid."""
     digits = rng.bytes(16).hex()
     return "-".join(digits[a:b] for a, b in ((0, 8), (8, 12), (12, 16), (16, 20), (20, 32)))
 
 
 def join(words: list[str]) -> str:
+    """Join words with commas and a last "and"."""
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + ", and " + words[-1]

@@ -1,18 +1,18 @@
-"""Examples of a task as batches: what `Stream` is for text.
+"""Batches of a task's examples. This module does for tasks what `memtx.data.streams` does for text.
 
-Row b of round r reads example r B + b; an example takes K steps of P segments each, the same for all examples of a task, so
-all that a cursor holds is the step. An example begins a document: at the start of a step, padded to its K steps. With P
-segments of T tokens for a whole example, K is 1 and gradients pass through all of it; else its memory is carried from step to
-step.
+In round r, row b reads example r B + b. An example takes K steps of P segments, and K is the same for all examples of a task.
+The cursor is therefore just the step. Each example starts a document at the start of a step, and is padded to K steps. If an
+example fits into P segments of T tokens, K is 1 and gradients pass through all of it. Otherwise the state is carried from step
+to step.
 
-A curriculum is a list of stages, each of a number of steps with settings of its own; after the last stage comes the task as
-it is configured. The stage is a function of the step. A stage begins with new examples, and one of short examples has no more
-segments a step than they need: empty ones would cost nearly as much as full ones. So there is a shape for each stage at most.
+A curriculum is a list of stages, each with a number of steps and settings. The configured task follows the last stage. The
+stage is a function of the step. Each stage starts with new examples. If its examples are short, its steps have only as many
+segments as they need, because empty segments cost nearly as much as full ones. Each stage thus has at most one shape.
 
-What an encoder reads before an example comes with the example's first call, padded to the longest of all.
+An encoder's source comes with the first call of its example, padded to the longest source of the task.
 
-Legend: B stream, P segments per step, T tokens per segment, K steps of an example, L tokens of an example, C calls, S tokens
-of a source.
+Legend: B streams, P segments per step, T tokens per segment, K steps of an example, L tokens of an example, S tokens of a
+source.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-from memtx.data.streams import Batch
+from memtx.data.streams import NOTHING, Batch
 from memtx.errors import UserError
 from memtx.files.cache import digest
-from memtx.tasks.base import NOTHING, Example, Task
+from memtx.tasks.base import Example, Task
 
 
-class Place(NamedTuple):
-    """Where a step stands."""
+class Progress(NamedTuple):
+    """Stage, round and part of a step."""
 
     stage: int
-    round: int  # of examples, from the stage's begin
-    part: int  # of the examples' K steps
+    round: int  # number of the round of examples within the stage
+    part: int  # index of the step among the K steps of its examples
 
 
 class Examples(Iterator[Batch]):
-    """Endless batches of examples; or one epoch of `count` without `repeat`: rows then fall idle, and it ends when all are.
+    """Endless batches of examples, or with `repeat=False` one epoch of `count` examples, after which rows are empty.
 
-    stages: (steps, task), the last one without an end. batch: B, rows over all processes. segments, time: P and T.
-    count: this many different examples, in an order drawn for each epoch; 0: ever new ones.
-    UserError if a block of the task is longer than a segment, or `batch` does not divide by `process_count`.
+    stages: (steps, task) of each stage. The last stage never ends. batch: B, rows over all processes. segments, time: P and T.
+    count: the number of different examples, shuffled for each epoch (0: every example is new).
+    Raises UserError if a block of the task is longer than a segment, or `batch` is not divisible by `process_count`.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class Examples(Iterator[Batch]):
         if min(batch, segments, time) < 1 or min(seed, count) < 0:
             raise UserError(f"examples need positive sizes, not {batch=}, {segments=}, {time=}, {seed=}, {count=}")
         if batch % process_count:
-            raise UserError(f"a batch of {batch} rows does not divide by {process_count} processes; change the batch size")
+            raise UserError(f"a batch of {batch} rows is not divisible by {process_count} processes; change the batch size")
         for _, task in stages:
             if task.block > time:
-                raise UserError(f"data.segment={time} is shorter than a block of the task, {task.block} tokens")
+                raise UserError(f"data.segment={time} is shorter than a block of the task; set it to at least {task.block}")
         self._stages = stages
         self._begins = np.cumsum([0, *(steps for steps, _ in stages[:-1])])
         self._batch, self._segments, self._time = batch, segments, time
@@ -73,19 +73,19 @@ class Examples(Iterator[Batch]):
         rows = batch // process_count
         self._rows = range(process_index * rows, (process_index + 1) * rows)
         self._step = 0
-        self._drawn: tuple[tuple[int, int], list[Example | None]] | None = None  # of one stage and round
+        self._drawn: tuple[tuple[int, int], list[Example | None]] | None = None  # (stage, round) and its examples
 
     def __next__(self) -> Batch:
-        place = self._place()
-        first = place.round * self._batch
+        now = self._locate()
+        first = now.round * self._batch
         if not self._repeat and first >= self._count:
             raise StopIteration
         indices = [self._index(first + row) for row in self._rows]
-        if self._drawn is None or self._drawn[0] != place[:2]:
-            self._drawn = (place[:2], [self._draw(place.stage, index) for index in indices])
+        if self._drawn is None or self._drawn[0] != now[:2]:
+            self._drawn = (now[:2], [self._draw(now.stage, index) for index in indices])
         self._step += 1
-        _, task = self._stages[place.stage]
-        rows = [self._cut(task, example, place.part) for example in self._drawn[1]]
+        _, task = self._stages[now.stage]
+        rows = [self._cut(task, example, now.part) for example in self._drawn[1]]
         token_BPT, target_BPT, position_BPT, length_BP = (np.stack(arrays) for arrays in zip(*rows, strict=True))
         return Batch(
             token_BPT=token_BPT,
@@ -94,15 +94,15 @@ class Examples(Iterator[Batch]):
             length_BP=length_BP,
             reset_BP=(position_BPT[..., 0] == 0) & (length_BP > 0),
             source_BP=np.where(length_BP > 0, np.asarray(indices)[:, None], -1).astype(np.int32),
-            shared=self._sources(self._drawn[1], place.part, token_BPT.shape[1]) if self._source else {},
+            shared=self._pad_sources(self._drawn[1], now.part, token_BPT.shape[1]) if self._source else {},
         )
 
     def get_state(self) -> dict:
-        """The cursor, JSON-able and the same on every process: where the next batch begins."""
+        """Return the cursor of the next batch. It can be written as JSON and is the same on every process."""
         return {**self._identity(), "step": self._step}
 
     def set_state(self, state: dict) -> None:
-        """Go on from a cursor. UserError if it is of other tasks, or sizes, or another seed."""
+        """Resume from a cursor. Raises UserError if it belongs to other tasks, sizes or another seed."""
         for name, mine in self._identity().items():
             if state.get(name) != mine:
                 raise UserError(
@@ -117,21 +117,25 @@ class Examples(Iterator[Batch]):
         sizes = {"batch": self._batch, "segments": self._segments, "time": self._time, "count": self._count}
         return {"tasks": tasks, **sizes, "seed": self._seed, "split": self._split}
 
-    def _place(self) -> Place:
+    def _locate(self) -> Progress:
+        """Return stage, round and part of the next step."""
         stage = int(np.searchsorted(self._begins, self._step, side="right")) - 1
-        parts = -(-self._calls(self._stages[stage][1]) // self._segments)
-        return Place(stage, *divmod(self._step - int(self._begins[stage]), parts))
+        parts = -(-self._count_calls(self._stages[stage][1]) // self._segments)
+        return Progress(stage, *divmod(self._step - int(self._begins[stage]), parts))
 
     def _span(self, task: Task) -> int:
-        """Tokens of a call."""
+        """Return the number of tokens of a call."""
         return task.block or self._time
 
-    def _calls(self, task: Task) -> int:
-        """Of a whole example."""
+    def _count_calls(self, task: Task) -> int:
+        """Return the number of calls for a whole example."""
         return -(-task.length // self._span(task))
 
     def _index(self, number: int) -> int:
-        """The example that comes as `number`: each of `count` once in an epoch. Sorts raw bits, which NumPy never changes."""
+        """Return the index of the `number`-th example to read. Each of `count` examples occurs once in an epoch.
+
+        Sorts the generator's raw bits, because NumPy keeps them the same over versions.
+        """
         if not self._count or not self._repeat:
             return number
         epoch, at = divmod(number, self._count)
@@ -141,7 +145,7 @@ class Examples(Iterator[Batch]):
         ended = not self._repeat and index >= self._count
         return None if ended else self._stages[stage][1].draw(self._seed, self._split, index, stage)
 
-    def _sources(self, examples: Sequence[Example | None], part: int, calls: int) -> dict[str, np.ndarray]:
+    def _pad_sources(self, examples: Sequence[Example | None], part: int, calls: int) -> dict[str, np.ndarray]:
         token_BPS = np.zeros((len(examples), calls, self._source), np.int32)
         length_BP = np.zeros((len(examples), calls), np.int32)
         for row, example in enumerate(examples):
@@ -151,9 +155,9 @@ class Examples(Iterator[Batch]):
         return {"source/token": token_BPS, "source/length": length_BP}
 
     def _cut(self, task: Task, example: Example | None, part: int):
-        """-> (token_PT, target_PT, position_PT, length_P) of the P calls of a part; calls after the example's end are empty."""
-        span, calls = self._span(task), min(self._segments, self._calls(task))
-        first = part * calls * span  # of an example of several parts, each has all P calls
+        """Return (token_PT, target_PT, position_PT, length_P) of a part's calls. Calls after the example's end are empty."""
+        span, calls = self._span(task), min(self._segments, self._count_calls(task))
+        first = part * calls * span  # an example with several parts has P calls in each
         token_L = np.zeros(0, np.int32) if example is None else example.token_L[first : first + calls * span]
         label_L = token_L if example is None else example.label_L[first : first + calls * span]
 

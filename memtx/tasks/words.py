@@ -1,4 +1,4 @@
-"""Words for tasks of text: common English ones, none of them a place, person or thing that a task asks for."""
+"""Common English words and names for text tasks. No adjective, noun or verb is a person, place or thing of a task's story."""
 
 from collections.abc import Sequence
 
@@ -51,13 +51,14 @@ GRASS = "The grass is green. The sky is blue. The sun is yellow. Here we go. The
 
 
 def pick(rng, words: Sequence[str]) -> str:
+    """Draw one of `words`."""
     return words[int(rng.integers(len(words)))]
 
 
-def insert(hay: list[str], places, lines: list[str]) -> list[str]:
-    """`lines` in order between the lines of `hay`: line i stands before hay[places[i]]."""
+def insert(hay: list[str], positions, lines: list[str]) -> list[str]:
+    """Insert `lines` in order into `hay`: line i goes before hay[positions[i]]. `positions` must be sorted."""
     out, taken = [], 0
-    for place, line in zip(places, lines, strict=True):
-        out += [*hay[taken:place], line]
-        taken = place
+    for position, line in zip(positions, lines, strict=True):
+        out += [*hay[taken:position], line]
+        taken = position
     return out + hay[taken:]

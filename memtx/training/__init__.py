@@ -1,0 +1,1 @@
+"""Training: optimisers, the step, checkpoints, metrics, provenance and the workdir."""

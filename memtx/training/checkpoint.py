@@ -1,11 +1,11 @@
-"""Checkpoints: Orbax's CheckpointManager behind one class that writes them, and two functions that read.
+"""Checkpoints: a class that writes them with Orbax's CheckpointManager, and two functions that read them.
 
-    workdir/config.json            marks the folder as a run's, and says of which config
-    workdir/checkpoints/STEP/      params, opt_state, memory (arrays), cursor, meta (JSON), and a seal over all of them
-    workdir/damaged/STEP/          steps that were found damaged on resuming
+    workdir/config.json            the config of the run, which marks the folder as a run's workdir
+    workdir/checkpoints/STEP/      params, opt_state, memory (the state) as arrays, cursor, meta as JSON, and a seal over them
+    workdir/damaged/STEP/          steps that were found damaged when the run resumed
 
-Trees are saved flat, by the path of each leaf ("stacks.0.ring"), so only names, shapes and dtypes matter: `()` leaves no trace.
-What Orbax does not do is done here: a digest of everything (seal.py), and a strict check, since Orbax casts dtypes silently.
+Pytrees are saved by the path of each leaf ("stacks.0.ring"), so only names, shapes and dtypes matter, and `()` is not saved.
+This module adds two checks to Orbax: digests of all data (seal.py), and dtypes and shapes, since Orbax casts dtypes silently.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from memtx.training.seal import faults, write_seal
 from memtx.training.trees import mismatches, named_leaves, read_tree, spec, tree_handler
 from memtx.training.workdir import checkpoints_of, claim, steps_in
 
-# Orbax logs each inner event, failures with tracebacks; those reach us as exceptions. All else that uses absl is let through.
+# Orbax logs every inner event and the tracebacks of failures, which it also raises. Logs of other users of absl pass.
 logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
 
-BEST = ("eval/bits_per_byte", "eval/loss")  # the lowest is kept: of text, of a task
+BEST = ("eval/bits_per_byte", "eval/loss")  # the step with the lowest value is kept (text: the first, tasks: the second)
 JSON = "data.json"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 ARRAYS = ("params", "opt_state", "memory")
@@ -47,7 +47,7 @@ Warn = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Restored:
-    """A checkpoint: the trees that were asked for (None otherwise), the data cursor, and meta (see `Checkpointer.save`)."""
+    """A checkpoint: the requested pytrees (others are None), the data cursor, and meta (see `Checkpointer.save`)."""
 
     step: int
     params: Any
@@ -58,11 +58,11 @@ class Restored:
 
 
 class Checkpointer:
-    """Saves a run's checkpoints and resumes from them; make it before anything else writes into the workdir.
+    """Saves a run's checkpoints and resumes from them. Create it before anything else writes into the workdir.
 
-    config: a dict of what JSON can say, groups nested. keep: newest steps kept, beside the best. warn: gets one line for
-    each damaged step. Raises UserError if the workdir is another run's or no run's. In a run of several processes, which
-    share the workdir, each makes one and makes the same calls. The workdir is locked until `close`.
+    config: a nested dict of JSON values. keep: the number of newest steps to keep besides the best. warn: called with one line
+    for each damaged step. If a run has several processes, they share the workdir, and each creates a Checkpointer and makes the
+    same calls. The workdir is locked until `close`. Raises UserError if the workdir belongs to another run or to no run.
     """
 
     def __init__(self, workdir: str | Path, config: Mapping, *, keep: int = 3, warn: Warn = print):
@@ -85,11 +85,11 @@ class Checkpointer:
         self._keep.scores.update({step: _score(self._folder / str(step)) for step in self._manager.all_steps()})
 
     def save(self, step: int, *, params, opt_state, memory, cursor: Mapping, metrics: Mapping | None = None) -> None:
-        """Start saving; the arrays may be donated as soon as this returns, but numpy leaves must not be written into.
+        """Start saving a step. Arrays may be donated after this returns, but NumPy leaves must not be changed.
 
-        An older step is deleted only after this one is complete and sealed. meta, which is saved too, has the keys step,
-        config, versions, machine, metrics and leaves (shape and dtype by name). A step that is there already is left alone.
-        Raises UserError if the disk was full, now or when the step before this was written.
+        memory: the state. Older steps are deleted only after this step is complete and sealed. An existing step is not saved
+        again. The saved meta has the keys step, config, versions, machine, metrics and leaves (shape and dtype by name).
+        Raises UserError if the disk was full, now or while the previous step was written.
         """
         self.wait()
         if step in self._manager.all_steps():
@@ -111,10 +111,10 @@ class Checkpointer:
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def restore(self, *, params, opt_state, memory) -> Restored | None:
-        """The newest sound checkpoint on the shardings of these abstract trees, or None if nothing was ever saved.
+        """Read the newest sound checkpoint with the shardings of these abstract pytrees. Returns None if there are no steps.
 
-        Newer steps, all damaged, are named to `warn` and moved to workdir/damaged. Raises UserError if there are steps but
-        none is sound, or the trees do not match.
+        Damaged newer steps are reported to `warn` and moved to workdir/damaged. Raises UserError if no step is sound, or the
+        pytrees do not match.
         """
         self.wait()
         if not self._manager.all_steps():
@@ -129,14 +129,16 @@ class Checkpointer:
         return found
 
     def latest_step(self) -> int | None:
+        """Return the newest step, None if there are none."""
         return self._manager.latest_step()
 
     def wait(self) -> None:
-        """Until the step that is being saved is on disk. Raises UserError if the disk was full."""
+        """Wait until the current step is on disk. Raises UserError if the disk was full."""
         with self._disk_errors():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
+        """Wait for the current step and unlock the workdir. Raises UserError if the disk was full."""
         try:
             with self._disk_errors():
                 self._manager.close()
@@ -152,7 +154,7 @@ class Checkpointer:
 
     @contextmanager
     def _disk_errors(self):
-        """A full disk reaches us as an OSError or in a message of tensorstore's; what was half written is deleted."""
+        """Turn errors of a full disk (an OSError or a message of tensorstore) into a UserError, and delete the partial step."""
         try:
             yield
         except Exception as e:
@@ -165,19 +167,20 @@ class Checkpointer:
             ) from e
 
     def _seal(self) -> None:
-        """Called by Orbax, on process 0, after all processes have written and before any step is deleted.
+        """Write the seal. Orbax calls this on process 0, after all processes have written and before it deletes any step.
 
-        Orbax 0.12 gives the folder its final name after this call, so that a step with its final name is always sealed.
+        Orbax 0.12 gives the folder its final name after this call, so a folder with its final name is always sealed.
         """
         final = self._folder / str(self._sealing)
         write_seal(final if final.exists() else next(self._folder.glob(f"{self._sealing}.*")))
 
 
 def restore(workdir: str | Path, *, params=None, opt_state=None, memory=None, warn: Warn = print) -> Restored:
-    """The newest sound checkpoint of a run, read only. Trees of jax.ShapeDtypeStruct say what is wanted, and on which
-    shardings (the first device where they say nothing); an item left None is not read.
+    """Read the newest sound checkpoint of a run without changing the workdir.
 
-    Damaged newer steps are named to `warn`. Raises UserError if there is no sound step, or a tree does not match.
+    params, opt_state, memory: pytrees of jax.ShapeDtypeStruct whose shardings the arrays get (default: the first local device).
+    Items that are None are not read. Damaged newer steps are reported to `warn`. Raises UserError if there is no sound step, or
+    a pytree does not match.
     """
     folder = checkpoints_of(workdir)
     step = folder / str(_newest_sound(folder, warn))
@@ -198,7 +201,7 @@ def restore(workdir: str | Path, *, params=None, opt_state=None, memory=None, wa
 
 
 def read_meta(workdir: str | Path) -> dict:
-    """meta of the newest step whose meta is sound (see `Checkpointer.save`), without reading arrays. Raises UserError."""
+    """Read meta (see `Checkpointer.save`) of the newest step whose meta is sound. Raises UserError if there is no such step."""
     folder = checkpoints_of(workdir)
     for step in reversed(steps_in(folder)):
         if not faults(folder / str(step), "meta"):
@@ -210,7 +213,7 @@ def read_meta(workdir: str | Path) -> dict:
 
 
 def _newest_sound(folder: Path, warn: Warn) -> int:
-    """Process 0 looks and the others are told."""
+    """Return the newest step without faults. Process 0 finds it and broadcasts it."""
     none, unsound = -1, -2
     found, reports = none, []
     for step in reversed(steps_in(folder)) if jax.process_index() == 0 else ():
@@ -245,12 +248,13 @@ def _handlers() -> dict:
 
 @dataclass
 class _Keep(ocp.checkpoint_managers.PreservationPolicy):
-    """The newest ones and the best. `scores` by step, lower is better, NaN for none."""
+    """Keeps the newest steps and the best. scores: step -> score, lower is better, NaN if it has none."""
 
     newest: int
     scores: dict[int, float]
 
     def should_preserve(self, checkpoints: Sequence, *, context=None) -> Sequence[bool]:
+        """Return for each checkpoint whether it is kept."""
         steps = [checkpoint.step for checkpoint in checkpoints]
         scored = [step for step in steps if math.isfinite(self.scores.get(step, math.nan))]
         kept = {*steps[-self.newest :], *([min(scored, key=self.scores.__getitem__)] if scored else [])}
@@ -271,7 +275,7 @@ def _best(metrics: Mapping) -> float:
 
 
 def _plain(value: Mapping) -> dict:
-    """As JSON gives it back (tuples are lists), and no longer the caller's to change."""
+    """Return a copy as JSON reads it back, with lists for tuples."""
     return json.loads(json.dumps(value))
 
 

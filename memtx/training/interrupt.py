@@ -1,4 +1,4 @@
-"""Being told to stop, by SIGTERM or by Ctrl-C: an event to look at, so that what runs can save and end well."""
+"""Handling of SIGTERM and Ctrl-C: signals set an event, so that a run can save before it ends."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-SAYS = b"\nstopping, and saving first; once more stops at once\n"
+MESSAGE = b"\nsaving, then stopping; press Ctrl-C again to stop at once\n"
 
 
 @contextmanager
 def told_to_stop() -> Iterator[threading.Event]:
-    """An event that SIGTERM and the first SIGINT set; a second SIGINT acts as it would have without this.
+    """Yield an event that SIGTERM and the first SIGINT set. A second SIGINT calls the previous handler.
 
-    Only in the main thread, where signals arrive: elsewhere nothing sets it. A signal that was ignored still is, as SIGINT is
-    in what a script started with `&`.
+    In other threads than the main one nothing sets the event, because only the main thread can handle signals. Signals that
+    the process ignores stay ignored, such as SIGINT in a command that a script starts with `&`.
     """
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -30,7 +30,7 @@ def told_to_stop() -> Iterator[threading.Event]:
         if number == signal.SIGINT:
             signal.signal(number, previous[number])
             if os.isatty(2):
-                os.write(2, SAYS)  # not print: a handler may come within one, which lets no other in
+                os.write(2, MESSAGE)  # print is not reentrant, and the signal may arrive within one
 
     for number in previous:
         signal.signal(number, stop)

@@ -1,4 +1,4 @@
-"""Metrics of a run: metrics.jsonl (one object a line), TensorBoard files, and what the console shows."""
+"""Metrics of a run: metrics.jsonl (one JSON object per line), TensorBoard files, and the console."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from memtx.training.workdir import write_atomic
 
 
 class Metrics:
-    """Writes `train/...` and `eval/...` values of steps; on process 0 only, silent on the others.
+    """Writes the `train/...` and `eval/...` values of steps. Only process 0 writes.
 
-    steps: the run's last step. resumed: the step that the run goes on from, None for a new one. What was written for later
-    steps is dropped, and so is a half-written line, so that a resumed run ends with the lines of one that was never stopped.
+    steps: the run's last step. resumed: the step from which the run resumes, None for a new run. Lines of later steps and a
+    half-written line are deleted, so a resumed run ends with the same lines as an uninterrupted one.
     """
 
     def __init__(self, workdir: str | Path, *, steps: int, resumed: int | None = None, console: Console | None = None):
         self.steps, self._start = steps, resumed or 0
-        self._written = -1 if resumed is None else resumed  # the last step whose lines are in the files from before
+        self._written = -1 if resumed is None else resumed  # the last step whose lines are already in the files
         self._began = time.monotonic()
         self._writes = jax.process_index() == 0
         if not self._writes:
@@ -35,17 +35,17 @@ class Metrics:
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / "metrics.jsonl"
         _keep_until(path, self._written)
-        self._file = path.open("ab", buffering=0)  # a line is the system's as soon as it is written: SIGKILL loses none
-        first = self._written + 1  # in the name too: a file of the same second would be overwritten
+        self._file = path.open("ab", buffering=0)  # unbuffered, so that SIGKILL loses no line
+        first = self._written + 1  # part of the file's name, because a file of the same second would be overwritten
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first, filename_suffix=f".{first}")
         self._console = console or Console(highlight=False, soft_wrap=True)
         self._bar = _bar(self._console, steps, self._start) if self._console.is_terminal else None
 
     def write(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
-        """Note the values of a step. What is not finite becomes null, since JSON has no NaN.
+        """Write the values of a step. Numbers that are not finite become null, since JSON has no NaN.
 
-        The console shows loss, tokens/s and time left of values that have "train/loss", and the others by name. Steps
-        up to the one resumed from are in the files already, and are not written again.
+        If the values have "train/loss", the console shows loss, tokens/s and the time left, else all values by name. Steps up
+        to the resumed one are already in the files and are not written again.
         """
         if not self._writes or step <= self._written:
             return
@@ -58,6 +58,7 @@ class Metrics:
         self._show(step, numbers)
 
     def close(self) -> None:
+        """Close the files and the progress bar."""
         if self._writes:
             self._file.close()
             self._board.close()
@@ -71,19 +72,19 @@ class Metrics:
         self.close()
 
     def _show(self, step: int, numbers: Mapping[str, float | None]) -> None:
-        """A line, or on a terminal the same beside a bar; evaluations are lines in both."""
+        """Print a line, or on a terminal update the progress bar. Evaluations are always lines."""
         head = f"step {step}/{self.steps}  "
         if "train/loss" not in numbers:
-            shown = {name: value for name, value in numbers.items() if name.count("/") < 2}  # slices are for the files
+            shown = {name: value for name, value in numbers.items() if name.count("/") < 2}  # slices go only to the files
             self._console.print(head + "  ".join(f"{name} {_short(value)}" for name, value in shown.items()), markup=False)
             return
-        text = head + "  ".join(self._training(step, numbers))
+        text = head + "  ".join(self._describe(step, numbers))
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=step, text=text, refresh=True)
         else:
             self._console.print(text, markup=False)
 
-    def _training(self, step: int, numbers: Mapping[str, float | None]) -> list[str]:
+    def _describe(self, step: int, numbers: Mapping[str, float | None]) -> list[str]:
         done = step - self._start
         parts = [f"loss {_short(numbers['train/loss'])}"]
         if (speed := numbers.get("train/tokens_per_s")) is not None:
@@ -94,7 +95,7 @@ class Metrics:
 
 
 def _keep_until(path: Path, step: int) -> None:
-    """Drop the lines of later steps, and what is no whole line."""
+    """Delete the lines of later steps and incomplete lines."""
     if path.exists():
         lines = path.read_bytes().decode(errors="replace").splitlines(keepends=True)
         write_atomic(path, "".join(line for line in lines if _step(line) <= step))

@@ -1,4 +1,4 @@
-"""Where a result comes from: versions of code and packages, and the machine."""
+"""The provenance of a result: versions of code and packages, and the machine."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that decide what a run computes."""
-    return {"python": platform.python_version(), "memtx": _memtx()} | {name: _version(name) for name in PACKAGES}
+    """Return the versions of Python and of the packages that affect a run's results."""
+    return {"python": platform.python_version(), "memtx": _version("memtx")} | {name: _version(name) for name in PACKAGES}
 
 
 def machine() -> dict:
-    """Of this process: system, processor, cores that it may use, memory, devices; and how many processes the run has."""
+    """Return platform, processor, available cores, memory and devices of this process, and the run's number of processes."""
     devices = jax.devices()
     return {
         "platform": platform.platform(),
@@ -35,20 +35,13 @@ def machine() -> dict:
 
 @cache
 def code() -> dict:
-    """Version of memtx; of a checkout also the commit, and whether files that git knows differ from it (None elsewhere)."""
+    """Return memtx's version, and in a checkout the commit and whether tracked files differ from it (else None)."""
     commit = _git("rev-parse", "HEAD")
     return {
-        "version": _memtx(),
+        "version": _version("memtx"),
         "commit": commit,
         "dirty": None if commit is None else bool(_git("status", "--porcelain", "--untracked-files=no")),
     }
-
-
-def _memtx() -> str:
-    """Of a checkout too, which need not be installed."""
-    from memtx import __version__  # here, since the package imports this module
-
-    return __version__
 
 
 def _version(package: str) -> str:
@@ -59,8 +52,8 @@ def _version(package: str) -> str:
 
 
 def _git(*words: str) -> str | None:
-    """What git says in the checkout that this file is in; None if it is in none."""
-    root = Path(__file__).parents[1]
+    """Return the output of a git command in this file's checkout, or None if there is no checkout or git fails."""
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
     try:

@@ -1,9 +1,9 @@
-"""Seals: a digest of every folder of a saved step, so that a single flipped bit is noticed before anything is restored.
+"""Seals: digests of all folders of a saved step, which reveal a flipped bit before anything is restored.
 
-Orbax writes each leaf as a folder of its own (OCDBT off), and its formats carry no checksum of the data: a flipped bit is
-restored as a wrong number. The seal is written before Orbax gives the step its final name, so that a step without one was
-cut off. It covers every file but those directly in the step's own folder, which are Orbax's bookkeeping, not read here, and
-finished after the seal.
+Orbax writes each leaf to a separate folder (OCDBT off). Its formats have no checksum of the data, so a flipped bit would be
+restored as a wrong number. The seal is written before Orbax gives the step its final name. A step without a seal was therefore
+interrupted. The seal covers all files except those directly in the step's folder. These are Orbax's bookkeeping: memtx does not
+read them, and Orbax completes them after the seal.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ SEAL = "seal.json"
 
 
 def write_seal(step: Path) -> None:
-    """Digest every folder below `step` and note the digests in `step`/seal.json."""
+    """Write the digests of all folders below `step` to `step`/seal.json."""
     (step / SEAL).write_text(json.dumps(_digests(step), indent=0))
 
 
 def faults(step: Path, item: str | None = None) -> list[str]:
-    """What differs from the seal, one phrase a folder; nothing for a sound step. `item`: look at that top folder only."""
+    """Return the differences from the seal, one phrase per folder, [] for a sound step. `item` limits it to one top folder."""
     try:
         sealed = json.loads((step / SEAL).read_text())
     except FileNotFoundError:
-        return ["it was cut off before it was sealed"]
+        return ["saving it was interrupted"]
     except (OSError, ValueError):
-        return ["its seal is not readable"]
+        return ["its seal cannot be read"]
     if item:
         sealed = {name: digest for name, digest in sealed.items() if name.split("/")[0] == item}
     found = _digests(step, item)
     names = sorted(sealed.keys() | found.keys())
-    return [_fault(name, name in sealed, name in found) for name in names if sealed.get(name) != found.get(name)]
+    return [_describe(name, name in sealed, name in found) for name in names if sealed.get(name) != found.get(name)]
 
 
-def _fault(name: str, sealed: bool, found: bool) -> str:
+def _describe(name: str, sealed: bool, found: bool) -> str:
     if not found:
         return f"{name} is missing"
-    return f"{name} is not what was written" if sealed else f"{name} was added"
+    return f"{name} has changed" if sealed else f"{name} was added"
 
 
 def _folders(step: Path, item: str | None) -> list[Path]:
@@ -47,7 +47,7 @@ def _folders(step: Path, item: str | None) -> list[Path]:
 
 
 def _digests(step: Path, item: str | None = None) -> dict[str, str]:
-    """sha256 by folder, over the names and contents of the files directly in it; threads, since hashing frees the GIL."""
+    """Return the sha256 of each folder over the names and contents of the files directly in it. Hashing frees the GIL."""
     folders = _folders(step, item)
     with ThreadPoolExecutor() as pool:
         return dict(zip((f.relative_to(step).as_posix() for f in folders), pool.map(_digest, folders), strict=True))

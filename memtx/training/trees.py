@@ -1,6 +1,6 @@
-"""Trees as checkpoints hold them: flat, by the dotted path of each leaf ("stacks.0.ring"), a folder a leaf.
+"""Pytrees in checkpoints: one folder per leaf, named by the leaf's dotted path ("stacks.0.ring").
 
-Only names, shapes and dtypes are compared, so a tuple and a list, or `()` and nothing, are the same.
+Only names, shapes and dtypes are compared. A tuple and a list are therefore the same, and so are `()` and a missing key.
 """
 
 from __future__ import annotations
@@ -18,27 +18,29 @@ from memtx.errors import UserError
 
 
 def tree_handler() -> ocp.PyTreeCheckpointHandler:
-    return ocp.PyTreeCheckpointHandler(use_ocdbt=False)  # OCDBT would pack all leaves into shared files
+    """Return Orbax's handler of pytrees, without OCDBT, which would pack all leaves into shared files."""
+    return ocp.PyTreeCheckpointHandler(use_ocdbt=False)
 
 
 def named_leaves(tree) -> dict[str, Any]:
-    """Leaves by dotted path. Raises UserError for two of one name, and for a leaf without elements, which Orbax refuses."""
+    """Return the leaves by dotted path. Raises UserError if two leaves share a name, or a leaf is empty (Orbax refuses it)."""
     named = {}
     for path, leaf in jax.tree.leaves_with_path(tree):
         name = jax.tree_util.keystr(path, simple=True, separator=".") or "value"
         if name in named or math.prod(leaf.shape) == 0:
-            why = "is the name of two leaves" if name in named else "has no elements; use () for what is empty"
+            why = "is the name of two leaves" if name in named else "has no elements; use () instead"
             raise UserError(f"{name!r} in a tree to checkpoint {why}")
         named[name] = leaf
     return named
 
 
 def spec(leaf) -> str:
+    """Return dtype and shape as text, such as "float32[2,3]"."""
     return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
 
 def mismatches(item: str, tree, saved: Mapping[str, str]) -> list[str]:
-    """Every leaf that only one side has, and every one whose shape or dtype differs."""
+    """Describe the leaves that only one side has, and those whose shape or dtype differs."""
     specs = {name: spec(leaf) for name, leaf in named_leaves(tree).items()}
     lacks_here = [f"{item}.{name} {saved[name]}" for name in sorted(saved.keys() - specs.keys())]
     lacks_there = [f"{item}.{name} {specs[name]}" for name in sorted(specs.keys() - saved.keys())]
@@ -51,7 +53,7 @@ def mismatches(item: str, tree, saved: Mapping[str, str]) -> list[str]:
 
 
 def read_tree(path: Path, tree):
-    """The arrays of one item, on the shardings of `tree`."""
+    """Read the arrays of one item with the structure and shardings of `tree`."""
     named = named_leaves(tree)
     if not named:
         return tree

@@ -1,36 +1,19 @@
 """What the oracles are written with: sizes, and the few functions of the papers that several of them need.
 
 Every oracle is a mechanism written a second time, from its paper's equations, in float64 numpy, one stream at a time. Nothing
-here is shared with memtx. Under the complex step (see make.py) a stop-gradient is "take the real part".
+here is shared with memtx. Under the complex step (memtx/contract/golden.py) a stop-gradient is "take the real part".
 
 T query time, S source time, N query heads, K kv heads, H head dim, D model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-
 import numpy as np
 
-ROWS, TIME = 4, 16
+from memtx.contract.golden import Golden as Golden
+
+TIME = 16
 N, K, H, D, VOCAB = 4, 2, 4, 8, 16
-
-
-@dataclass(frozen=True)
-class Golden:
-    """oracle(inputs of one stream, position=, **config) -> y_T...; shapes: of the inputs, those of x without the leading ROWS.
-
-    Inputs are named x.x (residual and body sites), x.q x.k x.v (attention site) or x.h x.logits (head site), param.PATH, and
-    shared.KEY for what a model hands to all layers.
-    """
-
-    memory: str
-    oracle: Callable
-    shapes: dict[str, tuple[int, ...]]
-    config: dict = field(default_factory=dict)
-    position: str = "rope"
-    scale: float = 1.0  # standard deviation of the parameters, where those of N(0, 1) make float32 alone too coarse
 
 
 def token(x_TD: np.ndarray) -> np.ndarray:

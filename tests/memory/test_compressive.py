@@ -9,11 +9,11 @@ import pytest
 from flax import nnx
 
 from memtx.contract.case import DIMS
+from memtx.contract.golden import STEP
 from memtx.core import collect, scan, segment
 from memtx.errors import UserError
 from memtx.memory.compressive import Compressive
 from memtx.memory.xl import TransformerXL
-from tests.golden.make import STEP
 from tests.golden.tokens import compressive
 
 (TINY,) = Compressive.tiny

@@ -217,9 +217,9 @@ def test_a_new_head_is_drawn_and_old_names_are_known(model, tmp_path):
 
 def test_a_model_that_sees_the_future_predicts_no_next_token(model):
     _, lm, _ = model("bert-masked-lm")
-    with pytest.raises(UserError, match=r"model\.output=masked_lm gives no next tokens"):
+    with pytest.raises(UserError, match=r"model\.output=masked_lm does not predict next tokens"):
         lm.check_next_token()
-    with pytest.raises(UserError, match="bidirectional sees the tokens that come next"):
+    with pytest.raises(UserError, match="bidirectional sees later tokens"):
         LM(dataclasses.replace(lm.model, output="")).check_next_token()
     model("t5-v1.0")[1].check_next_token()  # its encoder may
     with pytest.raises(UserError, match="has no encoder"):

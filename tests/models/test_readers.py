@@ -26,7 +26,7 @@ from memtx.pretrained.names import flat, places
 EXACT, MOVED = 3e-5, 1e-3
 SIZES = {"width": 16, "num_heads": 4, "num_kv_heads": 2, "ff_dim": 16, "vocab_size": 11}
 TOKEN = np.random.default_rng(0).integers(0, 11, (2, 12))
-SHARED = sorted(name for name, cls in MEMORIES.items() if cls.site == "attention" and getattr(cls, "readable", True))
+SHARED = sorted(name for name, cls in MEMORIES.items() if cls.site == "attention" and cls.readable)
 # in a group, and across stacks from the last of two groups; beside another memory, by a gate, and twice in a block
 MIXED = ((("window/full", "lstm+^window"), 2), (("^full/^window", "full", "^full*lstm"), 1))
 ODD = [5, 1, 5, 1]
@@ -265,14 +265,14 @@ def test_two_layers_match_float64_and_the_gradient_reaches_the_writers_keys_and_
 @pytest.mark.parametrize(
     ("stacks", "line"),
     [
-        (((("^full",), 1),), r"\^full reads what an earlier layer wrote, and no full stands before it"),
-        (((("full/^full",), 1),), "no full stands before it"),
-        (((("^full", "full"), 2),), "no full stands before it"),
-        (((("full",), 1), (("^full", "full"), 2)), r"put the full of its pattern before it, or write the groups out"),
+        (((("^full",), 1),), r"\^full needs an earlier layer with full"),
+        (((("full/^full",), 1),), "needs an earlier layer with full"),
+        (((("^full", "full"), 2),), "needs an earlier layer with full"),
+        (((("full",), 1), (("^full", "full"), 2)), r"put full before it in the pattern, or write each group as a stack"),
         (((("lstm", "^lstm"), 1),), r"\^lstm in '\^lstm' cannot be"),
         (((("window", "window/^mlp"), 1),), r"\^mlp in 'window/\^mlp' cannot be"),
         (((("landmark", "^landmark"), 1),), r"\^landmark in '\^landmark' cannot be"),
-        (((("full", "^^full"), 1),), "cannot read"),
+        (((("full", "^^full"), 1),), "cannot parse"),
         (((("full", "^fulll"), 1),), "fulll"),
     ],
 )
@@ -290,7 +290,7 @@ def test_an_encoder_has_readers_of_its_own():
     other = lm.encode(params, TOKEN[:, 4:8], lm.init_state(2))
     y, moved = (lm(params, TOKEN, s)[0] for s in (state, other))
     assert distance(y, moved) > MOVED
-    with pytest.raises(UserError, match=r"no bidirectional stands before it"):
+    with pytest.raises(UserError, match=r"needs an earlier layer with bidirectional"):
         model(((("bidirectional",), 1),), encoder=((("^bidirectional",), 1),))
 
 

@@ -89,7 +89,7 @@ def test_missing_and_failed_runs_are_shown_and_counted():
 def test_a_run_that_is_not_of_the_sweep_file_is_left_out_and_said():
     found = reports.conclude(study(planned=runs({"gla": ACCURACIES["gla"]}, status="missing")), runs())
     assert [row.name for row in found.table.rows] == [""]  # one row: nothing varies but the seed
-    assert "3 runs not of the sweep file, left out: memory=deltanet_seed=0, memory=" in " ".join(grid(found.table).notes)
+    assert "3 runs not in the sweep file, left out: memory=deltanet_seed=0, memory=" in " ".join(grid(found.table).notes)
 
 
 def test_runs_of_one_cell_that_differ_in_more_than_their_seed_are_refused():
@@ -110,7 +110,7 @@ def test_an_unknown_metric_is_one_line_with_the_nearest():
     [
         ({"collumns": {}}, "did you mean columns"),
         ({"columns": {"a": {"metrik": "eval/loss"}}}, "did you mean metric"),
-        ({"columns": ["eval/loss"]}, "is a mapping"),
+        ({"columns": ["eval/loss"]}, "must map headings"),
         ({"columns": {"a": {"metric": "m", "better": "up"}}}, "better"),
         ({"varies": "parameters"}, "did you mean params"),
     ],

@@ -90,9 +90,9 @@ def test_training_takes_pieces_from_anywhere_and_asks_on_the_way(folder):
 
 
 def test_what_cannot_be_learned_is_refused(folder, tmp_path):
-    with pytest.raises(memtx.UserError, match=r"the labels are 2 classes: set model\.output=classes"):
+    with pytest.raises(memtx.UserError, match=r"the labels have 2 classes; set model\.output=classes"):
         memtx.train(config(folder, output=""), tmp_path / "run")
-    with pytest.raises(memtx.UserError, match=r"model\.output=classes gives no next tokens"):
+    with pytest.raises(memtx.UserError, match=r"model\.output=classes does not predict next tokens"):
         build(memtx.configure(config(folder)), vocab_size=264).check_learns(0)
     with pytest.raises(memtx.UserError, match="cannot read"):
         Labelled(Labelled.Config(path=str(tmp_path / "none")))

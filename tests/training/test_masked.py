@@ -64,7 +64,7 @@ def test_the_config_file_makes_a_model_of_hidden_tokens(memory):
     config = memtx.configure(memtx.load_config(f"configs/masked.py:size=micro,memory={memory}"))
     assert config.data.mask == 0.15
     assert (config.model.output, config.model.body) == ("masked_lm", "" if memory == "none" else memory)
-    with pytest.raises(UserError, match="segment should be a number above 0, not x"):
+    with pytest.raises(UserError, match="segment must be a number above 0, not x"):
         memtx.load_config("configs/masked.py:segment=x")
 
 

@@ -135,7 +135,7 @@ def test_a_memory_closed_is_the_attention_of_the_other_layers(backbone, attentio
 
 @pytest.mark.parametrize(
     ("arg", "line"),
-    [("layers=3", "has the layers 0 to 2"), ("layers=x", "should be numbers"), ("attention=windw", "did you mean window")],
+    [("layers=3", "has layers 0 to 2"), ("layers=x", "must be numbers"), ("attention=windw", "did you mean window")],
 )
 def test_mistakes_in_its_arguments_are_named(backbone, arg, line):
     with pytest.raises(UserError, match=line):

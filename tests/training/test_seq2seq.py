@@ -238,8 +238,8 @@ def test_what_is_cut_is_cut_by_a_setting_and_keeps_its_end(file):
     ("text", "message"),
     [
         (None, "cannot read .*pairs.jsonl: No such file"),
-        ("", "holds no examples"),
-        ('{"source": "a", "target": "b"}\n\n{"source": "a"', "line 3: not JSON; each line should be"),
+        ("", "has no examples"),
+        ('{"source": "a", "target": "b"}\n\n{"source": "a"', "line 3: not JSON; each line must be"),
         ('{"source": "a"}', 'line 1: no text at "target"'),
         ('{"source": "a", "target": ""}', 'line 1: no text at "target"'),
         ('["a", "b"]', 'line 1: no text at "source"'),
@@ -288,5 +288,5 @@ def test_the_config_file_makes_a_new_model_that_fits_its_file(file, memory):
     lm = build(c.model, vocab_size=data.tokenizer.vocab_size)
     data.check(lm)
     assert ("initial" in lm.abstract_params["encoder"]["body"]) == (memory == "rmt_encoder")
-    with pytest.raises(UserError, match="source, target and segment should be numbers above 0, not x, 6"):
+    with pytest.raises(UserError, match="source, target and segment must be numbers above 0, not x, 6"):
         memtx.load_config(f"configs/seq2seq.py:path={file},source=x,target=6")

@@ -1,0 +1,24 @@
+"""Parametrises the checks: `case` is a mechanism at one of its tiny settings, `golden` its expected outputs."""
+
+import pytest
+
+from memtx.contract.environment import prepare
+
+
+def pytest_configure(config):
+    """Set up JAX before a test imports it."""
+    prepare(config)
+
+
+def pytest_generate_tests(metafunc):
+    """Parametrise the tests that take a `case` or a `golden`."""
+    from memtx.contract.case import cases
+    from memtx.contract.golden import find
+
+    option = metafunc.config.getoption
+    if "case" in metafunc.fixturenames:
+        # With --dist loadgroup the tests of a mechanism share a process, which compiles its programs once.
+        group = [pytest.param(case, id=case.id, marks=pytest.mark.xdist_group(case.name)) for case in cases(option("memory"))]
+        metafunc.parametrize("case", group)
+    if "golden" in metafunc.fixturenames:
+        metafunc.parametrize("golden", find(option("golden"), option("memory"), metafunc.config.rootpath), ids=str)

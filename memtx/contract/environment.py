@@ -1,0 +1,25 @@
+"""The set-up of JAX for tests: host devices, fast compilation and a compilation cache."""
+
+import os
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+# Compilation takes most of the time of the tests. These flags compile faster, to slower code with the same meaning.
+# `XLA_FLAGS=` on the command line tests the usual code. XLA aborts on an unknown flag, hence the check of the version.
+FAST = ["--xla_backend_optimization_level=0"]
+if version("jax").startswith("0.10."):
+    FAST.append("--xla_cpu_use_fusion_emitters=false")
+
+
+def prepare(config) -> None:
+    """Set the environment and JAX's options. Call it before JAX starts its backend. A second call changes nothing."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("XLA_FLAGS", " ".join(FAST))
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", config.getoption("devices"))
+    cache = Path(tempfile.gettempdir()) / f"memtx-tests-{os.getuid()}"
+    jax.config.update("jax_compilation_cache_dir", os.environ.get("MEMTX_TEST_CACHE", str(cache)))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

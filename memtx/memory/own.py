@@ -1,0 +1,105 @@
+"""Mechanisms from outside the package.
+
+A mechanism in a file is named `path/to/file.py:ClassName` wherever a memory can be named. It is registered under its class name
+in snake case. A package offers mechanisms through the entry-point group `memtx.memories`. The config of a run keeps the origin
+of every mechanism that memtx does not contain, so that the run can be evaluated, resumed and loaded later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import re
+import sys
+import warnings
+from pathlib import Path
+
+from memtx.core import Memory
+from memtx.errors import UserError
+
+GROUP = "memtx.memories"
+REQUIRED = ("site", "kind", "Config", "tiny")
+
+
+def load_class(given: str) -> type[Memory]:
+    """The class that `path/to/file.py:ClassName` names. UserError if there is no such file or class, or it is no Memory."""
+    file, _, name = given.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(f"no file {file!r}; name a memory of your own as path/to/file.py:ClassName")
+    module_name = f"memtx_own_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    cls = getattr(module, name, None)
+    if not (isinstance(cls, type) and issubclass(cls, Memory)):
+        raise UserError(f"{path} has no class {name} that is a memtx.core.Memory")
+    if missing := [attribute for attribute in REQUIRED if not hasattr(cls, attribute)]:
+        raise UserError(f"{name} in {path} lacks {', '.join(missing)}; see memtx.core.Memory")
+    return cls
+
+
+def is_own(name: str) -> bool:
+    """Whether a name of a memory is a file and a class."""
+    return ".py:" in name
+
+
+def snake_case(name: str) -> str:
+    """ "MyMemory" -> "my_memory"."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
+class Registry(dict[str, type[Memory]]):
+    """Mechanisms by name: memtx's own, those of installed packages, and those that were added from files.
+
+    origins: for each that memtx does not contain, a text that `restore` understands.
+    """
+
+    def __init__(self, contained: dict[str, type[Memory]]):
+        super().__init__(contained)
+        self.origins: dict[str, str] = {}
+        for entry in importlib.metadata.entry_points(group=GROUP):
+            package = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
+            self._add(entry.name, entry.load(), f"package {package}")
+
+    def add(self, given: str) -> str:
+        """Register `path/to/file.py:ClassName` -> its name. UserError if it cannot be loaded or the name is taken."""
+        cls = load_class(given)
+        path = Path(given.rpartition(":")[0]).resolve()
+        origin = f"{path}:{cls.__name__} {_digest(path)}"
+        return self._add(snake_case(cls.__name__), cls, origin)
+
+    def restore(self, name: str, origin: str) -> None:
+        """Register a mechanism from the origin that a config kept.
+
+        UserError if its file or package is gone. A changed file is used as it is, with a warning.
+        """
+        if origin.startswith("package "):
+            if name not in self:
+                raise UserError(f"the memory {name} comes from the {origin}, which is not installed")
+            return
+        given, _, digest = origin.rpartition(" ")
+        path = Path(given.rpartition(":")[0])
+        if not path.is_file():
+            raise UserError(f"the memory {name} comes from {path}, which is gone; put the file back")
+        if _digest(path) != digest:
+            warnings.warn(f"{path}, from which the memory {name} comes, has changed since the run began", stacklevel=2)
+        if self.origins.get(name, "").partition(" ")[0] != given:
+            self.add(given)
+
+    def _add(self, name: str, cls: type[Memory], origin: str) -> str:
+        if name in self and name not in self.origins:
+            raise UserError(f"memtx has a memory named {name} already; rename the class in {origin.partition(' ')[0]}")
+        self[name], self.origins[name] = cls, origin
+        return name
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

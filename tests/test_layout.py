@@ -1,0 +1,118 @@
+"""The layout of the package: imports point down, there are no cycles, and only `memtx/memory` knows mechanisms by name."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import memtx
+from memtx.memory import MEMORIES
+
+PACKAGE = Path(memtx.__file__).parent
+# Each room imports only rooms above it. `memtx/__init__.py` gathers the public names and may import all of them.
+ORDER = [
+    "core",
+    "errors",
+    "config",
+    "ops",
+    "nn",
+    "memory",
+    "files",
+    "data",
+    "tasks",
+    "models",
+    "sharding",
+    "pretrained",
+    "generate",
+    "evaluation",
+    "training",
+    "runs",
+    "library",
+    "sweep",
+    "reports",
+    "contract",
+    "cli",
+]
+PLAIN = {"full", "window", "bidirectional"}  # the attention of plain Transformers, of which pretrained models are built
+FILES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")}
+
+
+def module(path: Path) -> str:
+    return ".".join(("memtx", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+
+
+MODULES = {module(path) for path in FILES}
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """The modules of memtx that a file imports, also inside functions."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("memtx"):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names if alias.name.startswith("memtx")}
+    return {owner(name) for name in names} - {"memtx"}
+
+
+def owner(name: str) -> str:
+    while name not in MODULES:
+        name = name.rpartition(".")[0]
+    return name
+
+
+IMPORTS = {module(path): imported(tree) - {module(path)} for path, tree in FILES.items()}
+
+
+def room(name: str) -> str:
+    return name.split(".")[1] if "." in name else ""
+
+
+def test_every_room_is_in_the_order():
+    assert {room(name) for name in MODULES} - {""} <= {*ORDER}
+
+
+@pytest.mark.parametrize("name", sorted(IMPORTS))
+def test_imports_point_down(name):
+    if not room(name):
+        return
+    up = [target for target in IMPORTS[name] if ORDER.index(room(target)) > ORDER.index(room(name))]
+    assert not up, f"{name} imports {', '.join(up)}, which comes later in the order of rooms"
+
+
+def test_no_module_imports_itself_through_others():
+    graph = {name: targets for name, targets in IMPORTS.items() if room(name)}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_a_cycle_would_be_found():
+    with pytest.raises(CycleError):
+        TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
+
+
+def test_no_module_outside_memory_names_a_mechanism():
+    names = set(MEMORIES) - PLAIN
+    found = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno} {node.value!r}"
+        for path, tree in FILES.items()
+        if room(module(path)) not in ("memory", "")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and node.value in names
+    ]
+    assert not found, found
+
+
+def test_files_are_short_enough_to_read():
+    assert not [f"{path.name}: {n} lines" for path in FILES if (n := len(path.read_text().splitlines())) > 400]
+
+
+def test_functions_fit_a_screen_and_take_few_arguments():
+    """At most 50 lines and 8 parameters."""
+    functions = [(path, node) for path, tree in FILES.items() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    long = [f"{path.name}: {f.name}" for path, f in functions if f.end_lineno - f.lineno + 1 > 50]
+    wide = [f"{path.name}: {f.name}" for path, f in functions if len(f.args.args) + len(f.args.kwonlyargs) > 9]
+    assert not long + wide, long + wide
