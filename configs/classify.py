@@ -10,10 +10,11 @@ memory     rmt_encoder (memory tokens carry information between segments) | none
 segment    tokens of a segment                       tokens     the most tokens of a document
 """
 
-from memtx.config import get_config as default_config
-from memtx.config import model_group, parse_arg
 from memtx.errors import UserError, check_known
+from memtx.models.settings import model_group
 from memtx.pretrained.load import settings
+from memtx.runs.configure import get_config as default_config
+from memtx.runs.configure import parse_arg
 
 
 def get_config(arg: str = ""):

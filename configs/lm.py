@@ -8,8 +8,8 @@ data    pycode | books | speeches | textdir:PATH | tfds:NAME
 Every key can be changed on the command line: --config.train.steps=2000 --config.memory.xl.memory=512
 """
 
-from memtx.config import get_config as default_config
-from memtx.config import parse_arg
+from memtx.runs.configure import get_config as default_config
+from memtx.runs.configure import parse_arg
 from memtx.runs.presets import preset
 
 TRAINING = {  # settings for each size

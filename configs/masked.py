@@ -8,10 +8,11 @@ memory     none (each segment is a separate text) | rmt_encoder (memory tokens c
 segment    tokens of a segment                      data       pycode | books | speeches | textdir:PATH | tfds:NAME
 """
 
-from memtx.config import get_config as default_config
-from memtx.config import model_group, parse_arg
 from memtx.errors import UserError, check_known
+from memtx.models.settings import model_group
 from memtx.pretrained.load import settings
+from memtx.runs.configure import get_config as default_config
+from memtx.runs.configure import parse_arg
 from memtx.runs.presets import preset
 
 

@@ -11,8 +11,8 @@ train      memory (only the parameters that the backbone does not have) | all
 data       pycode | books | speeches | textdir:PATH | tfds:NAME
 """
 
-from memtx.config import get_config as default_config
-from memtx.config import parse_arg
+from memtx.runs.configure import get_config as default_config
+from memtx.runs.configure import parse_arg
 from memtx.runs.presets import on_pretrained
 
 

@@ -6,7 +6,7 @@ Segments are short (64 tokens), so the memory of earlier segments matters. Held-
 the state carried than with the state wiped at each segment.
 """
 
-from memtx.config import get_config as default_config
+from memtx.runs.configure import get_config as default_config
 from memtx.runs.presets import preset
 
 

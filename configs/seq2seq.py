@@ -13,10 +13,11 @@ segment    tokens of such a segment
 Longer texts are an error. To cut them: --config.data.task.source_tokens=512 --config.data.task.target_tokens=128
 """
 
-from memtx.config import get_config as default_config
-from memtx.config import model_group, parse_arg
 from memtx.errors import UserError, check_known
+from memtx.models.settings import model_group
 from memtx.pretrained.load import settings
+from memtx.runs.configure import get_config as default_config
+from memtx.runs.configure import parse_arg
 from memtx.runs.presets import encoder_decoder
 
 

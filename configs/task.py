@@ -11,9 +11,9 @@ are keys too: --config.data.task.pairs=8. A longer example also needs --config.t
 from step to step.
 """
 
-from memtx.config import get_config as default_config
-from memtx.config import parse_arg, task_class
 from memtx.memory import MEMORIES
+from memtx.runs.configure import get_config as default_config
+from memtx.runs.configure import parse_arg, task_class
 from memtx.runs.presets import preset
 
 SEGMENT = 128  # the most tokens of a call, except that a task made of blocks reads one block per call

@@ -12,13 +12,14 @@ memtx.complete(lm, params, tokenizer, prompts)         the same for several at o
 memtx.embed(memtx.load("minilm"), texts)                    sentence embeddings
 """
 
-from memtx.config import Config, configure, get_config, load_config
+from memtx.config import Config
 from memtx.core import Dims, Segment, batch_axes, collect, detach, emit, reset, scan, segment, state_bytes
 from memtx.errors import UserError
 from memtx.generate import GREEDY, Completion, Sampling, complete, generate
 from memtx.memory import MEMORIES
 from memtx.models.lm import LM, build
 from memtx.pretrained.load import export
+from memtx.runs.configure import configure, get_config, load_config
 from memtx.runs.embed import embed
 from memtx.runs.load import Loaded, load
 from memtx.runs.train import Trained, train

@@ -122,6 +122,14 @@ class Dims:
         return jnp.tanh(b) if self.closed else jax.nn.sigmoid(b)
 
 
+class Body(Layer, Protocol):
+    """The layers between embedding and output, or a mechanism around them."""
+
+    def local_position(self, position_BT: Array) -> Array:
+        """The positions at which learned position embeddings are read, [B, T]."""
+        ...
+
+
 SITES = ("attention", "residual", "body", "head")
 
 
@@ -161,6 +169,17 @@ class Memory(nnx.Module):
     """The pattern entry of its blocks in a preset. None: its own name, or "window" inside a body and under a head."""
     context: ClassVar[str | None] = None
     """The setting that limits how many tokens it attends to, or None. `configs/pretrained.py` sets it."""
+
+    def __init__(self, config: Any, dims: Dims, key: Array, *body: Layer):
+        """Create the parameters. `body` is given at the body site only."""
+
+    def init_state(self, batch_size: int) -> State:
+        """The state of `batch_size` streams that have read nothing. It depends on the config, not on parameters."""
+        raise NotImplementedError(f"{type(self).__name__}.init_state")
+
+    def __call__(self, x, state: State, seg: Segment, /, *, key: Array | None = None) -> tuple[Any, State]:
+        """See `Layer`."""
+        raise NotImplementedError(f"{type(self).__name__}.__call__")
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)

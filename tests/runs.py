@@ -3,7 +3,8 @@
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from memtx.config import Config, configure
+from memtx.config import Config
+from memtx.runs.configure import configure
 
 TOPICS = sorted(topics, key=lambda name: len(topics[name]))[20:44]
 

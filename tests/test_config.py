@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from memtx.config import Config, Model, configure, get_config, load_config, parse_arg, to_json
+from memtx.config import Config, Model, to_json
 from memtx.errors import UserError
 from memtx.memory import MEMORIES
 from memtx.models import patterns
+from memtx.runs.configure import configure, get_config, load_config, parse_arg
 from memtx.tasks import TASKS
 
 

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 import memtx
 from memtx import tasks
 from memtx.cli.options import parse
-from memtx.config import configure, load_config
 from memtx.errors import UserError
+from memtx.runs.configure import configure, load_config
 
 GOLDENS = Path(__file__).parent / "golden" / "hf"
 # family: (golden with its weights, folder with a vocabulary)

@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memtx.config import configure
 from memtx.data.tokenizers import Tokenizer
 from memtx.errors import UserError
 from memtx.generate import Sampling, generate, sample
-from memtx.models.lm import build
+from memtx.runs.configure import build, configure
 
 TOKENIZER = Tokenizer("bytes", 264)
 GREEDY = Sampling(temperature=0)

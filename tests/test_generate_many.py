@@ -7,11 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from memtx.config import configure
 from memtx.data.tokenizers import Tokenizer, Words
 from memtx.errors import UserError
 from memtx.generate import GREEDY, Sampling, complete, generate, unstack, writer
-from memtx.models.lm import build
+from memtx.runs.configure import build, configure
 
 TOKENIZER = Tokenizer("bytes", 264)
 PROMPTS = ["a ship", "the lighthouse keeper wrote", "x"]

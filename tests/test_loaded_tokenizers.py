@@ -9,7 +9,7 @@ import pytest
 
 import memtx
 from memtx.cli import main
-from memtx.config import complete_model
+from memtx.models.settings import complete_model
 from memtx.pretrained import llama
 from memtx.pretrained import load as pretrained
 

@@ -11,13 +11,12 @@ import pytest
 import tokenizers as hf
 
 import memtx
-from memtx.config import get_config
 from memtx.data import tokenizers
 from memtx.data.corpora import corpus
 from memtx.errors import UserError
 from memtx.files import hub
 from memtx.files.packages import Package
-from memtx.models.lm import build
+from memtx.runs.configure import build, get_config
 
 WORDS = {f"w{i}": i for i in range(30)} | {"[UNK]": 30}
 

@@ -8,14 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from memtx.config import configure, get_config
 from memtx.core import Dims, segment
 from memtx.errors import UserError
 from memtx.memory import MEMORIES
 from memtx.models import patterns
 from memtx.models.block import Branch
-from memtx.models.lm import build
 from memtx.pretrained.names import flat
+from memtx.runs.configure import build, configure, get_config
 
 SIZES = {"width": 16, "num_heads": 2, "ff_dim": 32, "vocab_size": 11}
 TOKEN = np.random.default_rng(0).integers(0, 11, (2, 8))

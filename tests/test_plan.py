@@ -5,9 +5,8 @@ import json
 import pytest
 
 from memtx import cli, load_config
-from memtx.config import configure
 from memtx.errors import UserError
-from memtx.models.lm import build
+from memtx.runs.configure import build, configure
 from memtx.runs.plan import budget, plan
 
 

@@ -17,8 +17,8 @@ import optax
 import pytest
 
 import memtx
-from memtx.config import complete_model
 from memtx.data import tokenizers
+from memtx.models.settings import complete_model
 from memtx.pretrained import bert, t5
 from memtx.pretrained import load as pretrained
 from memtx.runs.source import source

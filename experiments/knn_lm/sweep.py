@@ -11,8 +11,7 @@ The claim (Khandelwal et al. 2020): the best λ lies inside (0, 1) and gives a l
 import dataclasses
 
 import memtx
-from memtx.config import configure
-from memtx.models.lm import build
+from memtx.runs.configure import build, configure
 from memtx.runs.source import source
 from memtx.sharding import Layout
 from memtx.sweep import product

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from memtx.config import get_config as default_config
-from memtx.config import parse_arg
 from memtx.errors import check_known
 from memtx.memory import MEMORIES
 from memtx.models.patterns import names
+from memtx.runs.configure import get_config as default_config
+from memtx.runs.configure import parse_arg
 from memtx.runs.presets import preset
 
 WINDOW = 16

@@ -1,7 +1,7 @@
 """A window of 16 bytes in the first layer and a memory in the second: `config.py:memory=infini`."""
 
-from memtx.config import get_config as default_config
-from memtx.config import parse_arg
+from memtx.runs.configure import get_config as default_config
+from memtx.runs.configure import parse_arg
 from memtx.runs.presets import SIZES
 
 

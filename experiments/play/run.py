@@ -67,7 +67,7 @@ GRID = {
 
 def config_of(reader: Reader):
     """Return the complete Config of a reader, with the settings of its training if it has any."""
-    from memtx.config import configure, load_config
+    from memtx.runs.configure import configure, load_config
     from memtx.sweep.spec import override
 
     settings = reader.settings | (TRAINING | {"train.steps": reader.steps} if reader.steps else {})

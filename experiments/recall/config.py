@@ -1,7 +1,7 @@
 """A window of 16 tokens in the first layer and a memory in the second: `config.py:memory=ttt_linear`."""
 
-from memtx.config import get_config as default_config
-from memtx.config import parse_arg
+from memtx.runs.configure import get_config as default_config
+from memtx.runs.configure import parse_arg
 from memtx.runs.presets import SIZES
 
 LENGTH = 64

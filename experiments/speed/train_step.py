@@ -15,9 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from clock import matmul_rates, report, timed
 
-from memtx.config import configure
 from memtx.data.streams import Batch
-from memtx.models.lm import build
+from memtx.runs.configure import build, configure
 from memtx.runs.presets import preset
 from memtx.runs.train import Run
 from memtx.sharding import Layout

@@ -25,7 +25,8 @@ def define(values):
 
 def act(values):
     from memtx.cli.describe import describe
-    from memtx.config import Data, configure
+    from memtx.config import Data
+    from memtx.runs.configure import configure
 
     data = configure(values["config"].value).data if values["config"].value else Data()
     changes = {name: values[name].value for name in ("corpus", "tokenizer") if values[name].value}

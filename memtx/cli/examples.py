@@ -6,7 +6,8 @@ import dataclasses
 
 from rich.text import Text
 
-from memtx.config import Data, complete_task
+from memtx.config import Data
+from memtx.runs.configure import complete_task
 from memtx.runs.stages import changed
 
 

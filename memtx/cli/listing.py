@@ -8,12 +8,11 @@ from importlib import resources
 
 from rich.table import Table
 
-from memtx.config import get_config
 from memtx.core import state_bytes
 from memtx.errors import check_known
 from memtx.memory import MEMORIES
 from memtx.models.cost import flops_per_token
-from memtx.models.lm import build
+from memtx.runs.configure import build, get_config
 from memtx.runs.presets import preset
 
 

@@ -58,7 +58,7 @@ def default_cache(rest: list[str]):
 
 def _check_keys(spec: str, rest: list[str]) -> None:
     """UserError for the first `--config.KEY=VALUE` whose key the config file does not have."""
-    from memtx.config import load_config, override
+    from memtx.runs.configure import load_config, override
 
     keys = [arg.removeprefix("--config.").partition("=")[0] for arg in rest if arg.startswith("--config.")]
     override(load_config(spec), dict.fromkeys(keys))

@@ -25,7 +25,7 @@ def define(values):
 
 
 def act(values):
-    from memtx.config import configure
+    from memtx.runs.configure import configure
     from memtx.runs.train import train
 
     config = configure(needed(values, "config", "configs/lm.py:memory=xl"))

@@ -19,13 +19,14 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from memtx.config import Model, complete_model
+from memtx.config import Model
 from memtx.core import Dims, Memory, Segment, batch_axes, reset, segment
 from memtx.errors import UserError
 from memtx.memory import MEMORIES
 from memtx.memory.own import load_class
 from memtx.models import patterns
 from memtx.models.body import body, hand_out, shared
+from memtx.models.settings import complete_model
 
 BATCH = 4
 EXACT = 3e-5  # float32 rounding; the largest that was seen is 2.4e-5, of armt in a language model

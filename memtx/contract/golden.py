@@ -67,7 +67,7 @@ class Golden:
 
     def derivative(self, a: dict[str, np.ndarray], direction: dict[str, np.ndarray]) -> np.ndarray:
         """Return dy along a direction in the space of all inputs, by complex step."""
-        return self.outputs({key: v.astype(float) + 1j * STEP * direction.get(key, 0) for key, v in a.items()}).imag / STEP
+        return np.imag(self.outputs({key: v.astype(float) + 1j * STEP * direction.get(key, 0) for key, v in a.items()})) / STEP
 
     def gradients(self, a: dict[str, np.ndarray], weight: np.ndarray) -> dict[str, np.ndarray]:
         """Return d sum(y * weight) / d input for every input.

@@ -24,6 +24,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import Array, lax
 
 from memtx.core import Dims, Memory, Segment, pytree, segment, where_rows
@@ -69,7 +70,10 @@ class BlockRecurrent(Memory):
 
     site = "residual"
     kind = "ring of keys and values, and state vectors"
-    preset_layers = classmethod(lambda cls, layers: (3 * layers // 4,))
+
+    @classmethod
+    def preset_layers(cls, layers: int) -> tuple[int, ...]:
+        return (3 * layers // 4,)
 
     @dataclasses.dataclass(frozen=True)
     class Config:

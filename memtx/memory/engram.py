@@ -49,7 +49,10 @@ class Engram(Memory):
     site = "residual"
     kind = "ring of tokens"
     block = "window+engram"
-    preset_layers = classmethod(lambda cls, layers: tuple(sorted({min(1, layers - 1), layers // 2})))
+
+    @classmethod
+    def preset_layers(cls, layers: int) -> tuple[int, ...]:
+        return tuple(sorted({min(1, layers - 1), layers // 2}))
 
     @dataclasses.dataclass(frozen=True)
     class Config:

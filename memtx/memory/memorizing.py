@@ -46,7 +46,10 @@ class Memorizing(Memory):
     site = "attention"
     context = "window"
     kind = "bank of keys and values"
-    preset_layers = classmethod(lambda cls, layers: (3 * layers // 4,))
+
+    @classmethod
+    def preset_layers(cls, layers: int) -> tuple[int, ...]:
+        return (3 * layers // 4,)
 
     @dataclasses.dataclass(frozen=True)
     class Config:

@@ -127,12 +127,15 @@ class Table(Memory):
 class ProductKey(Table):
     kind = "table of values"
     block = "window/product_key"
-    preset_layers = classmethod(lambda cls, layers: (layers // 2,))
+
+    @classmethod
+    def preset_layers(cls, layers: int) -> tuple[int, ...]:
+        return (layers // 2,)
 
     Config = Keys
     tiny = (Config(subkeys=4, heads=2, top_k=3, key_dim=4),)
 
-    def __init__(self, config: Config, dims: Dims, key: Array):
+    def __init__(self, config: Keys, dims: Dims, key: Array):
         search, values = jax.random.split(key)
         self.search = Search(search, dims.width, config, norm="layer")
         self.values = table(values, config, dims.width)
@@ -153,7 +156,10 @@ class MemoryPlus(Table):
 
     kind = "table of values"
     block = "window/memory_plus"
-    preset_layers = classmethod(lambda cls, layers: tuple(sorted({layers // 6, layers // 2, 5 * layers // 6})))
+
+    @classmethod
+    def preset_layers(cls, layers: int) -> tuple[int, ...]:
+        return tuple(sorted({layers // 6, layers // 2, 5 * layers // 6}))
 
     @dataclasses.dataclass(frozen=True)
     class Config(Keys):
@@ -189,7 +195,10 @@ class MemoryPlus(Table):
 class PEER(Table):
     kind = "table of experts"
     block = "window/peer"
-    preset_layers = classmethod(lambda cls, layers: (layers // 2,))
+
+    @classmethod
+    def preset_layers(cls, layers: int) -> tuple[int, ...]:
+        return (layers // 2,)
 
     @dataclasses.dataclass(frozen=True)
     class Config(Keys):

@@ -35,7 +35,7 @@ class RMTEncoder(Memory):
     Config = Segmented.Config
     tiny = (Config(segment=5, memory=2, remat=False),)
 
-    def __init__(self, config: Config, dims: Dims, key: Array, body: Layer):
+    def __init__(self, config: Segmented.Config, dims: Dims, key: Array, body: Layer):
         self.config, self.width, self.body = config, dims.width, body
         self.initial = normal(key, (config.memory, dims.width), 1.0, optim="no_decay")
         self.norm = Norm("rms", dims.width)

@@ -46,7 +46,7 @@ class TransformerXL(Memory):
     """Residual site: x_BTD -> x_BTD."""
 
     site = "residual"
-    positions = ("rope", "learned", "none")
+    positions = ("rope", "alibi", "learned", "none")  # T5's bias is not added to its scores
     kind = "ring of hidden states"
 
     @dataclasses.dataclass(frozen=True)

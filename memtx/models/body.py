@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array
 
 from memtx.config import Model
-from memtx.core import Dims, Layer
+from memtx.core import Body, Dims
 from memtx.memory import MEMORIES
 from memtx.models import patterns
 from memtx.models.block import Block, Branch
@@ -19,7 +19,7 @@ from memtx.models.stack import Sequence, Stack
 from memtx.nn.mlp import MLP
 
 
-def body(model: Model, dims: Dims, key: Array) -> Layer:
+def body(model: Model, dims: Dims, key: Array) -> Body:
     """Build all layers between embedding and head: stacks of blocks, inside the mechanism `model.body` if it is set."""
     around = MEMORIES[model.body] if model.body else None
     outer, *keys = jax.random.split(key, 1 + len(model.stacks))

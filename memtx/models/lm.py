@@ -20,14 +20,15 @@ from flax import nnx
 from jax import Array
 from jax.core import Tracer
 
-from memtx.config import Config, Model, complete_model, configure
-from memtx.core import Dims, Layer, Segment, State, emit, pytree, reset, segment
+from memtx.config import Model
+from memtx.core import Body, Dims, Segment, State, emit, pytree, reset, segment
 from memtx.errors import UserError
 from memtx.memory import MEMORIES
 from memtx.models.body import body, hand_out, shared
 from memtx.models.encoder import Encoder
 from memtx.models.outputs import OUTPUTS
 from memtx.models.patterns import names
+from memtx.models.settings import complete_model
 from memtx.nn.linear import Linear, Norm, dense, dropout, normal
 from memtx.nn.positions import T5_BUCKETS
 from memtx.ops.grid import skip_if_empty
@@ -98,7 +99,7 @@ class Decoder(nnx.Module):
         position_B = jnp.where(seg.length_B > 0, last_B + 1, state.position_B)
         return logits, LMState(position_B, body_state, head_state, output_state)
 
-    def embedded(self, token_BT: Array, seg: Segment, key: Array | None, body: Layer) -> Array:
+    def embedded(self, token_BT: Array, seg: Segment, key: Array | None, body: Body) -> Array:
         """Return the embedded tokens h_BTD, with learned position and token-type embeddings if the model has them."""
         h = self.embed[...].astype(self.model.dtype)[token_BT] * self.model.embed_scale
         if self.place is not None:
@@ -108,7 +109,7 @@ class Decoder(nnx.Module):
         h = self.embed_norm(h) if self.embed_norm else h
         return dropout(h, self.model.dropout, key)
 
-    def placed(self, place_LD: Array, seg: Segment, body: Layer) -> Array:
+    def placed(self, place_LD: Array, seg: Segment, body: Body) -> Array:
         """Of the learned table of positions: h_BTD. Beyond its end: UserError, or within a compiled program NaN."""
         position_BT, room = body.local_position(seg.position_BT), len(place_LD)
         beyond_BT = (position_BT >= room) & seg.mask_BT
@@ -265,18 +266,13 @@ class LM:
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_params))
 
 
-def build(config, *, vocab_size: int = 0, subwords: Sequence[bytes] = ()) -> LM:
-    """Build the language model of a config: a whole one (ConfigDict, mapping or Config) or its `model` group.
+def build(model: Model, *, vocab_size: int = 0, subwords: Sequence[bytes] = ()) -> LM:
+    """Build the language model of a Model.
 
-    vocab_size: the tokenizer's, for a config that leaves `model.vocab_size` at 0. subwords: the tokenizer's, for memories that
-    compare the texts of tokens. Raises UserError if no vocabulary size is set, or if `model.vocab_size` is smaller than the
-    tokenizer's.
+    vocab_size: the tokenizer's, for a model whose `vocab_size` is 0. subwords: the tokenizer's, for memories that compare the
+    texts of tokens. Raises UserError if no vocabulary size is set, or if the model's is smaller than the tokenizer's.
     """
-    if isinstance(config, Model):
-        model = complete_model(config)
-    else:
-        whole = isinstance(config, Config) or "model" in config
-        model = configure(config if whole else {"model": config}).model
+    model = complete_model(model)
     size = model.vocab_size or vocab_size
     if not size:
         raise UserError("model.vocab_size is not set; set it in the config, or pass vocab_size to build")

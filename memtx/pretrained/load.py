@@ -20,13 +20,14 @@ import jax
 import numpy as np
 from jax import Array
 
-from memtx.config import Model, complete_model
+from memtx.config import Model
 from memtx.data import tokenizers
 from memtx.data.tokenizers import Tokenizer, check_fits
 from memtx.errors import UserError, brief, check_known, listed, optional
 from memtx.files.hub import find
 from memtx.models.lm import LM, Params
 from memtx.models.patterns import layers
+from memtx.models.settings import complete_model
 from memtx.pretrained import bert, gpt2, llama, sentences, t5
 from memtx.pretrained.fields import texts
 from memtx.pretrained.names import Names, Place, called_there, check, flat, places

@@ -9,6 +9,7 @@ from typing import Any
 
 from memtx.config import Model
 from memtx.errors import UserError, brief
+from memtx.models import patterns
 from memtx.nn.positions import T5_BUCKETS, T5_MAX_DISTANCE
 from memtx.pretrained.fields import flag, integer, number, text
 from memtx.pretrained.fields import layers as layer_count
@@ -75,10 +76,11 @@ def model(hf: Mapping[str, Any], context: int) -> Model:
             raise UserError(f"a t5 with relative_attention_{key}={found} is not known to memtx, only {known}")
     tied, width, depth = flag(hf, "tie_word_embeddings", True), integer(hf, "d_model"), layer_count(hf, "num_layers")
     scaled = flag(hf, "scale_decoder_outputs", tied)  # transformers 5 writes it, and then that all are tied
+    stacks = ((("full/cross/mlp",), layer_count(hf, "num_decoder_layers", depth)),)
     return Model(
-        stacks=((("full/cross/mlp",), layer_count(hf, "num_decoder_layers", depth)),),
+        stacks=stacks,
         encoder=((("bidirectional",), depth),),
-        memory={"full": {"capacity": context}, "cross": {"capacity": context}},
+        memory={name: {"capacity": context} for name in patterns.names(stacks)},
         vocab_size=integer(hf, "vocab_size"),
         width=width,
         num_heads=integer(hf, "num_heads"),

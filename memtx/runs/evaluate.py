@@ -8,10 +8,11 @@ from pathlib import Path
 
 import jax
 
-from memtx.config import Config, Mesh, configure, with_cache
+from memtx.config import Config, Mesh
 from memtx.errors import UserError
 from memtx.models.lm import build
 from memtx.pretrained.load import load_params
+from memtx.runs.configure import configure, with_cache
 from memtx.runs.load import load_run
 from memtx.runs.source import Result, source
 from memtx.sharding import Layout

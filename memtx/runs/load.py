@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from memtx.config import Config, Data, configure
+from memtx.config import Config, Data
 from memtx.data import tokenizers
 from memtx.data.tokenizers import Tokenizer, check_fits
 from memtx.errors import UserError
@@ -15,6 +15,7 @@ from memtx.files.hub import PACKAGED, find
 from memtx.models.lm import LM, LMState, Params, build
 from memtx.pretrained import load as pretrained
 from memtx.pretrained.weights import read_json
+from memtx.runs.configure import configure
 from memtx.training.checkpoint import read_meta, restore
 
 

@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-from memtx.config import Config, configure
+from memtx.config import Config
 from memtx.core import state_bytes
 from memtx.errors import UserError, check_known
 from memtx.models.cost import flops_per_token
 from memtx.models.lm import build
+from memtx.runs.configure import configure
 from memtx.runs.source import source
 
 FEED_FORWARD_UNIT = 8

@@ -4,11 +4,11 @@ import dataclasses
 import re
 from itertools import groupby
 
-from memtx.config import complete_model, model_group
 from memtx.errors import UserError, check_known
 from memtx.memory import MEMORIES
 from memtx.models import patterns
 from memtx.models.lm import LM
+from memtx.models.settings import complete_model, model_group
 from memtx.pretrained.load import new_parameters, settings
 
 SIZES = {

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import jax
 
-from memtx.config import Config, complete_task
+from memtx.config import Config
 from memtx.data.corpora import corpus
 from memtx.data.masked import Masked
 from memtx.data.streams import Batch, Stream
@@ -21,6 +21,7 @@ from memtx.evaluation.recall import Recall, make_recall
 from memtx.evaluation.text import check_scorers
 from memtx.evaluation.written import bits_per_byte, greedy_scores
 from memtx.models.lm import LM, Params
+from memtx.runs.configure import complete_task
 from memtx.runs.stages import held_out, stages
 from memtx.sharding import Layout
 from memtx.tasks.base import Task

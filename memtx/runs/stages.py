@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from memtx.config import Config, Data, task_class
+from memtx.config import Config, Data
 from memtx.errors import UserError
 from memtx.fields import to_dataclass
+from memtx.runs.configure import task_class
 from memtx.tasks.base import Task
 
 

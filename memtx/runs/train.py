@@ -17,10 +17,11 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
-from memtx.config import Config, configure, to_json
+from memtx.config import Config, to_json
 from memtx.errors import UserError
 from memtx.models.lm import LM, build
 from memtx.pretrained.load import load_params
+from memtx.runs.configure import configure
 from memtx.runs.source import Batches, Result, source
 from memtx.sharding import Layout
 from memtx.training.checkpoint import Checkpointer

@@ -27,9 +27,10 @@ from typing import Any
 
 import ml_collections
 
-from memtx.config import Config, configure, load_config, override, to_json
+from memtx.config import Config, to_json
 from memtx.errors import UserError
 from memtx.fields import plain
+from memtx.runs.configure import configure, load_config, override
 from memtx.runs.plan import check_target
 from memtx.training.workdir import differences
 

@@ -13,7 +13,7 @@ from memtx.data.tokenizers import tokenizer
 from memtx.data.tokens import tokenize
 from memtx.evaluation.perplexity import make_evaluator
 from memtx.evaluation.summary import plot, table
-from memtx.models.lm import build
+from memtx.runs.configure import build
 from memtx.runs.source import eval_batches
 from memtx.sharding import Layout
 from tests.runs import tiny

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memtx.config import configure
 from memtx.evaluation.recall import make_recall, score
 from memtx.evaluation.summary import recall_plot, recall_table
+from memtx.runs.configure import configure
 from memtx.runs.source import eval_examples
 from memtx.sharding import Layout
 from memtx.tasks import TASKS

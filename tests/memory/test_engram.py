@@ -9,12 +9,12 @@ import pytest
 
 import memtx
 from memtx import build
-from memtx.config import get_config
 from memtx.core import Dims, segment
 from memtx.data.tokenizers import byte_tokenizer, numbers
 from memtx.errors import UserError
 from memtx.memory.engram import Engram, canonical_ids
 from memtx.ops import ngram
+from memtx.runs.configure import get_config
 from memtx.runs.presets import preset
 from tests.runs import tiny
 

@@ -20,9 +20,9 @@ from memtx.memory import knn_lm
 from memtx.memory.knn_lm import KNNLM
 from memtx.memory.landmark import AHEAD, Landmark
 from memtx.memory.memorizing import Memorizing
-from memtx.models.lm import build
 from memtx.nn.linear import unit
 from memtx.ops.topk import measured_recall
+from memtx.runs.configure import build
 from tests.golden.base import K, N, softmax
 
 EXACT, MOVED = 2e-5, 1e-3

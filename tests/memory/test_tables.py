@@ -13,11 +13,11 @@ import pytest
 from flax import nnx
 
 from memtx import build
-from memtx.config import get_config
 from memtx.core import Dims, collect, segment
 from memtx.errors import UserError
 from memtx.memory.product_keys import PEER, MemoryPlus, ProductKey
 from memtx.ops import product
+from memtx.runs.configure import get_config
 from memtx.runs.presets import preset
 
 WIDTH = 128

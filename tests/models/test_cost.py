@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from memtx.config import get_config
 from memtx.models.cost import flops, flops_per_token
-from memtx.models.lm import build
+from memtx.runs.configure import build, get_config
 
 A, B = jnp.ones((3, 4)), jnp.ones((4, 5))
 ONE = 2 * 3 * 4 * 5

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from memtx.config import complete_model
 from memtx.core import collect, segment
 from memtx.errors import UserError
 from memtx.models.lm import LM
+from memtx.models.settings import complete_model
 from memtx.pretrained import load as pretrained
 from memtx.pretrained.names import flat, places
 
@@ -279,6 +279,6 @@ def test_a_body_that_cannot_hold_its_layers_is_refused(model):
     reader, writer = (dataclasses.replace(model(name)[1].model, body="rmt") for name in ("bert-model", "t5-v1.0"))
     with pytest.raises(UserError, match=r"around bidirectional ones set model\.body=rmt_encoder"):
         complete_model(reader)
-    with pytest.raises(UserError, match="clears what its layers remember"):
+    with pytest.raises(UserError, match="resets the state of its layers"):
         complete_model(writer)
     complete_model(dataclasses.replace(reader, body="rmt_encoder"))

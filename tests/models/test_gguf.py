@@ -13,11 +13,11 @@ import pytest
 
 from memtx.contract.case import distance
 from memtx.errors import UserError
-from memtx.models.lm import build
 from memtx.pretrained import llama
 from memtx.pretrained import load as pretrained
 from memtx.pretrained.gguf import GGUF
 from memtx.pretrained.weights import open_weights
+from memtx.runs.configure import build
 from tests.models.test_pretrained import golden, load, read
 
 WIDE = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}

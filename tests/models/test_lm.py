@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memtx.config import Model, complete_model
+from memtx.config import Model
 from memtx.contract.case import distance
 from memtx.core import segment
 from memtx.memory import MEMORIES
 from memtx.models import lm as models
 from memtx.models.lm import LM
+from memtx.models.settings import complete_model
 
 WINDOW = MEMORIES["window"].tiny[0]
 MODEL = Model(

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import memtx
-from memtx.config import complete_model
 from memtx.core import segment
 from memtx.data import tokenizers
 from memtx.data.tokens import Tokens
 from memtx.errors import UserError
-from memtx.models.lm import build
+from memtx.models.settings import complete_model
 from memtx.pretrained import gpt2, t5
+from memtx.runs.configure import build
 from memtx.runs.source import source
 
 SIZES = {"width": 16, "num_heads": 2, "ff_dim": 32}

@@ -12,9 +12,9 @@ from safetensors.numpy import load_file, save_file
 
 from memtx.contract.case import distance
 from memtx.errors import UserError
-from memtx.models.lm import build
 from memtx.pretrained import load as pretrained
 from memtx.pretrained.names import flat, places
+from memtx.runs.configure import build
 
 GOLDENS = Path(__file__).parent.parent / "golden" / "hf"
 DECODERS = ("llama2", "llama3", "llama-linear", "smollm2", "mistral", "qwen2", "qwen2-window", "gpt2", "gpt2-untied")

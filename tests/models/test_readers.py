@@ -12,16 +12,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from memtx.config import get_config
 from memtx.contract.case import distance
 from memtx.core import Dims, collect, emit, segment, state_bytes, wants_only
 from memtx.errors import UserError
 from memtx.memory import MEMORIES
 from memtx.models import patterns
-from memtx.models.lm import build
 from memtx.models.readers import KIND, Reader, Written, hand_on
 from memtx.pretrained.llama import NAMES
 from memtx.pretrained.names import flat, places
+from memtx.runs.configure import build, get_config
 
 EXACT, MOVED = 3e-5, 1e-3
 SIZES = {"width": 16, "num_heads": 4, "num_kv_heads": 2, "ff_dim": 16, "vocab_size": 11}

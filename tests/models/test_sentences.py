@@ -14,10 +14,10 @@ import pytest
 from safetensors.numpy import save_file
 
 import memtx
-from memtx.config import complete_model
 from memtx.core import collect
 from memtx.data import tokenizers
 from memtx.errors import UserError
+from memtx.models.settings import complete_model
 from memtx.pretrained import bert
 from memtx.pretrained import load as pretrained
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import memtx
-from memtx.config import complete_model
 from memtx.data import tokenizers
 from memtx.evaluation.recall import Recall
-from memtx.models.lm import build
+from memtx.models.settings import complete_model
 from memtx.pretrained import bert, labels
+from memtx.runs.configure import build
 from memtx.runs.evaluate import evaluate_config, evaluate_run
 from memtx.tasks.labelled import Labelled, class_names
 

@@ -19,7 +19,7 @@ from memtx.data.streams import Stream
 from memtx.data.tokenizers import tokenizer
 from memtx.data.tokens import tokenize
 from memtx.errors import UserError
-from memtx.models.lm import build
+from memtx.runs.configure import build
 from memtx.runs.load import load
 from memtx.runs.source import train_stream
 from memtx.runs.train import Run, train

@@ -7,10 +7,10 @@ import optax
 import pytest
 from flax import nnx
 
-from memtx.config import Optim, configure
+from memtx.config import Optim
 from memtx.evaluation.losses import cross_entropy
 from memtx.memory import MEMORIES, Window
-from memtx.models.lm import build
+from memtx.runs.configure import build, configure
 from memtx.training.optim import optimizer, schedule
 
 MODEL = {"stacks": [[["window"], 2]], "width": 16, "num_heads": 2, "ff_dim": 32, "vocab_size": 11, "bias": True}

@@ -6,11 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from memtx.config import get_config, load_config
 from memtx.errors import UserError
-from memtx.models.lm import build
 from memtx.pretrained import load as pretrained
 from memtx.pretrained.names import flat
+from memtx.runs.configure import build, get_config, load_config
 from memtx.runs.evaluate import evaluate_config
 from memtx.runs.load import load
 from memtx.runs.presets import on_pretrained

@@ -10,7 +10,7 @@ import pytest
 import memtx
 from memtx import cli
 from memtx.errors import UserError
-from memtx.models.lm import build
+from memtx.runs.configure import build
 from memtx.runs.evaluate import evaluate_run
 from memtx.runs.source import source
 from memtx.runs.train import train

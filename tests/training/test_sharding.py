@@ -10,12 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from memtx.config import Mesh, configure, to_json
+from memtx.config import Mesh, to_json
 from memtx.core import batch_axes
 from memtx.errors import UserError
 from memtx.memory import MEMORIES
-from memtx.models.lm import build
 from memtx.nn.linear import Linear
+from memtx.runs.configure import build, configure
 from memtx.runs.presets import preset
 from memtx.sharding import Layout
 from memtx.training.optim import optimizer
@@ -27,7 +27,7 @@ PROGRAM = """
 import jax, json, sys
 jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
 import numpy as np
-from memtx.config import configure
+from memtx.runs.configure import configure
 from tests.training.test_loop import pieces
 for values in json.loads(sys.stdin.read()):
     run, stream = pieces(configure(values))

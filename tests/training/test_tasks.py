@@ -9,9 +9,9 @@ import pytest
 
 import memtx
 from memtx import cli
-from memtx.config import configure, to_json
+from memtx.config import to_json
 from memtx.errors import UserError
-from memtx.models.lm import build
+from memtx.runs.configure import build, configure
 from memtx.runs.evaluate import evaluate_run
 from memtx.runs.source import source
 from memtx.runs.train import Run, train

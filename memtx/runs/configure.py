@@ -1,0 +1,161 @@
+"""From config files, ConfigDicts and mappings to a checked Config, and to a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import ml_collections
+
+from memtx.config import Config, Data, Model
+from memtx.errors import UserError, check_known
+from memtx.fields import fitted, plain, to_dataclass
+from memtx.memory import MEMORIES
+from memtx.models import lm, patterns
+from memtx.models.settings import complete_model
+from memtx.tasks import TASKS
+
+
+def get_config(**groups) -> ml_collections.ConfigDict:
+    """Every key with its default, for a config file to change: `get_config(train={"steps": 100})`.
+
+    The group `memory` holds the settings of each mechanism that `model` names.
+    """
+    settings = dict(fitted(plain(groups.pop("memory", {})), Mapping, "memory"))
+    defaults = to_dataclass(Config, plain(groups))
+    values: dict[str, Any] = plain(defaults)
+    settings |= values["model"].pop("memory")
+    if values["data"]["corpus"].startswith("task:"):
+        values["data"]["task"] = plain(complete_task(defaults.data).task)
+    values["memory"] = {}
+    model = values["model"]
+    around = [model[key] for key in ("body", "encoder_body", "head")]
+    for name in patterns.names([*model["stacks"], *model["encoder"]], *around):
+        check_known(name, MEMORIES, "memory")
+        values["memory"][name] = plain(to_dataclass(MEMORIES[name].Config, settings.get(name, {}), f"memory.{name}"))
+    for name, given in {**values["memory"], values["data"]["corpus"]: values["data"]["task"]}.items():
+        if taken := [key for key in given if hasattr(ml_collections.ConfigDict, key)]:
+            raise UserError(
+                f"{name} has a setting {taken[0]!r}, which no flag could set: a ConfigDict has a method of that name"
+            )
+    config = ml_collections.ConfigDict(values, convert_dict=True)
+    return config.lock()
+
+
+def parse_arg(arg: str, **defaults: str) -> SimpleNamespace:
+    """The text after the colon in `--config=FILE:key=value,key=value`, over its defaults."""
+    values = dict(defaults)
+    for part in filter(None, (arg or "").split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise UserError(f"{part!r} after the config file's colon should read key=value")
+        check_known(key, defaults, "config argument")
+        values[key] = value
+    return SimpleNamespace(**values)
+
+
+def load_config(spec: str) -> ml_collections.ConfigDict:
+    """The ConfigDict of "path/to/file.py" or "path/to/file.py:key=value,..."."""
+    path, _, arg = spec.partition(":")
+    if not Path(path).is_file():
+        raise UserError(f"no config file {path!r}")
+    module_spec = importlib.util.spec_from_file_location("memtx_config_file", path)
+    assert module_spec
+    assert module_spec.loader
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"cannot read the config file: {error}") from None
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{path} is no config file: it needs def get_config(arg)")
+    return module.get_config(arg)
+
+
+def override(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """The config with dotted keys set. UserError for one that it does not have, with the nearest that it has."""
+    for key, value in overrides.items():
+        *path, last = key.split(".")
+        group = config
+        for i, name in enumerate(path):
+            check_known(name, group, f"config group {'.'.join(path[:i])}".strip())
+            group = group[name]
+            if not isinstance(group, ml_collections.ConfigDict):
+                raise UserError(f"{'.'.join(path[: i + 1])} is not a group of keys")
+        check_known(last, group, f"key in {'.'.join(path)}" if path else "config key")
+        with group.ignore_type():  # `configure` checks types, with better words
+            group[last] = value
+    return config
+
+
+def configure(config: ml_collections.ConfigDict | Mapping | Config) -> Config:
+    """The frozen, checked Config. Raises UserError for what cannot be."""
+    values = plain(config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config)
+    values = dict(fitted(values, Mapping, "a config"))
+    memory = fitted(values.pop("memory", {}), Mapping, "memory")
+    built = to_dataclass(Config, values)
+    model = complete_model(dataclasses.replace(built.model, memory={**memory, **built.model.memory}))
+    built = dataclasses.replace(built, model=model, data=complete_task(built.data, model.labels))
+    _check(built)
+    return built
+
+
+def build(config, *, vocab_size: int = 0, subwords: Sequence[bytes] = ()) -> lm.LM:
+    """Build the language model of a whole config (ConfigDict, mapping or Config), or of a Model.
+
+    vocab_size, subwords: the tokenizer's, see memtx.models.lm.build. Raises UserError for the `model` group of a ConfigDict
+    alone, since the settings of its memories are in another group.
+    """
+    if not isinstance(config, Model | Config) and "model" not in config:
+        raise UserError("build takes a whole config, not its group `model` alone: the settings of memories are in `memory`")
+    model = config if isinstance(config, Model) else configure(config).model
+    return lm.build(model, vocab_size=vocab_size, subwords=subwords)
+
+
+def complete_task(data: Data, labels: tuple[str, ...] = ()) -> Data:
+    """`data.task` as the Config of the task that `data.corpus` names. UserError for settings that it does not have.
+
+    labels: the model's. A task of classes numbers them in the same order.
+    """
+    kind, _, name = data.corpus.partition(":")
+    if kind != "task":
+        if data.task or data.curriculum or data.examples:
+            raise UserError("data.task, data.curriculum and data.examples are for data.corpus=task:NAME")
+        return data
+    cls = task_class(name).Config
+    if data.tokenizer != "bytes" or data.mask:
+        raise UserError("a task brings its own tokens and asks; leave data.tokenizer at bytes and data.mask at 0")
+    task = data.task if isinstance(data.task, cls) else to_dataclass(cls, data.task, "data.task")
+    changes: dict[str, Any] = {"cache": data.cache} if getattr(task, "cache", None) == "" else {}
+    if labels and hasattr(task, "labels"):
+        changes["labels"] = labels
+    return dataclasses.replace(data, task=dataclasses.replace(task, **changes) if changes else task)
+
+
+def with_cache(config: Config, cache: str | None) -> Config:
+    """The config with another cache, for its task too; the same config for None."""
+    if cache is None:
+        return config
+    task = config.data.task
+    task = dataclasses.replace(task, cache=cache) if hasattr(task, "cache") else task
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, cache=cache, task=task))
+
+
+def task_class(name: str):
+    """The class of a task. UserError for an unknown name."""
+    check_known(name, TASKS, "task")
+    return TASKS[name]
+
+
+def _check(config: Config) -> None:
+    if config.data.document_tokens == 1:
+        raise UserError("data.document_tokens must be 0 (documents stay whole) or at least 2, not 1")
+    check_known(config.optim.name, ["adamw", "adafactor", "lion", "muon"], "optim.name")
+    check_known(config.optim.schedule, ["cosine", "linear", "constant"], "optim.schedule")
+    check_known(config.eval.split, ["valid", "test", "train"], "eval.split")
+    if config.train.batch % config.train.accumulate:
+        raise UserError(f"train.accumulate={config.train.accumulate} does not divide train.batch={config.train.batch}")
