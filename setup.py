@@ -26,7 +26,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["memtx", "memtx.*"]),
+    packages=[*find_packages(include=["memtx", "memtx.*"]), "memtx.configs"],
+    package_dir={"memtx.configs": "configs"},
     package_data={"memtx": ["memory/cards/*.yaml", "reports/page.html", "py.typed"]},
     install_requires=[
         "jax>=0.10",

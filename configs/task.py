@@ -50,10 +50,11 @@ def get_config(arg: str = ""):
     settings = study.get("task", {})
     task = cls(cls.Config(**settings))
     segment = task.block or min(task.length, SEGMENT)
-    by_segments = getattr(MEMORIES.get(choice.memory), "site", "") == "body"
+    memory = MEMORIES.find(choice.memory)
+    by_segments = MEMORIES[memory].site == "body"
     return default_config(
-        model=preset(choice.memory, choice.size) | {"scan": False},
-        memory={choice.memory: {"segment": segment}} if by_segments else {},
+        model=preset(memory, choice.size) | {"scan": False},
+        memory={memory: {"segment": segment}} if by_segments else {},
         data={
             "corpus": f"task:{name}",
             "segment": segment,

@@ -131,6 +131,8 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Config:
+    """own: the origins of memories that memtx does not contain, by name; see memtx.memory.own."""
+
     model: Model = Model()
     data: Data = Data()
     optim: Optim = Optim()
@@ -139,6 +141,7 @@ class Config:
     checkpoint: Checkpoint = Checkpoint()
     mesh: Mesh = Mesh()
     seed: Seed = 0
+    own: Mapping[str, str] = field(default_factory=dict)
 
 
 def to_json(config: Config) -> dict:

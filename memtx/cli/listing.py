@@ -9,7 +9,6 @@ from importlib import resources
 from rich.table import Table
 
 from memtx.core import state_bytes
-from memtx.errors import check_known
 from memtx.memory import MEMORIES
 from memtx.models.cost import flops_per_token
 from memtx.runs.configure import build, get_config
@@ -53,7 +52,7 @@ def table(rows: list[dict]) -> Table:
 
 def details(name: str) -> str:
     """A mechanism's card, after its settings and their defaults."""
-    check_known(name, MEMORIES, "memory")
+    name = MEMORIES.find(name)
     settings = "".join(f"  --config.memory.{name}.{key}={value}\n" for key, value in _settings(name).items())
     card = resources.files("memtx.memory") / "cards" / f"{name}.yaml"
     return f"settings:\n{settings}" + (card.read_text(encoding="utf-8") if card.is_file() else "")

@@ -7,7 +7,6 @@ import contextlib
 import os
 import re
 import sys
-from pathlib import Path
 
 from absl import flags
 
@@ -17,8 +16,12 @@ from memtx.files.cache import VARIABLE
 
 def parse(values: flags.FlagValues, command: str, rest: list[str]) -> flags.FlagValues:
     spec = next((arg.partition("=")[2] for arg in rest if arg.startswith("--config=")), None)
-    if spec is not None and not Path(spec.partition(":")[0]).is_file():
-        raise UserError(f"no config file {spec.partition(':')[0]!r}")
+    if spec is not None:
+        from memtx.runs.configure import find_config
+
+        name, colon, arg = spec.partition(":")
+        found = f"{find_config(name)}{colon}{arg}"
+        rest = [f"--config={found}" if part == f"--config={spec}" else part for part in rest]
     program, sys.argv = sys.argv, [f"memtx {command}", *rest]  # config_flags looks for overrides there
     try:
         left = values(sys.argv)[1:]

@@ -53,7 +53,7 @@ class Corpus:
         from memtx.data import records
 
         check_known(split, self.splits, f"split of {self.name}")
-        return records.read(self, self.splits[split])
+        return records.read(self.path, self.splits[split], self.name)
 
 
 def corpus(name: str, cache: str | Path) -> Corpus:
@@ -65,7 +65,7 @@ def corpus(name: str, cache: str | Path) -> Corpus:
     if kind == "tfds":
         from memtx.data import records
 
-        return records.catalogue(argument, root(cache))
+        return Corpus(**records.catalogue(argument, root(cache)))
     check_known(kind, [*CORPORA, "tfds"], "corpus")
     if bool(argument) != (kind == "textdir"):
         raise UserError(

@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import tensorflow_datasets as tfds
 from filelock import FileLock
@@ -19,9 +19,6 @@ from filelock import FileLock
 from memtx.data.folder import decode
 from memtx.errors import UserError, check_known
 from memtx.files.cache import digest
-
-if TYPE_CHECKING:
-    from memtx.data.corpora import Corpus
 
 FORMAT = "array_record"
 TEXT_FEATURES = ("text", "document", "article", "content", "story", "body", "passage", "sentence", "review", "abstract")
@@ -59,10 +56,10 @@ def write(folder: Path, files: dict[str, list[tuple[str, Path | zipfile.Path]]])
         builder.download_and_prepare(file_format=FORMAT)
 
 
-def read(corpus: Corpus, split: str) -> Iterator[tuple[str, str]]:
-    """(id, text) of each document of a TFDS split, in the order of the records."""
-    builder = tfds.builder_from_directory(next(corpus.path.rglob("dataset_info.json")).parent)
-    feature = _text_feature(corpus.name, builder.info.features)
+def read(folder: Path, split: str, name: str) -> Iterator[tuple[str, str]]:
+    """Yield (id, text) of each document of a TFDS split, in the order of the records. name: the corpus's, for errors."""
+    builder = tfds.builder_from_directory(next(folder.rglob("dataset_info.json")).parent)
+    feature = _text_feature(name, builder.info.features)
     examples = builder.as_data_source(split)  # pyright: ignore[reportCallIssue]  (TFDS decorates its signature away)
     for number, example in enumerate(examples):
         id = example["id"].decode() if isinstance(example.get("id"), bytes) else f"{split}/{number}"
@@ -70,14 +67,12 @@ def read(corpus: Corpus, split: str) -> Iterator[tuple[str, str]]:
             yield id, text
 
 
-def catalogue(argument: str, cache: Path) -> Corpus:
-    """`NAME[:CONFIG]` of the TFDS catalogue, from TFDS's own data folder ($TFDS_DATA_DIR), prepared there if it is not yet.
+def catalogue(argument: str, cache: Path) -> dict[str, Any]:
+    """The fields of the Corpus for `NAME[:CONFIG]` of the TFDS catalogue, in TFDS's data folder ($TFDS_DATA_DIR).
 
-    What the dataset does not hold out is cut from the end of its train split. UserError if it is unknown, cannot be prepared,
-    has no text, or was prepared in a format that cannot be read without TensorFlow.
+    The dataset is prepared there first if necessary. Splits that it lacks are cut from the end of its train split. Raises
+    UserError if it is unknown, cannot be prepared, has no text, or was prepared in a format that needs TensorFlow.
     """
-    from memtx.data.corpora import Corpus
-
     name = f"tfds:{argument}"
     builder = _prepared(argument, cache)
     _text_feature(name, builder.info.features)
@@ -89,7 +84,7 @@ def catalogue(argument: str, cache: Path) -> Corpus:
     bytes_ = {split: info.num_bytes for split, info in builder.info.splits.items()}
     fingerprint = digest(builder.info.full_name, sizes, bytes_, splits)
     about = f"{builder.info.full_name} of the TFDS catalogue; see its own licence"
-    return Corpus(name, about, Path(builder.data_dir), fingerprint, splits)
+    return {"name": name, "about": about, "path": Path(builder.data_dir), "fingerprint": fingerprint, "splits": splits}
 
 
 def _prepared(argument: str, cache: Path) -> tfds.core.DatasetBuilder:

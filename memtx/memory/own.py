@@ -16,7 +16,7 @@ import warnings
 from pathlib import Path
 
 from memtx.core import Memory
-from memtx.errors import UserError
+from memtx.errors import UserError, check_known
 
 GROUP = "memtx.memories"
 REQUIRED = ("site", "kind", "Config", "tiny")
@@ -68,6 +68,16 @@ class Registry(dict[str, type[Memory]]):
         for entry in importlib.metadata.entry_points(group=GROUP):
             package = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
             self._add(entry.name, entry.load(), f"package {package}")
+
+    def find(self, name: str) -> str:
+        """The name of a memory: one in the registry, or `path/to/file.py:ClassName`, which is registered first.
+
+        Raises UserError if it is unknown or cannot be loaded.
+        """
+        if is_own(name):
+            return self.add(name)
+        check_known(name, self, "memory")
+        return name
 
     def add(self, given: str) -> str:
         """Register `path/to/file.py:ClassName` -> its name. UserError if it cannot be loaded or the name is taken."""

@@ -209,7 +209,7 @@ class LM:
 
     def _positions(self, tokens: int) -> int:
         """The number of learned positions that a text of so many tokens uses, read in a single call."""
-        return 1 + int(np.asarray(self._static.body.local_position(np.arange(tokens)[None])).max())
+        return 1 + int(np.asarray(self._static.body.local_position(jnp.arange(tokens)[None])).max())
 
     @property
     def source_capacity(self) -> int:

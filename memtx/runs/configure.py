@@ -11,6 +11,7 @@ from typing import Any
 
 import ml_collections
 
+import memtx
 from memtx.config import Config, Data, Model
 from memtx.errors import UserError, check_known
 from memtx.fields import fitted, plain, to_dataclass
@@ -18,6 +19,9 @@ from memtx.memory import MEMORIES
 from memtx.models import lm, patterns
 from memtx.models.settings import complete_model
 from memtx.tasks import TASKS
+
+# The folder of configs in an installed package, and in a checkout.
+CONFIGS = (Path(memtx.__file__).parent / "configs", Path(memtx.__file__).parents[1] / "configs")
 
 
 def get_config(**groups) -> ml_collections.ConfigDict:
@@ -42,6 +46,7 @@ def get_config(**groups) -> ml_collections.ConfigDict:
             raise UserError(
                 f"{name} has a setting {taken[0]!r}, which no flag could set: a ConfigDict has a method of that name"
             )
+    values["own"] = {name: MEMORIES.origins[name] for name in values["memory"] if name in MEMORIES.origins}
     config = ml_collections.ConfigDict(values, convert_dict=True)
     return config.lock()
 
@@ -58,11 +63,20 @@ def parse_arg(arg: str, **defaults: str) -> SimpleNamespace:
     return SimpleNamespace(**values)
 
 
+def find_config(name: str) -> Path:
+    """The file of a config: a path, or the name of one in `memtx.configs`. Raises UserError if there is none."""
+    if Path(name).is_file():
+        return Path(name)
+    files = {path.stem: path for folder in CONFIGS for path in folder.glob("*.py") if not path.stem.startswith("_")}
+    if name not in files:
+        raise UserError(f"no config file {name!r}; give a path, or one of {', '.join(sorted(files))}")
+    return files[name]
+
+
 def load_config(spec: str) -> ml_collections.ConfigDict:
-    """The ConfigDict of "path/to/file.py" or "path/to/file.py:key=value,..."."""
-    path, _, arg = spec.partition(":")
-    if not Path(path).is_file():
-        raise UserError(f"no config file {path!r}")
+    """The ConfigDict of "NAME", "NAME:key=value,..." or "path/to/file.py:key=value,...", see `find_config`."""
+    name, _, arg = spec.partition(":")
+    path = find_config(name)
     module_spec = importlib.util.spec_from_file_location("memtx_config_file", path)
     assert module_spec
     assert module_spec.loader
@@ -98,6 +112,8 @@ def configure(config: ml_collections.ConfigDict | Mapping | Config) -> Config:
     values = dict(fitted(values, Mapping, "a config"))
     memory = fitted(values.pop("memory", {}), Mapping, "memory")
     built = to_dataclass(Config, values)
+    for name, origin in built.own.items():
+        MEMORIES.restore(name, str(origin))
     model = complete_model(dataclasses.replace(built.model, memory={**memory, **built.model.memory}))
     built = dataclasses.replace(built, model=model, data=complete_task(built.data, model.labels))
     _check(built)

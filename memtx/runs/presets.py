@@ -26,7 +26,7 @@ def preset(memory: str, size: str) -> dict:
     The mechanism is in the layers in which its paper has it, and the others have windows. Raises UserError for unknown names.
     """
     check_known(size, SIZES, "size")
-    check_known(memory, MEMORIES, "memory")
+    memory = MEMORIES.find(memory)
     model = dict(SIZES[size])
     layers, cls = model.pop("layers"), MEMORIES[memory]
     if cls.site in ("body", "head"):
@@ -54,7 +54,7 @@ def on_pretrained(backbone: str, memory: str, layers: str, attention: str, conte
         raise UserError(f"layers={layers} and context={context} must be numbers, as in layers=10+20,context=512")
     sees = {name: cls.context for name, cls in MEMORIES.items() if cls.context}
     check_known(attention, ("own", *sees), "attention")
-    check_known(memory, ("none", *MEMORIES), "memory")
+    memory = memory if memory == "none" else MEMORIES.find(memory)
     model = settings(backbone, context=int(context))
     own = patterns.layers(model.stacks)
     entries = own if attention == "own" else [attention] * len(own)

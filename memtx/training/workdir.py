@@ -16,7 +16,7 @@ from memtx.memory import MEMORIES
 LOCK, RECORD, LOG = ".lock", "run.json", "log.txt"
 OURS = (LOCK, RECORD, LOG)  # may be in the folder of a run that has not begun: a sweep's record of it and what it printed
 # The keys that a resumed run may change.
-FREE = ("train.steps", "train.log_every", "eval", "checkpoint", "mesh", "data.cache", "data.task.cache")
+FREE = ("train.steps", "train.log_every", "eval", "checkpoint", "mesh", "data.cache", "data.task.cache", "own")
 
 
 class InUse(UserError):

@@ -1,0 +1,1 @@
+"""Configs that are installed with memtx: `--config=lm:memory=xl,size=tiny`."""
