@@ -21,7 +21,7 @@ import numpy as np
 from memtx.config import Model
 from memtx.errors import UserError, quoted
 from memtx.pretrained import weights
-from memtx.pretrained.weights import Safetensors, Weights, read_json
+from memtx.pretrained.weights import Safetensors, Weights, read_any_json, read_json
 
 MOST = 4  # Dense modules
 DENSE = "dense."  # how the names of their tensors begin
@@ -95,7 +95,7 @@ class SentenceEncoder:
 def modules(folder: Path) -> list[tuple[str, str]]:
     """(kind, place) of each module: as modules.json lists them, or as its folders are called; none of other folders."""
     if (folder / "modules.json").is_file():
-        entries: Any = read_json(folder / "modules.json")
+        entries = read_any_json(folder / "modules.json")
         if not isinstance(entries, list) or not entries or not all(map(_is_module, entries)):
             raise UserError(f"{folder / 'modules.json'} is not a list of modules, each with its type and path")
         return [(str(entry["type"]).rpartition(".")[2], str(entry["path"])) for entry in entries]

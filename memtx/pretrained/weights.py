@@ -186,13 +186,18 @@ def _check_plain(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, 
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object {...} of a JSON file. UserError if there is none."""
+    """Read the object {...} of a JSON file. Raises UserError if it holds none."""
+    found = read_any_json(path)
+    if not isinstance(found, dict):
+        raise UserError(f"{path} must hold an object {{...}}, not {brief(found)}")
+    return found
+
+
+def read_any_json(path: Path) -> Any:
+    """Read the value of a JSON file, also with a byte order mark. Raises UserError if there is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"no {path.name} in {path.parent}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {brief(error)}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} must hold an object {{...}}, not {brief(found)}")
-    return found
