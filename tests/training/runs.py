@@ -11,7 +11,7 @@ import pytest
 from memtx.core import pytree
 from memtx.training.checkpoint import Checkpointer
 
-CONFIG = {"model": {"width": 128, "stacks": ((("window",), 4),)}, "train": {"steps": 10, "batch": 8}, "eval": {"every": 5}}
+CONFIG = {"model": {"width": 128, "stacks": ((("window",), 4),)}, "train": {"steps": 10_000, "batch": 8}, "eval": {"every": 5}}
 
 
 @pytree
