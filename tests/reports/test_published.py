@@ -112,11 +112,11 @@ FIGURES: dict[str, Callable[[], tuple]] = {
         cell("passkey", "infini", "5,120 bytes"),
     ),
     "from {:.2f} to {:.2f} without training": lambda: (cell("knn_lm", "λ = 0"), cell("knn_lm", "λ = 0.3")),
-    "BERT dates {:.2f} of whole addresses correctly when it reads them segment by segment, and {:.2f} from their first": lambda: (
+    "dates {:.2f} of whole addresses correctly when it reads them segment by segment, and {:.2f} from": lambda: (
         cell("addresses", "rmt_encoder", "460", "accuracy"),
         cell("addresses", "none", "534", "accuracy"),
     ),
-    "not from RMT's memory tokens ({:.2f} without them)": lambda: (cell("addresses", "rmt_encoder", "460", "memory tokens wiped"),),
+    "not from RMT's tokens ({:.2f} without them)": lambda: (cell("addresses", "rmt_encoder", "460", "memory tokens wiped"),),
     "compares {} mechanisms on four tasks and a text": lambda: (len(found("mechanisms").table.rows),),
     "delta rules and full attention recall at least {:.2f}": lambda: (mechanisms(DELTA, "MQAR"),),
     "delta rules recall at least {:.2f}, and additive states at most {:.2f}": lambda: (
