@@ -17,9 +17,9 @@ from memtx.core import Dims, Segment, batch_axes, collect, detach, emit, reset, 
 from memtx.errors import UserError
 from memtx.generate import GREEDY, Completion, Sampling, complete, generate
 from memtx.memory import MEMORIES
-from memtx.models.lm import LM, build
+from memtx.models.lm import LM
 from memtx.pretrained.load import export
-from memtx.runs.configure import configure, get_config, load_config
+from memtx.runs.configure import build, configure, get_config, load_config
 from memtx.runs.embed import embed
 from memtx.runs.load import Loaded, load
 from memtx.runs.train import Trained, train

@@ -190,3 +190,15 @@ def test_config_dicts_are_locked():
 def test_defaults_are_a_sound_config():
     assert configure(Config()) == configure({})
     assert configure({}).model.stacks == Model().stacks
+
+
+def test_build_takes_a_whole_config_and_refuses_its_model_group_alone():
+    """The settings of memories are in another group, and would be lost."""
+    import memtx
+
+    config = memtx.get_config(model={"stacks": ((("window",), 1),), "width": 16, "num_heads": 2, "vocab_size": 8})
+    config.memory.window.window = 3
+    assert memtx.build(config).model.memory["window"].window == 3
+    assert memtx.build(configure(config).model).model.memory["window"].window == 3
+    with pytest.raises(UserError, match="build takes a whole config"):
+        memtx.build(config.model)

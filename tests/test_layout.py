@@ -89,11 +89,3 @@ def test_no_module_outside_memory_names_a_mechanism():
 
 def test_files_are_short_enough_to_read():
     assert not [f"{path.name}: {n} lines" for path in FILES if (n := len(path.read_text().splitlines())) > 400]
-
-
-def test_functions_fit_a_screen_and_take_few_arguments():
-    """At most 50 lines and 8 parameters."""
-    functions = [(path, node) for path, tree in FILES.items() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    long = [f"{path.name}: {f.name}" for path, f in functions if f.end_lineno - f.lineno + 1 > 50]
-    wide = [f"{path.name}: {f.name}" for path, f in functions if len(f.args.args) + len(f.args.kwonlyargs) > 9]
-    assert not long + wide, long + wide

@@ -48,12 +48,12 @@ def read(file: Path, keys: Sequence[str]) -> list[tuple[str, ...]]:
         for number, line in _rows(file, keys):
             values = tuple(_value(line, key) for key in keys)
             if fault := _fault(line, dict(zip(keys, values, strict=True))):
-                raise UserError(f"{file}, line {number}: {fault}; each line should be {form}")
+                raise UserError(f"{file}, line {number}: {fault}; each line must be {form}")
             rows.append(values)
     except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(f"cannot read {file}: {error}") from None
     if not rows:
-        raise UserError(f"{file} holds no examples")
+        raise UserError(f"{file} has no examples")
     return rows
 
 

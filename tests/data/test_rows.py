@@ -55,8 +55,8 @@ def test_u2028_ends_no_line(tmp_path):
 @pytest.mark.parametrize(
     ("content", "name", "message"),
     [
-        ("", "a.csv", "holds no examples"),
-        ("text,label\n", "a.csv", "holds no examples"),
+        ("", "a.csv", "has no examples"),
+        ("text,label\n", "a.csv", "has no examples"),
         ("sentence,target\na,b\n", "a.csv", r"columns 'text', 'label', each once; it has 'sentence', 'target'$"),
         ("text,sentiment\na,b\n", "a.csv", r"it has 'text', 'sentiment'$"),
         ("text,label,text\na,b,c\n", "a.csv", "each once; it has 'text', 'label', 'text'"),

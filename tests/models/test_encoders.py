@@ -277,7 +277,7 @@ def test_a_document_s_vector_is_the_mean_of_its_tokens_however_many_calls_they_c
 
 def test_a_body_that_cannot_hold_its_layers_is_refused(model):
     reader, writer = (dataclasses.replace(model(name)[1].model, body="rmt") for name in ("bert-model", "t5-v1.0"))
-    with pytest.raises(UserError, match=r"around bidirectional ones set model\.body=rmt_encoder"):
+    with pytest.raises(UserError, match=r"around bidirectional layers set model\.body=rmt_encoder"):
         complete_model(reader)
     with pytest.raises(UserError, match="resets the state of its layers"):
         complete_model(writer)

@@ -118,7 +118,7 @@ def test_the_command_line_shows_evaluates_and_writes(whole, file, capsys):
     assert again.metrics() == pytest.approx(trained.evaluation.metrics(), rel=1e-5)
     with pytest.raises(SystemExit, match="2"):
         cli.main(["generate", f"--workdir={workdir}", "--source=abcdefghij"])
-    assert "memory.cross.capacity=8 is too small: a source has 11 tokens" in capsys.readouterr().err
+    assert "memory.cross.capacity=8 is too small for a source of 11 tokens" in capsys.readouterr().err
 
 
 # --- what the decoder is asked for ---------------------------------------------------------------------------------------
@@ -259,7 +259,10 @@ def test_files_that_cannot_be_read_are_user_errors(tmp_path, text, message):
     ("changes", "message"),
     [
         ({"model": {"encoder": (), "stacks": ((("full",), 1),)}}, "has no encoder"),
-        ({"memory": {"full": {"capacity": 8}, "cross": {"capacity": 4}}}, r"a source has 6 tokens; set it to 6 .*or cut"),
+        (
+            {"memory": {"full": {"capacity": 8}, "cross": {"capacity": 4}}},
+            r"a source of 6 tokens; increase it .*or cut",
+        ),
         ({"data": {"segment": 4}}, r"a target has 6 tokens.*set data\.segment=6, or cut targets"),
         ({"data": {"task": {"path": ""}}}, r"data\.task\.path is not set"),
         ({"eval": {"examples": 500}}, r"valid has 16 examples: set eval\.examples=16"),
