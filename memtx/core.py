@@ -169,6 +169,8 @@ class Memory(nnx.Module):
     """The pattern entry of its blocks in a preset. None: its own name, or "window" inside a body and under a head."""
     context: ClassVar[str | None] = None
     """The setting that limits how many tokens it attends to, or None. `configs/pretrained.py` sets it."""
+    wrap_layer: ClassVar[Callable[..., Layer] | None] = None
+    """At the body site: `wrap_layer(config, dims, key, layer)` builds the layer that takes the place of each inner layer."""
 
     def __init__(self, config: Any, dims: Dims, key: Array, *body: Layer):
         """Create the parameters. `body` is given at the body site only."""
@@ -195,11 +197,6 @@ class Memory(nnx.Module):
     def shared(cls, config, dims: Dims, key: Array) -> dict[str, nnx.Param]:
         """Return the parameters that all its layers share, by name. A layer finds them in `seg.shared["NAME/name"]`."""
         return {}
-
-    @classmethod
-    def wrap_layer(cls, config, dims: Dims, key: Array, layer: Layer) -> Layer:
-        """At the body site: return the layer that replaces `layer` in the body."""
-        return layer
 
     @classmethod
     def room(cls, config) -> int | None:

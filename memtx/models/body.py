@@ -30,7 +30,7 @@ def body(model: Model, dims: Dims, key: Array) -> Body:
             later[writer[0]].add(f"{KIND}/{name}")
     for s, ((pattern, groups), stack_key) in enumerate(zip(model.stacks, keys, strict=True)):
         makes = [_block_maker(model, dims, entry, read[s, p]) for p, entry in enumerate(pattern)]
-        if around is not None:
+        if around is not None and around.wrap_layer is not None:
             makes = [partial(_wrap, partial(around.wrap_layer, model.memory[model.body], dims), make) for make in makes]
         stacks.append(Stack(makes, groups, stack_key, scan=model.scan, remat=model.remat, handed=sorted(later[s])))
     layers = Sequence(stacks)
