@@ -131,7 +131,7 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Config:
-    """own: the origins of memories that memtx does not contain, by name; see memtx.memory.own."""
+    """own: the origins of memories that memtx does not contain, by name; see memtx.memory.registry."""
 
     model: Model = Model()
     data: Data = Data()

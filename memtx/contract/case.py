@@ -23,7 +23,7 @@ from memtx.config import Model
 from memtx.core import Dims, Memory, Segment, batch_axes, reset, segment
 from memtx.errors import UserError
 from memtx.memory import MEMORIES
-from memtx.memory.own import load_class
+from memtx.memory.registry import load_class
 from memtx.models import patterns
 from memtx.models.body import body, hand_out, shared
 from memtx.models.settings import complete_model

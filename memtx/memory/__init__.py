@@ -14,9 +14,9 @@ from memtx.memory.knn_lm import KNNLM
 from memtx.memory.landmark import Landmark
 from memtx.memory.linear import GLA, LinearAttention, RetNet
 from memtx.memory.memorizing import Memorizing
-from memtx.memory.own import Registry
 from memtx.memory.product_keys import PEER, MemoryPlus, ProductKey
 from memtx.memory.recurrent import GRU, LSTM
+from memtx.memory.registry import Registry
 from memtx.memory.rmt import RMT
 from memtx.memory.rmt_encoder import RMTEncoder
 from memtx.memory.sink import Sink

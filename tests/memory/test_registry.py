@@ -7,7 +7,7 @@ import pytest
 from memtx.core import Memory
 from memtx.errors import UserError
 from memtx.memory import MEMORIES
-from memtx.memory.own import Registry, is_own, load_class, snake_case
+from memtx.memory.registry import Registry, is_own, load_class, snake_case
 from memtx.memory.window import Window
 
 NOTHING = """
