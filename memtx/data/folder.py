@@ -6,6 +6,8 @@ import codecs
 import os
 from pathlib import Path
 
+from memtx.errors import printable
+
 MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark is the beginning of this one
@@ -28,7 +30,7 @@ def files_in(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
         for path in sorted(pending.pop().iterdir()):
             if path.name.startswith("."):
                 continue
-            stat, id = path.stat(), _printable(path.relative_to(folder))
+            stat, id = path.stat(), printable(path.relative_to(folder).as_posix())
             if os.path.isdir(path):
                 if (identity := (stat.st_dev, stat.st_ino)) in seen:
                     left[id] = "links to a folder that is read already"
@@ -89,8 +91,3 @@ def _encoding(content: bytes) -> str:
 
 def _identity(folder: Path) -> tuple[int, int]:
     return (stat := folder.stat()).st_dev, stat.st_ino
-
-
-def _printable(path: Path) -> str:
-    """A path as text. Bytes of a name that are not UTF-8 are escaped."""
-    return path.as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
