@@ -36,7 +36,7 @@ class Segment:
     position_BT  int32, the position of each token in its document, consecutive within a call and from call to call
     length_B     int32, how many of the T tokens are real
     reset_B      bool, whether a new document starts at this call's first token; the row's state is then reset before any read
-    source_B     int32, the id of the document, which entries record as their origin
+    document_B     int32, the id of the document, which entries record as their origin
     token_BT     int32 or None, the token ids, which the LM sets for memories that store or hash them
     shared       arrays that a model passes to all its layers, such as a bias table or the output of an encoder
     """
@@ -44,7 +44,7 @@ class Segment:
     position_BT: Array
     length_B: Array
     reset_B: Array
-    source_B: Array
+    document_B: Array
     token_BT: Array | None = None
     shared: Mapping[str, Array] = dataclasses.field(default_factory=dict)
 
@@ -58,14 +58,14 @@ class Segment:
         return dataclasses.replace(self, **changes)
 
 
-def segment(position_BT, length_B=None, reset_B=None, source_B=None) -> Segment:
+def segment(position_BT, length_B=None, reset_B=None, document_B=None) -> Segment:
     """Build a Segment. By default there is no padding and no reset, and the document id is 0."""
     batch, time = position_BT.shape
     return Segment(
         position_BT=jnp.asarray(position_BT, jnp.int32),
         length_B=jnp.full(batch, time, jnp.int32) if length_B is None else jnp.asarray(length_B, jnp.int32),
         reset_B=jnp.zeros(batch, bool) if reset_B is None else jnp.asarray(reset_B, bool),
-        source_B=jnp.zeros(batch, jnp.int32) if source_B is None else jnp.asarray(source_B, jnp.int32),
+        document_B=jnp.zeros(batch, jnp.int32) if document_B is None else jnp.asarray(document_B, jnp.int32),
     )
 
 

@@ -84,7 +84,7 @@ class Layout:
 
         return jax.tree.map(sharding, batch_axes(init_state))
 
-    def place(self, batch):
+    def shard(self, batch):
         """Build global arrays from the rows of each process (NumPy leaves [B, ...]), sharded over `data`."""
         return jax.tree.map(lambda a: jax.make_array_from_process_local_data(self.rows, np.asarray(a)), batch)
 

@@ -12,7 +12,7 @@ import tokenizers as hf
 
 import memtx
 from memtx.data import tokenizers
-from memtx.data.corpora import corpus
+from memtx.data.corpora import load_corpus
 from memtx.errors import UserError
 from memtx.files import hub
 from memtx.files.packages import Package
@@ -106,7 +106,7 @@ def made(name: str, tmp_path):
     """The tokenizer of that name, of a corpus where it needs one."""
     for i in range(3):
         (tmp_path / f"{i}.txt").write_text("the cat sat on the mat, " * 20 + f" number {i}")
-    return tokenizers.tokenizer(name, corpus(f"textdir:{tmp_path}", tmp_path / "cache"), tmp_path / "cache")
+    return tokenizers.make_tokenizer(name, load_corpus(f"textdir:{tmp_path}", tmp_path / "cache"), tmp_path / "cache")
 
 
 @pytest.mark.parametrize("name", ["bytes", "bpe:300", "bpe:2000", "byte_bpe", "llama"])

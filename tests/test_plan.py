@@ -7,7 +7,7 @@ import pytest
 from memtx import cli, load_config
 from memtx.errors import UserError
 from memtx.runs.configure import build, configure
-from memtx.runs.plan import budget, plan
+from memtx.runs.plan import budget, make_plan
 
 
 def values(memory: str = "window", **model) -> dict:
@@ -19,7 +19,7 @@ def values(memory: str = "window", **model) -> dict:
 
 @pytest.mark.parametrize("memory", ["window", "xl", "gated_deltanet", "lstm", "product_key", "rmt"])
 def test_mechanisms_meet_a_number_of_parameters_within_two_per_cent(memory):
-    found = plan(values(memory), {"params": 150_000})
+    found = make_plan(values(memory), {"params": 150_000})
     assert abs(found.budget.params / 150_000 - 1) < 0.02
     model = found.config.model
     assert (model.width, model.ff_dim) == (found.solved["model.width"], found.solved["model.ff_dim"])
@@ -29,29 +29,29 @@ def test_mechanisms_meet_a_number_of_parameters_within_two_per_cent(memory):
 
 def test_what_was_solved_for_is_the_budget_that_is_met():
     """Control: equal parameters are not equal FLOPs for a model with a table in the MLP's place."""
-    by_params = plan(values("product_key"), {"params": 150_000}).budget
-    by_flops = plan(values("product_key"), {"flops_per_token": 300_000}).budget
+    by_params = make_plan(values("product_key"), {"params": 150_000}).budget
+    by_flops = make_plan(values("product_key"), {"flops_per_token": 300_000}).budget
     assert abs(by_flops.flops_per_token / 300_000 - 1) < 0.02
     assert abs(by_params.flops_per_token / 300_000 - 1) > 0.05
 
 
 def test_a_named_key_is_solved_for_alone():
     before = values()
-    found = plan(before, {"state_bytes": 200_000}, "memory.window.window")
+    found = make_plan(before, {"state_bytes": 200_000}, "memory.window.window")
     assert found.solved.keys() == {"memory.window.window"}
     assert found.config.model.width == before["model"]["width"]
     assert abs(found.budget.state_bytes / 200_000 - 1) < 0.01
 
 
 def test_a_width_solved_for_alone_takes_the_feed_forward_along():
-    found = plan(values(), {"params": 150_000}, "model.width")
+    found = make_plan(values(), {"params": 150_000}, "model.width")
     model = found.config.model
     assert found.solved == {"model.width": model.width, "model.ff_dim": model.ff_dim}
     assert model.ff_dim / model.width == pytest.approx(2, abs=0.1)  # as in micro
 
 
 def test_without_a_target_nothing_is_changed():
-    found = plan(values(), {})
+    found = make_plan(values(), {})
     assert found.config == configure(values())
     assert found.solved == {}
     assert found.budget == budget(configure(values()), vocab_size=128)
@@ -72,7 +72,7 @@ def test_without_a_target_nothing_is_changed():
 )
 def test_targets_that_cannot_be_met_are_said_so(match, solve, message):
     with pytest.raises(UserError, match=message):
-        plan(values(), match, solve)
+        make_plan(values(), match, solve)
 
 
 def test_the_command_line_says_which_keys_to_set(capsys):

@@ -21,7 +21,7 @@ from memtx.data import tokenizers
 from memtx.models.settings import complete_model
 from memtx.pretrained import bert, t5
 from memtx.pretrained import load as pretrained
-from memtx.runs.source import source
+from memtx.runs.source import make_source
 
 HF = Path(__file__).parent / "golden" / "hf"
 
@@ -149,7 +149,7 @@ def test_a_pretrained_t5_is_fine_tuned_on_pairs(t5_folder, pairs_file, tmp_path,
     config = memtx.load_config(f"configs/seq2seq.py:path={pairs_file},backbone={t5_folder},{sizes}")
     config.update({"train": {"steps": 30, "batch": 4}, "eval": {"examples": 2, "generate": 2}})
     config.optim.update({"lr": 1e-2, "warmup": 2, "schedule": "constant"})
-    data = source(memtx.configure(config))
+    data = make_source(memtx.configure(config))
     batch = next(data.stream())
     assert set(batch.token_BPT[:, 0, 0]) == {0}  # <pad> begins, </s> ends source and target
     assert {row[row >= 0][-1] for row in batch.target_BPT[:, 0]} == {1}

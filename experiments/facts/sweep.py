@@ -17,7 +17,7 @@ import numpy as np
 
 import memtx
 from memtx.core import collect
-from memtx.runs.source import source
+from memtx.runs.source import make_source
 from memtx.sweep import product
 
 TASK = "configs/task.py:task=mad,size=micro,memory={}"
@@ -64,7 +64,7 @@ def run(config, workdir):
     if not TABLES.keys() & config.model.memory.keys():
         return {}
     trained = memtx.load(workdir)
-    lm, stream = trained.lm, source(trained.config).stream()
+    lm, stream = trained.lm, make_source(trained.config).stream()
     token_BT = np.concatenate([next(stream).token_BPT[:, 0] for _ in range(16)])
     read = jax.jit(lambda params, token_BT: collect(lm, "metric")(params, token_BT, lm.init_state(len(token_BT)))[1])
     return {"usage": float(read(trained.params, token_BT)["metric/usage"][0][0])}

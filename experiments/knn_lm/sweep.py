@@ -12,7 +12,7 @@ import dataclasses
 
 import memtx
 from memtx.runs.configure import build, configure
-from memtx.runs.source import source
+from memtx.runs.source import make_source
 from memtx.sharding import Layout
 from memtx.sweep import product
 
@@ -41,7 +41,7 @@ def bits_per_byte(trained: memtx.Loaded, lam: float) -> float:
         model = dataclasses.replace(model, **head)
     config = configure(dataclasses.replace(trained.config, model=model))
     lm = build(config, vocab_size=trained.tokenizer.vocab_size)
-    evaluate = source(config, trained.tokenizer).evaluator(lm, Layout(config.mesh))
+    evaluate = make_source(config, trained.tokenizer).evaluator(lm, Layout(config.mesh))
     return evaluate(trained.params).carried.bits_per_byte
 
 

@@ -14,7 +14,7 @@ as in training (Hugging Face's attempt, 2024).
 from dataclasses import replace
 
 import memtx
-from memtx.runs.source import source
+from memtx.runs.source import make_source
 from memtx.sharding import Layout
 from memtx.sweep import product
 
@@ -66,7 +66,7 @@ def run(config, workdir):
         memory = {name: replace(at, **room(length).get(name, {})) for name, at in config.model.memory.items()}
         task = replace(config.data.task, length=length)
         longer = replace(config, model=replace(config.model, memory=memory), data=replace(config.data, task=task))
-        data = source(longer)
+        data = make_source(longer)
         lm = memtx.build(longer.model, vocab_size=data.tokenizer.vocab_size)
         metrics = data.evaluator(lm, Layout(longer.mesh))(params).metrics()
         found |= {f"{name}/length={length}": metrics[f"eval/{name}"] for name in ("exact", "accuracy")}

@@ -163,12 +163,12 @@ def read(name: str, heads: dict, text: tuple[str, str], limit: int, workdir: Pat
 
 def tokens_of(config, split: str):
     """Return the Tokens of a split's plays and the number of bytes of each token in the vocabulary."""
-    from memtx.data.corpora import corpus
-    from memtx.data.tokenizers import tokenizer
+    from memtx.data.corpora import load_corpus
+    from memtx.data.tokenizers import make_tokenizer
     from memtx.data.tokens import tokenize
 
-    plays = corpus("books", config.data.cache)
-    words = tokenizer(config.data.tokenizer, plays, config.data.cache)
+    plays = load_corpus("books", config.data.cache)
+    words = make_tokenizer(config.data.tokenizer, plays, config.data.cache)
     return tokenize(plays, words, split, config.data.cache), np.asarray(words.bytes_V)
 
 

@@ -21,7 +21,7 @@ from memtx.runs.presets import preset
 from memtx.runs.train import Run
 from memtx.sharding import Layout
 from memtx.training.cpu import keep_pages
-from memtx.training.optim import optimizer
+from memtx.training.optim import make_optimizer
 
 SETTINGS: dict[str, dict] = {  # of each mechanism and of the other memories in its model
     "full": {"full": {"capacity": 512}},
@@ -54,7 +54,7 @@ class Trainer:
         model = {**preset(name, "small"), **MODEL.get(name, {}), "memory": SETTINGS[name], "vocab_size": 264, "scan": False}
         config = configure({"model": model, "train": {"batch": batch, "segments": segments}, "data": {"segment": time}})
         self.lm, self.layout = build(config), Layout(config.mesh)
-        run = Run(config, self.lm, optimizer(config.optim, config.train.steps, self.lm), self.layout)
+        run = Run(config, self.lm, make_optimizer(config.optim, config.train.steps, self.lm), self.layout)
         shape = (batch, segments, time)
         token = np.random.default_rng(1).integers(264, size=(batch, segments * time + 1), dtype=np.int32)
         self.batch = Batch(
@@ -63,7 +63,7 @@ class Trainer:
             position_BPT=np.broadcast_to(np.arange(segments * time, dtype=np.int32).reshape(shape[1:]), shape),
             length_BP=np.full(shape[:2], time, np.int32),
             reset_BP=np.full(shape[:2], name in FRESH),
-            source_BP=np.zeros(shape[:2], np.int32),
+            document_BP=np.zeros(shape[:2], np.int32),
         )
         if name in FRESH:
             self.batch = dataclasses.replace(self.batch, position_BPT=np.broadcast_to(np.arange(time, dtype=np.int32), shape))
@@ -75,7 +75,7 @@ class Trainer:
 
     def read(self, params, state, tokens: int):
         """Return the state after `tokens` more tokens."""
-        token_BT = self.layout.place(self.batch.token_BPT[:, 0])
+        token_BT = self.layout.shard(self.batch.token_BPT[:, 0])
         forward = jax.jit(lambda *args: self.lm(*args)[1], donate_argnums=2)
         for _ in range(tokens // token_BT.shape[1]):
             state = forward(params, token_BT, state)
@@ -85,7 +85,7 @@ class Trainer:
         """Return the batch of the next step, its number and a random key."""
         start = self.start + self.number * self.advance
         batch = dataclasses.replace(self.batch, position_BPT=self.batch.position_BPT + start)
-        return self.layout.place(batch), jnp.int32(self.number), jax.random.key(2)
+        return self.layout.shard(batch), jnp.int32(self.number), jax.random.key(2)
 
     def step(self) -> None:
         """Update the train state and wait for the loss."""

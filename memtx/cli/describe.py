@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from memtx import config
-from memtx.data.corpora import corpus
-from memtx.data.tokenizers import tokenizer
+from memtx.data.corpora import load_corpus
+from memtx.data.tokenizers import make_tokenizer
 from memtx.data.tokens import tokenize
 
 
@@ -35,8 +35,8 @@ class Description:
 
 def describe(data: config.Data) -> Description:
     """Builds corpus, tokenizer and tokens if they are not in the cache yet. UserError as they do."""
-    text = corpus(data.corpus, data.cache)
-    tok = tokenizer(data.tokenizer, text, data.cache)
+    text = load_corpus(data.corpus, data.cache)
+    tok = make_tokenizer(data.tokenizer, text, data.cache)
     sizes = []
     for split in text.splits:
         tokens = tokenize(text, tok, split, data.cache)

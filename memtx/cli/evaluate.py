@@ -10,7 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
-from memtx.cli.options import needed, settings
+from memtx.cli.options import needed, parse_settings
 from memtx.errors import UserError
 
 HELP = """\
@@ -35,7 +35,7 @@ def act(values):
     from memtx.runs.evaluate import evaluate_config, evaluate_run
 
     given = {name: values[name].value for name in ("split", "segments", "examples")}
-    given["task"] = settings(values["task"].value, "task")
+    given["task"] = parse_settings(values["task"].value, "task")
     config, workdir, step = values["config"].value, values["workdir"].value, 0
     if config and workdir:
         raise UserError("give --workdir of a trained run, or --config of a model as it begins, not both")

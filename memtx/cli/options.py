@@ -73,7 +73,7 @@ def needed(values: flags.FlagValues, name: str, example: str):
     return value
 
 
-def settings(text: str | None, option: str) -> dict | None:
+def parse_settings(text: str | None, option: str) -> dict | None:
     """What an option such as `--task` says, key=value,key=value, as a mapping; values are Python literals or else words."""
     if not text:
         return None

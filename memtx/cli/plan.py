@@ -10,7 +10,7 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from memtx.cli.options import needed, settings
+from memtx.cli.options import needed, parse_settings
 
 HELP = """\
   memtx plan      what a model costs: parameters, FLOPs per token, bytes of state; nothing is trained
@@ -27,11 +27,11 @@ def define(values):
 
 
 def act(values):
-    from memtx.runs.plan import plan
+    from memtx.runs.plan import make_plan
 
     config = needed(values, "config", "configs/lm.py:memory=xl")
-    match = settings(values["match"].value, "match") or {}
-    found = plan(config.to_dict(), match, values["solve"].value)
+    match = parse_settings(values["match"].value, "match") or {}
+    found = make_plan(config.to_dict(), match, values["solve"].value)
     cost = dataclasses.asdict(found.budget)
     if values["format"].value == "json":
         print(json.dumps({"solved": found.solved, "budget": cost}))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
-from memtx.cli.options import needed, settings
+from memtx.cli.options import needed, parse_settings
 
 HELP = """\
   memtx sweep     the runs of a sweep file, several at a time; what is finished is not run again
@@ -47,7 +47,7 @@ def act(values):
         only=only,
         retry=values["retry"].value,
         executor_kind=values["executor"].value,
-        settings=settings(values["slurm"].value, "slurm"),
+        settings=parse_settings(values["slurm"].value, "slurm"),
     )
     if "waiting" in states.values():
         print("stopped; give the same command to go on")

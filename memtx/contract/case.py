@@ -25,7 +25,7 @@ from memtx.errors import UserError
 from memtx.memory import MEMORIES
 from memtx.memory.registry import load_class
 from memtx.models import patterns
-from memtx.models.body import body, hand_out, shared
+from memtx.models.body import build_body, build_shared, collect_shared
 from memtx.models.settings import complete_model
 
 BATCH = 4
@@ -45,7 +45,7 @@ def mesh(data: int = 0):
     return None if devices == 1 else jax.make_mesh((data, devices // data), ("data", "model"), (AxisType.Auto,) * 2)
 
 
-def place(tree, axes=0, on=None):
+def shard(tree, axes=0, on=None):
     """Shard a tree over `data` along its batch axes: a tree of ints, or one int for all leaves. -1: no batch axis."""
     on = on or mesh()
     if on is None:
@@ -96,7 +96,7 @@ class Case:
     def params(self):
         """Its parameters."""
         with jax.ensure_compile_time_eval():
-            return place(nnx.to_pure_dict(nnx.state(self.layer)), -1)
+            return shard(nnx.to_pure_dict(nnx.state(self.layer)), -1)
 
     @cached_property
     def axes(self):
@@ -125,7 +125,7 @@ class Case:
 
     def init_state(self):
         """Return its empty state."""
-        return place(self.layer.init_state(BATCH), self.axes)
+        return shard(self.layer.init_state(BATCH), self.axes)
 
     def apply(self, params, x, state, seg: Segment):
         """Call it as a model does: reset, then the layer."""
@@ -142,7 +142,7 @@ class Case:
 
     def call(self, x, state, seg: Segment):
         """Call it with its own parameters, sharded and under jit."""
-        return self.jitted(self.params, place(x), state, place(seg))
+        return self.jitted(self.params, shard(x), state, shard(seg))
 
     def x(self, seed: int, time: int = 16, dtype=jnp.float32):
         """Return random input of the mechanism's site, a pytree of [B, T, ...]."""
@@ -178,10 +178,10 @@ class Alone(nnx.Module):
         for_memory, for_shared = jax.random.split(key)
         with mock.patch.dict(MEMORIES, {case.name: case.cls}):
             if case.cls.site == "body":
-                self.memory = body(case.model, case.dims, for_memory)
+                self.memory = build_body(case.model, case.dims, for_memory)
             else:
                 self.memory = case.cls(case.config, case.dims, for_memory)
-            self.shared = shared(case.model, case.dims, for_shared)
+            self.shared = build_shared(case.model, case.dims, for_shared)
 
     def init_state(self, batch_size: int):
         """Return its empty state."""
@@ -189,7 +189,7 @@ class Alone(nnx.Module):
 
     def __call__(self, x, state, seg: Segment):
         """Call it with its shared parameters in `seg.shared`."""
-        return self.memory(x, state, seg.replace(shared={**hand_out(self.shared), **seg.shared}))
+        return self.memory(x, state, seg.replace(shared={**collect_shared(self.shared), **seg.shared}))
 
 
 def token(x):
@@ -265,7 +265,7 @@ def distance(a, b) -> float:
 
 
 def rows_differ(a, b, axes=0) -> np.ndarray:
-    """Return, per row, whether any bit differs between two trees. axes: as in `place`. NaN differs from everything."""
+    """Return, per row, whether any bit differs between two trees. axes: as in `shard`. NaN differs from everything."""
     axes = axes if not isinstance(axes, int) else jax.tree.map(lambda _: axes, a)
     differs = np.zeros(BATCH, bool)
     for m, n, axis in zip(*map(jax.tree.leaves, (a, b, axes)), strict=True):

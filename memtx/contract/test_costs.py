@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import memtx.memory
-from memtx.contract.case import BATCH, at, distance, gathers, place
+from memtx.contract.case import BATCH, at, distance, gathers, shard
 from memtx.core import state_bytes
 from memtx.memory import MEMORIES
 
@@ -31,9 +31,9 @@ def test_c9_many_devices_are_one(case):
     def collectives(f, *args):
         return gathers(jax.jit(f).lower(*args).compile().as_text())
 
-    placed = place(x), case.warm(), place(seg)
+    placed = shard(x), case.warm(), shard(seg)
     assert collectives(case.apply, case.params, *placed) == []
-    ring, index, new = place((jnp.zeros((BATCH, 64, 8)), jnp.ones((BATCH, 3), int), jnp.ones((BATCH, 3, 8))))
+    ring, index, new = shard((jnp.zeros((BATCH, 64, 8)), jnp.ones((BATCH, 3), int), jnp.ones((BATCH, 3, 8))))
     assert collectives(lambda a, i, n: a.at[jnp.arange(BATCH)[:, None], i].set(n), ring, index, new)  # control
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memtx.contract.case import BATCH, EXACT, MOVED, at, cut, distance, place, rows_differ
+from memtx.contract.case import BATCH, EXACT, MOVED, at, cut, distance, rows_differ, shard
 
 ODD = [1, 7, 3, 1, 4]
 
@@ -100,13 +100,13 @@ def test_c2_another_layer_reads_the_same_memory_however_text_is_cut(case):
         pytest.skip("only memories at the attention site have readers")
     x, q = case.x(0), case.x(5)[0]
     rng = np.random.default_rng(0)
-    own = jax.tree.map(lambda a: place(a + rng.normal(0, 0.5, a.shape).astype(a.dtype), -1), case.params)
+    own = jax.tree.map(lambda a: shard(a + rng.normal(0, 0.5, a.shape).astype(a.dtype), -1), case.params)
 
     def read(cuts):
         state, outs, start = case.init_state(), [], 0
         for time in cuts:
             (mine, k, v), seg = cut((q, *x[1:]), start, time), at(start, time)
-            outs.append(np.asarray(case.jitted(own, place((mine, k, v)), state, place(seg))[0]))
+            outs.append(np.asarray(case.jitted(own, shard((mine, k, v)), state, shard(seg))[0]))
             _, state = case.call(cut(x, start, time), state, seg)
             start += time
         return np.concatenate(outs, 1)

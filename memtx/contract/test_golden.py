@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from memtx.contract.case import BATCH, DIMS, MOVED, Case, calls_of, distance, joined, load, place
+from memtx.contract.case import BATCH, DIMS, MOVED, Case, calls_of, distance, joined, load, shard
 from memtx.core import segment
 from memtx.memory import MEMORIES
 
@@ -45,15 +45,15 @@ def test_c1_outputs_and_gradients_match_the_golden(golden, request):
         return (y * weight).sum(), y
 
     gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    given = place(given, {kind: dict.fromkeys(keys, 0 if kind == "x." else -1) for kind, keys in given.items()})
-    (_, y), grads = gradient(given, place(saved["weight"]), False)
+    given = shard(given, {kind: dict.fromkeys(keys, 0 if kind == "x." else -1) for kind, keys in given.items()})
+    (_, y), grads = gradient(given, shard(saved["weight"]), False)
     assert distance(y, saved["y"]) <= 1e-5
     for kind, parts in grads.items():
         for key, value in parts.items():
             expected = saved[f"grad.{kind}{key}"]
             assert np.abs(value - expected).max() <= 1e-4 * np.abs(expected).max(), kind + key
     if case.remembers:
-        (_, y), _ = gradient(given, place(saved["weight"]), True)
+        (_, y), _ = gradient(given, shard(saved["weight"]), True)
         assert distance(y, saved["y"]) > MOVED  # control: state wiped between calls
 
 

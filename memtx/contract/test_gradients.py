@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memtx.contract.case import BATCH, EXACT, MOVED, at, calls_of, distance, joined, place
+from memtx.contract.case import BATCH, EXACT, MOVED, at, calls_of, distance, joined, shard
 from memtx.core import detach, segment
 
 
@@ -33,7 +33,7 @@ def test_c6_truncation_is_exact_in_depth(case):
         per_leaf = [jnp.abs(j).max(range(2, j.ndim)) for j in jax.tree.leaves(jax.jacrev(losses)(x_P))]
         return jnp.stack(per_leaf).max(0)
 
-    x = place(x, 1)
+    x = shard(x, 1)
     truncated, whole = np.asarray(jacobian(x, state, 2)), np.asarray(jacobian(x, state, 100))
     p, q = np.indices((4, 4))
     same_block = p // 2 == q // 2
@@ -62,7 +62,7 @@ def test_c6_gradients_do_not_depend_on_cuts(case):
         return jnp.sin(y).sum()
 
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnums=2)
-    x = place(case.x(0, 15))
+    x = shard(case.x(0, 15))
     whole = gradient(case.params, x, 15)
     assert distance(gradient(case.params, x, 3), whole) <= EXACT
     assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(whole)) > MOVED

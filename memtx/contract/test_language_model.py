@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memtx.contract.case import BATCH, DIMS, EXACT, MOVED, distance, gathers, mesh, place
+from memtx.contract.case import BATCH, DIMS, EXACT, MOVED, distance, gathers, mesh, shard
 from memtx.core import batch_axes, segment
 from memtx.memory import MEMORIES
 from memtx.models.lm import LM
@@ -26,36 +26,36 @@ def language_model(case, monkeypatch, **changes) -> LM:
 def test_language_model_goes_on_and_begins_anew(case, monkeypatch):
     lm = language_model(case, monkeypatch)
     call = jax.jit(lm.__call__)
-    params = place(lm.init(jax.random.key(0)), -1)
+    params = shard(lm.init(jax.random.key(0)), -1)
     token = np.random.default_rng(0).integers(0, DIMS.vocab_size, (BATCH, 16))
 
     def run(token, state, cuts, segs=None):
         outs, start = [], 0
         for i, time in enumerate(cuts):
-            logits, state = call(params, place(token[:, start : start + time]), state, segs and segs[i])
+            logits, state = call(params, shard(token[:, start : start + time]), state, segs and segs[i])
             outs.append(logits)
             start += time
         return jnp.concatenate(outs, 1), state
 
-    fresh = place(lm.init_state(BATCH), batch_axes(lm.init_state))
+    fresh = shard(lm.init_state(BATCH), batch_axes(lm.init_state))
     whole = run(token, fresh, [16])
     assert (distance(run(token, fresh, [4] * 4), whole) <= EXACT) == case.causal
     row = np.arange(BATCH) == 1
     position = np.where(row, 0, 16)[:, None] + np.arange(16)
-    again, _ = run(token, whole[1], [16], [place(segment(position, reset_B=row))])
+    again, _ = run(token, whole[1], [16], [shard(segment(position, reset_B=row))])
     assert distance(again[1], whole[0][1]) <= EXACT
     if case.keeps_x:
         assert all(distance(again[i], whole[0][i]) > MOVED for i in (0, 2, 3))  # control: rows that were not reset remember
     if mesh():
-        assert gathers(call.lower(params, place(token[:, :4]), fresh).compile().as_text()) == []
+        assert gathers(call.lower(params, shard(token[:, :4]), fresh).compile().as_text()) == []
 
 
 @pytest.mark.thorough
 def test_language_model_unrolled_is_the_one_scanned_and_rematerialised(case, monkeypatch):
     """Values and gradients, with dropout: the same key gives the same numbers for each way to run the stack."""
-    token = place(np.random.default_rng(0).integers(0, DIMS.vocab_size, (BATCH, 4)))
+    token = shard(np.random.default_rng(0).integers(0, DIMS.vocab_size, (BATCH, 4)))
     lm = language_model(case, monkeypatch)
-    params, state = place(lm.init(jax.random.key(0)), -1), place(lm.init_state(BATCH), batch_axes(lm.init_state))
+    params, state = shard(lm.init(jax.random.key(0)), -1), shard(lm.init_state(BATCH), batch_axes(lm.init_state))
 
     def gradient(**changes):
         lm = language_model(case, monkeypatch, dropout=0.5, **changes)

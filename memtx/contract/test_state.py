@@ -8,7 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from memtx.contract.case import BATCH, at, calls_of, distance, mesh, place, rows_differ
+from memtx.contract.case import BATCH, at, calls_of, distance, mesh, rows_differ, shard
 from memtx.core import segment
 
 
@@ -27,8 +27,8 @@ def test_c7_save_restore_and_go_on(case, tmp_path):
         other = None
         if mesh():
             on = mesh(2)  # ('data', 'model') = (2, N / 2): sharded differently than when saved
-            moved = restored(place(state, case.axes, on))
-            other = case.jitted(place(case.params, -1, on), place(x, 0, on), moved, place(seg, 0, on))
+            moved = restored(shard(state, case.axes, on))
+            other = case.jitted(shard(case.params, -1, on), shard(x, 0, on), moved, shard(seg, 0, on))
     assert jax.tree.structure(same) == jax.tree.structure(expected)
     assert not rows_differ(same[0], expected[0]).any()
     assert not rows_differ(same[1], expected[1], case.axes).any()
@@ -61,7 +61,7 @@ def test_c8_two_hundred_calls_in_bfloat16(case):
 
         return jax.lax.scan(step, state, (jnp.arange(200), x_P))
 
-    state, y_P = many(case.init_state(), place(calls_of(3, case.x(0, 600, jnp.bfloat16)), 1))
+    state, y_P = many(case.init_state(), shard(calls_of(3, case.x(0, 600, jnp.bfloat16)), 1))
     assert (np.asarray(y_P) < 100).all()  # a NaN fails too
     for leaf in jax.tree.leaves(state):
         assert (np.abs(np.asarray(leaf, np.float64)) <= 1000).all()  # counters are at 600

@@ -56,7 +56,7 @@ class Corpus:
         return records.read(self.path, self.splits[split], self.name)
 
 
-def corpus(name: str, cache: str | Path) -> Corpus:
+def load_corpus(name: str, cache: str | Path) -> Corpus:
     """The corpus of that name, built into `cache` at the first use.
 
     UserError if the name is unknown, its text cannot be had, or there is too little of it to split.

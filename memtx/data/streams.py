@@ -34,7 +34,7 @@ class Batch:
     position_BPT  int32, place of each input in its document, whose `bos` is 0; counts on through padding
     length_BP     int32, how many of the T tokens are real; 0 in a row that has nothing left to read
     reset_BP      bool, a document begins at this segment's first token
-    source_BP     int32, index of the document in the split; -1 in a row that has nothing left to read
+    document_BP     int32, index of the document in the split; -1 in a row that has nothing left to read
     shared        what else a model is handed, as in a Segment: "source/token" [B, P, S] and "source/length" [B, P], where
                   there is something for an encoder to read
     """
@@ -44,23 +44,23 @@ class Batch:
     position_BPT: np.ndarray
     length_BP: np.ndarray
     reset_BP: np.ndarray
-    source_BP: np.ndarray
+    document_BP: np.ndarray
     shared: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
-    def asked_BPT(self) -> np.ndarray:
+    def labelled_BPT(self) -> np.ndarray:
         """bool, where there is something to predict."""
         return (np.arange(self.target_BPT.shape[-1]) < self.length_BP[..., None]) & (self.target_BPT >= 0)
 
 
 def segment_of(batch: Batch, *, wiped: bool = False) -> Segment:
     """The Segment of a batch whose leaves have lost their P axis. wiped: memory begins anew, without a source."""
-    position_BT, length_B, reset_B, source_B = map(
-        jnp.asarray, (batch.position_BPT, batch.length_BP, batch.reset_BP, batch.source_BP)
+    position_BT, length_B, reset_B, document_B = map(
+        jnp.asarray, (batch.position_BPT, batch.length_BP, batch.reset_BP, batch.document_BP)
     )
     if wiped:
-        return Segment(position_BT, length_B, jnp.ones_like(reset_B), source_B)
-    return Segment(position_BT, length_B, reset_B, source_B, shared={key: jnp.asarray(a) for key, a in batch.shared.items()})
+        return Segment(position_BT, length_B, jnp.ones_like(reset_B), document_B)
+    return Segment(position_BT, length_B, reset_B, document_B, shared={key: jnp.asarray(a) for key, a in batch.shared.items()})
 
 
 @dataclass(frozen=True)
@@ -195,5 +195,5 @@ class Stream(Iterator[Batch]):
             position_BPT=(offset_BP[..., None] + step_T).astype(np.int32),
             length_BP=length_BP.astype(np.int32),
             reset_BP=(offset_BP == 0) & (length_BP > 0),
-            source_BP=document_BP.astype(np.int32),
+            document_BP=document_BP.astype(np.int32),
         )

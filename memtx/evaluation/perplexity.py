@@ -95,7 +95,7 @@ def make_evaluator(lm: LM, bytes_V: np.ndarray, layout: Layout):
             logits, state = lm(params, part.token_BPT, state, seg)
             nll_BT = token_nll(logits, part.target_BPT)[0]
             new_states.append(state)
-            new_sums.append(add(total, nll_BT, jnp.asarray(bytes_V)[part.target_BPT], seg, part.asked_BPT))
+            new_sums.append(add(total, nll_BT, jnp.asarray(bytes_V)[part.target_BPT], seg, part.labelled_BPT))
         return tuple(new_states), tuple(new_sums)
 
     state_shardings = (layout.state(lm.init_state),) * 2
@@ -108,7 +108,7 @@ def make_evaluator(lm: LM, bytes_V: np.ndarray, layout: Layout):
     def evaluate(params, batches: Iterable[Batch]) -> Evaluation:
         carry = None
         for batch in batches:
-            batch = layout.place(batch)
+            batch = layout.shard(batch)
             carry = carry or start(batch.token_BPT.shape[0], batch.token_BPT.shape[2])
             carry = step(params, *carry, batch)
         if carry is None:

@@ -70,7 +70,7 @@ class Recall:
 def make_recall(lm: LM, examples: Sequence[Example], layout: Layout):
     """Build evaluate(params, batches) -> Recall. It creates fresh states at each call and is compiled once.
 
-    batches: batches with P = 1, whose `source_BP` is the index of the example.
+    batches: batches with P = 1, whose `document_BP` is the index of the example.
     """
 
     def step(params, states, batch: Batch):
@@ -82,7 +82,7 @@ def make_recall(lm: LM, examples: Sequence[Example], layout: Layout):
             new.append(state)
             right.append(logits.argmax(-1) == part.target_BPT)
             nll.append(token_nll(logits, part.target_BPT)[0])
-        return tuple(new), (part.source_BP, part.position_BPT, part.asked_BPT, jnp.stack(right), jnp.stack(nll))
+        return tuple(new), (part.document_BP, part.position_BPT, part.labelled_BPT, jnp.stack(right), jnp.stack(nll))
 
     state_shardings = (layout.state(lm.init_state),) * 2
     step = jax.jit(step, donate_argnums=1, out_shardings=(state_shardings, layout.whole))
@@ -93,12 +93,12 @@ def make_recall(lm: LM, examples: Sequence[Example], layout: Layout):
         right_WEL, nll_WEL = np.zeros((2, len(examples), longest), bool), np.zeros((2, len(examples), longest), np.float32)
         states = None
         for batch in batches:
-            batch = layout.place(batch)
+            batch = layout.shard(batch)
             states = start(batch.token_BPT.shape[0]) if states is None else states
             states, found = step(params, states, batch)
-            source_B, position_BT, asked_BT, right_WBT, nll_WBT = jax.device_get(found)
+            document_B, position_BT, asked_BT, right_WBT, nll_WBT = jax.device_get(found)
             row, column = np.nonzero(asked_BT)
-            at = (slice(None), source_B[row], position_BT[row, column])
+            at = (slice(None), document_B[row], position_BT[row, column])
             right_WEL[at], nll_WEL[at] = right_WBT[:, row, column], nll_WBT[:, row, column]
         carried, wiped = (score(examples, right_EL, nll_EL) for right_EL, nll_EL in zip(right_WEL, nll_WEL, strict=True))
         return Recall(carried, wiped, len(examples), sum(int((example.label_L >= 0).sum()) for example in examples))

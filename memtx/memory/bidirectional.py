@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from memtx.core import Dims, Memory, Segment
-from memtx.nn.attention import Source, attend
+from memtx.nn.attention import KeySet, attend
 
 
 class Bidirectional(Memory):
@@ -43,4 +43,4 @@ class Bidirectional(Memory):
         q_BTNH, k, v = x
         if k is None:
             return jnp.zeros_like(q_BTNH), state
-        return attend(q_BTNH, [Source(k, v, seg.position_BT, seg.mask_BT, future=True, lead=0)], seg, self.dims), state
+        return attend(q_BTNH, [KeySet(k, v, seg.position_BT, seg.mask_BT, future=True, lead=0)], seg, self.dims), state

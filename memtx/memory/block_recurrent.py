@@ -30,7 +30,7 @@ from jax import Array, lax
 from memtx.core import Dims, Memory, Segment, pytree, segment, where_rows
 from memtx.errors import UserError, check_known, positive
 from memtx.memory.window import Recent, own
-from memtx.nn.attention import Source, attend
+from memtx.nn.attention import KeySet, attend
 from memtx.nn.linear import Linear, Norm, normal, unit
 from memtx.ops.chunks import Place, in_chunks
 from memtx.ops.rows import put, take
@@ -184,7 +184,7 @@ class BlockRecurrent(Memory):
 
     def look(self, q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, valid_BS: Array | None = None) -> Array:
         """Attention of every query to every valid key, without positions."""
-        everywhere = Source(k_BSKH, v_BSKH, jnp.zeros(k_BSKH.shape[:2], jnp.int32), valid_BS, future=True)
+        everywhere = KeySet(k_BSKH, v_BSKH, jnp.zeros(k_BSKH.shape[:2], jnp.int32), valid_BS, future=True)
         return attend(q_BTNH, [everywhere], segment(jnp.zeros(q_BTNH.shape[:2])), self.unplaced)
 
     def keys_values(self, kv_BTE: Array) -> tuple[Array, Array]:

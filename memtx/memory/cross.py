@@ -20,7 +20,7 @@ from jax import Array
 
 from memtx.core import Dims, Memory, Segment, pytree, where_rows
 from memtx.errors import UserError, positive
-from memtx.nn.attention import Projections, Source, attend
+from memtx.nn.attention import KeySet, Projections, attend
 
 
 @pytree
@@ -58,7 +58,7 @@ class Cross(Memory):
         if "encoded/h" in seg.shared:
             state = self.write(state, seg.shared["encoded/h"], seg.shared["encoded/length"])
         valid_BS = jnp.arange(self.config.capacity) < state.count_B[:, None]
-        source = Source(state.k_BSKH, state.v_BSKH, jnp.zeros_like(valid_BS, jnp.int32), valid_BS, future=True)
+        source = KeySet(state.k_BSKH, state.v_BSKH, jnp.zeros_like(valid_BS, jnp.int32), valid_BS, future=True)
         q_BTNH = self.attention.queries(x_BTD)
         y_BTD = self.attention.merge(attend(q_BTNH, [source], seg, self.dims))
         return jnp.where((state.count_B > 0)[:, None, None], y_BTD, 0), state

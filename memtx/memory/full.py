@@ -18,7 +18,7 @@ from jax import Array
 from memtx.core import Dims, Memory, Segment, pytree
 from memtx.errors import positive
 from memtx.memory.window import own
-from memtx.nn.attention import Source, attend
+from memtx.nn.attention import KeySet, attend
 from memtx.ops.rows import put
 
 
@@ -66,7 +66,7 @@ class Full(Memory):
         q, k, v = x
         size = self.config.capacity
         valid = jnp.arange(size) < state.count_B[:, None]
-        past = Source(state.k_BMKH, state.v_BMKH, state.position_BM, valid, window=size, often_empty=True)
+        past = KeySet(state.k_BMKH, state.v_BMKH, state.position_BM, valid, window=size, often_empty=True)
         if k is None:
             return attend(q, [past], seg, self.dims), state
         y = attend(q, [past, own(k, v, seg, size)], seg, self.dims)

@@ -30,7 +30,7 @@ from jax import Array
 
 from memtx.core import Dims, Memory, Segment, emit, pytree, wants, where_rows
 from memtx.errors import UserError, positive
-from memtx.nn.attention import Source, attend
+from memtx.nn.attention import KeySet, attend
 from memtx.nn.linear import elu_plus_one
 from memtx.ops.chunks import Place, in_chunks
 from memtx.ops.rows import shift
@@ -113,7 +113,7 @@ class Infini(Memory):
         place_BT = place_BT + place_BT // size * size
         before_BC = state.offset_B[:, None] - size + jnp.arange(size)  # of the entries of k_BCKH; negative: an older segment's
         seg = seg.replace(position_BT=place_BT)
-        near = partial(Source, window=size, gaps=True)
+        near = partial(KeySet, window=size, gaps=True)
         sources = [near(state.k_BCKH, state.v_BCKH, before_BC, before_BC >= 0, lead=size, often_empty=True)]
         if k_BTKH is not None:
             sources.append(near(k_BTKH, v_BTKH, place_BT, seg.mask_BT, lead=0))

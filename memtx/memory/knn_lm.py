@@ -96,7 +96,7 @@ class KNNLM(Memory):
             f, token, position, mask = (a[:, part] for a in (f_BTD, token_BT, seg.position_BT, seg.mask_BT))
             reads = {}
             if self.config.memory:
-                end_BT, cache = remember(cache, f, token, position, mask, seg.source_B)
+                end_BT, cache = remember(cache, f, token, position, mask, seg.document_B)
                 first_BT = jnp.maximum(end_BT - self.config.memory, 0)
                 reads["cache"] = self.read(f, cache.bank, first_BT, end_BT)
             if self.config.datastore:
@@ -151,7 +151,7 @@ def empty(capacity: int, width: int) -> Bank:
     return bank.empty(capacity, jax.ShapeDtypeStruct((width,), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32))
 
 
-def remember(cache: Cache, f_BTD, token_BT, position_BT, mask_BT, source_B) -> tuple[Array, Cache]:
+def remember(cache: Cache, f_BTD, token_BT, position_BT, mask_BT, document_B) -> tuple[Array, Cache]:
     """Write the pairs (f_{t-1}, token t) -> the id after that of each token's pair, and the cache."""
     keys = jnp.concatenate([cache.hidden_BD[:, None], f_BTD[:, :-1]], 1)
     paired_BT = mask_BT.at[:, 0].set(mask_BT[:, 0] & cache.begun_B)
@@ -160,7 +160,7 @@ def remember(cache: Cache, f_BTD, token_BT, position_BT, mask_BT, source_B) -> t
     def write(pairs, key, token, mask, source, position):
         return bank.write(pairs, key, token, mask_T=mask, source=source, position=position)
 
-    pairs = jax.vmap(write)(cache.bank, keys, token_BT, paired_BT, source_B, position_BT)
+    pairs = jax.vmap(write)(cache.bank, keys, token_BT, paired_BT, document_B, position_BT)
     length_B = mask_BT.sum(1, dtype=jnp.int32)
     last = take(f_BTD, jnp.maximum(length_B - 1, 0)[:, None])[:, 0]
     hidden = jnp.where((length_B > 0)[:, None], last, cache.hidden_BD)

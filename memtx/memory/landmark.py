@@ -118,7 +118,7 @@ class Landmark(Memory):
         k, v = line(state.k_BCKH, k), line(state.v_BCKH, v)
         q, position, slot = (jnp.moveaxis(a, 0, 1) for a in (grid.pack(q), grid.pack(position_BT), grid.slot_KBQ))
         first = position[..., 0] - slot[..., 0]
-        full = jax.vmap(self.write)(state.bank, k[:, :-1], v[:, :-1], grid.complete_KB.T, seg.source_B, first)
+        full = jax.vmap(self.write)(state.bank, k[:, :-1], v[:, :-1], grid.complete_KB.T, seg.document_B, first)
         id_BJ = state.bank.cursor[:, None] + jnp.arange(grid.blocks)
         out = self.read(q, k[:, :-1], v[:, :-1], slot, slot, full, id_BJ, seg)
         y, reads = jax.tree.map(lambda a: grid.unpack(jnp.moveaxis(a, 1, 0)), out)

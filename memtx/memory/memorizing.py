@@ -125,7 +125,7 @@ class Memorizing(Memory):
         for start in range(0, time, size):
             part = slice(start, min(start + size, time))
             id_BT = full.cursor[:, None] + jnp.arange(part.stop - start)
-            full = jax.vmap(write)(full, k[:, part], v[:, part], seg.mask_BT[:, part], seg.source_B, seg.position_BT[:, part])
+            full = jax.vmap(write)(full, k[:, part], v[:, part], seg.mask_BT[:, part], seg.document_B, seg.position_BT[:, part])
             outs.append(self.read(q[:, part], full, id_BT))
         return *jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *outs), full
 

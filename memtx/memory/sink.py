@@ -19,7 +19,7 @@ from jax import Array
 from memtx.core import Dims, Memory, Segment, pytree
 from memtx.errors import positive
 from memtx.memory.window import Recent, own
-from memtx.nn.attention import Source, attend
+from memtx.nn.attention import KeySet, attend
 from memtx.ops.rows import put
 
 
@@ -64,7 +64,7 @@ class Sink(Memory):
             state = dataclasses.replace(state, k_BSKH=put(state.k_BSKH, slot, k), v_BSKH=put(state.v_BSKH, slot, v))
         written = recent.count_B + (0 if k is None else seg.length_B)
         index = jnp.broadcast_to(jnp.arange(sinks), (q.shape[0], sinks))
-        first = Source(
+        first = KeySet(
             state.k_BSKH,
             state.v_BSKH,
             position_BS=index,
@@ -78,6 +78,6 @@ class Sink(Memory):
         return y, dataclasses.replace(state, recent=recent.write(k, v, seg))
 
 
-def _without(sinks: int, source: Source) -> Source:
+def _without(sinks: int, source: KeySet) -> KeySet:
     recent_BS = source.position_BS >= sinks
     return dataclasses.replace(source, valid_BS=recent_BS if source.valid_BS is None else source.valid_BS & recent_BS)

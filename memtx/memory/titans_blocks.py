@@ -31,7 +31,7 @@ from memtx.core import Dims, Memory, Segment, pytree, rematerialised
 from memtx.errors import positive
 from memtx.memory.titans import Fast, NeuralMemory, Settings, apply, settle, starts
 from memtx.memory.window import Recent, own
-from memtx.nn.attention import Projections, Source, attend
+from memtx.nn.attention import KeySet, Projections, attend
 from memtx.nn.conv import ShortConv
 from memtx.nn.linear import Linear, Norm, normal, unit
 from memtx.ops.chunks import Place, in_chunks
@@ -47,11 +47,11 @@ class Persistent(nnx.Module):
         self.attention = Projections(attention, dims)
         self.tokens = normal(persistent, (tokens, dims.width), 1.0, optim="no_decay")
 
-    def attend(self, q_BTNH: Array, sources: list[Source], seg: Segment) -> Array:
+    def attend(self, q_BTNH: Array, sources: list[KeySet], seg: Segment) -> Array:
         k, v = self.attention.keys_values(self.tokens[...].astype(q_BTNH.dtype)[None])
         shape = (q_BTNH.shape[0], *k.shape[1:])
         nowhere, here = jnp.zeros(shape[:2], jnp.int32), jnp.zeros(q_BTNH.shape[:2], jnp.int32)
-        always = Source(jnp.broadcast_to(k, shape), jnp.broadcast_to(v, shape), nowhere, nowhere == 0, query_position_BT=here)
+        always = KeySet(jnp.broadcast_to(k, shape), jnp.broadcast_to(v, shape), nowhere, nowhere == 0, query_position_BT=here)
         return self.attention.merge(attend(q_BTNH, [always, *sources], seg, self.dims))
 
 
@@ -190,7 +190,7 @@ class MAC(Memory):
         if place is None:
             slot_BQ = jnp.broadcast_to(jnp.arange(slots), (batch, slots))
             length_B, all_BQ = jnp.full(batch, slots), slot_BQ >= 0
-            sources = [Source(*kv, slot_BQ, all_BQ, lead=0) for kv in ((h_k, h_v), (k, v))]
+            sources = [KeySet(*kv, slot_BQ, all_BQ, lead=0) for kv in ((h_k, h_v), (k, v))]
         else:
             slot_BQ, length_B = place.slot_BQ, place.valid_BQ.sum(1, dtype=jnp.int32)
             context, source = write(context, (h_k, k), (h_v, v), place)
@@ -202,7 +202,7 @@ class MAC(Memory):
         return dataclasses.replace(context, fast=fast, tail=tail), o_BQD
 
 
-def write(context: Context, k: tuple[Array, Array], v: tuple[Array, Array], place: Place) -> tuple[Context, Source]:
+def write(context: Context, k: tuple[Array, Array], v: tuple[Array, Array], place: Place) -> tuple[Context, KeySet]:
     """The segment so far as a source, with keys and values of h and of x added, and what is left of it after the block."""
     size = context.k_BSKH.shape[1] // 2
     index_BQ = jnp.where(place.valid_BQ, place.slot_BQ, 2 * size)  # out of range: dropped
@@ -211,4 +211,4 @@ def write(context: Context, k: tuple[Array, Array], v: tuple[Array, Array], plac
     position_BS = jnp.broadcast_to(jnp.tile(jnp.arange(size), 2), k_BSKH.shape[:2])  # later slots hide behind their age
     over_B = place.complete_B[:, None, None, None]
     context = dataclasses.replace(context, k_BSKH=jnp.where(over_B, 0, k_BSKH), v_BSKH=jnp.where(over_B, 0, v_BSKH))
-    return context, Source(k_BSKH, v_BSKH, position_BS, position_BS >= 0)
+    return context, KeySet(k_BSKH, v_BSKH, position_BS, position_BS >= 0)

@@ -17,7 +17,7 @@ from jax import Array
 
 from memtx.core import Dims, Memory, Segment, pytree
 from memtx.errors import positive
-from memtx.nn.attention import Source, attend
+from memtx.nn.attention import KeySet, attend
 from memtx.ops.rows import shift
 
 
@@ -49,16 +49,16 @@ class Recent:
             self.count_B + seg.length_B,
         )
 
-    def source(self, seg: Segment, window: int | None) -> Source:
+    def source(self, seg: Segment, window: int | None) -> KeySet:
         """The tokens before this call's, one position each."""
         lead = self.k_BMKH.shape[1]
         position_BM = seg.position_BT[:, :1] - lead + jnp.arange(lead)
-        return Source(self.k_BMKH, self.v_BMKH, position_BM, self.valid_BM, window=window, lead=lead)
+        return KeySet(self.k_BMKH, self.v_BMKH, position_BM, self.valid_BM, window=window, lead=lead)
 
 
-def own(k_BTKH: Array, v_BTKH: Array, seg: Segment, window: int | None) -> Source:
+def own(k_BTKH: Array, v_BTKH: Array, seg: Segment, window: int | None) -> KeySet:
     """The call's own tokens as a source."""
-    return Source(k_BTKH, v_BTKH, seg.position_BT, None, window=window, lead=0)  # padding comes last: only padding sees it
+    return KeySet(k_BTKH, v_BTKH, seg.position_BT, None, window=window, lead=0)  # padding comes last: only padding sees it
 
 
 class Window(Memory):

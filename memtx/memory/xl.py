@@ -26,7 +26,7 @@ from jax import Array, lax
 
 from memtx.core import Dims, Memory, Segment, State, pytree, scan, segment, where_rows
 from memtx.errors import UserError, positive
-from memtx.nn.attention import MASKED, Source, attend, sums, tile_shape
+from memtx.nn.attention import MASKED, KeySet, attend, sums, tile_shape
 from memtx.nn.linear import Linear, normal
 from memtx.ops.grid import Grid, skip_if_empty
 from memtx.ops.rows import put
@@ -149,7 +149,7 @@ class TransformerXL(Memory):
         aligned = isinstance(slot, int)
         if self.config.position == "rope":
             index_BS = jnp.broadcast_to(jnp.arange(slots), (batch, slots))
-            source = Source(k, v, index_BS, written_BS, lead=size if aligned else None)
+            source = KeySet(k, v, index_BS, written_BS, lead=size if aligned else None)
             y = attend(q, [source], segment(place_BQ), self.dims)
         else:
             y = self.relative(q, k, v, place_BQ, written_BS, aligned)

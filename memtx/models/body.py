@@ -19,7 +19,7 @@ from memtx.models.stack import Sequence, Stack
 from memtx.nn.mlp import MLP
 
 
-def body(model: Model, dims: Dims, key: Array) -> Body:
+def build_body(model: Model, dims: Dims, key: Array) -> Body:
     """Build all layers between embedding and head: stacks of blocks, inside the mechanism `model.body` if it is set."""
     around = MEMORIES[model.body] if model.body else None
     outer, *keys = jax.random.split(key, 1 + len(model.stacks))
@@ -58,7 +58,7 @@ def _wrap(wrap, make, key: Array):
     return wrap(for_wrap, make(for_layer))
 
 
-def shared(model: Model, dims: Dims, key: Array) -> nnx.Dict:
+def build_shared(model: Model, dims: Dims, key: Array) -> nnx.Dict:
     """Build the parameters that several layers of a mechanism share (`Memory.shared`), by mechanism."""
     found = {}
     for i, (name, settings) in enumerate(model.memory.items()):
@@ -67,6 +67,6 @@ def shared(model: Model, dims: Dims, key: Array) -> nnx.Dict:
     return nnx.Dict(found)
 
 
-def hand_out(parameters: nnx.Dict) -> dict[str, Array]:
+def collect_shared(parameters: nnx.Dict) -> dict[str, Array]:
     """Return shared parameters under the names in `seg.shared`: "mechanism/name"."""
     return {f"{name}/{key}": value[...] for name, group in parameters.items() for key, value in group.items()}

@@ -17,7 +17,7 @@ from jax import Array
 
 from memtx.config import Model
 from memtx.core import Dims, Segment
-from memtx.models.body import body
+from memtx.models.body import build_body
 from memtx.nn.linear import Norm, normal
 from memtx.nn.positions import T5_BUCKETS
 
@@ -27,7 +27,7 @@ class Encoder(nnx.Module):
 
     def __init__(self, model: Model, dims: Dims, key: Array):
         for_body, bias = jax.random.split(key)
-        self.body = body(dataclasses.replace(model, stacks=model.encoder, body=model.encoder_body), dims, for_body)
+        self.body = build_body(dataclasses.replace(model, stacks=model.encoder, body=model.encoder_body), dims, for_body)
         self.norm = None if model.post_norm else Norm(model.norm, model.width, model.norm_epsilon)
         t5 = model.position == "t5"
         self.relative_bias = normal(bias, (T5_BUCKETS, model.num_heads), 0.02, optim="no_decay") if t5 else None

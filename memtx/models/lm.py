@@ -24,7 +24,7 @@ from memtx.config import Model
 from memtx.core import Body, Dims, Segment, State, emit, pytree, reset, segment
 from memtx.errors import UserError
 from memtx.memory import MEMORIES
-from memtx.models.body import body, hand_out, shared
+from memtx.models.body import build_body, build_shared, collect_shared
 from memtx.models.encoder import Encoder
 from memtx.models.outputs import OUTPUTS
 from memtx.models.patterns import names
@@ -55,8 +55,8 @@ class Decoder(nnx.Module):
         self.embed = normal(
             next(keys), (model.vocab_size, model.width), 1.0 if not model.tied else model.width**-0.5, axes=("model", None)
         )
-        self.body = body(model, dims, next(keys))
-        self.shared = shared(model, dims, next(keys))
+        self.body = build_body(model, dims, next(keys))
+        self.shared = build_shared(model, dims, next(keys))
         self.norm = None if model.post_norm else Norm(model.norm, model.width, model.norm_epsilon)
         to_logits, place, bias, head, types, output, encoder = keys
         self.output = OUTPUTS[model.output](model, output) if model.output else None
@@ -82,7 +82,7 @@ class Decoder(nnx.Module):
             seg = segment(state.position_B[:, None] + jnp.arange(token_BT.shape[1]))
         state = reset(self, state, seg.reset_B)
         for_embed, for_body, for_head, for_encoder = (None,) * 4 if key is None else jax.random.split(key, 4)
-        handed = dict(seg.shared) | hand_out(self.shared)
+        handed = dict(seg.shared) | collect_shared(self.shared)
         if self.encoder is not None and "source/token" in handed:
             handed |= self.encode(self.encoder, handed, for_encoder)
         if self.relative_bias is not None:

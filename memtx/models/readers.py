@@ -58,7 +58,7 @@ class Reader(Written):
         return y, state
 
 
-def hand_on(seg: Segment, emitted: Mapping[str, tuple], of=lambda value: value) -> tuple[Segment, dict[str, tuple]]:
+def publish(seg: Segment, emitted: Mapping[str, tuple], of=lambda value: value) -> tuple[Segment, dict[str, tuple]]:
     """Return the Segment for later layers, with the emitted memories in `shared`, and the other emissions.
 
     of: a function that is applied to each memory, such as `last_group`.

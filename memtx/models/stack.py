@@ -13,7 +13,7 @@ from flax import nnx
 from jax import Array
 
 from memtx.core import Segment, collect, emit, emit_all, rematerialised, scan
-from memtx.models.readers import KIND, hand_on, last_group
+from memtx.models.readers import KIND, last_group, publish
 
 
 class Stack(nnx.Module):
@@ -49,7 +49,7 @@ class Stack(nnx.Module):
                 layer = collect(rematerialised(layer) if self.remat else layer)
                 layer_key = None if key is None else jax.random.fold_in(jax.random.fold_in(key, i), g)
                 (x, layer_state), aux = layer(params[i], x, state[i], layer_key)
-                layer_seg, aux = hand_on(layer_seg, aux)
+                layer_seg, aux = publish(layer_seg, aux)
                 emit_all(aux)
                 new.append(layer_state)
             for name in self.handed:
@@ -79,7 +79,7 @@ class Sequence(nnx.Module):
         for i, (body, body_state) in enumerate(zip(self.bodies, state, strict=True)):
             body_key = None if key is None else jax.random.fold_in(key, i)
             (x_BTD, body_state), aux = collect(body, also=(KIND,))(x_BTD, body_state, seg, key=body_key)
-            seg, aux = hand_on(seg, aux, last_group)
+            seg, aux = publish(seg, aux, last_group)
             emit_all(aux)
             new.append(body_state)
         return x_BTD, tuple(new)

@@ -33,13 +33,13 @@ from memtx.core import Dims, Segment
 from memtx.nn.linear import Linear
 from memtx.nn.positions import alibi_slopes, rope, t5_bucket
 
-BLOCK = 128  # the least number of queries and of keys in a tile, as measured in experiments/speed
+TILE = 128  # the least number of queries and of keys in a tile, as measured in experiments/speed
 MASKED = -1e30
 Positions = Array | np.ndarray  # NumPy if known at compile time
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class KeySet:
     """Keys and values that queries attend to. Visible keys are valid and have 0 <= age < window.
 
     The age is the query's position minus the key's. If `future`, queries see all valid keys of any age, and `window` is
@@ -90,7 +90,7 @@ class Source:
         return first, min(size, self.lead + stop)
 
 
-def attend(q_BTNH: Array, sources: list[Source], seg: Segment, dims: Dims) -> Array:
+def attend(q_BTNH: Array, sources: list[KeySet], seg: Segment, dims: Dims) -> Array:
     """Return softmax(q k^T dims.scale + position bias) v over all sources together, [B, T, N, H] in q's dtype.
 
     A query that sees no key at all (padding) gets finite values without meaning.
@@ -104,7 +104,7 @@ def attend(q_BTNH: Array, sources: list[Source], seg: Segment, dims: Dims) -> Ar
     return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(q_BTNH.shape)
 
 
-def read(q_BTNH: Array, source: Source, seg: Segment, dims: Dims) -> tuple[Array, Array, Array]:
+def read(q_BTNH: Array, source: KeySet, seg: Segment, dims: Dims) -> tuple[Array, Array, Array]:
     """Return the float32 sums of one source: y [B, K, G, T, H], total and m [B, K, G, T, 1]."""
     batch, time, _, head_dim = q_BTNH.shape
     q, k, v = q_BTNH, source.k_BSKH.astype(q_BTNH.dtype), source.v_BSKH.astype(q_BTNH.dtype)
@@ -135,7 +135,7 @@ def pieces(x: Array, size: int, axis: int) -> list[Array]:
     return jnp.split(x, list(range(size, x.shape[axis], size)), axis)
 
 
-def hidden(age_BTS: Positions, source: Source, keys: slice) -> ArrayLike:
+def hidden(age_BTS: Positions, source: KeySet, keys: slice) -> ArrayLike:
     """Return a bias that hides keys, [B or 1, 1, 1, T or 1, S], or 0 if every key is known at compile time to be visible."""
     bias, window = 0.0, source.window
     static = isinstance(age_BTS, np.ndarray)
@@ -153,11 +153,11 @@ def hidden(age_BTS: Positions, source: Source, keys: slice) -> ArrayLike:
 def tile_shape(queries: int, keys: int) -> tuple[int, int]:
     """Return the rows and columns of a tile.
 
-    Each is at least BLOCK. Few queries get wide tiles with as many scores. Long texts get larger tiles, which limits how many
+    Each is at least TILE. Few queries get wide tiles with as many scores. Long texts get larger tiles, which limits how many
     are compiled.
     """
-    rows = BLOCK * max(1, -(-queries // (8 * BLOCK)))
-    return rows, BLOCK * max(BLOCK // queries, 1, -(-keys // (8 * BLOCK)))
+    rows = TILE * max(1, -(-queries // (8 * TILE)))
+    return rows, TILE * max(TILE // queries, 1, -(-keys // (8 * TILE)))
 
 
 def sums(scores: list[Array], values: list[Array], q_BKGTH: Array) -> tuple[Array, Array, Array]:
@@ -198,7 +198,7 @@ def add(terms: Iterable[Array]) -> Array:
     return reduce(jnp.add, terms)
 
 
-def read_unless_empty(q_BTNH: Array, source: Source, seg: Segment, dims: Dims) -> tuple[Array, Array, Array]:
+def read_unless_empty(q_BTNH: Array, source: KeySet, seg: Segment, dims: Dims) -> tuple[Array, Array, Array]:
     """`read`, skipped at run time if no row has a valid key.
 
     The backward pass recomputes the branch from its arguments. Saved residuals would be filled with zeros in calls that skip

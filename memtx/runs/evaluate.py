@@ -14,7 +14,7 @@ from memtx.models.lm import build
 from memtx.pretrained.load import load_params
 from memtx.runs.configure import configure, with_cache
 from memtx.runs.load import load_run
-from memtx.runs.source import Result, source
+from memtx.runs.source import Result, make_source
 from memtx.sharding import Layout
 
 
@@ -34,7 +34,7 @@ def evaluate_run(
     """
     run = load_run(Path(workdir))
     config = _changed(with_cache(run.config, cache), str(workdir), split=split, segments=segments, examples=examples, task=task)
-    data = source(config, run.tokenizer)
+    data = make_source(config, run.tokenizer)
     data.check(run.lm)
     return data.evaluator(run.lm, Layout(config.mesh))(run.params), run.step
 
@@ -42,7 +42,7 @@ def evaluate_run(
 def evaluate_config(config, **given) -> Result:
     """A config's model before any training: a pretrained one with its weights. `given` as for `evaluate_run`."""
     config = _changed(configure(config), "the config", **given)
-    data = source(config)
+    data = make_source(config)
     lm = build(config.model, vocab_size=data.tokenizer.vocab_size, subwords=data.tokenizer.subwords)
     data.check(lm)
     key = jax.random.fold_in(jax.random.key(config.seed), 0)  # as training begins

@@ -18,7 +18,7 @@ from memtx.errors import UserError, check_known
 from memtx.models.cost import flops_per_token
 from memtx.models.lm import build
 from memtx.runs.configure import configure
-from memtx.runs.source import source
+from memtx.runs.source import make_source
 
 FEED_FORWARD_UNIT = 8
 LARGEST = 2**40  # the largest value of a solved key that is tried
@@ -59,7 +59,7 @@ def budget(config: Config, vocab_size: int) -> Budget:
     return Budget(**{name: cost(lm, config) for name, cost in COSTS.items()})
 
 
-def plan(values: Mapping[str, Any], match: Mapping[str, float], solve: str = "") -> Plan:
+def make_plan(values: Mapping[str, Any], match: Mapping[str, float], solve: str = "") -> Plan:
     """Find the config with the cost nearest to the target, such as {"params": 1e6}.
 
     values: those of a config file, `ConfigDict.to_dict()`.
@@ -74,7 +74,7 @@ def plan(values: Mapping[str, Any], match: Mapping[str, float], solve: str = "")
     check_target(values, match, solve)
     values = copy.deepcopy(dict(values))
     config = configure(values)
-    vocab_size = config.model.vocab_size or source(config).tokenizer.vocab_size
+    vocab_size = config.model.vocab_size or make_source(config).tokenizer.vocab_size
     solved: dict[str, int] = {}
     for name, target in match.items():
         units = {"model.width": 2 * config.model.num_heads, "model.ff_dim": FEED_FORWARD_UNIT}

@@ -9,11 +9,10 @@ from typing import Protocol
 import jax
 
 from memtx.config import Config
-from memtx.data.corpora import corpus
+from memtx.data.corpora import load_corpus
 from memtx.data.masked import Masked
 from memtx.data.streams import Batch, Stream
-from memtx.data.tokenizers import Tokenizer
-from memtx.data.tokenizers import tokenizer as make_tokenizer
+from memtx.data.tokenizers import Tokenizer, make_tokenizer
 from memtx.data.tokens import Tokens, tokenize
 from memtx.errors import UserError, quoted
 from memtx.evaluation.perplexity import Evaluation, make_evaluator
@@ -22,7 +21,7 @@ from memtx.evaluation.text import check_scorers
 from memtx.evaluation.written import bits_per_byte, greedy_scores
 from memtx.models.lm import LM, Params
 from memtx.runs.configure import complete_task
-from memtx.runs.stages import held_out, stages
+from memtx.runs.stages import held_out, make_stages
 from memtx.sharding import Layout
 from memtx.tasks.base import Task
 from memtx.tasks.stream import Examples
@@ -59,7 +58,7 @@ class Source(Protocol):
         ...
 
 
-def source(config: Config, tokenizer: Tokenizer | None = None) -> Source:
+def make_source(config: Config, tokenizer: Tokenizer | None = None) -> Source:
     """tokenizer: a trained run's own. UserError if the corpus cannot be had."""
     return TaskSource(config) if config.data.corpus.startswith("task:") else TextSource(config, tokenizer)
 
@@ -69,7 +68,7 @@ class TextSource:
 
     def __init__(self, config: Config, tokenizer: Tokenizer | None = None):
         self.config = config
-        self._corpus = corpus(config.data.corpus, config.data.cache)
+        self._corpus = load_corpus(config.data.corpus, config.data.cache)
         self.notes = self._corpus.notes
         self.tokenizer = tokenizer or make_tokenizer(config.data.tokenizer, self._corpus, config.data.cache)
         self._held_out = self._tokens(config.eval.split)
@@ -110,7 +109,7 @@ class TaskSource:
     notes = ()
 
     def __init__(self, config: Config):
-        self._stages, self._task = stages(config.data), held_out(config)
+        self._stages, self._task = make_stages(config.data), held_out(config)
         self.config = _named(config, [self._task, *(task for _, task in self._stages)])
         self.tokenizer = self._task.tokenizer
         tasks = [self._task, *(task for _, task in self._stages)]

@@ -12,7 +12,7 @@ from memtx.runs.configure import task_class
 from memtx.tasks.base import Task
 
 
-def stages(data: Data) -> list[tuple[int, Task]]:
+def make_stages(data: Data) -> list[tuple[int, Task]]:
     """Return (steps, task) of each stage. The last one is `data.task` itself and does not end (steps = 0)."""
     return [(steps, changed(data, settings, "data.curriculum")) for steps, settings in data.curriculum] + [
         (0, changed(data, {}))

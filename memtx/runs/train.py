@@ -22,12 +22,12 @@ from memtx.errors import UserError
 from memtx.models.lm import LM, build
 from memtx.pretrained.load import load_params
 from memtx.runs.configure import configure
-from memtx.runs.source import Batches, Result, source
+from memtx.runs.source import Batches, Result, make_source
 from memtx.sharding import Layout
 from memtx.training.checkpoint import Checkpointer
-from memtx.training.interrupt import told_to_stop
+from memtx.training.interrupt import catch_stop
 from memtx.training.metrics import Metrics
-from memtx.training.optim import optimizer, schedule
+from memtx.training.optim import make_optimizer, make_schedule
 from memtx.training.step import make_step
 
 
@@ -50,11 +50,11 @@ def train(config: ml_collections.ConfigDict | Mapping | Config, workdir: str | P
     layout = Layout(config.mesh)
     layout.check_batch("train.batch / train.accumulate", config.train.batch // config.train.accumulate)
     layout.check_batch("eval.batch", config.eval.batch)
-    data = source(config)
+    data = make_source(config)
     config = data.config
     lm = build(config.model, vocab_size=data.tokenizer.vocab_size, subwords=data.tokenizer.subwords)
     data.check(lm)
-    tx = optimizer(config.optim, config.train.steps, lm, cache=config.data.cache)
+    tx = make_optimizer(config.optim, config.train.steps, lm, cache=config.data.cache)
     stream = data.stream()
     for note in data.notes:
         say(note)
@@ -112,7 +112,7 @@ class Run:
     def loop(self, state, done: int, stream: Batches, evaluate, checkpoints: Checkpointer, metrics: Metrics) -> Trained:
         """From step `done` (-1: nothing was saved yet) to the last one."""
         config, total = self.config, self.config.train.steps
-        rate = schedule(config.optim, total)
+        rate = make_schedule(config.optim, total)
         pending, evaluation, saved = None, None, done
         clock = time.monotonic()
         logged = max(done, 0)
@@ -138,7 +138,7 @@ class Run:
             values |= {"train/lr": np.asarray(rate(step - 1)).item(), "train/tokens_per_s": tokens * steps / max(elapsed, 1e-9)}
             metrics.write(step, values)
 
-        with told_to_stop() as stopped:
+        with catch_stop() as stopped:
             for step in range(max(done, 0), total + 1):
                 last = step == total
                 stop = self._agree(stopped.is_set())
@@ -157,7 +157,7 @@ class Run:
                         saved = step
                 if last or stop:
                     break
-                batch = self.layout.place(next(stream))
+                batch = self.layout.shard(next(stream))
                 *state, values = self.step(*state, batch, np.int32(step), self.key)
                 log()
                 pending = (step + 1, values)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from memtx.config import Config, to_json
 from memtx.errors import UserError, check_known
-from memtx.runs.plan import plan
+from memtx.runs.plan import make_plan
 from memtx.runs.train import train
 from memtx.sweep import record as records
 from memtx.sweep.record import Record
@@ -75,7 +75,7 @@ def _start_record(run: Run, before: Record) -> Record:
 
 def _train_and_measure(sweep: Sweep, run: Run, folder: Path, record: Record, say: Callable) -> Record:
     """Train and measure. Returns the keys to add to the record."""
-    planned = plan(run.values, run.match, run.solve)
+    planned = make_plan(run.values, run.match, run.solve)
     config = planned.config
     gained = {"solved": planned.solved, "config": to_json(config), "budget": dataclasses.asdict(planned.budget)}
     records.write(folder, record | gained)

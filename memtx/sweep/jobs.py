@@ -39,7 +39,7 @@ class Executor(Protocol):
         ...
 
 
-def executor(kind: str, parallel: int, workdir: Path, settings: dict[str, Any]) -> Executor:
+def make_executor(kind: str, parallel: int, workdir: Path, settings: dict[str, Any]) -> Executor:
     """Build an executor. Raises UserError for an unknown kind, or settings that the kind does not have."""
     check_known(kind, EXECUTORS, "executor")
     if kind == "process":

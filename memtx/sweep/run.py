@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from memtx.sweep.board import Board
-from memtx.sweep.jobs import executor
+from memtx.sweep.jobs import make_executor
 from memtx.sweep.schedule import Scheduler, choose, claim
 from memtx.sweep.spec import load_sweep
 
@@ -31,7 +31,7 @@ def run_sweep(
     """
     sweep, workdir = load_sweep(path), Path(workdir)
     names = choose(sweep, only)
-    jobs = executor(executor_kind, parallel, workdir, settings or {})
+    jobs = make_executor(executor_kind, parallel, workdir, settings or {})
     claim(sweep, workdir)
     console = console or Console(soft_wrap=True, highlight=False)
     with Board(console, names, workdir) as board:

@@ -22,7 +22,7 @@ from memtx.sweep import record as records
 from memtx.sweep.execute import folder_of
 from memtx.sweep.jobs import SUBMITIT, Executor, Job
 from memtx.sweep.spec import Sweep
-from memtx.training.interrupt import told_to_stop
+from memtx.training.interrupt import catch_stop
 from memtx.training.workdir import LOCK, LOG, InUse, hold, write_atomic
 
 BUSY = 75  # exit status of a run that another process is executing (EX_TEMPFAIL)
@@ -97,7 +97,7 @@ class Scheduler:
                 self.waiting.append(name)
             if state == "failed":
                 self.failed_before.add(name)
-        with told_to_stop() as stopped:
+        with catch_stop() as stopped:
             while not stopped.is_set() and (self.waiting or self.jobs or self.elsewhere):
                 self._start()
                 tick()

@@ -93,7 +93,7 @@ class Examples(Iterator[Batch]):
             position_BPT=position_BPT,
             length_BP=length_BP,
             reset_BP=(position_BPT[..., 0] == 0) & (length_BP > 0),
-            source_BP=np.where(length_BP > 0, np.asarray(indices)[:, None], -1).astype(np.int32),
+            document_BP=np.where(length_BP > 0, np.asarray(indices)[:, None], -1).astype(np.int32),
             shared=self._pad_sources(self._drawn[1], now.part, token_BPT.shape[1]) if self._source else {},
         )
 

@@ -12,7 +12,7 @@ MESSAGE = b"\nsaving, then stopping; press Ctrl-C again to stop at once\n"
 
 
 @contextmanager
-def told_to_stop() -> Iterator[threading.Event]:
+def catch_stop() -> Iterator[threading.Event]:
     """Yield an event that SIGTERM and the first SIGINT set. A second SIGINT calls the previous handler.
 
     In other threads than the main one nothing sets the event, because only the main thread can handle signals. Signals that

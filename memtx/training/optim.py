@@ -19,7 +19,7 @@ from memtx.pretrained.load import new_parameters
 from memtx.pretrained.names import flat
 
 
-def schedule(optim: Optim, steps: int) -> optax.Schedule:
+def make_schedule(optim: Optim, steps: int) -> optax.Schedule:
     """Warm-up from 0 to `lr`, then to `final_lr * lr` at the last step along a cosine or a line, or constant."""
     warmup = min(optim.warmup, max(steps - 1, 0))
     rest = max(steps - warmup, 1)
@@ -32,7 +32,7 @@ def schedule(optim: Optim, steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, optim.lr, warmup), after], [warmup])
 
 
-def optimizer(optim: Optim, steps: int, lm: LM, cache: str = "") -> optax.GradientTransformation:
+def make_optimizer(optim: Optim, steps: int, lm: LM, cache: str = "") -> optax.GradientTransformation:
     """Clip, precondition, decay, scale: one optax chain, for the parameters that are trained. cache: as in data.cache."""
     chain = _chain(optim, steps, lm, _factors(optim, lm, cache))
     if not optim.train:
@@ -62,7 +62,7 @@ def _chain(optim: Optim, steps: int, lm: LM, factors: Params) -> optax.GradientT
         parts.append(optax.add_decayed_weights(optim.weight_decay, mask=decays))
     if any(factor != 1.0 for factor in jax.tree.leaves(factors)):
         parts.append(optax.stateless(lambda updates, _: jax.tree.map(_scaled, factors, updates)))
-    parts.append(optax.scale_by_learning_rate(schedule(optim, steps)))
+    parts.append(optax.scale_by_learning_rate(make_schedule(optim, steps)))
     return optax.chain(*parts)
 
 

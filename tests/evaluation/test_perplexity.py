@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from memtx.core import segment
-from memtx.data.corpora import corpus
-from memtx.data.tokenizers import tokenizer
+from memtx.data.corpora import load_corpus
+from memtx.data.tokenizers import make_tokenizer
 from memtx.data.tokens import tokenize
 from memtx.evaluation.perplexity import make_evaluator
 from memtx.evaluation.summary import plot, table
@@ -22,8 +22,8 @@ from tests.runs import tiny
 @pytest.fixture(scope="module")
 def evaluated(root):
     config = tiny(root, "window", eval={"segments": 0, "batch": 4})
-    text = corpus(config.data.corpus, config.data.cache)
-    tok = tokenizer("bytes", text, config.data.cache)
+    text = load_corpus(config.data.corpus, config.data.cache)
+    tok = make_tokenizer("bytes", text, config.data.cache)
     tokens = tokenize(text, tok, "valid", config.data.cache)
     lm = build(config.model, vocab_size=tok.vocab_size)
     params = lm.init(jax.random.key(0))

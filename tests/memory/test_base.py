@@ -32,7 +32,7 @@ USED = {"row": jnp.full((4, 3), 9.0), "stack": jnp.full((2, 4), 9, jnp.int32), "
 
 def test_segment_defaults_and_mask():
     seg = segment(np.arange(6).reshape(2, 3), [3, 1])
-    assert (seg.position_BT.dtype, seg.length_B.dtype, seg.source_B.dtype) == (jnp.int32,) * 3
+    assert (seg.position_BT.dtype, seg.length_B.dtype, seg.document_B.dtype) == (jnp.int32,) * 3
     np.testing.assert_array_equal(seg.mask_BT, [[True, True, True], [True, False, False]])
     assert not seg.reset_B.any()
     assert segment(np.zeros((2, 3))).mask_BT.all()

@@ -17,7 +17,7 @@ from memtx.errors import UserError
 from memtx.models.settings import complete_model
 from memtx.pretrained import gpt2, t5
 from memtx.runs.configure import build
-from memtx.runs.source import source
+from memtx.runs.source import make_source
 
 SIZES = {"width": 16, "num_heads": 2, "ff_dim": 32}
 LEARNED = {**SIZES, "stacks": ((("full",), 1),), "position": "learned", "max_position": 12}
@@ -85,7 +85,7 @@ def test_documents_longer_than_the_table_are_refused_or_cut(tmp_path):
     with pytest.raises(UserError, match=r"12 \(model.max_position\): set data.document_tokens=12, which cuts documents"):
         memtx.train(config(f"textdir:{folder}", **cache), tmp_path / "run", say=lambda *_: None)
     assert not (tmp_path / "run").exists()
-    data = source(memtx.configure(config(f"textdir:{folder}", document_tokens=12, **cache)))
+    data = make_source(memtx.configure(config(f"textdir:{folder}", document_tokens=12, **cache)))
     data.check(build(data.config.model, vocab_size=data.tokenizer.vocab_size))
     stream = data.stream()
     assert max(int(next(stream).position_BPT.max()) for _ in range(20)) == 11
@@ -112,7 +112,7 @@ def test_examples_longer_than_the_table_are_refused(tmp_path):
     whole = config("task:labelled", task={"path": str(path)})
     whole.eval.examples = 1
     whole.model.update({"output": "classes", "pool": "mean", "stacks": ((("bidirectional",), 1),)})
-    data = source(memtx.configure(whole))
+    data = make_source(memtx.configure(whole))
     lm = build(data.config.model, vocab_size=data.tokenizer.vocab_size)
     with pytest.raises(UserError, match=r"a text has 18 tokens, .* for 12 .*: cut texts \(data.task.tokens=12"):
         data.check(lm)

@@ -17,7 +17,7 @@ from memtx.core import Dims, collect, emit, segment, state_bytes, wants_only
 from memtx.errors import UserError
 from memtx.memory import MEMORIES
 from memtx.models import patterns
-from memtx.models.readers import KIND, Reader, Written, hand_on
+from memtx.models.readers import KIND, Reader, Written, publish
 from memtx.pretrained.llama import NAMES
 from memtx.pretrained.names import flat, places
 from memtx.runs.configure import build, get_config
@@ -71,7 +71,7 @@ def test_a_reader_with_the_writers_parameters_gives_what_the_writer_gives(name):
     @jax.jit
     def call(q, k, v, other, state, seg):
         (y, after), emitted = collect(writer, KIND)((q, k, v), state, seg)
-        seg, rest = hand_on(seg, emitted)
+        seg, rest = publish(seg, emitted)
         same, differs = (reader((own, None, None), (), seg) for own in (q, other))
         assert (same[1], rest) == ((), {})
         return y, same[0], differs[0], after

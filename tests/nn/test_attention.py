@@ -13,7 +13,7 @@ import pytest
 from memtx.core import Dims, segment
 from memtx.memory import MEMORIES
 from memtx.memory.full import Full
-from memtx.nn.attention import BLOCK, Source, attend
+from memtx.nn.attention import TILE, KeySet, attend
 from memtx.nn.positions import alibi_slopes, t5_bucket
 
 B, H = 2, 8
@@ -34,7 +34,7 @@ def make(rng, time, sizes, *, heads=4, kv_heads=2, window=None, lead=True, first
         k, v = (jnp.asarray(rng.normal(size=(B, size, kv_heads, H)), dtype) for _ in range(2))
         position = jnp.asarray(start + np.arange(size) + np.zeros((B, 1), int), jnp.int32)
         ahead = first - start if lead else None
-        sources.append(Source(k, v, position, jnp.asarray(valid & np.ones((B, 1), bool)), window=window, lead=ahead))
+        sources.append(KeySet(k, v, position, jnp.asarray(valid & np.ones((B, 1), bool)), window=window, lead=ahead))
         start += size
     q = jnp.asarray(rng.normal(size=(B, time, heads, H)), dtype)
     length = jnp.array([time, time - time // 4])
@@ -86,9 +86,9 @@ CASES = {
     "two memories": {"time": 10, "sizes": [5, 7]},
     "no memory": {"time": 11, "sizes": []},
     "no promise": {"time": 12, "sizes": [9], "window": 6, "lead": False},
-    "one query": {"time": 1, "sizes": [2 * BLOCK + 3], "window": 150},
-    "many blocks": {"time": 2 * BLOCK + 5, "sizes": [BLOCK + 9], "window": BLOCK + 9},
-    "long memory": {"time": 3, "sizes": [9 * BLOCK + 1], "heads": 2, "kv_heads": 2},
+    "one query": {"time": 1, "sizes": [2 * TILE + 3], "window": 150},
+    "many blocks": {"time": 2 * TILE + 5, "sizes": [TILE + 9], "window": TILE + 9},
+    "long memory": {"time": 3, "sizes": [9 * TILE + 1], "heads": 2, "kv_heads": 2},
     "no groups": {"time": 12, "sizes": [9], "kv_heads": 4},
 }
 

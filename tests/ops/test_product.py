@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memtx.contract.case import gathers, mesh, place
+from memtx.contract.case import gathers, mesh, shard
 from memtx.ops.product import product_top_k, top_k
 
 
@@ -61,7 +61,7 @@ def test_top_k_of_any_leading_axes():
 @pytest.mark.skipif("config.getoption('devices') == 1", reason="needs --devices=8")
 def test_rows_stay_on_their_device():
     assert mesh()
-    left, right = place(tuple(np.random.default_rng(3).normal(size=(2, 4, 16, 2, 8)).astype(np.float32)))
+    left, right = shard(tuple(np.random.default_rng(3).normal(size=(2, 4, 16, 2, 8)).astype(np.float32)))
     call = jax.jit(product_top_k, static_argnums=2)
     assert gathers(call.lower(left, right, 5).compile().as_text()) == []
     one = call(*(np.asarray(a) for a in (left, right)), 5)

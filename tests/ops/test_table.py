@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from memtx.contract.case import gathers, mesh, place
+from memtx.contract.case import gathers, mesh, shard
 from memtx.ops.table import dots, pool, rows
 
 N, R, M, D = 6, 5, 7, 3
@@ -81,7 +81,7 @@ def test_devices_share_a_table_once_and_not_in_every_turn(axes):
         add = lambda y, column: (y + column[1][:, None] * rows(table, column[0]), None)  # noqa: E731
         return jnp.sin(jax.lax.scan(add, jnp.zeros_like(x), (index.T, weight.T))[0]).sum()
 
-    given = (jax.device_put(table, layout), *place((weight, x, index)))
+    given = (jax.device_put(table, layout), *shard((weight, x, index)))
     run, control = (jax.jit(jax.grad(f, (0, 1, 2)), out_shardings=(layout, None, None)) for f in (loss, plain))
     hlo = run.lower(*given).compile().as_text()
     assert in_loops(hlo) == []

@@ -5,13 +5,13 @@ import signal
 
 import pytest
 
-from memtx.training.interrupt import told_to_stop
+from memtx.training.interrupt import catch_stop
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_an_event_and_its_handler_is_as_before_afterwards(number):
     before = signal.getsignal(number)
-    with told_to_stop() as stopped:
+    with catch_stop() as stopped:
         assert not stopped.is_set()
         os.kill(os.getpid(), number)
         assert stopped.is_set()
@@ -19,7 +19,7 @@ def test_a_signal_is_an_event_and_its_handler_is_as_before_afterwards(number):
 
 
 def test_a_second_ctrl_c_interrupts_and_a_second_sigterm_does_not():
-    with told_to_stop() as stopped:
+    with catch_stop() as stopped:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
             os.kill(os.getpid(), number)
         assert stopped.is_set()
@@ -31,7 +31,7 @@ def test_what_was_ignored_stays_ignored():
     """A run in the background of a script does not stop when Ctrl-C is meant for what is in front."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with told_to_stop() as stopped:
+        with catch_stop() as stopped:
             os.kill(os.getpid(), signal.SIGINT)
             assert not stopped.is_set()
     finally:

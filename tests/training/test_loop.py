@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from memtx.config import to_json
-from memtx.data.corpora import corpus
+from memtx.data.corpora import load_corpus
 from memtx.data.streams import Stream
-from memtx.data.tokenizers import tokenizer
+from memtx.data.tokenizers import make_tokenizer
 from memtx.data.tokens import tokenize
 from memtx.errors import UserError
 from memtx.runs.configure import build
@@ -25,7 +25,7 @@ from memtx.runs.source import train_stream
 from memtx.runs.train import Run, train
 from memtx.sharding import Layout
 from memtx.training.checkpoint import Checkpointer
-from memtx.training.optim import optimizer
+from memtx.training.optim import make_optimizer
 from tests.runs import tiny
 
 
@@ -187,11 +187,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(root, tmp_pa
 
 
 def pieces(config):
-    text = corpus(config.data.corpus, config.data.cache)
-    tok = tokenizer(config.data.tokenizer, text, config.data.cache)
+    text = load_corpus(config.data.corpus, config.data.cache)
+    tok = make_tokenizer(config.data.tokenizer, text, config.data.cache)
     lm = build(config.model, vocab_size=tok.vocab_size)
     layout = Layout(config.mesh)
-    run = Run(config, lm, optimizer(config.optim, config.train.steps, lm), layout)
+    run = Run(config, lm, make_optimizer(config.optim, config.train.steps, lm), layout)
     return run, train_stream(tokenize(text, tok, "train", config.data.cache), config)
 
 
@@ -199,7 +199,7 @@ def test_steps_do_not_recompile(root):
     run, stream = pieces(tiny(root))
     state = run.init()
     for step in range(5):
-        *state, _ = run.step(*state, run.layout.place(next(stream)), np.int32(step), run.key)
+        *state, _ = run.step(*state, run.layout.shard(next(stream)), np.int32(step), run.key)
     assert run.step._cache_size() == 1
 
 
@@ -207,7 +207,7 @@ def test_state_is_donated(root):
     run, stream = pieces(tiny(root))
     state = run.init()
     leaves = jax.tree.leaves(state)
-    run.step(*state, run.layout.place(next(stream)), np.int32(0), run.key)
+    run.step(*state, run.layout.shard(next(stream)), np.int32(0), run.key)
     assert all(leaf.is_deleted() for leaf in leaves)
 
 
@@ -216,7 +216,7 @@ def test_accumulation_gives_the_same_step(root, memory):
     results = []
     for parts in (1, 2):
         run, stream = pieces(tiny(root, memory, train={"accumulate": parts}))
-        _, *rest = run.step(*run.init(), run.layout.place(next(stream)), np.int32(0), run.key)
+        _, *rest = run.step(*run.init(), run.layout.shard(next(stream)), np.int32(0), run.key)
         results.append(rest)  # the optimiser's moments are the gradient and its square
     for a, b in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
@@ -227,7 +227,7 @@ def test_a_step_unrolled_is_the_step_in_a_loop(root, monkeypatch):
     for most in (1, 3):
         monkeypatch.setattr("memtx.training.step.UNROLLED", most)
         run, stream = pieces(tiny(root, "xl", model={"scan": False, "dropout": 0.2}, train={"segments": 3}))
-        args = (*run.init(), run.layout.place(next(stream)), np.int32(0), run.key)
+        args = (*run.init(), run.layout.shard(next(stream)), np.int32(0), run.key)
         programs.append(run.step.lower(*args).as_text())
         _, *rest = run.step(*args)
         results.append(rest)  # the optimiser's moments, the memory, the loss
@@ -243,7 +243,7 @@ def test_dropout_is_random_by_step_and_the_same_again(root):
         state, batch = run.init(), next(stream)
         found = []
         for step in range(2):
-            *state, metrics = run.step(*state, run.layout.place(batch), np.int32(step), run.key)
+            *state, metrics = run.step(*state, run.layout.shard(batch), np.int32(step), run.key)
             found.append(float(metrics["loss"]))
         losses.append(found)
     assert losses[0] == losses[1]
@@ -252,8 +252,8 @@ def test_dropout_is_random_by_step_and_the_same_again(root):
 
 def test_every_process_reads_its_own_rows(root):
     config = tiny(root)
-    text = corpus(config.data.corpus, config.data.cache)
-    tokens = tokenize(text, tokenizer("bytes", text, config.data.cache), "train", config.data.cache)
+    text = load_corpus(config.data.corpus, config.data.cache)
+    tokens = tokenize(text, make_tokenizer("bytes", text, config.data.cache), "train", config.data.cache)
     whole = next(Stream(tokens, batch=4, segments=1, time=8))
     parts = [next(Stream(tokens, batch=4, segments=1, time=8, process_index=i, process_count=2)) for i in (0, 1)]
     np.testing.assert_array_equal(whole.token_BPT, np.concatenate([p.token_BPT for p in parts]))

@@ -30,7 +30,8 @@ def stream(process_index: int = 0, process_count: int = 1, share: float = 0.15) 
 def test_a_share_of_the_text_is_hidden_by_the_80_10_10_rule():
     batches = [next(masked) for masked in [stream()] for _ in range(60)]
     asked, token, target = (
-        np.concatenate([getattr(batch, name).ravel() for batch in batches]) for name in ("asked_BPT", "token_BPT", "target_BPT")
+        np.concatenate([getattr(batch, name).ravel() for batch in batches])
+        for name in ("labelled_BPT", "token_BPT", "target_BPT")
     )
     real = sum(int(batch.length_BP.sum()) for batch in batches)
     assert asked.sum() / real == pytest.approx(0.15, abs=0.01)

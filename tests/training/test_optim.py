@@ -11,7 +11,7 @@ from memtx.config import Optim
 from memtx.evaluation.losses import cross_entropy
 from memtx.memory import MEMORIES, Window
 from memtx.runs.configure import build, configure
-from memtx.training.optim import optimizer, schedule
+from memtx.training.optim import make_optimizer, make_schedule
 
 MODEL = {"stacks": [[["window"], 2]], "width": 16, "num_heads": 2, "ff_dim": 32, "vocab_size": 11, "bias": True}
 
@@ -23,7 +23,7 @@ def make(model=None):
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "muon"])
 def test_every_optimiser_learns_a_small_text(name):
     lm = make()
-    tx = optimizer(Optim(name=name, lr=0.01 if name != "lion" else 0.003, warmup=1, schedule="constant"), 60, lm)
+    tx = make_optimizer(Optim(name=name, lr=0.01 if name != "lion" else 0.003, warmup=1, schedule="constant"), 60, lm)
     params = lm.init(jax.random.key(0))
     tokens = jnp.arange(24).reshape(2, 12) % 11
 
@@ -46,7 +46,7 @@ def test_every_optimiser_learns_a_small_text(name):
 
 def test_only_parameters_that_declare_no_decay_keep_still_under_zero_gradients():
     lm = make()
-    tx = optimizer(Optim(lr=0.1, warmup=0, weight_decay=0.1), 10, lm)
+    tx = make_optimizer(Optim(lr=0.1, warmup=0, weight_decay=0.1), 10, lm)
     params = lm.init(jax.random.key(0))
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
     labels = jax.tree.leaves(lm.declared("optim", ""))
@@ -63,7 +63,7 @@ def test_a_declared_learning_rate_multiplies_that_parameter_only(monkeypatch):
 
     monkeypatch.setitem(MEMORIES, "window", Eager)
     lm = make()
-    tx = optimizer(Optim(lr=0.1, warmup=0, weight_decay=0.0, clip=0.0), 10, lm)
+    tx = make_optimizer(Optim(lr=0.1, warmup=0, weight_decay=0.0, clip=0.0), 10, lm)
     params = lm.init(jax.random.key(0))
     updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
     factors = jax.tree.leaves(lm.declared("lr", 1.0))
@@ -74,7 +74,7 @@ def test_a_declared_learning_rate_multiplies_that_parameter_only(monkeypatch):
 
 @pytest.mark.parametrize(("name", "last"), [("cosine", 0.1), ("linear", 0.1), ("constant", 1.0)])
 def test_schedules_warm_up_and_end_where_they_should(name, last):
-    rate = schedule(Optim(lr=1.0, schedule=name, warmup=10, final_lr=0.1), 100)
+    rate = make_schedule(Optim(lr=1.0, schedule=name, warmup=10, final_lr=0.1), 100)
     assert float(rate(0)) == 0.0
     assert float(rate(5)) == pytest.approx(0.5)
     assert float(rate(10)) == pytest.approx(1.0)

@@ -14,7 +14,7 @@ from memtx.runs.evaluate import evaluate_config
 from memtx.runs.load import load
 from memtx.runs.presets import on_pretrained
 from memtx.runs.train import train
-from memtx.training.optim import optimizer
+from memtx.training.optim import make_optimizer
 from tests.runs import tiny
 
 SIZES = {"width": 16, "num_heads": 2, "ff_dim": 32, "vocab_size": 264, "embed_scale": 1.0}
@@ -56,11 +56,11 @@ def test_what_is_frozen_has_no_optimiser_state(tmp_path, backbone, name):
     lm = build(c.model)
 
     def size(regex: str) -> int:
-        tx = optimizer(dataclasses.replace(c.optim, name=name, train=regex), 10, lm)
+        tx = make_optimizer(dataclasses.replace(c.optim, name=name, train=regex), 10, lm)
         return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(tx.init, lm.abstract_params)))
 
     assert size("gate") < 20 < 1000 < size("")
-    tx = optimizer(dataclasses.replace(c.optim, name=name, train="gate"), 10, lm)
+    tx = make_optimizer(dataclasses.replace(c.optim, name=name, train="gate"), 10, lm)
     params = lm.init(jax.random.key(0))
     updates, _ = tx.update(jax.tree.map(np.ones_like, params), tx.init(params), params)
     assert {path for path, update in flat(updates).items() if update.any()} <= {p for p in flat(params) if "gate" in p}
@@ -72,7 +72,7 @@ def test_what_the_weights_do_not_have_learns_as_much_faster_as_is_said(tmp_path,
     params = lm.init(jax.random.key(0))
 
     def moves(train: str) -> dict[str, float]:
-        tx = optimizer(dataclasses.replace(c.optim, train=train), 10, lm)
+        tx = make_optimizer(dataclasses.replace(c.optim, train=train), 10, lm)
         updates, _ = tx.update(jax.tree.map(np.ones_like, params), tx.init(params), params)
         return {path: round(-float(np.asarray(update).mean()), 4) for path, update in flat(updates).items()}
 
@@ -82,7 +82,7 @@ def test_what_the_weights_do_not_have_learns_as_much_faster_as_is_said(tmp_path,
     assert moves("gate") == {path: 1.0 if "gate" in path else 0.0 for path in flat(params)}
     for model in (dataclasses.replace(c.model, pretrained=""), pretrained.settings(backbone)):
         with pytest.raises(UserError, match=r"optim.new_lr=10.0 needs a pretrained model with new parameters"):
-            optimizer(c.optim, 10, build(model))
+            make_optimizer(c.optim, 10, build(model))
 
 
 @pytest.mark.thorough

@@ -12,7 +12,7 @@ from memtx import cli
 from memtx.errors import UserError
 from memtx.runs.configure import build
 from memtx.runs.evaluate import evaluate_run
-from memtx.runs.source import source
+from memtx.runs.source import make_source
 from memtx.runs.train import train
 from memtx.tasks.labelled import Labelled
 from memtx.tasks.pairs import Pairs
@@ -126,10 +126,10 @@ def test_the_command_line_shows_evaluates_and_writes(whole, file, capsys):
 
 def test_the_loss_is_that_of_the_targets_tokens_given_their_sources(file):
     c = memtx.configure(config(file, train={"batch": 4}))
-    data = source(c)
+    data = make_source(c)
     lm = build(c.model, vocab_size=data.tokenizer.vocab_size)
     params, batch = lm.init(jax.random.key(0)), next(data.stream())
-    asked = np.float32(batch.asked_BPT.sum())
+    asked = np.float32(batch.labelled_BPT.sum())
     loss = jax.jit(make_loss(lm, c))
     total = float(loss(params, lm.init_state(4), batch, asked, None)[0])
     token_BS, length_B = batch.shared["source/token"][:, 0], batch.shared["source/length"][:, 0]
@@ -155,9 +155,9 @@ def test_an_encoder_reads_a_source_once_however_many_calls_its_target_takes(file
     )
     found = []
     for c in (one, two):
-        data = source(c)
+        data = make_source(c)
         lm, batch = build(c.model, vocab_size=data.tokenizer.vocab_size), next(data.stream())
-        args = lm.init(jax.random.key(0)), lm.init_state(4), batch, np.float32(batch.asked_BPT.sum()), None
+        args = lm.init(jax.random.key(0)), lm.init_state(4), batch, np.float32(batch.labelled_BPT.sum()), None
         found.append((batch, *jax.jit(jax.value_and_grad(lambda *args, lm=lm, c=c: make_loss(lm, c)(*args)[0]))(*args)))
     (_, loss, gradient), (batch, cut, same) = found
     assert (batch.shared["source/length"][:, 1] == 0).all()
@@ -287,7 +287,7 @@ def test_labels_of_a_table_are_split_and_learned_the_same_way(tmp_path):
 def test_the_config_file_makes_a_new_model_that_fits_its_file(file, memory):
     sizes = f"size=micro,source=8,target=6,memory={memory},segment=4"
     c = memtx.configure(memtx.load_config(f"configs/seq2seq.py:path={file},{sizes}"))
-    data = source(c)
+    data = make_source(c)
     lm = build(c.model, vocab_size=data.tokenizer.vocab_size)
     data.check(lm)
     assert ("initial" in lm.abstract_params["encoder"]["body"]) == (memory == "rmt_encoder")

@@ -18,7 +18,7 @@ from memtx.nn.linear import Linear
 from memtx.runs.configure import build, configure
 from memtx.runs.presets import preset
 from memtx.sharding import Layout
-from memtx.training.optim import optimizer
+from memtx.training.optim import make_optimizer
 from tests.runs import tiny
 
 MESHES = {"data": {"data": 8}, "model": {"data": 4, "model": 2}, "fsdp": {"data": 8, "fsdp": True}}
@@ -33,7 +33,7 @@ for values in json.loads(sys.stdin.read()):
     run, stream = pieces(configure(values))
     state, losses = run.init(), []
     for step in range(4):
-        *state, metrics = run.step(*state, run.layout.place(next(stream)), np.int32(step), run.key)
+        *state, metrics = run.step(*state, run.layout.shard(next(stream)), np.int32(step), run.key)
         losses.append(float(metrics["loss"]))
     shares = []
     for leaves in map(jax.tree.leaves, state):
@@ -86,7 +86,7 @@ def layout(data: int, model: int, *, fsdp: bool = False):
 def test_optimiser_state_is_sharded_like_its_parameters(fsdp):
     config = configure({"model": {"vocab_size": 64, "width": 64, "num_heads": 4}})
     lm = build(config.model)
-    tx = optimizer(config.optim, 10, lm)
+    tx = make_optimizer(config.optim, 10, lm)
     where = layout(4, 2, fsdp=fsdp)
     params = where.params(lm)
     adam = next(s for s in jax.tree.leaves(where.opt_state(tx, lm), is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu"))

@@ -13,10 +13,10 @@ from memtx.config import to_json
 from memtx.errors import UserError
 from memtx.runs.configure import build, configure
 from memtx.runs.evaluate import evaluate_run
-from memtx.runs.source import source
+from memtx.runs.source import make_source
 from memtx.runs.train import Run, train
 from memtx.sharding import Layout
-from memtx.training.optim import optimizer
+from memtx.training.optim import make_optimizer
 from memtx.training.step import make_loss
 from tests.training.test_loop import bits, lines, run_until_next_line
 
@@ -81,10 +81,10 @@ def test_evaluation_from_the_workdir_is_that_of_the_run_and_may_be_of_other_sett
 
 def test_the_loss_counts_labels_only():
     config = tiny(data={"curriculum": []}, train={"segments": 5})
-    data = source(config)
+    data = make_source(config)
     lm = build(config.model, vocab_size=data.tokenizer.vocab_size)
     params, batch = lm.init(jax.random.key(0)), next(data.stream())
-    asked = batch.asked_BPT
+    asked = batch.labelled_BPT
     assert asked.sum() == 4 * 3
     loss = jax.jit(make_loss(lm, config))
 
@@ -94,7 +94,7 @@ def test_the_loss_counts_labels_only():
     memory, nll = lm.init_state(4), []
     for p in range(5):
         part = jax.tree.map(lambda a, p=p: a[:, p], batch)
-        seg = memtx.segment(part.position_BPT, part.length_BP, part.reset_BP, part.source_BP)
+        seg = memtx.segment(part.position_BPT, part.length_BP, part.reset_BP, part.document_BP)
         logits, memory = lm(params, part.token_BPT, memory, seg)
         log_p = np.asarray(jax.nn.log_softmax(logits))
         rows, places = np.nonzero(asked[:, p])
@@ -113,26 +113,26 @@ def test_a_step_holds_a_whole_example_or_carries_its_memory_on():
     reach = {}
     for segments in (1, 3):
         config = tiny(data={"curriculum": [], "task": {"pairs": 2, "vary": False}}, train={"segments": segments})
-        stream = source(config).stream()
+        stream = make_source(config).stream()
         batches = [next(stream) for _ in range(3 // segments)]
         assert batches[0].reset_BP[:, 0].all()
         assert all(not batch.reset_BP[:, 0].any() for batch in batches[1:])
         assert all(not batch.reset_BP[:, 1:].any() for batch in batches)
-        reach[segments] = [int(batch.asked_BPT.sum()) for batch in batches]
+        reach[segments] = [int(batch.labelled_BPT.sum()) for batch in batches]
     assert reach == {3: [12], 1: [0, 0, 12]}
 
 
 @pytest.mark.parametrize(("segments", "shapes"), [(1, [1] * 6), (2, [2] * 6), (4, [2, 2, 3, 3, 4, 4])])
 def test_a_stage_has_the_segments_that_it_needs_and_no_step_recompiles_within_it(segments, shapes):
     config = tiny(train={"segments": segments})
-    data = source(config)
+    data = make_source(config)
     lm = build(config.model, vocab_size=data.tokenizer.vocab_size)
-    run = Run(config, lm, optimizer(config.optim, 6, lm), Layout(config.mesh))
+    run = Run(config, lm, make_optimizer(config.optim, 6, lm), Layout(config.mesh))
     stream, state, seen = data.stream(), run.init(), []
     for step in range(6):
         batch = next(stream)
         seen.append(batch.token_BPT.shape[1])
-        *state, _ = run.step(*state, run.layout.place(batch), np.int32(step), run.key)
+        *state, _ = run.step(*state, run.layout.shard(batch), np.int32(step), run.key)
     assert seen == shapes
     assert run.step._cache_size() == len(set(shapes))
 
@@ -188,7 +188,7 @@ def test_the_command_line_shows_evaluates_and_generates(whole, capsys):
 @pytest.mark.parametrize("study", ["mqar", "mqar_b", "associative", "babilong"])
 def test_a_step_of_the_config_file_holds_a_whole_example(study):
     config = configure(memtx.load_config(f"configs/task.py:task={study},memory=full"))
-    data = source(config)
+    data = make_source(config)
     assert next(data.stream()).reset_BP[:, 0].all()
     longest = [task.length for _, task in data._stages]
     per_call = data._task.block or config.data.segment

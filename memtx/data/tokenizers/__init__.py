@@ -1,6 +1,6 @@
 """Tokenizers: text to token ids and back, with the bytes that each token stands for.
 
-tok = tokenizers.tokenizer("bpe:4096", corpus, cache)      `bytes`, a BPE of the corpus, or `pretrained:PATH`
+tok = tokenizers.make_tokenizer("bpe:4096", corpus, cache)      `bytes`, a BPE of the corpus, or `pretrained:PATH`
 tok = tokenizers.pretrained(path)                          of a folder with a tokenizer's files, or of a .gguf file
 tok = tokenizers.load(path)                                what `tok.save(path)` wrote
 tokenizers.write(tok, folder, "llama")                     as the files of a Hugging Face folder
@@ -8,7 +8,7 @@ tokenizers.write(tok, folder, "llama")                     as the files of a Hug
 
 from memtx.data.tokenizers.base import SPECIALS, Tokenizer, check_fits
 from memtx.data.tokenizers.files import pretrained
-from memtx.data.tokenizers.named import byte_tokenizer, load, tokenizer
+from memtx.data.tokenizers.named import byte_tokenizer, load, make_tokenizer
 from memtx.data.tokenizers.words import Words, numbers
 from memtx.data.tokenizers.write import write
 
@@ -19,8 +19,8 @@ __all__ = [
     "byte_tokenizer",
     "check_fits",
     "load",
+    "make_tokenizer",
     "numbers",
     "pretrained",
-    "tokenizer",
     "write",
 ]

@@ -34,7 +34,7 @@ def load(path: str | Path) -> Tokenizer:
         raise UserError(f"cannot read the tokenizer {path}: {error}") from error
 
 
-def tokenizer(name: str, corpus: Corpus, cache: str | Path) -> Tokenizer:
+def make_tokenizer(name: str, corpus: Corpus, cache: str | Path) -> Tokenizer:
     """`bytes`, `bpe:SIZE` or `pretrained:NAME` (see memtx.files.hub); UserError for other names.
 
     A BPE is trained on `corpus` at its first use and kept in `cache`.

@@ -27,7 +27,7 @@ def read(batches, rows: int) -> list[list[dict]]:
     for batch in batches:
         for b, p in np.ndindex(batch.length_BP.shape):
             if batch.reset_BP[b, p]:
-                out[b].append({"source": int(batch.source_BP[b, p]), **{name: [] for name in LINES}})
+                out[b].append({"source": int(batch.document_BP[b, p]), **{name: [] for name in LINES}})
             for name in LINES:
                 if batch.length_BP[b, p]:
                     out[b][-1][name] += getattr(batch, name)[b, p, : batch.length_BP[b, p]].tolist()
@@ -51,9 +51,9 @@ def test_rows_read_whole_examples_one_after_another(segments, time):
 
 def test_labels_are_the_only_places_that_count():
     batch = next(make([(0, task("mqar", length=64, pairs=4))], segments=1, time=100))
-    assert batch.asked_BPT.sum() == 4 * 4
-    assert (batch.target_BPT[batch.asked_BPT] >= 4096).all()
-    assert (batch.target_BPT[~batch.asked_BPT] == -1).all()
+    assert batch.labelled_BPT.sum() == 4 * 4
+    assert (batch.target_BPT[batch.labelled_BPT] >= 4096).all()
+    assert (batch.target_BPT[~batch.labelled_BPT] == -1).all()
     assert batch.length_BP.tolist() == [[64]] * 4
 
 
@@ -98,7 +98,7 @@ def test_a_curriculum_changes_with_the_step_and_a_stage_has_no_empty_calls():
     widths = [int(batch.length_BP.max()) for batch in batches]
     assert widths == [4] * 3 + [5] * 9
     assert all(batch.reset_BP[:, 0].all() for batch in batches)  # 11 segments hold a whole example
-    assert all((batch.asked_BPT.sum((1, 2)) == 3).all() for batch in batches)
+    assert all((batch.labelled_BPT.sum((1, 2)) == 3).all() for batch in batches)
 
 
 @pytest.mark.parametrize("options", [{}, {"count": 6}, {"segments": 1, "time": 16}])
@@ -121,7 +121,7 @@ def test_a_cursor_of_other_examples_is_refused(change):
 
 def test_a_finite_set_comes_round_in_a_new_order():
     stream = make([(0, task("induction", length=8))], batch=2, segments=1, time=8, count=10)
-    seen = [next(stream).source_BP.ravel().tolist() for _ in range(15)]
+    seen = [next(stream).document_BP.ravel().tolist() for _ in range(15)]
     epochs = np.reshape(seen, (3, 10)).tolist()
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
@@ -132,7 +132,7 @@ def test_held_out_examples_come_once_each_and_rows_then_fall_idle():
     batches = list(stream)
     assert len(batches) == 4  # two calls an example, two rounds
     assert [example["source"] for row in read(batches, 4) for example in row] == [0, 4, 1, 5, 2, 3]
-    assert batches[-1].source_BP.ravel().tolist() == [4, 5, -1, -1]
+    assert batches[-1].document_BP.ravel().tolist() == [4, 5, -1, -1]
     assert batches[-1].length_BP.ravel().tolist() == [3, 3, 0, 0]
 
 
