@@ -33,7 +33,7 @@ from memtx.core import Dims, Segment
 from memtx.nn.linear import Linear
 from memtx.nn.positions import alibi_slopes, rope, t5_bucket
 
-TILE = 128  # the least number of queries and of keys in a tile, as measured in experiments/speed
+TILE = 128  # the least number of queries and of keys in a tile, as measured in benchmarks/speed
 MASKED = -1e30
 Positions = Array | np.ndarray  # NumPy if known at compile time
 

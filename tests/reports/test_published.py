@@ -35,7 +35,7 @@ def cell(study: str, *row_and_column: str) -> float:
 
 
 def stored(path: str) -> dict:
-    return json.loads((Path("experiments") / path).read_text())
+    return json.loads((Path("benchmarks") / path).read_text())
 
 
 def perplexity(name: str) -> float:
@@ -176,7 +176,7 @@ def test_the_page_of_a_study_is_that_of_its_stored_runs(study):
 
 @pytest.mark.parametrize("part", ["faster_machine", "one_core", "two_devices"])
 def test_the_tables_of_train_steps_are_those_of_the_stored_samples(part):
-    page = (ROOT / "experiments/speed/README.md").read_text(encoding="utf-8")
+    page = (ROOT / "benchmarks/speed/README.md").read_text(encoding="utf-8")
     for name, row in stored(f"speed/results/train_step_{part}.json")["table"].items():
         tokens, ratios = row["tokens_per_s"], row["ratios"]
         cells = [name, f"{median(tokens):,.0f} ({min(tokens):,.0f}, {max(tokens):,.0f})"]
@@ -186,7 +186,7 @@ def test_the_tables_of_train_steps_are_those_of_the_stored_samples(part):
 
 
 def test_the_table_of_the_play_has_the_stored_perplexities():
-    page = (ROOT / "experiments/play/README.md").read_text(encoding="utf-8")
+    page = (ROOT / "benchmarks/play/README.md").read_text(encoding="utf-8")
     rows = {"window": "window", "window, memorizing trained": "window, memorizing trained", "window, kNN-LM": "window, knn_lm"}
     for label, name in (rows | {"window and sinks": "sink", "window and sinks, kNN-LM": "sink, knn_lm"}).items():
         assert f"| {label} | {perplexity(name):.2f} | " in page

@@ -1,6 +1,6 @@
 """Read one document of a million tokens in segments, to test whether memory and the cost of a segment stay constant.
 
-    python experiments/speed/stream.py [--memories=window,xl] [--tokens=1000000] [--size=micro]
+    python benchmarks/speed/stream.py [--memories=window,xl] [--tokens=1000000] [--size=micro]
 
 The model reads random bytes, 512 at a time, in one stream. The state is donated from call to call. Each memory has its default
 settings and runs in a separate process. The script adds to results/stream.json and prints a table: the median CPU milliseconds

@@ -1,6 +1,6 @@
 """Train-step speed of `small` with full, window and xl, compared with a plain PyTorch decoder of the same shape.
 
-    python experiments/speed/run.py --torch_python=PATH [--rounds=5] [--models=full,window,xl]
+    python benchmarks/speed/run.py --torch_python=PATH [--rounds=5] [--models=full,window,xl]
 
 rounds.py describes the measurement. The script writes results/train_step.json and prints the table.
 

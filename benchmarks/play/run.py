@@ -1,9 +1,9 @@
 """Read a whole play with SmolLM2-135M, which sees 512 tokens, to measure the gain of a memory by position in the play.
 
-    python experiments/play/run.py [--readers="window;sink"] [--workdir=runs/play]
-    python experiments/play/run.py --tune          # kNN-LM's weight and temperature, on another play
-    python experiments/play/run.py --pilot         # untrained readers on the first 4,096 tokens of that other play
-    python experiments/play/run.py --show          # tables and figure from the stored results
+    python benchmarks/play/run.py [--readers="window;sink"] [--workdir=runs/play]
+    python benchmarks/play/run.py --tune          # kNN-LM's weight and temperature, on another play
+    python benchmarks/play/run.py --pilot         # untrained readers on the first 4,096 tokens of that other play
+    python benchmarks/play/run.py --show          # tables and figure from the stored results
 
 The play is held out from training. Settings were chosen on another held-out play. Each reader runs in a separate process, which
 also reports its memory, and reads from the first token to the last, 512 tokens per call. Trained readers are trained before by

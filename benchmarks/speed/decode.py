@@ -1,6 +1,6 @@
 """Milliseconds per token of text after prompts of growing length. Memories with a ring or a state of fixed size stay constant.
 
-python experiments/speed/decode.py       2 cores: about 2 minutes
+python benchmarks/speed/decode.py       2 cores: about 2 minutes
 """
 
 import json

@@ -1,6 +1,6 @@
 """Train-step speed of each mechanism, compared with a PyPI package of the same mechanism at the same shape.
 
-    python experiments/speed/peers.py --peers_python=PATH [--rounds=2] [--steps=3] [--models=memorizing,titans_mac@4,..]
+    python benchmarks/speed/peers.py --peers_python=PATH [--rounds=2] [--steps=3] [--models=memorizing,titans_mac@4,..]
 
 PATH is a Python with torch and the packages below. A step reads some segments of every stream and makes one update. The state
 is carried from step to step as each package intends (torch_peers.py). rounds.py describes the measurement, which runs for one

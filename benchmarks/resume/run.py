@@ -1,6 +1,6 @@
 """Check that a run which is killed again and again ends like a run that is not.
 
-    python experiments/resume/run.py --kills=10 --signals KILL TERM
+    python benchmarks/resume/run.py --kills=10 --signals KILL TERM
 
 The script trains twice without interruption. For each signal it then trains once more, kills the process at random moments and
 repeats the same command. The metrics (except tokens per second) and every bit of the final parameters must be equal. The exit

@@ -1,6 +1,6 @@
 """Speed of SmolLM2-135M in prefill (512 tokens) and greedy decoding (64 more), as ratios to Hugging Face's torch model.
 
-    python experiments/speed/pretrained.py --torch_python=PATH [--rounds=3]      2 cores: about 5 minutes
+    python benchmarks/speed/pretrained.py --torch_python=PATH [--rounds=3]      2 cores: about 5 minutes
 
 PATH is a Python with torch and transformers. memtx reads and writes as `memtx generate` does, with full attention over the
 text. torch runs `generate` of LlamaForCausalLM in float32 with its cache. Weights do not change the work, so torch's are
