@@ -2,5 +2,5 @@
 
 corpus = corpora.load_corpus("books", cache)
 tok = tokenizers.make_tokenizer("bytes", corpus, cache)
-stream = streams.Stream(tokens.tokenize(corpus, tok, "train", cache), batch=8, segments=2, time=128)
+stream = streams.Stream(tokens.tokenize(corpus, tok, "train", cache), (8, 2, 128))
 """

@@ -63,6 +63,18 @@ def segment_of(batch: Batch, *, wiped: bool = False) -> Segment:
     return Segment(position_BT, length_B, reset_B, document_B, shared={key: jnp.asarray(a) for key, a in batch.shared.items()})
 
 
+def rows_of(batch: int, process: tuple[int, int]) -> slice:
+    """Return the rows of a batch that process (index, number of processes) yields.
+
+    Raises UserError if the batch is not divisible by the number of processes.
+    """
+    index, count = process
+    if batch % count:
+        raise UserError(f"a batch of {batch} rows is not divisible by {count} processes; change the batch size")
+    rows = batch // count
+    return slice(index * rows, (index + 1) * rows)
+
+
 @dataclass(frozen=True)
 class Cursor:
     """Where all B rows stand between two calls."""
@@ -76,30 +88,25 @@ class Cursor:
 class Stream(Iterator[Batch]):
     """Endless batches of `tokens`; or one epoch of them without `repeat`: rows then fall idle, and it ends when all are.
 
-    batch: B, rows over all processes; each process yields its own B / process_count of them, a contiguous block.
-    segments, time: P and T.
-    UserError if `batch` does not divide by `process_count` or a size is not positive.
+    shape: (B, P, T) of a batch over all processes.
+    process: the index of this process and the number of processes. Each one yields a contiguous block of B / number rows.
+    Raises UserError if B is not divisible by the number of processes or a size is not positive.
     """
 
     def __init__(
         self,
         tokens: Tokens,
+        shape: tuple[int, int, int],
         *,
-        batch: int,
-        segments: int,
-        time: int,
         seed: int = 0,
         shuffle: bool = True,
         repeat: bool = True,
-        process_index: int = 0,
-        process_count: int = 1,
+        process: tuple[int, int] = (0, 1),
     ):
-        if min(batch, segments, time) < 1 or seed < 0:
+        batch, segments, time = shape
+        if min(shape) < 1 or seed < 0:
             raise UserError(f"a stream needs positive sizes, not {batch=}, {segments=}, {time=}, {seed=}")
-        if batch % process_count:
-            raise UserError(f"a batch of {batch} rows does not divide by {process_count} processes; change the batch size")
-        rows = batch // process_count
-        self._rows = slice(process_index * rows, (process_index + 1) * rows)
+        self._rows = rows_of(batch, process)
         self._tokens = tokens
         self._length_D = tokens.length_D + 1  # with bos
         self._segments, self._time = segments, time

@@ -10,6 +10,6 @@ The cost of a token does not depend on how much was read, unless the state grows
 
 from memtx.generate import chat
 from memtx.generate.sampling import GREEDY, Sampling, sample
-from memtx.generate.text import Completion, complete, generate
+from memtx.generate.text import Completion, Options, complete, generate
 
-__all__ = ["GREEDY", "Completion", "Sampling", "chat", "complete", "generate", "sample"]
+__all__ = ["GREEDY", "Completion", "Options", "Sampling", "chat", "complete", "generate", "sample"]

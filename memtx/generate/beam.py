@@ -68,12 +68,12 @@ class Search:
 
 def beam_search(
     writer: Writer,
+    drawable_V: np.ndarray,
+    ends_V: np.ndarray,
     *,
     beams: int,
     max_tokens: int,
     length_penalty: float,
-    drawable_V: np.ndarray,
-    ends_V: np.ndarray,
     stops: Callable[[list[int]], bool],
 ) -> tuple[list[list[int]], LMState]:
     """Return the best tokens of each stream, and the state that has read them.
@@ -95,7 +95,8 @@ def beam_search(
         if not live_B.any():
             break
         live_R = np.repeat(live_B, beams).astype(np.int32)
-        found = _widen(lm, writer.params, token_R, live_R, parent_R, state, score_BK, drawable_V, width=width)
+        rows = token_R, live_R, parent_R
+        found = _widen(lm, writer.params, rows, state, score_BK, drawable_V, width=width)
         (score_BW, index_BW), state = jax.tree.map(np.asarray, found[:2]), found[2]
         parent_R, score_BK = np.arange(batch * beams), np.full_like(score_BK, -np.inf)
         for b in np.flatnonzero(live_B):
@@ -121,9 +122,7 @@ def _rows(lm: LM, state: LMState, index_R: Array) -> LMState:
 def _widen(
     lm: LM,
     params: Params,
-    token_R: Array,
-    live_R: Array,
-    parent_R: Array,
+    rows: tuple[Array, Array, Array],
     state: LMState,
     score_BK: Array,
     drawable_V: Array,
@@ -132,8 +131,10 @@ def _widen(
 ):
     """Let each row read its token with its parent's state.
 
+    rows: the token of each row, how many tokens it reads (0 or 1), and the index of its parent.
     Returns the best candidates of each stream, score_BW and index_BW (beam * V + token), and the new state.
     """
+    token_R, live_R, parent_R = rows
     logits_RTV, state = step(lm, params, token_R[:, None], live_R, _rows(lm, state, parent_R))
     logp_RV = jnp.where(drawable_V, jax.nn.log_softmax(logits_RTV[:, 0]), -jnp.inf)
     total_BKV = score_BK[:, :, None] + logp_RV.reshape(*score_BK.shape, -1)

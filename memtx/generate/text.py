@@ -19,7 +19,7 @@ from memtx.generate.sampling import Sampling
 from memtx.generate.writer import CHUNK, LOOK, Writer
 from memtx.models.lm import LM, LMState, Params
 
-WRITTEN = 200  # tokens, unless it is told otherwise
+WRITTEN = 200  # tokens written by default
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +30,53 @@ class Completion:
     state: LMState
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The keyword arguments of `generate` and `complete`.
+
+    max_tokens      the most tokens to write. None: 200, or as many as there are learned positions for
+    sampling        how tokens are drawn. Row b draws with the seed `seed + b`
+    beams           more than 1 searches for the highest sum of log-probabilities / tokens**length_penalty
+    stop            texts that end a row. They are not part of the result, but the state has read them
+    state           the state of an earlier call to continue from. None starts documents
+    source          texts, or their tokens, for the encoder of an encoder-decoder, one per row
+    start           the first token of a document. None: as the tokenizer frames texts, or its <pad> after a source
+    specials        whether special tokens that a prompt spells out, as chat templates do, are read as such
+    chunk           how many tokens of a prompt are read at a time
+    look            how many tokens are written before the host sees them, at most 16 (1 if there are stop texts)
+
+    Raises UserError if the options do not fit together.
+    """
+
+    max_tokens: int | None = None
+    sampling: Sampling | None = None
+    beams: int = 1
+    length_penalty: float = 1.0
+    stop: Sequence[str] = ()
+    seed: int = 0
+    state: LMState | None = None
+    source: Sequence[str | np.ndarray] | None = None
+    start: int | None = None
+    specials: bool = False
+    chunk: int = CHUNK
+    look: int = LOOK
+
+    def __post_init__(self):
+        fitted(self.seed, Seed, "seed")
+        if self.beams < 1:
+            raise UserError(f"beams must be 1 or more, not {self.beams}")
+        if isinstance(self.stop, str):
+            raise UserError(f"stop must be a list of texts, such as [{self.stop!r}]")
+        if self.beams > 1 and self.sampling is not None and self.sampling.temperature > 0:
+            raise UserError("beams > 1 does not sample; set the temperature to 0, or beams to 1")
+
+
 def generate(
     lm: LM, params: Params, tokenizer: Tokenizer, prompt: str, *, source: str | None = None, look: int = 4, **options
 ) -> Generator[str, None, LMState]:
     """Yield text while it is written, and return the state. The options are those of `complete`, for one stream."""
-    sources = None if source is None else [source]
-    pieces = _stream(lm, params, tokenizer, [prompt], source=sources, look=look, **options)
+    chosen = Options(source=None if source is None else [source], look=look, **options)
+    pieces = _stream(lm, params, tokenizer, [prompt], chosen)
     while True:
         try:
             [text] = next(pieces)
@@ -45,27 +86,14 @@ def generate(
             yield text
 
 
-def complete(
-    lm: LM, params: Params, tokenizer: Tokenizer, prompts: Sequence[str], *, look: int = LOOK, **options
-) -> Completion:
+def complete(lm: LM, params: Params, tokenizer: Tokenizer, prompts: Sequence[str], **options) -> Completion:
     """Write after each prompt until the text ends or has max_tokens tokens. No row depends on the others.
 
-    max_tokens      the most tokens to write. None: 200, or as many as there are learned positions for
-    sampling        Sampling(). Row b draws with the seed `seed + b`
-    beams           1. More search for the highest sum of log-probabilities / tokens**length_penalty (1.0)
-    stop            texts that end a row. They are not part of the result, but the state has read them
-    seed            0
-    state           the state of an earlier call to continue from. None starts documents
-    source          texts, or their tokens, for the encoder of an encoder-decoder, one per row
-    start           the first token of a document. None: as the tokenizer frames texts, or its <pad> after a source
-    specials        False, whether special tokens that a prompt spells out, as chat templates do, are read as such
-    chunk           512, how many tokens of a prompt are read at a time
-    look            how many tokens are written before the host sees them, at most 16 (1 if there are stop texts)
-
-    Raises UserError if the options do not fit together or the model does not predict next tokens.
+    The keyword arguments are the fields of `Options`. Raises UserError if they do not fit together or the model does not
+    predict next tokens.
     """
     texts = ["" for _ in prompts]
-    pieces = _stream(lm, params, tokenizer, prompts, look=look, **options)
+    pieces = _stream(lm, params, tokenizer, prompts, Options(**options))
     while True:
         try:
             texts = [text + more for text, more in zip(texts, next(pieces), strict=True)]
@@ -74,65 +102,52 @@ def complete(
 
 
 def _stream(
-    lm: LM,
-    params: Params,
-    tokenizer: Tokenizer,
-    prompts: Sequence[str],
-    *,
-    max_tokens: int | None = None,
-    sampling: Sampling | None = None,
-    beams: int = 1,
-    length_penalty: float = 1.0,
-    stop: Sequence[str] = (),
-    seed: int = 0,
-    state: LMState | None = None,
-    source: Sequence[str | np.ndarray] | None = None,
-    start: int | None = None,
-    specials: bool = False,
-    chunk: int = CHUNK,
-    look: int,
+    lm: LM, params: Params, tokenizer: Tokenizer, prompts: Sequence[str], options: Options
 ) -> Generator[list[str], None, LMState]:
     """Yield the new text of each row, and return the state."""
     lm.check_next_token()
-    fitted(seed, Seed, "seed")
-    if beams < 1:
-        raise UserError(f"beams must be 1 or more, not {beams}")
-    if source is not None and len(source) != len(prompts):
-        raise UserError(f"{len(source)} sources for {len(prompts)} prompts; give one source per prompt")
-    if isinstance(stop, str):
-        raise UserError(f"stop must be a list of texts, such as [{stop!r}]")
-    framed_source = None if source is None else [_framed(tokenizer, text) for text in source]
-    begin = state is None and (framed_source is not None or start is not None)
-    if begin and start is None:
-        start = tokenizer.start
-    ids = [_ids(tokenizer, prompt, start if begin else None, state is None, specials) for prompt in prompts]
-    if beams > 1 and sampling is not None and sampling.temperature > 0:
-        raise UserError("beams > 1 does not sample; set the temperature to 0, or beams to 1")
-    max_tokens = _room(lm, ids, state, max_tokens)
-    writer = Writer(lm, params, ids, state=state, source=framed_source, chunk=chunk)
-    drawable_V, ends_V = _masks(tokenizer, lm.model.vocab_size)
-    made = [_Text(tokenizer, [text for text in stop if text], fresh=framed_source is not None) for _ in prompts]
-    if beams > 1:
-        tokens, memory = beam_search(
+    source = _frame_sources(tokenizer, options.source, len(prompts))
+    ids = _encode_prompts(tokenizer, prompts, options)
+    left = _room(lm, ids, options.state, options.max_tokens)
+    writer = Writer(lm, params, ids, state=options.state, source=source, chunk=options.chunk)
+    stop = [text for text in options.stop if text]
+    made = [_Text(tokenizer, stop, fresh=source is not None) for _ in prompts]
+    masks = _masks(tokenizer, lm.model.vocab_size)
+    if options.beams > 1:
+        tokens, state = beam_search(
             writer,
-            beams=beams,
-            max_tokens=max_tokens,
-            length_penalty=length_penalty,
-            drawable_V=drawable_V,
-            ends_V=ends_V,
-            stops=lambda row: any(text in tokenizer.decode(row) for text in stop if text),
+            *masks,
+            beams=options.beams,
+            max_tokens=left,
+            length_penalty=options.length_penalty,
+            stops=lambda row: any(text in tokenizer.decode(row) for text in stop),
         )
         yield ["".join([*map(text.add, row), text.rest()]) for text, row in zip(made, tokens, strict=True)]
-        return memory
-    left = max_tokens
+        return state
     while left > 0 and writer.live_B.any():
-        count = min(1 if any(stop) else look, LOOK, left)
-        token_BN = writer.write(count, sampling or Sampling(), seed, drawable_V, ends_V)
+        count = min(1 if stop else options.look, LOOK, left)
+        token_BN = writer.write(count, options.sampling or Sampling(), options.seed, *masks)
         left -= count
         yield ["".join(text.add(int(token)) for token in row if token >= 0) for text, row in zip(made, token_BN, strict=True)]
         writer.live_B &= [not text.stopped for text in made]
     yield [text.rest() for text in made]
     return writer.memory()
+
+
+def _frame_sources(tokenizer: Tokenizer, sources: Sequence[str | np.ndarray] | None, prompts: int) -> list[np.ndarray] | None:
+    if sources is None:
+        return None
+    if len(sources) != prompts:
+        raise UserError(f"{len(sources)} sources for {prompts} prompts; give one source per prompt")
+    return [tokenizer.frame(text)[0] if isinstance(text, str) else text for text in sources]
+
+
+def _encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str], options: Options) -> list[np.ndarray]:
+    """Return the tokens of each prompt, after the first token of a document if it starts one."""
+    fresh, start = options.state is None, options.start
+    if start is None and options.source is not None:
+        start = tokenizer.start
+    return [_ids(tokenizer, prompt, start if fresh else None, fresh, options.specials) for prompt in prompts]
 
 
 def _room(lm: LM, ids: Sequence[np.ndarray], state: LMState | None, asked: int | None) -> int:
@@ -161,10 +176,6 @@ def _ids(tokenizer: Tokenizer, prompt: str, start: int | None, begins: bool, spe
         return tokenizer.encode(prompt, specials=specials)
     ids = tokenizer.frame(prompt)[0]
     return ids if len(ids) or tokenizer.bos < 0 else np.asarray([tokenizer.bos], np.int32)
-
-
-def _framed(tokenizer: Tokenizer, text: str | np.ndarray) -> np.ndarray:
-    return tokenizer.frame(text)[0] if isinstance(text, str) else text
 
 
 def _masks(tokenizer: Tokenizer, size: int) -> tuple[np.ndarray, np.ndarray]:

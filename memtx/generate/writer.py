@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import ArrayLike
 
-from memtx.core import segment
+from memtx.core import pytree, segment
 from memtx.errors import UserError
 from memtx.generate.sampling import Sampling, draw
 from memtx.generate.unstack import stack_state, unstack_params, unstack_state, unstacked
@@ -64,20 +65,10 @@ class Writer:
         Row b draws with the seed `seed + b`.
         """
         settings = jnp.asarray([sampling.temperature, sampling.top_k, sampling.top_p], jnp.float32)
-        token_BN, self.token_B, live_B, self.state = _write(
-            self.lm,
-            self.params,
-            self.token_B,
-            self.live_B,
-            self.state,
-            jnp.asarray(seed + np.arange(len(self.live_B))),
-            settings,
-            drawable_V,
-            ends_V,
-            self.step,
-            min(count, LOOK),
-            greedy=sampling.temperature == 0,
-        )
+        rule = Rule(drawable_V, ends_V, settings, jnp.asarray(seed + np.arange(len(self.live_B))), self.step)
+        rows = self.token_B, self.live_B, self.state
+        write = partial(_write, self.lm, self.params, greedy=sampling.temperature == 0)
+        token_BN, (self.token_B, live_B, self.state) = write(rows, rule, min(count, LOOK))
         self.step += min(count, LOOK)
         self.live_B = np.array(live_B)
         return np.asarray(token_BN)[:, :count]
@@ -138,43 +129,51 @@ def step(lm: LM, params: Params, token_BT: Array, length_B: Array, state: LMStat
     return lm(params, token_BT, state, seg)
 
 
-@partial(jax.jit, static_argnames=("lm", "greedy"), donate_argnames="state")
-def _write(
-    lm: LM,
-    params: Params,
-    token_B: Array,
-    live_B: Array,
-    state: LMState,
-    seed_B: Array,
-    settings: Array,
-    drawable_V: Array,
-    ends_V: Array,
-    first: Array,
-    count: Array,
-    *,
-    greedy: bool,
-):
+@pytree
+class Rule:
+    """How tokens are drawn.
+
+    drawable_V  which tokens may be written
+    ends_V      which tokens end a row
+    settings    temperature, top_k and top_p, float32
+    seed_B      the seed of each row
+    first       how many tokens the writer has written before
+    """
+
+    drawable_V: ArrayLike
+    ends_V: ArrayLike
+    settings: Array
+    seed_B: Array
+    first: Array | int
+
+    def draw(self, logits_BV: Array, n: Array, greedy: bool) -> Array:
+        """Return the n-th token of this call in each row, int32 [B]."""
+        logits_BV = jnp.where(self.drawable_V, logits_BV, -jnp.inf)
+        if greedy:
+            return jnp.argmax(logits_BV, -1).astype(jnp.int32)
+        key_B = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), self.first + n))(self.seed_B)
+        return jax.vmap(lambda v, k: draw(v, k, *self.settings))(logits_BV, key_B).astype(jnp.int32)
+
+
+@partial(jax.jit, static_argnames=("lm", "greedy"), donate_argnames="rows")
+def _write(lm: LM, params: Params, rows: tuple[Array, Array, LMState], rule: Rule, count: Array, *, greedy: bool):
     """Write `count` tokens, at most LOOK, in one program. Rows that have ended stay as they are.
 
-    Returns token_BN, the last tokens, the rows that are live, and the state.
+    rows: the last token of each row, the rows that are live, and the state. Returns token_BN and the new rows.
     """
-    temperature, top_k, top_p = settings
 
     def one(carry):
-        n, token_B, live_B, state, token_BN = carry
+        n, (token_B, live_B, state), token_BN = carry
         logits_BTV, state = step(lm, params, token_B[:, None], live_B.astype(jnp.int32), state)
-        logits_BV = jnp.where(drawable_V, logits_BTV[:, 0], -jnp.inf)
-        if greedy:
-            drawn_B = jnp.argmax(logits_BV, -1).astype(jnp.int32)
-        else:
-            key_B = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), first + n))(seed_B)
-            drawn_B = jax.vmap(lambda v, k: draw(v, k, temperature, top_k, top_p))(logits_BV, key_B).astype(jnp.int32)
+        drawn_B = rule.draw(logits_BTV[:, 0], n, greedy)
         token_BN = token_BN.at[:, n].set(jnp.where(live_B, drawn_B, -1))
-        return n + 1, jnp.where(live_B, drawn_B, token_B), live_B & ~ends_V[drawn_B], state, token_BN
+        rows = jnp.where(live_B, drawn_B, token_B), live_B & ~jnp.asarray(rule.ends_V)[drawn_B], state
+        return n + 1, rows, token_BN
 
-    def going_on(carry):
-        return (carry[0] < count) & carry[2].any()
+    def is_unfinished(carry):
+        n, (_, live_B, _), _ = carry
+        return (n < count) & live_B.any()
 
-    nothing_BN = jnp.full((len(token_B), LOOK), -1, jnp.int32)
-    _, token_B, live_B, state, token_BN = lax.while_loop(going_on, one, (jnp.int32(0), token_B, live_B, state, nothing_BN))
-    return token_BN, token_B, live_B, state
+    nothing_BN = jnp.full((len(rows[0]), LOOK), -1, jnp.int32)
+    _, rows, token_BN = lax.while_loop(is_unfinished, one, (jnp.int32(0), rows, nothing_BN))
+    return token_BN, rows

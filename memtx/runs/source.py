@@ -139,13 +139,10 @@ class TaskSource:
         c = self.config
         return Examples(
             self._stages,
-            batch=c.train.batch,
-            segments=c.train.segments,
-            time=c.data.segment,
+            (c.train.batch, c.train.segments, c.data.segment),
             seed=c.seed,
             count=c.data.examples,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process=(jax.process_index(), jax.process_count()),
         )
 
     def evaluator(self, lm: LM, layout: Layout) -> Evaluator:
@@ -186,12 +183,9 @@ def _named(config: Config, tasks: Sequence[Task]) -> Config:
 def train_stream(tokens: Tokens, config: Config) -> Stream:
     return Stream(
         tokens,
-        batch=config.train.batch,
-        segments=config.train.segments,
-        time=config.data.segment,
+        (config.train.batch, config.train.segments, config.data.segment),
         seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process=(jax.process_index(), jax.process_count()),
     )
 
 
@@ -199,13 +193,10 @@ def eval_batches(tokens: Tokens, config: Config) -> Iterator[Batch]:
     """The held-out documents in order, one segment at a time, at most `eval.segments` of them; no more rows than documents."""
     stream = Stream(
         tokens,
-        batch=eval_rows(tokens, config),
-        segments=1,
-        time=config.data.segment,
+        (eval_rows(tokens, config), 1, config.data.segment),
         shuffle=False,
         repeat=False,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process=(jax.process_index(), jax.process_count()),
     )
     for index, batch in enumerate(stream):
         if config.eval.segments and index >= config.eval.segments:
@@ -222,13 +213,10 @@ def eval_examples(task: Task, config: Config) -> Examples:
     """The held-out examples in order, one segment at a time."""
     return Examples(
         [(0, task)],
-        batch=config.eval.batch,
-        segments=1,
-        time=config.data.segment,
+        (config.eval.batch, 1, config.data.segment),
         seed=config.seed,
         split=config.eval.split,
         count=config.eval.examples,
         repeat=False,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process=(jax.process_index(), jax.process_count()),
     )

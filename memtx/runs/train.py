@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -109,66 +110,85 @@ class Run:
         trees = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, self.shardings)
         return dict(zip(("params", "opt_state", "memory"), trees, strict=True))
 
-    def loop(self, state, done: int, stream: Batches, evaluate, checkpoints: Checkpointer, metrics: Metrics) -> Trained:
-        """From step `done` (-1: nothing was saved yet) to the last one."""
+    def loop(self, train_state, done: int, stream: Batches, evaluate, checkpoints: Checkpointer, metrics: Metrics) -> Trained:
+        """Train from step `done` to the last one. If `done` is -1, nothing was saved yet.
+
+        Each round evaluates and saves if it is time to, reads the next batch and starts the step on it. Then it writes the
+        metrics of the step before. That waits for the step before, while the new step is already on its way.
+        """
         config, total = self.config, self.config.train.steps
-        rate = make_schedule(config.optim, total)
-        pending, evaluation, saved = None, None, done
-        clock = time.monotonic()
-        logged = max(done, 0)
-
-        def log():
-            """Write the metrics of the last step that was started, which waits for it."""
-            nonlocal pending, clock, logged
-            if pending is None:
-                return
-            step, values = pending
-            pending = None
-            values = {f"train/{name}": np.asarray(value).item() for name, value in values.items()}
-            if not np.isfinite(values["train/loss"]):
-                raise UserError(
-                    f"the loss of step {step} is {values['train/loss']}; the last checkpoint is of step {max(saved, 0)}. "
-                    "Try a lower optim.lr, a longer optim.warmup or optim.clip=1.0"
-                )
-            if step % config.train.log_every and step != total:
-                return
-            tokens = values.pop("train/tokens")
-            elapsed, steps = time.monotonic() - clock, step - logged
-            clock, logged = time.monotonic(), step
-            values |= {"train/lr": np.asarray(rate(step - 1)).item(), "train/tokens_per_s": tokens * steps / max(elapsed, 1e-9)}
-            metrics.write(step, values)
-
+        log, evaluation = _StepLog(config, metrics, max(done, 0)), None
         with catch_stop() as stopped:
             for step in range(max(done, 0), total + 1):
-                last = step == total
-                stop = self._agree(stopped.is_set())
-                if step > done:
-                    due = step > 0 and config.eval.every and step % config.eval.every == 0
-                    if due or last:
-                        log()
-                        began = time.monotonic()
-                        evaluation = evaluate(state[0])
-                        metrics.write(step, evaluation.metrics())
-                        clock += time.monotonic() - began
-                    if last or stop or (step > 0 and step % config.checkpoint.every == 0):
-                        log()
-                        measured = evaluation.metrics() if evaluation and (due or last) else None
-                        checkpoints.save(step, **self._items(state), cursor=stream.get_state(), metrics=measured)
-                        saved = step
+                last, stop, measured = step == total, self._agree(stopped.is_set()), None
+                if step > done and (last or _is_due(step, config.eval.every)):
+                    log.write()
+                    with log.paused():
+                        evaluation = evaluate(train_state[0])
+                        measured = evaluation.metrics()
+                        metrics.write(step, measured)
+                if step > done and (last or stop or _is_due(step, config.checkpoint.every)):
+                    log.write()
+                    checkpoints.save(step, **self._items(train_state), cursor=stream.get_state(), metrics=measured)
+                    log.saved = step
                 if last or stop:
                     break
                 batch = self.layout.shard(next(stream))
-                *state, values = self.step(*state, batch, np.int32(step), self.key)
-                log()
-                pending = (step + 1, values)
+                *train_state, values = self.step(*train_state, batch, np.int32(step), self.key)
+                log.write()
+                log.pending = (step + 1, values)
             if evaluation is None and step == total:
-                evaluation = evaluate(state[0])
-            checkpoints.wait()  # still told to stop, not stopped: the last save is being written
+                evaluation = evaluate(train_state[0])
+            checkpoints.wait()  # a second signal must not interrupt the last save
         return Trained(step, step == total, evaluation)
 
-    def _items(self, state) -> dict:
-        return dict(zip(("params", "opt_state", "memory"), state, strict=True))
+    def _items(self, train_state) -> dict:
+        return dict(zip(("params", "opt_state", "memory"), train_state, strict=True))
 
     def _agree(self, stop: bool) -> bool:
         """Whether any process was told to stop."""
         return stop if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(stop)).any())
+
+
+def _is_due(step: int, every: int) -> bool:
+    return step > 0 and every > 0 and step % every == 0
+
+
+class _StepLog:
+    """Writes the metrics of steps that were started earlier.
+
+    pending  (step, metrics on the device) of the last step that was started, or None if they are written
+    saved    the step of the last checkpoint, for the error message
+    """
+
+    def __init__(self, config: Config, metrics: Metrics, step: int):
+        self.config, self.metrics, self.saved = config, metrics, step
+        self.rate = make_schedule(config.optim, config.train.steps)
+        self.pending: tuple[int, dict] | None = None
+        self._step, self._clock = step, time.monotonic()  # of the last line that was written
+
+    def write(self) -> None:
+        """Wait for the pending step. Write its metrics if it is time to. Raises UserError if the loss is not finite."""
+        if self.pending is None:
+            return
+        (step, values), self.pending = self.pending, None
+        values = {f"train/{name}": np.asarray(value).item() for name, value in values.items()}
+        if not np.isfinite(values["train/loss"]):
+            raise UserError(
+                f"the loss of step {step} is {values['train/loss']}; the last checkpoint is of step {self.saved}. "
+                "Try a lower optim.lr, a longer optim.warmup or optim.clip=1.0"
+            )
+        if step % self.config.train.log_every and step != self.config.train.steps:
+            return
+        now, tokens = time.monotonic(), values.pop("train/tokens")
+        values["train/lr"] = np.asarray(self.rate(step - 1)).item()
+        values["train/tokens_per_s"] = tokens * (step - self._step) / max(now - self._clock, 1e-9)
+        self._step, self._clock = step, now
+        self.metrics.write(step, values)
+
+    @contextmanager
+    def paused(self):
+        """Leave the time of the `with` block out of tokens per second."""
+        began = time.monotonic()
+        yield
+        self._clock += time.monotonic() - began

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from memtx.data.streams import NOTHING, Batch
+from memtx.data.streams import NOTHING, Batch, rows_of
 from memtx.errors import UserError
 from memtx.files.cache import digest
 from memtx.tasks.base import Example, Task
@@ -39,29 +39,27 @@ class Progress(NamedTuple):
 class Examples(Iterator[Batch]):
     """Endless batches of examples, or with `repeat=False` one epoch of `count` examples, after which rows are empty.
 
-    stages: (steps, task) of each stage. The last stage never ends. batch: B, rows over all processes. segments, time: P and T.
+    stages: (steps, task) of each stage. The last stage never ends. shape: (B, P, T) of a batch over all processes.
+    process: the index of this process and the number of processes.
     count: the number of different examples, shuffled for each epoch (0: every example is new).
-    Raises UserError if a block of the task is longer than a segment, or `batch` is not divisible by `process_count`.
+    Raises UserError if a block of the task is longer than a segment, or B is not divisible by the number of processes.
     """
 
     def __init__(
         self,
         stages: Sequence[tuple[int, Task]],
+        shape: tuple[int, int, int],
         *,
-        batch: int,
-        segments: int,
-        time: int,
         seed: int = 0,
         split: str = "train",
         count: int = 0,
         repeat: bool = True,
-        process_index: int = 0,
-        process_count: int = 1,
+        process: tuple[int, int] = (0, 1),
     ):
-        if min(batch, segments, time) < 1 or min(seed, count) < 0:
+        batch, segments, time = shape
+        if min(shape) < 1 or min(seed, count) < 0:
             raise UserError(f"examples need positive sizes, not {batch=}, {segments=}, {time=}, {seed=}, {count=}")
-        if batch % process_count:
-            raise UserError(f"a batch of {batch} rows is not divisible by {process_count} processes; change the batch size")
+        rows = rows_of(batch, process)
         for _, task in stages:
             if task.block > time:
                 raise UserError(f"data.segment={time} is shorter than a block of the task; set it to at least {task.block}")
@@ -70,8 +68,7 @@ class Examples(Iterator[Batch]):
         self._batch, self._segments, self._time = batch, segments, time
         self._seed, self._split, self._count, self._repeat = seed, split, count, repeat
         self._source = max(task.source for _, task in stages)
-        rows = batch // process_count
-        self._rows = range(process_index * rows, (process_index + 1) * rows)
+        self._rows = range(rows.start, rows.stop)
         self._step = 0
         self._drawn: tuple[tuple[int, int], list[Example | None]] | None = None  # (stage, round) and its examples
 

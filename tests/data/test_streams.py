@@ -41,14 +41,14 @@ def read(batches):
             assert not call["target"][n:].any()
             if n == 0:
                 assert not call["reset"]
-                assert call["source"] == -1
+                assert call["document"] == -1
                 continue
             if call["reset"]:
                 if row in open_:
                     done.append(open_.pop(row))
-                open_[row] = (int(call["source"]), [], [])
-            source, inputs, targets = open_[row]
-            assert source == call["source"]
+                open_[row] = (int(call["document"]), [], [])
+            document, inputs, targets = open_[row]
+            assert document == call["document"]
             assert call["position"][:n].tolist() == list(range(len(inputs), len(inputs) + n))
             inputs.extend(call["token"][:n].tolist())
             targets.extend(call["target"][:n].tolist())
@@ -58,7 +58,7 @@ def read(batches):
 @pytest.mark.parametrize(("batch", "segments", "time"), [(1, 1, 1), (3, 2, 4), (4, 3, 7), (2, 1, 100), (16, 2, 4)])
 def test_rows_give_the_documents_back_exactly_once_an_epoch(numbered, batch, segments, time):
     tokens = numbered(LENGTHS)
-    stream = Stream(tokens, batch=batch, segments=segments, time=time, seed=1, repeat=False)
+    stream = Stream(tokens, (batch, segments, time), seed=1, repeat=False)
     done, last = read(stream)
     found = sorted(done + last)
     assert [source for source, _, _ in found] == list(range(len(LENGTHS)))
@@ -74,31 +74,31 @@ def test_rows_give_the_documents_back_exactly_once_an_epoch(numbered, batch, seg
 def test_real_text_comes_back_through_the_stream(small, cache):
     tok = make_tokenizer("bpe:400", small, cache)
     tokens = tokenize(small, tok, "train", cache)
-    done, last = read(Stream(tokens, batch=4, segments=2, time=64, repeat=False))
+    done, last = read(Stream(tokens, (4, 2, 64), repeat=False))
     texts = dict(small.documents("train"))
     assert {tokens.names[source]: tok.decode(targets) for source, _, targets in done + last} == texts
 
 
 def test_epochs_run_on_and_hold_every_document_once(numbered):
     tokens = numbered(LENGTHS)
-    stream = Stream(tokens, batch=3, segments=2, time=4, seed=3)
+    stream = Stream(tokens, (3, 2, 4), seed=3)
     starts = []
     while stream.epoch < 3:
-        starts += [int(call["source"]) for _, call in calls(next(stream)) if call["reset"]]
+        starts += [int(call["document"]) for _, call in calls(next(stream)) if call["reset"]]
     epochs = [starts[i : i + len(LENGTHS)] for i in range(0, 3 * len(LENGTHS), len(LENGTHS))]
     assert all(sorted(epoch) == list(range(len(LENGTHS))) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
 def test_rows_go_on_from_batch_to_batch_and_are_never_idle_when_endless(numbered):
-    stream = Stream(numbered([2]), batch=5, segments=2, time=4)  # fewer documents than rows
+    stream = Stream(numbered([2]), (5, 2, 4))  # fewer documents than rows
     for _ in range(4):
         assert next(stream).length_BP.all()
 
 
 def test_the_seed_gives_the_order_and_no_shuffle_the_corpus_order(numbered):
     def order(**options):
-        stream = Stream(numbered([1] * 50), batch=1, segments=50, time=2, **options)
+        stream = Stream(numbered([1] * 50), (1, 50, 2), **options)
         return next(stream).document_BP[0].tolist()
 
     assert order(seed=1) == order(seed=1) != order(seed=2)
@@ -108,7 +108,7 @@ def test_the_seed_gives_the_order_and_no_shuffle_the_corpus_order(numbered):
 
 
 def test_batches_have_the_declared_shapes_and_types(numbered):
-    batch = next(Stream(numbered(LENGTHS), batch=4, segments=3, time=5, process_index=1, process_count=2))
+    batch = next(Stream(numbered(LENGTHS), (4, 3, 5), process=(1, 2)))
     assert [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(batch)] == [
         *[((2, 3, 5), "int32")] * 3,
         ((2, 3), "int32"),
@@ -120,7 +120,7 @@ def test_batches_have_the_declared_shapes_and_types(numbered):
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_processes_hold_the_rows_of_one_process_in_order(numbered, processes):
     def make(index, count):
-        return Stream(numbered(LENGTHS), batch=4, segments=2, time=4, process_index=index, process_count=count)
+        return Stream(numbered(LENGTHS), (4, 2, 4), process=(index, count))
 
     whole, parts = make(0, 1), [make(i, processes) for i in range(processes)]
     for _ in range(12):
@@ -131,7 +131,7 @@ def test_processes_hold_the_rows_of_one_process_in_order(numbered, processes):
 
 def test_a_cursor_goes_on_exactly_on_another_number_of_processes(numbered):
     def make(index, count):
-        return Stream(numbered(LENGTHS), batch=4, segments=2, time=4, seed=5, process_index=index, process_count=count)
+        return Stream(numbered(LENGTHS), (4, 2, 4), seed=5, process=(index, count))
 
     def see(state):
         assert any(offset > 0 for offset in state["offset"])  # the control: a restart in mid-document
@@ -142,7 +142,7 @@ def test_a_cursor_goes_on_exactly_on_another_number_of_processes(numbered):
 
 def test_a_finished_stream_stays_finished_after_a_restore(numbered):
     def make():
-        return Stream(numbered([3, 3]), batch=4, segments=2, time=8, repeat=False)
+        return Stream(numbered([3, 3]), (4, 2, 8), repeat=False)
 
     stream = make()
     assert len(list(stream)) == 1
@@ -153,33 +153,33 @@ def test_a_finished_stream_stays_finished_after_a_restore(numbered):
 
 @pytest.mark.parametrize("change", [{"batch": 2}, {"seed": 1}, {"shuffle": False}, {"tokens": "other"}])
 def test_a_cursor_of_other_data_is_refused(numbered, change):
-    options = {"batch": 4, "segments": 2, "time": 4, "seed": 0, "shuffle": True} | change
+    options = {"batch": 4, "seed": 0, "shuffle": True} | change
     tokens = numbered(LENGTHS, options.pop("tokens", "numbered"))
-    other = Stream(tokens, **options)
+    other = Stream(tokens, (options.pop("batch"), 2, 4), **options)
     before = other.get_state()
     with pytest.raises(UserError, match=f"data cursor has {next(iter(change))}"):
-        other.set_state(Stream(numbered(LENGTHS), batch=4, segments=2, time=4).get_state())
+        other.set_state(Stream(numbered(LENGTHS), (4, 2, 4)).get_state())
     assert other.get_state() == before
 
 
 @pytest.mark.parametrize("damage", [{"offset": None}, {"offset": [1]}, {"taken": "x"}])
 def test_a_damaged_cursor_is_refused(numbered, damage):
-    stream = Stream(numbered(LENGTHS), batch=4, segments=2, time=4)
+    stream = Stream(numbered(LENGTHS), (4, 2, 4))
     with pytest.raises(UserError, match="damaged"):
         stream.set_state(stream.get_state() | damage)
 
 
 @pytest.mark.parametrize(
-    ("options", "says"), [({"batch": 6, "process_count": 4}, "4 processes"), ({"batch": 0}, "positive"), ({"seed": -1}, "seed")]
+    ("batch", "options", "says"), [(6, {"process": (0, 4)}, "4 processes"), (0, {}, "positive"), (4, {"seed": -1}, "seed")]
 )
-def test_sizes_that_cannot_be_are_user_errors(numbered, options, says):
+def test_sizes_that_cannot_be_are_user_errors(numbered, batch, options, says):
     with pytest.raises(UserError, match=says):
-        Stream(numbered(LENGTHS), **({"batch": 4, "segments": 2, "time": 4} | options))
+        Stream(numbered(LENGTHS), (batch, 2, 4), **options)
 
 
 def test_the_work_of_a_batch_does_not_go_token_by_token(cache):
     code = load_corpus("pycode", cache)
-    stream = Stream(tokenize(code, make_tokenizer("bytes", code, cache), "train", cache), batch=64, segments=4, time=512)
+    stream = Stream(tokenize(code, make_tokenizer("bytes", code, cache), "train", cache), (64, 4, 512))
     next(stream)
     with cProfile.Profile() as profile:
         tokens = sum(next(stream).token_BPT.size for _ in range(5))

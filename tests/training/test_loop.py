@@ -254,6 +254,6 @@ def test_every_process_reads_its_own_rows(root):
     config = tiny(root)
     text = load_corpus(config.data.corpus, config.data.cache)
     tokens = tokenize(text, make_tokenizer("bytes", text, config.data.cache), "train", config.data.cache)
-    whole = next(Stream(tokens, batch=4, segments=1, time=8))
-    parts = [next(Stream(tokens, batch=4, segments=1, time=8, process_index=i, process_count=2)) for i in (0, 1)]
+    whole = next(Stream(tokens, (4, 1, 8)))
+    parts = [next(Stream(tokens, (4, 1, 8), process=(i, 2))) for i in (0, 1)]
     np.testing.assert_array_equal(whole.token_BPT, np.concatenate([p.token_BPT for p in parts]))

@@ -22,8 +22,7 @@ def stream(process_index: int = 0, process_count: int = 1, share: float = 0.15) 
     rng = np.random.default_rng(0)
     ids = rng.integers(97, 101, 4000).astype(np.uint16)
     tokens = Tokens(ids, np.asarray([0, 1000, 1800, 3100, 4000]), tuple("abcd"), BYTES.bos, "four")
-    place = {"process_index": process_index, "process_count": process_count}
-    plain = Stream(tokens, batch=4, segments=2, time=50, **place)
+    plain = Stream(tokens, (4, 2, 50), process=(process_index, process_count))
     return Masked(plain, BYTES, share, seed=0, first_row=process_index * 4 // process_count)
 
 

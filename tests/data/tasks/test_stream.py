@@ -16,9 +16,9 @@ def task(name, **settings):
     return TASKS[name](TASKS[name].Config(**settings))
 
 
-def make(stages=None, **options):
+def make(stages=None, *, batch=4, segments=2, time=32, **options):
     stages = stages or [(0, task("phonebook", entries=3))]
-    return Examples(stages, **({"batch": 4, "segments": 2, "time": 32} | options))
+    return Examples(stages, (batch, segments, time), **options)
 
 
 def read(batches, rows: int) -> list[list[dict]]:
@@ -58,7 +58,7 @@ def test_labels_are_the_only_places_that_count():
 
 
 def test_batches_have_the_shapes_and_types_of_text():
-    batch = next(make(batch=6, segments=3, time=7, process_index=1, process_count=2))
+    batch = next(make(batch=6, segments=3, time=7, process=(1, 2)))
     assert [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(batch)] == [
         *[((3, 3, 7), "int32")] * 3,
         ((3, 3), "int32"),
@@ -104,7 +104,7 @@ def test_a_curriculum_changes_with_the_step_and_a_stage_has_no_empty_calls():
 @pytest.mark.parametrize("options", [{}, {"count": 6}, {"segments": 1, "time": 16}])
 def test_a_cursor_goes_on_exactly_on_another_number_of_processes(options):
     def one(index, count):
-        return make(CURRICULUM, **({"segments": 4, "time": 5} | options), seed=5, process_index=index, process_count=count)
+        return make(CURRICULUM, **({"segments": 4, "time": 5} | options), seed=5, process=(index, count))
 
     goes_on(one, [(1, 3), (2, 5), (4, 9), (1, 13)])
 
@@ -136,7 +136,7 @@ def test_held_out_examples_come_once_each_and_rows_then_fall_idle():
     assert batches[-1].length_BP.ravel().tolist() == [3, 3, 0, 0]
 
 
-@pytest.mark.parametrize(("options", "says"), [({"batch": 6, "process_count": 4}, "4 processes"), ({"batch": 0}, "positive")])
+@pytest.mark.parametrize(("options", "says"), [({"batch": 6, "process": (0, 4)}, "4 processes"), ({"batch": 0}, "positive")])
 def test_sizes_that_cannot_be_are_user_errors(options, says):
     with pytest.raises(UserError, match=says):
         make(**options)
