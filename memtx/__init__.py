@@ -1,7 +1,7 @@
 """memtx: Transformers with long-term memory, in JAX and Flax.
 
-lm = memtx.build(config)                               a model. `memtx.load(workdir)` loads a trained one. `memtx.load("smollm2")`,
-                                                       or a folder or file, loads a pretrained one
+lm = memtx.build(config)                               a new model. `memtx.load(workdir)` loads a trained one, and
+                                                       `memtx.load("smollm2")`, or a folder or file, a pretrained one
 params = lm.init(key)
 state = lm.init_state(batch)                           the memory: a pytree that you own
 logits_BTV, state = lm(params, tokens_BT, state)

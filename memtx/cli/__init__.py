@@ -2,6 +2,7 @@
 
 Each module has `define(values)`, which defines the flags, and `act(values)`, which runs the command with the parsed flags. Its
 docstring and the texts of its flags are the help of the command. A module imports JAX in `act` or later, so that help is quick.
+In this file `list` and `eval` are the modules, not the builtins.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib
 import io
 import os
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 
 from absl import flags
@@ -28,12 +30,12 @@ CACHE = (
 )
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run a command and return, or exit with status 2 after one line about a mistake that the user can mend.
 
     argv: the arguments after `memtx`. None takes those of the process.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for characters that the terminal's encoding lacks
@@ -56,12 +58,12 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(130)
 
 
-def run(argv: list[str]) -> None:
+def run(argv: Sequence[str]) -> None:
     """Run a command, or print help. Raises UserError or absl's flags.Error for a mistake in the arguments."""
     if not argv or argv[0] in HELP | {"help"}:
         print(overview(), end="")
         return
-    command, rest = argv[0], argv[1:]
+    command, *rest = argv
     check_known(command, COMMANDS, "command")
     module = _module(command)
     values = flags.FlagValues()

@@ -28,7 +28,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("example", 0, "Show training example N of a task.", lower_bound=0, flag_values=values)
 
 
-def act(values: flags.FlagValues) -> None:
+def act(values) -> None:
     """Print the corpus or the example. Raises UserError for a mistake that the user can mend."""
     from memtx.cli.describe import describe
     from memtx.config import Data

@@ -39,7 +39,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("format", "table", ["table", "json"], "How to print the result.", flag_values=values)
 
 
-def act(values: flags.FlagValues) -> None:
+def act(values) -> None:
     """Evaluate, and print the result. Raises UserError for a mistake that the user can mend."""
     from memtx.runs.evaluate import evaluate_config, evaluate_run
 

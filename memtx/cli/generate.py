@@ -44,7 +44,7 @@ def define(values: flags.FlagValues) -> None:
     integer("context", None, "The number of tokens that full attention of a --model keeps. Default: 2048.")
 
 
-def act(values: flags.FlagValues) -> None:
+def act(values) -> None:
     """Print the prompt and the text as it is written. Raises UserError for a mistake that the user can mend."""
     from memtx.generate import Sampling, chat, generate
     from memtx.runs.load import load, load_run

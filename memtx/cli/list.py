@@ -25,7 +25,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("memory", None, memory, flag_values=values)
 
 
-def act(values: flags.FlagValues) -> None:
+def act(values) -> None:
     """Print the list or one mechanism. Raises UserError for an unknown mechanism."""
     if values["memory"].value:
         print(details(values["memory"].value), end="")
@@ -38,7 +38,7 @@ def act(values: flags.FlagValues) -> None:
 def table(rows: list[dict]) -> Table:
     """Return the table of the rows of `read_catalog`."""
     shown = Table(
-        caption="the tiny model (4 layers, width 128) at default settings: the state of one stream, the forward pass of a token. "
+        caption="the tiny model (4 layers, width 128) at default settings: state of one stream, forward pass of a token. "
         "memtx list --memory=NAME shows the settings and the card of a mechanism"
     )
     shown.add_column("name", no_wrap=True)

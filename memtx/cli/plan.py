@@ -28,7 +28,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("format", "table", ["table", "json"], "How to print the result.", flag_values=values)
 
 
-def act(values: flags.FlagValues) -> None:
+def act(values) -> None:
     """Print the costs and the solved keys. Raises UserError for a mistake that the user can mend."""
     from memtx.runs.plan import make_plan
 

@@ -40,7 +40,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("format", "table", formats, text, flag_values=values)
 
 
-def act(values: flags.FlagValues) -> None:
+def act(values) -> None:
     """Print the report and write its files. Raises UserError for a mistake that the user can mend.
 
     Exits with status 1 if --check finds a cell that disagrees.

@@ -32,7 +32,7 @@ def define(values: flags.FlagValues) -> None:
     string("run", None, "Run only the run with this `NAME`, in this process. The jobs of a sweep use it.")
 
 
-def act(values: flags.FlagValues) -> None:
+def act(values) -> None:
     """Run or list the runs. Raises UserError for a mistake that the user can mend.
 
     Exits with status 1 if a run failed, and 130 if the sweep was interrupted.
