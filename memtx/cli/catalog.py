@@ -44,7 +44,7 @@ def find_settings(given: str) -> tuple[str, dict[str, Any]]:
 
 
 def compute_row(name: str) -> dict[str, Any]:
-    """Return what the list shows of a mechanism in the registry.
+    """Return the row of a mechanism in the registry, as `memtx list` shows it.
 
     name, site, kind and settings come from the class. state_bytes_per_stream, flops_per_token and parameters are costs of the
     tiny preset with bytes as tokens. about is the first line of the module's docstring.
