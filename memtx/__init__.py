@@ -1,28 +1,36 @@
 """memtx: Transformers with long-term memory, in JAX and Flax.
 
-lm = memtx.build(config.model)                         a model; `memtx.load(workdir)` for a trained one, and
-                                                       `memtx.load("smollm2")`, or a folder or file, for a pretrained one
+lm = memtx.build(config)                               a new model. `memtx.load(workdir)` loads a trained one, and
+                                                       `memtx.load("smollm2")`, or a folder or file, a pretrained one
 params = lm.init(key)
 state = lm.init_state(batch)                           the memory: a pytree that you own
 logits_BTV, state = lm(params, tokens_BT, state)
 
-memtx.train(config, workdir)                           what `memtx train` does
-memtx.generate(lm, params, tokenizer, prompt)          what `memtx generate` does
-memtx.complete(lm, params, tokenizer, prompts)         the same for several at once
-memtx.embed(memtx.load("minilm"), texts)                    sentence embeddings
+memtx.train(config, workdir)                           does the same as `memtx train`
+memtx.generate(lm, params, tokenizer, prompt)          does the same as `memtx generate`
+memtx.complete(lm, params, tokenizer, prompts)         generates for several prompts at once
+memtx.embed(memtx.load("minilm"), texts)               sentence embeddings
+
+`import memtx` is quick, because a name is imported from its module when it is first used.
 """
 
-from memtx.config import Config
-from memtx.core import Dims, Segment, batch_axes, collect, detach, emit, reset, scan, segment, state_bytes
-from memtx.errors import UserError
-from memtx.generate import GREEDY, Completion, Sampling, complete, generate
-from memtx.memory import MEMORIES
-from memtx.models.lm import LM
-from memtx.pretrained.load import export
-from memtx.runs.configure import build, configure, get_config, load_config
-from memtx.runs.embed import embed
-from memtx.runs.load import Loaded, load
-from memtx.runs.train import Trained, train
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from memtx.config import Config
+    from memtx.core import Dims, Segment, batch_axes, collect, detach, emit, reset, scan, segment, state_bytes
+    from memtx.errors import UserError
+    from memtx.generate import GREEDY, Completion, Sampling, complete, generate
+    from memtx.memory import MEMORIES
+    from memtx.models.lm import LM
+    from memtx.pretrained.load import export
+    from memtx.runs.configure import build, configure, get_config, load_config
+    from memtx.runs.embed import embed
+    from memtx.runs.load import Loaded, load
+    from memtx.runs.train import Trained, train
 
 __version__ = "0.1.0"
 
@@ -57,3 +65,44 @@ __all__ = [
     "state_bytes",
     "train",
 ]
+
+# The module of each public name: the imports above, for Python.
+_MODULES = {
+    "memtx.config": ("Config",),
+    "memtx.core": ("Dims", "Segment", "batch_axes", "collect", "detach", "emit", "reset", "scan", "segment", "state_bytes"),
+    "memtx.errors": ("UserError",),
+    "memtx.generate": ("GREEDY", "Completion", "Sampling", "complete", "generate"),
+    "memtx.memory": ("MEMORIES",),
+    "memtx.models.lm": ("LM",),
+    "memtx.pretrained.load": ("export",),
+    "memtx.runs.configure": ("build", "configure", "get_config", "load_config"),
+    "memtx.runs.embed": ("embed",),
+    "memtx.runs.load": ("Loaded", "load"),
+    "memtx.runs.train": ("Trained", "train"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+
+if not TYPE_CHECKING:  # a type checker would otherwise accept every name
+
+    def __getattr__(name: str) -> Any:
+        """Import a public name from its module (PEP 562)."""
+        if name not in _HOME:
+            raise AttributeError(f"module 'memtx' has no attribute {name!r}", name=name, obj=sys.modules[__name__])
+        value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """This package. `memtx.generate` is the function, also after an import of the subpackage with the same name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

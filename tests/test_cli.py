@@ -1,18 +1,22 @@
 """The command line works from a shell, and every mistake ends with one line and status 2."""
 
+import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
 from rich.console import Console
 
 from memtx import cli
-from memtx.cli.listing import table
-from memtx.memory import MEMORIES
+from memtx.cli.catalog import FILE, GROUP, compute_catalog
+from memtx.cli.list import table
+from memtx.memory import MEMORIES, registry
 from tests.runs import write_texts
 
 ROOT = Path(__file__).parents[1]
@@ -107,12 +111,58 @@ def test_a_folder_with_other_things_is_not_overwritten(capsys, tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
-def test_help_names_every_command(capsys):
-    cli.main(["--help"])
+def test_the_overview_names_every_command(capsys):
+    cli.main([])
     shown = capsys.readouterr().out
-    assert all(f"memtx {command}" in shown for command in cli.COMMANDS)
-    cli.main(["train", "--help"])
+    assert [line.split()[0] for line in shown.splitlines()[1:-1]] == list(cli.COMMANDS)
+    assert shown.count("\n") == 10
+    cli.main(["--help"])
     assert capsys.readouterr().out == shown
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_each_command_has_its_own_help(command, capsys):
+    values = flags.FlagValues()
+    importlib.import_module(f"memtx.cli.{command}").define(values)
+    cli.main([command, "--help"])
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"memtx {command}: ")
+    assert re.findall(r"^  --(\w+)", shown, re.MULTILINE) == [*values, "cache"]
+    assert all(len(values[name].help) > 8 for name in values)
+    assert max(map(len, shown.splitlines())) <= 128
+    cli.main([command, "--workdir=W", "-h"])
+    assert capsys.readouterr().out == shown
+
+
+def test_help_shows_placeholders_choices_and_defaults(capsys):
+    cli.main(["generate", "--help"])
+    shown = capsys.readouterr().out
+    assert "  --workdir=DIR             The folder DIR of a trained run." in shown
+    assert "  --temperature=X           Sample at this temperature. 0 takes the likeliest token. Default: 0.8.\n" in shown
+    cli.main(["eval", "--help"])
+    shown = capsys.readouterr().out
+    assert "  --format=table|json       How to print the result. Default: table.\n" in shown
+    assert "--beams" not in shown
+
+
+QUICK = """
+import sys
+from memtx import cli
+
+for argv in [], ["--help"], *([name, "--help"] for name in cli.COMMANDS), ["list"], ["list", "--memory=xl"]:
+    cli.main(argv)
+heavy = {"jax", "flax", "matplotlib", "orbax"} & {*sys.modules}
+assert not heavy, heavy
+"""
+
+
+def test_help_and_list_need_neither_jax_nor_unicode():
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-c", QUICK]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "memtx train: Train a model" in done.stdout
+    assert done.stdout.isascii()
 
 
 def test_list_names_every_memory(capsys):
@@ -123,6 +173,24 @@ def test_list_names_every_memory(capsys):
     Console(width=80).print(table(rows))  # what `memtx list` prints
     shown = capsys.readouterr().out
     assert all(f" {name} " in shown for name in MEMORIES)
+
+
+def test_the_stored_catalog_is_up_to_date():
+    assert FILE.read_text(encoding="utf-8") == compute_catalog(), "run python -m memtx.cli.catalog"
+
+
+def test_list_computes_the_costs_of_mechanisms_from_packages(monkeypatch, capsys):
+    assert GROUP == registry.GROUP
+    entry = importlib.metadata.EntryPoint("theirs", "memtx.memory.window:Window", GROUP)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [entry] if group == GROUP else [])
+    monkeypatch.setitem(MEMORIES, "theirs", MEMORIES["window"])
+    monkeypatch.setitem(MEMORIES.origins, "theirs", "package theirs 1.0")
+    cli.main(["list", "--format=json"])
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert list(rows) == list(MEMORIES)
+    assert rows["theirs"] == rows["window"] | {"name": "theirs"}
+    cli.main(["list", "--memory=theirs"])
+    assert "--config.memory.theirs.window=" in capsys.readouterr().out
 
 
 def test_list_shows_a_mechanism_with_its_settings_and_card(capsys):

@@ -1,46 +1,44 @@
-"""The command line: a module for each command, with its HELP, `define(values)` for its options and `act(values)`."""
+"""The command line: a module for each command, named like it.
+
+Each module has `define(values)`, which defines the flags, and `act(values)`, which runs the command with the parsed flags. Its
+docstring and the texts of its flags are the help of the command. A module imports JAX in `act` or later, so that help is quick.
+In this file `list` and `eval` are the modules, not the builtins.
+"""
 
 from __future__ import annotations
 
 import errno
+import importlib
 import io
 import os
 import sys
+from collections.abc import Sequence
+from types import ModuleType
 
-import jax
 from absl import flags
 
-from memtx.cli import data, evaluate, generate, memories, plan, report, sweep, train
-from memtx.cli.options import default_cache, parse
+from memtx.cli.options import default_cache, flags_help, parse
 from memtx.errors import UserError, check_known
 from memtx.files.cache import root
-from memtx.training.cpu import keep_pages
 
-COMMANDS = {
-    "train": train,
-    "eval": evaluate,
-    "generate": generate,
-    "sweep": sweep,
-    "report": report,
-    "plan": plan,
-    "data": data,
-    "list": memories,
-}
-
-HELP = "memtx: Transformers with long-term memory\n\n" + "\n".join(command.HELP for command in COMMANDS.values())
-HELP += """
-Every command takes --cache=DIR: corpora, packages and compiled programs are kept there, and not in ~/.cache/memtx, which the
-variable MEMTX_CACHE changes too.
-A run that was killed goes on when the same command is given again. Mistakes end with one line and exit status 2.
-"""
+COMMANDS = ("train", "eval", "generate", "sweep", "report", "plan", "data", "list")
+WITHOUT_JAX = {"list"}
+HELP = {"-h", "--help"}
+CACHE = (
+    "The folder `DIR` for corpora, packages and compiled programs. Default: the folder in the variable MEMTX_CACHE, or "
+    "~/.cache/memtx."
+)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Console entry point: exits with 0, or with 2 after one line about what the user can put right."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command and return, or exit with status 2 after one line about a mistake that the user can mend.
+
+    argv: the arguments after `memtx`. None takes those of the process.
+    """
+    argv = sys.argv[1:] if argv is None else argv
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # characters that a terminal's encoding does not have
+            stream.reconfigure(errors="backslashreplace")  # for characters that the terminal's encoding lacks
     try:
         run(argv)
         sys.stdout.flush()  # here, so that a closed pipe is noticed below
@@ -60,28 +58,46 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(130)
 
 
-def run(argv: list[str]) -> None:
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
+def run(argv: Sequence[str]) -> None:
+    """Run a command, or print help. Raises UserError or absl's flags.Error for a mistake in the arguments."""
+    if not argv or argv[0] in HELP | {"help"}:
+        print(overview(), end="")
         return
-    command, rest = argv[0], argv[1:]
-    if command not in COMMANDS:
-        check_known(command, COMMANDS, "command")
-    if "-h" in rest or "--help" in rest:
-        print(HELP, end="")
-        return
-    chosen = COMMANDS[command]
-    keep_pages()
+    command, *rest = argv
+    check_known(command, COMMANDS, "command")
+    module = _module(command)
     values = flags.FlagValues()
-    chosen.define(values)
-    flags.DEFINE_string("cache", None, "", flag_values=values)
+    module.define(values)
+    flags.DEFINE_string("cache", None, CACHE, flag_values=values)
+    if HELP & {*rest}:
+        print(f"memtx {command}: {(module.__doc__ or '').strip()}\n\n{flags_help(values)}", end="")
+        return
     with default_cache(rest):
-        _keep_compiled()
-        chosen.act(parse(values, command, rest))
+        if command not in WITHOUT_JAX:
+            _start_jax()
+        module.act(parse(values, command, rest))
 
 
-def _keep_compiled() -> None:
-    """Compiled programs are kept in the cache, unless it cannot be written."""
+def overview() -> str:
+    """Return the list of the commands, each with the first sentence of its help."""
+    lines = [f"  {name:10}{(_module(name).__doc__ or '').strip().partition('.')[0]}" for name in COMMANDS]
+    return (
+        "\n".join(["memtx: Transformers with long-term memory", *lines, "memtx COMMAND --help shows the flags of a command."])
+        + "\n"
+    )
+
+
+def _module(command: str) -> ModuleType:
+    return importlib.import_module(f"memtx.cli.{command}")
+
+
+def _start_jax() -> None:
+    """Configure JAX before its first use: keep freed memory, and compiled programs in the cache if it can be written."""
+    import jax
+
+    from memtx.training.cpu import keep_pages
+
+    keep_pages()
     try:
         folder = root("") / "compiled"
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +105,7 @@ def _keep_compiled() -> None:
         return
     if os.access(folder, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # many small programs are seconds too
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # many small programs take seconds too
 
 
 def _fail(message: str) -> None:

@@ -1,4 +1,10 @@
-"""`memtx data`."""
+"""Show the size of a corpus in documents, bytes and tokens, or an example of a task.
+
+  memtx data --corpus=books --tokenizer=bpe:8192
+  memtx data --corpus=task:mqar --example=1
+
+The command builds the corpus and the tokenizer if they are not in the cache.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +15,21 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-HELP = """\
-  memtx data      a corpus: its documents, bytes and tokens; a task: one of its examples
-      --config=FILE[:...]             or --corpus=pycode|books|speeches|textdir:PATH|tfds:NAME  --tokenizer=bytes|bpe:8192
-                                      or --corpus=task:NAME  --example=N
-"""
+
+def define(values: flags.FlagValues) -> None:
+    """Define the flags of the command."""
+
+    def string(name: str, text: str) -> None:
+        flags.DEFINE_string(name, None, text, flag_values=values)
+
+    config_flags.DEFINE_config_file("config", None, "A config file, for its data: `NAME[:key=value,...]`.", flag_values=values)
+    string("corpus", "A `CORPUS`: pycode, books, speeches, textdir:PATH, tfds:NAME or task:NAME. Default: that of the config.")
+    string("tokenizer", "A `TOKENIZER`: bytes, bpe:SIZE or pretrained:NAME. Default: that of the config.")
+    flags.DEFINE_integer("example", 0, "Show training example N of a task.", lower_bound=0, flag_values=values)
 
 
-def define(values):
-    config_flags.DEFINE_config_file("config", flag_values=values)
-    flags.DEFINE_string("corpus", None, "", flag_values=values)
-    flags.DEFINE_string("tokenizer", None, "", flag_values=values)
-    flags.DEFINE_integer("example", 0, "", lower_bound=0, flag_values=values)
-
-
-def act(values):
+def act(values) -> None:
+    """Print the corpus or the example. Raises UserError for a mistake that the user can mend."""
     from memtx.cli.describe import describe
     from memtx.config import Data
     from memtx.runs.configure import configure

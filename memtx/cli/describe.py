@@ -1,4 +1,4 @@
-"""What `memtx data` shows: where a corpus comes from, where it lies, and how much of it there is."""
+"""The description of a corpus for `memtx data`: its origin, its folder and its size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from memtx.data.tokens import tokenize
 
 @dataclass(frozen=True)
 class SplitSize:
-    """One split: how many documents, bytes of UTF-8 and tokens it has, and its longest document."""
+    """The size of one split.
+
+    documents, bytes, tokens: their number; bytes are those of the tokens. longest: the name of the longest document.
+    longest_tokens: its tokens.
+    """
 
     split: str
     documents: int
@@ -24,17 +28,22 @@ class SplitSize:
 
 @dataclass(frozen=True)
 class Description:
+    """The description of a corpus with a tokenizer."""
+
     name: str
-    about: str  # what it is, its source and licence
-    path: str  # where its records lie
-    notes: tuple[str, ...]  # files that are left out or damaged
+    about: str  # its contents, origin and licence
+    path: str  # the folder of its records
+    notes: tuple[str, ...]  # about files that are left out or damaged
     tokenizer: str
     vocab_size: int
     splits: tuple[SplitSize, ...]
 
 
 def describe(data: config.Data) -> Description:
-    """Builds corpus, tokenizer and tokens if they are not in the cache yet. UserError as they do."""
+    """Describe the corpus of `data`. Builds the corpus, the tokenizer and the tokens if they are not in the cache.
+
+    Raises UserError if one of them cannot be built.
+    """
     text = load_corpus(data.corpus, data.cache)
     tok = make_tokenizer(data.tokenizer, text, data.cache)
     sizes = []

@@ -1,4 +1,4 @@
-"""An example of a task for people: its tokens, with the places that ask in bold beside their labels."""
+"""An example of a task for people: its tokens, with the labels in bold."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from memtx.runs.stages import changed
 
 
 def show(data: Data, index: int = 0) -> Text:
-    """The settings, then training example `index` of `data.task`. A label that is no next token follows its place: k >v."""
+    """Return the settings of `data.task` and its training example `index`.
+
+    A label that is not the next token is shown after its position: k >v. Raises UserError for an unknown task or setting.
+    """
     data = complete_task(data)
     task = changed(data, {})
     example, pieces = task.draw(0, "train", index), task.tokenizer.pieces
@@ -23,8 +26,8 @@ def show(data: Data, index: int = 0) -> Text:
     if len(example.source_S):
         out.append(f"source, {len(example.source_S)} tokens: {task.tokenizer.decode(example.source_S)}\n\n")
     answers, asked = [], False
-    for place, (token, label) in enumerate(zip(example.token_L, example.label_L, strict=True)):
-        after = example.token_L[place + 1] if place + 1 < len(example.token_L) else None
+    for position, (token, label) in enumerate(zip(example.token_L, example.label_L, strict=True)):
+        after = example.token_L[position + 1] if position + 1 < len(example.token_L) else None
         out.append(pieces[token].decode(errors="replace"), style="bold" if asked else "")
         asked = bool(label >= 0 and label == after and not task.classes)
         if label >= 0:

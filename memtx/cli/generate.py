@@ -1,4 +1,10 @@
-"""`memtx generate`."""
+"""Generate text with a trained run or a pretrained model.
+
+  memtx generate --workdir=runs/xl --prompt='HAMLET: '
+  memtx generate --model=smollm2 --prompt='Once upon a time' --top_p=0.9
+
+--beams searches for the likeliest text instead of sampling.
+"""
 
 from __future__ import annotations
 
@@ -9,38 +15,37 @@ from absl import flags
 from memtx.cli.options import needed
 from memtx.errors import UserError
 
-HELP = """\
-  memtx generate  text from a trained run, or from a pretrained model
-      --workdir=DIR                   or --model=smollm2, a Hugging Face folder, a .gguf file, a name of the hub
-      --prompt=TEXT                   or --prompt_file=FILE, of any length
-      --max_tokens=200  --temperature=0.8  --top_k=0  --top_p=0.95  --seed=0
-      --beams=4  --length_penalty=1.0       the likeliest text, instead of drawing
-      --stop=TEXT                           ends it; may be given again
-      --chat                                the prompt is a message to a model that was taught conversations
-      --source=TEXT                         what an encoder-decoder's encoder reads
-      --context=2048                        tokens that attention of a --model keeps, those of a source among them
-"""
+
+def define(values: flags.FlagValues) -> None:
+    """Define the flags of the command."""
+
+    def string(name: str, text: str) -> None:
+        flags.DEFINE_string(name, None, text, flag_values=values)
+
+    def integer(name: str, default: int | None, text: str, least: int | None = 1, most: int | None = None) -> None:
+        flags.DEFINE_integer(name, default, text, lower_bound=least, upper_bound=most, flag_values=values)
+
+    string("workdir", "The folder `DIR` of a trained run. Give it or --model.")
+    string("model", "A pretrained `MODEL`: smollm2, a Hugging Face folder, a .gguf file, or a name of the hub.")
+    string("prompt", "The `TEXT` to continue. Default: none.")
+    string("prompt_file", "A `FILE` with the prompt, which may have any length.")
+    integer("max_tokens", None, "Write at most N tokens. Default: 200, or fewer if the model has no more positions.")
+    flags.DEFINE_float("temperature", 0.8, "Sample at this temperature. 0 takes the likeliest token.", flag_values=values)
+    integer("top_k", 0, "Sample from the N likeliest tokens only. 0 allows all.", least=None)
+    flags.DEFINE_float("top_p", 0.95, "Sample from the fewest tokens with this probability in sum.", flag_values=values)
+    integer("seed", 0, "The seed of the samples.", least=0, most=2**32 - 1)
+    integer("beams", 1, "Search with N beams. More than 1 turns sampling off, unless --temperature is given.")
+    flags.DEFINE_float(
+        "length_penalty", 1.0, "Divide the score of a beam by its number of tokens to this power.", flag_values=values
+    )
+    flags.DEFINE_multi_string("stop", [], "End at this `TEXT`", flag_values=values)
+    flags.DEFINE_bool("chat", False, "Format the prompt as a message with the chat template of the model.", flag_values=values)
+    string("source", "The `TEXT` for the encoder of an encoder-decoder.")
+    integer("context", None, "The number of tokens that full attention of a --model keeps. Default: 2048.")
 
 
-def define(values):
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
-    flags.DEFINE_string("model", None, "", flag_values=values)
-    flags.DEFINE_string("prompt", None, "", flag_values=values)
-    flags.DEFINE_string("prompt_file", None, "", flag_values=values)
-    flags.DEFINE_integer("max_tokens", None, "", lower_bound=1, flag_values=values)
-    flags.DEFINE_float("temperature", 0.8, "", flag_values=values)
-    flags.DEFINE_integer("top_k", 0, "", flag_values=values)
-    flags.DEFINE_float("top_p", 0.95, "", flag_values=values)
-    flags.DEFINE_integer("seed", 0, "", lower_bound=0, upper_bound=2**32 - 1, flag_values=values)
-    flags.DEFINE_integer("beams", 1, "", lower_bound=1, flag_values=values)
-    flags.DEFINE_float("length_penalty", 1.0, "", flag_values=values)
-    flags.DEFINE_multi_string("stop", [], "", flag_values=values)
-    flags.DEFINE_bool("chat", False, "", flag_values=values)
-    flags.DEFINE_string("source", None, "", flag_values=values)
-    flags.DEFINE_integer("context", None, "", lower_bound=1, flag_values=values)
-
-
-def act(values):
+def act(values) -> None:
+    """Print the prompt and the text as it is written. Raises UserError for a mistake that the user can mend."""
     from memtx.generate import Sampling, chat, generate
     from memtx.runs.load import load, load_run
 
@@ -52,7 +57,7 @@ def act(values):
         raise UserError("give either --workdir or --model, not both")
     context = values["context"].value
     if context and not model:
-        raise UserError("--context is for --model: a run keeps what its config says")
+        raise UserError("--context is for --model; the config of a run sets its own")
     kept = {"context": context} if context else {}
     loaded = load(model, **kept) if model else load_run(Path(needed(values, "workdir", "runs/first")))
     prompt = _prompt(values)
@@ -70,7 +75,7 @@ def act(values):
 
 
 def _text(argument: str | None) -> str | None:
-    """An argument as UTF-8, whatever the locale. Python reads bytes that the locale does not have as lone surrogates."""
+    """Return an argument decoded as UTF-8 in any locale. Python reads bytes that the locale lacks as lone surrogates."""
     return argument and argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 

@@ -1,4 +1,4 @@
-"""Options of a command, and what is wrong with them in one line."""
+"""Flags of a command: their help, their values, and one line about a mistake in them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,43 @@ import contextlib
 import os
 import re
 import sys
+import textwrap
 
 from absl import flags
 
 from memtx.errors import UserError
 from memtx.files.cache import VARIABLE
 
+INDENT, WIDTH = 28, 110  # of the texts in the help
+PLACEHOLDERS = {"int": "N", "float": "X"}
+
+
+def flags_help(values: flags.FlagValues) -> str:
+    """Return a paragraph for each flag: its name, its text and its default.
+
+    In the text of a flag, the first words in backquotes are the placeholder of its value: "The folder `DIR`" gives --name=DIR.
+    """
+    return "".join(f"{_flag_help(values[name])}\n" for name in values)
+
+
+def _flag_help(flag: flags.Flag) -> str:
+    kinds = getattr(flag.parser, "enum_values", None) or re.findall("`([^`]*)`", flag.help)[:1]
+    value = "" if flag.boolean else f"={'|'.join(kinds) or PLACEHOLDERS[flag.flag_type()]}"
+    text = flag.help.partition(">: ")[2] or flag.help  # absl puts the choices in front
+    if flag.default not in (None, "", []):
+        text += f" Default: {str(flag.default).lower() if flag.boolean else flag.default}."
+    text, left, space = " ".join(text.replace("`", "").split()), f"  --{flag.name}{value}", " " * INDENT
+    lines = textwrap.wrap(text, WIDTH - INDENT, break_on_hyphens=False, break_long_words=False)
+    first = [left.ljust(INDENT) + lines[0]] if len(left) < INDENT - 1 else [left, space + lines[0]]
+    return "\n".join([*first, *(space + line for line in lines[1:])])
+
 
 def parse(values: flags.FlagValues, command: str, rest: list[str]) -> flags.FlagValues:
+    """Parse the arguments of a command into its flags, and return them.
+
+    The name of an installed config is completed to its path. Raises UserError for a config file that cannot be found or read,
+    for an unknown key of it and for an argument that is not a flag, and absl's flags.Error for other mistakes.
+    """
     spec = next((arg.partition("=")[2] for arg in rest if arg.startswith("--config=")), None)
     if spec is not None:
         from memtx.runs.configure import find_config
@@ -46,7 +75,7 @@ def parse(values: flags.FlagValues, command: str, rest: list[str]) -> flags.Flag
 
 @contextlib.contextmanager
 def default_cache(rest: list[str]):
-    """The folder of --cache or --config.data.cache is the default for all that reads or fills a cache, config files too."""
+    """Make the folder of --cache or --config.data.cache the default cache while the context lasts, also for config files."""
     before = os.environ.get(VARIABLE)
     for name, _, value in (arg.partition("=") for arg in rest):
         if value and name in ("--config.data.cache", "--cache"):
@@ -60,7 +89,7 @@ def default_cache(rest: list[str]):
 
 
 def _check_keys(spec: str, rest: list[str]) -> None:
-    """UserError for the first `--config.KEY=VALUE` whose key the config file does not have."""
+    """Raise a UserError for the first `--config.KEY=VALUE` whose key the config file does not have."""
     from memtx.runs.configure import load_config, override
 
     keys = [arg.removeprefix("--config.").partition("=")[0] for arg in rest if arg.startswith("--config.")]
@@ -68,13 +97,17 @@ def _check_keys(spec: str, rest: list[str]) -> None:
 
 
 def needed(values: flags.FlagValues, name: str, example: str):
+    """Return the value of a flag. Raises a UserError with an example if it was not given."""
     if not (value := values[name].value):
         raise UserError(f"--{name} is missing; for example --{name}={example}")
     return value
 
 
 def parse_settings(text: str | None, option: str) -> dict | None:
-    """What an option such as `--task` says, key=value,key=value, as a mapping; values are Python literals or else words."""
+    """Return the mapping that `key=value,key=value` describes, or None for no text.
+
+    Values are Python literals, or else words. Raises UserError for a text of another form, with the name of the option.
+    """
     if not text:
         return None
     settings = {}

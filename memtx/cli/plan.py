@@ -1,4 +1,9 @@
-"""`memtx plan`."""
+"""Compute the cost of a model before training: parameters, FLOPs per token and bytes of state.
+
+  memtx plan --config=lm:memory=xl --match=params=1e6
+
+--match finds the width at which the model has a given cost, and prints the flags that set it.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +17,19 @@ from rich.table import Table
 
 from memtx.cli.options import needed, parse_settings
 
-HELP = """\
-  memtx plan      what a model costs: parameters, FLOPs per token, bytes of state; nothing is trained
-      --config=FILE[:...]             --match=params=1e6: the width that costs this; or flops_per_token, state_bytes
-      --solve=memory.window.window    the key that is solved for instead of the width      --format=table|json
-"""
+
+def define(values: flags.FlagValues) -> None:
+    """Define the flags of the command."""
+    config_flags.DEFINE_config_file("config", None, "A config file: `NAME[:key=value,...]`. Required.", flag_values=values)
+    match = "The cost to match: `COST=NUMBER`, where the cost is params, flops_per_token or state_bytes."
+    flags.DEFINE_string("match", None, match, flag_values=values)
+    solve = "The integer `KEY` to solve for, such as memory.window.window. Default: the width and the feed-forward width."
+    flags.DEFINE_string("solve", "", solve, flag_values=values)
+    flags.DEFINE_enum("format", "table", ["table", "json"], "How to print the result.", flag_values=values)
 
 
-def define(values):
-    config_flags.DEFINE_config_file("config", flag_values=values)
-    flags.DEFINE_string("match", None, "", flag_values=values)
-    flags.DEFINE_string("solve", "", "", flag_values=values)
-    flags.DEFINE_enum("format", "table", ["table", "json"], "", flag_values=values)
-
-
-def act(values):
+def act(values) -> None:
+    """Print the costs and the solved keys. Raises UserError for a mistake that the user can mend."""
     from memtx.runs.plan import make_plan
 
     config = needed(values, "config", "configs/lm.py:memory=xl")

@@ -1,4 +1,10 @@
-"""`memtx report`."""
+"""Report on a sweep: tables with mean and standard deviation over seeds, figures, judged claims and a page.
+
+  memtx report --sweep=experiments/mqar/sweep.py --workdir=runs/mqar
+  memtx report --sweep=experiments/mqar/sweep.py --results=experiments/mqar/results
+
+The runs come from --workdir, or from --results. With --check, the exit status is 1 if a cell of the table disagrees.
+"""
 
 from __future__ import annotations
 
@@ -15,27 +21,30 @@ from memtx.cli.options import needed
 if TYPE_CHECKING:
     from memtx.reports import Findings
 
-HELP = """\
-  memtx report    tables, figures and a page of a sweep; best in bold, mean ± std over seeds
-      --sweep=FILE                    experiments/X/sweep.py, which may declare `report` and `claims`
-      --workdir=DIR                   of `memtx sweep`: writes DIR/report, or --out=DIR
-      --results=DIR                   stored runs instead, experiments/X/results: writes the README.md beside FILE
-      --store=DIR                     keeps the workdir's runs there as small files, then as --results
-      --check=DIR                     does the table agree with that of the runs stored there? exit status 0 or 1
-      --format=table|markdown|latex|csv
-"""
+FOLDERS = {
+    "workdir": "The folder `DIR` of `memtx sweep`. The page goes to DIR/report.",
+    "results": "Use the runs that are stored in `DIR` instead, and write the README.md beside the sweep file.",
+    "store": "Store the runs of --workdir in `DIR` as small files, and write the README.md beside the sweep file.",
+    "check": "Compare the table with that of the runs that are stored in `DIR`.",
+    "out": "Write the page to `DIR`.",
+}
 
 
-FOLDERS = ("workdir", "results", "store", "check", "out")
+def define(values: flags.FlagValues) -> None:
+    """Define the flags of the command."""
+    sweep = "The sweep `FILE`, which may declare `report` and `claims`. Required."
+    for name, text in {"sweep": sweep, **FOLDERS}.items():
+        flags.DEFINE_string(name, None, text, flag_values=values)
+    formats = ["table", "markdown", "latex", "csv"]
+    text = "How to print the table. All except table print nothing else and write no files."
+    flags.DEFINE_enum("format", "table", formats, text, flag_values=values)
 
 
-def define(values):
-    for name in ("sweep", *FOLDERS):
-        flags.DEFINE_string(name, None, "", flag_values=values)
-    flags.DEFINE_enum("format", "table", ["table", "markdown", "latex", "csv"], "", flag_values=values)
+def act(values) -> None:
+    """Print the report and write its files. Raises UserError for a mistake that the user can mend.
 
-
-def act(values):
+    Exits with status 1 if --check finds a cell that disagrees.
+    """
     from memtx import reports
     from memtx.reports.formats import as_csv, console, latex, markdown
 
@@ -67,7 +76,7 @@ def act(values):
 
 
 def _wide_enough(table: Table) -> Console:
-    """A console that breaks no cell: a terminal can scroll or be widened."""
+    """Return a console that is wide enough for the table, since a terminal can scroll or be widened."""
     out = Console(highlight=False)
     return Console(
         highlight=False, width=max(out.width, out.measure(table, options=out.options.update(max_width=1000)).maximum)
@@ -75,7 +84,7 @@ def _wide_enough(table: Table) -> Console:
 
 
 def _check(stored: Findings, again: Findings, out: Console) -> None:
-    """Shows every cell's verdict. Exits with 1 unless all agree."""
+    """Print the verdict on every cell. Exits with status 1 unless all agree."""
     from memtx.reports.check import compare
 
     cells = compare(stored.table, again.table, stored.study.report.floor)

@@ -1,4 +1,9 @@
-"""`memtx sweep`."""
+"""Run the runs of a sweep file, several at a time.
+
+  memtx sweep --sweep=experiments/mqar/sweep.py --workdir=runs/mqar --parallel=2
+
+The same command continues a sweep that was stopped. Finished runs are not run again.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +14,29 @@ from absl import flags
 
 from memtx.cli.options import needed, parse_settings
 
-HELP = """\
-  memtx sweep     the runs of a sweep file, several at a time; what is finished is not run again
-      --sweep=FILE  --workdir=DIR     each run has DIR/runs/NAME; CONTRIBUTING.md says what a sweep file is
-      --parallel=N                    --only='*memory=xl*': runs with such names   --retry: failed ones too   --list: names only
-      --executor=process|local|slurm  with submitit; --slurm=partition=gpu,timeout_min=60,gpus_per_node=1
-"""
+
+def define(values: flags.FlagValues) -> None:
+    """Define the flags of the command."""
+
+    def string(name: str, default: str | None, text: str) -> None:
+        flags.DEFINE_string(name, default, text, flag_values=values)
+
+    string("sweep", None, "The sweep `FILE`; see CONTRIBUTING.md. Required.")
+    string("workdir", None, "The folder `DIR` of the sweep. Each run goes to DIR/runs/NAME. Required.")
+    flags.DEFINE_integer("parallel", 1, "Run N runs at a time.", lower_bound=1, flag_values=values)
+    string("only", "*", "Run the runs whose names match the `PATTERN`, such as '*memory=xl*'.")
+    flags.DEFINE_bool("retry", False, "Run failed runs again.", flag_values=values)
+    flags.DEFINE_bool("list", False, "Print the names and states of the runs, and run none.", flag_values=values)
+    string("executor", "process", "The `EXECUTOR`: process, or local or slurm through submitit.")
+    string("slurm", None, "Settings for slurm: `key=value,...`, such as partition=gpu,timeout_min=60,gpus_per_node=1.")
+    string("run", None, "Run only the run with this `NAME`, in this process. The jobs of a sweep use it.")
 
 
-def define(values):
-    flags.DEFINE_string("sweep", None, "", flag_values=values)
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
-    flags.DEFINE_integer("parallel", 1, "", lower_bound=1, flag_values=values)
-    flags.DEFINE_string("only", "*", "", flag_values=values)
-    flags.DEFINE_bool("retry", False, "", flag_values=values)
-    flags.DEFINE_bool("list", False, "", flag_values=values)
-    flags.DEFINE_string("executor", "process", "", flag_values=values)
-    flags.DEFINE_string("slurm", None, "", flag_values=values)
-    flags.DEFINE_string("run", None, "", flag_values=values)  # one run, in this process: what the jobs are
+def act(values) -> None:
+    """Run or list the runs. Raises UserError for a mistake that the user can mend.
 
-
-def act(values):
+    Exits with status 1 if a run failed, and 130 if the sweep was interrupted.
+    """
     from memtx.sweep.run import run_sweep
 
     path = Path(needed(values, "sweep", "experiments/mechanisms/sweep.py"))
@@ -50,15 +57,15 @@ def act(values):
         settings=parse_settings(values["slurm"].value, "slurm"),
     )
     if "waiting" in states.values():
-        print("stopped; give the same command to go on")
+        print("stopped; give the same command to continue")
         sys.exit(130)
     if "failed" in states.values():
-        print(f"what they printed is in {workdir}/runs/NAME/log.txt; --retry runs failed ones again")
+        print(f"the output of each run is in {workdir}/runs/NAME/log.txt; --retry runs the failed ones again")
         sys.exit(1)
 
 
 def _one(path: Path, name: str, workdir: Path) -> int:
-    """-> exit status"""
+    """Run one run in this process. Returns the exit status."""
     from memtx.sweep.execute import execute
     from memtx.sweep.schedule import BUSY
     from memtx.sweep.spec import load_sweep

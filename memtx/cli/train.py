@@ -1,4 +1,9 @@
-"""`memtx train`."""
+"""Train a model, or continue a run that was stopped.
+
+  memtx train --config=lm:memory=xl,size=tiny,data=books --workdir=runs/xl --config.train.steps=2000
+
+--config.GROUP.KEY=VALUE changes any key of the config. The same command continues a run that was stopped or killed.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +13,28 @@ from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
-from memtx.cli.evaluate import summarise
+from memtx.cli.eval import summarise
 from memtx.cli.options import needed
 
-HELP = """\
-  memtx train     train a model, or go on with a run that was stopped
-      --config=FILE[:key=value,...]   a config file; configs/lm.py:memory=xl,size=tiny,data=books
-      --workdir=DIR                   where checkpoints, metrics.jsonl and TensorBoard files go
-      --config.GROUP.KEY=VALUE        change any key; --config.train.steps=2000 --config.optim.lr=3e-4
-"""
+CONFIG = (
+    "A config file, and its arguments: `NAME[:key=value,...]`. It is a path, or the name of an installed one: lm, task, "
+    "pretrained, seq2seq, classify, masked, quickstart. Required."
+)
 
 
-def define(values):
-    config_flags.DEFINE_config_file("config", flag_values=values)
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
+def define(values: flags.FlagValues) -> None:
+    """Define the flags of the command."""
+    config_flags.DEFINE_config_file("config", None, CONFIG, flag_values=values)
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "The folder `DIR` for the checkpoints, the metrics and the TensorBoard files of the run. Required.",
+        flag_values=values,
+    )
 
 
-def act(values):
+def act(values) -> None:
+    """Train, and print the evaluation and a sample. Raises UserError for a mistake that the user can mend."""
     from memtx.runs.configure import configure
     from memtx.runs.train import train
 
@@ -33,7 +43,7 @@ def act(values):
     console = Console(soft_wrap=True, highlight=False)
     trained = train(config, workdir, say=lambda line: console.print(line, markup=False))
     if not trained.finished:
-        console.print(f"stopped and saved at step {trained.step}; give the same command to go on")
+        console.print(f"stopped and saved at step {trained.step}; give the same command to continue")
         return
     picture = summarise(trained.evaluation, workdir, console)
     if config.eval.sample_tokens and not config.model.output:

@@ -20,14 +20,14 @@ from memtx.models import lm, patterns
 from memtx.models.settings import complete_model
 from memtx.tasks import TASKS
 
-# The folder of configs in an installed package, and in a checkout.
+# The folders of configs in an installed package and in a checkout.
 CONFIGS = (Path(memtx.__file__).parent / "configs", Path(memtx.__file__).parents[1] / "configs")
 
 
 def get_config(**groups) -> ml_collections.ConfigDict:
-    """Every key with its default, for a config file to change: `get_config(train={"steps": 100})`.
+    """Return a ConfigDict of all keys with their defaults and the given changes: `get_config(train={"steps": 100})`.
 
-    The group `memory` holds the settings of each mechanism that `model` names.
+    The group `memory` has the settings of each mechanism that `model` names. Raises UserError for unknown keys and names.
     """
     settings = dict(fitted(plain(groups.pop("memory", {})), Mapping, "memory"))
     defaults = to_dataclass(Config, plain(groups))
@@ -43,16 +43,17 @@ def get_config(**groups) -> ml_collections.ConfigDict:
         values["memory"][name] = plain(to_dataclass(MEMORIES[name].Config, settings.get(name, {}), f"memory.{name}"))
     for name, given in {**values["memory"], values["data"]["corpus"]: values["data"]["task"]}.items():
         if taken := [key for key in given if hasattr(ml_collections.ConfigDict, key)]:
-            raise UserError(
-                f"{name} has a setting {taken[0]!r}, which no flag could set: a ConfigDict has a method of that name"
-            )
+            raise UserError(f"{name} has a setting {taken[0]!r}, which no flag can set: ConfigDict has a method of that name")
     values["own"] = {name: MEMORIES.origins[name] for name in values["memory"] if name in MEMORIES.origins}
     config = ml_collections.ConfigDict(values, convert_dict=True)
     return config.lock()
 
 
 def parse_arg(arg: str, **defaults: str) -> SimpleNamespace:
-    """The text after the colon in `--config=FILE:key=value,key=value`, over its defaults."""
+    """Parse the text after the colon in `--config=FILE:key=value,key=value`. Keys that are not given have their defaults.
+
+    Raises UserError for a part that is not key=value and for an unknown key.
+    """
     values = dict(defaults)
     for part in filter(None, (arg or "").split(",")):
         key, equals, value = part.partition("=")
@@ -64,17 +65,23 @@ def parse_arg(arg: str, **defaults: str) -> SimpleNamespace:
 
 
 def find_config(name: str) -> Path:
-    """The file of a config: a path, or the name of one in `memtx.configs`. Raises UserError if there is none."""
+    """Return the file of a config.
+
+    name: a path, or the name of a config in `memtx.configs`. Raises UserError if there is no such file.
+    """
     if Path(name).is_file():
         return Path(name)
     files = {path.stem: path for folder in CONFIGS for path in folder.glob("*.py") if not path.stem.startswith("_")}
     if name not in files:
-        raise UserError(f"no config file {name!r}; give a path, or one of {', '.join(sorted(files))}")
+        raise UserError(f"no config file {name!r}: give a path, or one of {', '.join(sorted(files))}")
     return files[name]
 
 
 def load_config(spec: str) -> ml_collections.ConfigDict:
-    """The ConfigDict of "NAME", "NAME:key=value,..." or "path/to/file.py:key=value,...", see `find_config`."""
+    """Return the ConfigDict of "NAME", "NAME:key=value,..." or "path/to/file.py:key=value,..." (see `find_config`).
+
+    Raises UserError if the file cannot be found or read, or if it rejects its arguments.
+    """
     name, _, arg = spec.partition(":")
     path = find_config(name)
     module_spec = importlib.util.spec_from_file_location("memtx_config_file", path)
@@ -86,12 +93,12 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
     except SyntaxError as error:
         raise UserError(f"cannot read the config file: {error}") from None
     if not hasattr(module, "get_config"):
-        raise UserError(f"{path} is no config file: it needs def get_config(arg)")
+        raise UserError(f"{path} is not a config file: it needs def get_config(arg)")
     return module.get_config(arg)
 
 
 def override(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """The config with dotted keys set. UserError for one that it does not have, with the nearest that it has."""
+    """Set dotted keys of a config in place, and return it. Raises UserError for an unknown key, with the nearest known one."""
     for key, value in overrides.items():
         *path, last = key.split(".")
         group = config
@@ -101,13 +108,13 @@ def override(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) ->
             if not isinstance(group, ml_collections.ConfigDict):
                 raise UserError(f"{'.'.join(path[: i + 1])} is not a group of keys")
         check_known(last, group, f"key in {'.'.join(path)}" if path else "config key")
-        with group.ignore_type():  # `configure` checks types, with better words
+        with group.ignore_type():  # `configure` checks types with better messages
             group[last] = value
     return config
 
 
 def configure(config: ml_collections.ConfigDict | Mapping | Config) -> Config:
-    """The frozen, checked Config. Raises UserError for what cannot be."""
+    """Return the checked, frozen Config. Raises UserError for a value that is not valid."""
     values = plain(config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config)
     values = dict(fitted(values, Mapping, "a config"))
     memory = fitted(values.pop("memory", {}), Mapping, "memory")
@@ -123,8 +130,8 @@ def configure(config: ml_collections.ConfigDict | Mapping | Config) -> Config:
 def build(config, *, vocab_size: int = 0, subwords: Sequence[bytes] = ()) -> lm.LM:
     """Build the language model of a whole config (ConfigDict, mapping or Config), or of a Model.
 
-    vocab_size, subwords: the tokenizer's, see memtx.models.lm.build. Raises UserError for the `model` group of a ConfigDict
-    alone, since the settings of its memories are in another group.
+    vocab_size, subwords: those of the tokenizer, see memtx.models.lm.build. Raises UserError for the `model` group of a
+    ConfigDict alone, since the settings of its memories are in another group.
     """
     if not isinstance(config, Model | Config) and "model" not in config:
         raise UserError("build takes a whole config, not its group `model` alone: the settings of memories are in `memory`")
@@ -133,9 +140,10 @@ def build(config, *, vocab_size: int = 0, subwords: Sequence[bytes] = ()) -> lm.
 
 
 def complete_task(data: Data, labels: tuple[str, ...] = ()) -> Data:
-    """`data.task` as the Config of the task that `data.corpus` names. UserError for settings that it does not have.
+    """Return `data` with `data.task` as the Config of the task that `data.corpus` names.
 
-    labels: the model's. A task of classes numbers them in the same order.
+    labels: the labels of the model. A classification task numbers its classes in the same order. Raises UserError for settings
+    that the task does not have.
     """
     kind, _, name = data.corpus.partition(":")
     if kind != "task":
@@ -144,7 +152,7 @@ def complete_task(data: Data, labels: tuple[str, ...] = ()) -> Data:
         return data
     cls = task_class(name).Config
     if data.tokenizer != "bytes" or data.mask:
-        raise UserError("a task brings its own tokens and asks; leave data.tokenizer at bytes and data.mask at 0")
+        raise UserError("a task makes its own tokens and labels: leave data.tokenizer at bytes and data.mask at 0")
     task = data.task if isinstance(data.task, cls) else to_dataclass(cls, data.task, "data.task")
     changes: dict[str, Any] = {"cache": data.cache} if getattr(task, "cache", None) == "" else {}
     if labels and hasattr(task, "labels"):
@@ -153,7 +161,7 @@ def complete_task(data: Data, labels: tuple[str, ...] = ()) -> Data:
 
 
 def with_cache(config: Config, cache: str | None) -> Config:
-    """The config with another cache, for its task too; the same config for None."""
+    """Return the config with another cache, also for its task. None returns the same config."""
     if cache is None:
         return config
     task = config.data.task
@@ -162,14 +170,14 @@ def with_cache(config: Config, cache: str | None) -> Config:
 
 
 def task_class(name: str):
-    """The class of a task. UserError for an unknown name."""
+    """Return the class of a task. Raises UserError for an unknown name."""
     check_known(name, TASKS, "task")
     return TASKS[name]
 
 
 def _check(config: Config) -> None:
     if config.data.document_tokens == 1:
-        raise UserError("data.document_tokens must be 0 (documents stay whole) or at least 2, not 1")
+        raise UserError("data.document_tokens must be 0 (to keep documents whole) or at least 2, not 1")
     check_known(config.optim.name, ["adamw", "adafactor", "lion", "muon"], "optim.name")
     check_known(config.optim.schedule, ["cosine", "linear", "constant"], "optim.schedule")
     check_known(config.eval.split, ["valid", "test", "train"], "eval.split")

@@ -1,9 +1,9 @@
-"""Sentence embeddings: one vector for a text, so that texts of like meaning have a large cosine.
+"""Sentence embeddings: one vector per text, so that texts with similar meanings have a large cosine.
 
     minilm = memtx.load("minilm")
     near_QE = memtx.embed(minilm, questions) @ memtx.embed(minilm, texts).T
 
-Source: Reimers and Gurevych 2019 (arXiv 1908.10084); MiniLM-L6: Wang et al. 2020 (2002.10957), trained by its authors on pairs.
+Source: Reimers and Gurevych 2019 (arXiv 1908.10084). MiniLM-L6: Wang et al. 2020 (2002.10957), trained on pairs of sentences.
 B texts of a batch, T tokens, E features of a vector.
 """
 
@@ -22,15 +22,15 @@ from memtx.runs.load import Loaded
 
 
 def embed(loaded: Loaded, texts: Sequence[str], *, max_tokens: int | None = None, batch: int = 32) -> np.ndarray:
-    """[len(texts), E] vectors, float32, as the model's own modules make them: of length 1 unless `model.unit` is False.
+    """Return the vectors of texts, [len(texts), E] in float32. They have length 1 unless `model.unit` is False.
 
-    max_tokens: of a text, specials included; the rest of a text is not read. None: as many as the model's own files say
-    (MiniLM: 256), or else as many as it has learned positions for. UserError if the model gives no vectors, or has fewer
-    learned positions.
+    max_tokens: the most tokens to read of a text, special tokens included. None takes the number in the files of the model
+    (MiniLM: 256), or else the number of its learned positions. batch: the number of texts in a call. Raises UserError if the
+    model gives no vectors, if it has fewer learned positions than max_tokens, or if a text has no tokens.
     """
     lm, params, model = loaded.lm, loaded.params, loaded.lm.model
     if model.output != "pooled":
-        raise UserError(f"model.output={model.output or 'next tokens'} gives no vectors; load it with output='pooled'")
+        raise UserError(f"model.output={model.output or 'next tokens'} gives no vectors: load it with output='pooled'")
     if isinstance(texts, str):
         raise UserError("embed takes a list of texts")
     most = _most(lm, max_tokens)
@@ -38,18 +38,18 @@ def embed(loaded: Loaded, texts: Sequence[str], *, max_tokens: int | None = None
 
     @jax.jit
     def vectors(params, token_BT, length_B):
-        place_BT = jnp.broadcast_to(jnp.arange(token_BT.shape[1]), token_BT.shape)
-        y_BE, _ = lm(params, token_BT, lm.init_state(len(token_BT)), segment(place_BT, length_B))
+        position_BT = jnp.broadcast_to(jnp.arange(token_BT.shape[1]), token_BT.shape)
+        y_BE, _ = lm(params, token_BT, lm.init_state(len(token_BT)), segment(position_BT, length_B))
         return y_BE / jnp.maximum(jnp.linalg.norm(y_BE, axis=-1, keepdims=True), 1e-12) if model.unit else y_BE
 
-    order = np.argsort([len(row) for row in ids], kind="stable")  # alike in length, so that little is padded
+    order = np.argsort([len(row) for row in ids], kind="stable")  # similar lengths in a batch need little padding
     features = jax.eval_shape(vectors, params, np.zeros((1, 1), np.int32), np.ones(1, np.int32)).shape[-1]
     found = np.zeros((len(ids), features), np.float32)
     for start in range(0, len(ids), batch):
         rows = order[start : start + batch]
         length_B = np.zeros(batch, np.int32)
         length_B[: len(rows)] = [len(ids[row]) for row in rows]
-        token_BT = np.zeros((batch, -(-int(length_B.max()) // 32) * 32), np.int32)  # few shapes to compile
+        token_BT = np.zeros((batch, -(-int(length_B.max()) // 32) * 32), np.int32)  # so that few shapes are compiled
         for i, row in enumerate(rows):
             token_BT[i, : length_B[i]] = ids[row]
         found[rows] = np.asarray(vectors(params, token_BT, length_B))[: len(rows)]
@@ -57,13 +57,13 @@ def embed(loaded: Loaded, texts: Sequence[str], *, max_tokens: int | None = None
 
 
 def _most(lm: LM, asked: int | None) -> int:
-    """Tokens of a text that are read; 0: all."""
+    """Return the most tokens to read of a text, or 0 for no limit."""
     room = lm.most_tokens
     if asked is None:
         return min(lm.model.max_tokens or room or 0, room or lm.model.max_tokens)
     if asked < 1 or (room and asked > room):
         raise UserError(
-            f"max_tokens should be 1 or more{f', at most {room}, the positions of the model' if room else ''}, not {asked}"
+            f"max_tokens must be at least 1{f' and at most {room}, the positions of the model' if room else ''}, not {asked}"
         )
     return asked
 
@@ -72,5 +72,5 @@ def _ids(loaded: Loaded, text: str, most: int) -> np.ndarray:
     text = text.lower() if loaded.lm.model.lower_case else text
     ids = loaded.tokenizer.cut(loaded.tokenizer.frame(text)[0], most)
     if not len(ids):
-        raise UserError(f"the tokenizer {loaded.tokenizer.name} makes no token of the text {text!r}: give another")
+        raise UserError(f"the tokenizer {loaded.tokenizer.name} gives no tokens for the text {text!r}: leave the text out")
     return ids

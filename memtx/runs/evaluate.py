@@ -1,4 +1,4 @@
-"""Evaluate on what is held out, text of a corpus or examples of a task: a trained run, or a config's model as it begins."""
+"""Evaluation of a trained run, or of the model of a config before training, on held-out text or examples."""
 
 from __future__ import annotations
 
@@ -27,10 +27,12 @@ def evaluate_run(
     task: Mapping | None = None,
     cache: str | None = None,
 ) -> tuple[Result, int]:
-    """-> (result, step). What is None is as in the run's own config. UserError if the run is not of the kind that is asked for.
+    """Evaluate a trained run. Returns the result and the step of its checkpoint.
 
-    segments: of text; 0 reads all of it. examples: of a task, how many. task: settings in which it differs from `data.task`.
-    cache: another folder than the run's `data.cache`.
+    split: valid, test or train. segments: the most segments of text to read, or 0 for all. examples: the number of examples of
+    a task. task: changes to the settings of `data.task`. cache: replaces `data.cache`. An argument that is None keeps the value
+    in the config of the run. Raises UserError if the folder has no run, or if segments is given for a task, or examples or task
+    for text.
     """
     run = load_run(Path(workdir))
     config = _changed(with_cache(run.config, cache), str(workdir), split=split, segments=segments, examples=examples, task=task)
@@ -40,12 +42,15 @@ def evaluate_run(
 
 
 def evaluate_config(config, **given) -> Result:
-    """A config's model before any training: a pretrained one with its weights. `given` as for `evaluate_run`."""
+    """Evaluate the model of a config before training. A pretrained model has its weights.
+
+    given: arguments of `evaluate_run`. Raises UserError as it does, and for a config that is not valid.
+    """
     config = _changed(configure(config), "the config", **given)
     data = make_source(config)
     lm = build(config.model, vocab_size=data.tokenizer.vocab_size, subwords=data.tokenizer.subwords)
     data.check(lm)
-    key = jax.random.fold_in(jax.random.key(config.seed), 0)  # as training begins
+    key = jax.random.fold_in(jax.random.key(config.seed), 0)  # the same key as in training
     params = load_params(lm, key, cache=config.data.cache) if config.model.pretrained else lm.init(key)
     return data.evaluator(lm, Layout(config.mesh))(params)
 
@@ -53,5 +58,5 @@ def evaluate_config(config, **given) -> Result:
 def _changed(config: Config, name: str, **given) -> Config:
     changes = {key: value for key, value in given.items() if value is not None}
     if ({"segments"} if config.data.corpus.startswith("task:") else {"examples", "task"}) & changes.keys():
-        raise UserError(f"{name} is of {config.data.corpus}: --segments is for text, --examples and --task for tasks")
+        raise UserError(f"the data of {name} is {config.data.corpus}: --segments is for text, --examples and --task for tasks")
     return dataclasses.replace(config, eval=dataclasses.replace(config.eval, **changes), mesh=Mesh())

@@ -1,4 +1,4 @@
-"""A model to use: a trained one from its workdir, or a pretrained one by its name."""
+"""Loading of models: a trained one from its workdir, or a pretrained one by its name."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from memtx.training.checkpoint import read_meta, restore
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """lm, its params, a memory as `state`, the tokenizer, the config, and the step they are of.
+    """A model with its parameters, state, tokenizer and config, and the step of its checkpoint.
 
-    The state is that of the training streams, or of a pretrained model empty for one stream.
+    For a run, `state` is the state of the training streams. For a pretrained model it is a fresh state of one stream, and
+    `step` is 0.
     """
 
     lm: LM
@@ -35,22 +36,23 @@ class Loaded:
 
 
 def load(source: str | Path, *, context: int = pretrained.CONTEXT, **changes) -> Loaded:
-    """The newest sound checkpoint of a workdir, or a pretrained model, on the first device.
+    """Load the newest sound checkpoint of a workdir, or a pretrained model, onto the first device.
 
-    source: a workdir; or a Hugging Face folder (safetensors), a .gguf file, "smollm2" or "minilm", which packages carry, or
-    a name of the hub. context: tokens that a pretrained model's full attention keeps, at most its own. changes: of its
-    settings, such as output="classes", classes=3; what is then new is drawn at random. Raises UserError.
+    source: a workdir, a Hugging Face folder (safetensors), a .gguf file, a name of the hub, or "smollm2" or "minilm", which are
+    in packages. context: the number of tokens that full attention of a pretrained model keeps, at most its own context length.
+    changes: settings of a pretrained model to change, such as output="classes", classes=3. New parameters are drawn at random.
+    Raises UserError if there is no such model, if its files are damaged, or if a setting of a run is changed.
     """
     name, path = str(source), Path(source)
     if name in PACKAGED or not path.is_dir() or _is_pretrained(path):
         return _pretrained(name, context, changes)
     if changes:
-        raise UserError(f"{path} is the workdir of a run, whose settings cannot be changed: {', '.join(changes)}")
+        raise UserError(f"{path} is the workdir of a run, and its settings cannot be changed: {', '.join(changes)}")
     return load_run(path)
 
 
 def _is_pretrained(folder: Path) -> bool:
-    """Whether a folder is Hugging Face's rather than the workdir of a run, whose config.json has other groups."""
+    """Return whether a folder has the files of Hugging Face. The config.json of a workdir has other groups."""
     try:
         config = read_json(folder / "config.json")
     except UserError:
@@ -59,7 +61,7 @@ def _is_pretrained(folder: Path) -> bool:
 
 
 def load_run(workdir: Path) -> Loaded:
-    """Of a workdir."""
+    """Load the newest sound checkpoint of a workdir. Raises UserError if the folder is not the workdir of a run."""
     if not (workdir / "config.json").exists():
         raise UserError(f"{workdir} is not the workdir of a run (it has no config.json); train one with memtx train")
     config = configure(read_meta(workdir)["config"])

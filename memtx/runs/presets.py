@@ -64,7 +64,7 @@ def on_pretrained(backbone: str, memory: str, layers: str, attention: str, conte
     elif memory != "none":
         held = [int(i) for i in layers.split("+")] if layers else MEMORIES[memory].preset_layers(len(own))
         if max(held) >= len(own):
-            raise UserError(f"layers={layers} is out of range; {backbone} has layers 0 to {len(own) - 1}")
+            raise UserError(f"layers={layers} is out of range: {backbone} has layers 0 to {len(own) - 1}")
         entries = [_add_memory(memory, entry) if i in held else entry for i, entry in enumerate(entries)]
     changes["stacks"] = tuple(((entry,), len(list(run))) for entry, run in groupby(entries))
     changes["memory"] = {name: {sees[name]: int(context)} for name in (attention, memory) if name in sees} | dict(model.memory)

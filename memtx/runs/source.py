@@ -1,4 +1,4 @@
-"""What a run reads and how it is judged: the text of a corpus, or the examples of a task."""
+"""The data of a run and its evaluation: the text of a corpus, or the examples of a task."""
 
 from __future__ import annotations
 
@@ -33,38 +33,52 @@ Evaluator = Callable[[Params], Result]
 class Batches(Protocol):
     """Endless batches with a cursor."""
 
-    def __next__(self) -> Batch: ...
-    def get_state(self) -> dict: ...
-    def set_state(self, state: dict) -> None: ...
+    def __next__(self) -> Batch:
+        """Return the next batch."""
+        ...
+
+    def get_state(self) -> dict:
+        """Return the cursor, which JSON can store."""
+        ...
+
+    def set_state(self, state: dict) -> None:
+        """Continue at a cursor. Raises UserError if it belongs to other data."""
+        ...
 
 
 class Source(Protocol):
-    """config: the run's, with the names of the classes in the data. notes: lines for the user about the data."""
+    """The data of a run.
+
+    config: the config of the run, with the names of the classes in the data. notes: lines for the user about the data.
+    """
 
     config: Config
     tokenizer: Tokenizer
     notes: tuple[str, ...]
 
     def check(self, lm: LM) -> None:
-        """UserError unless the model can learn from it."""
+        """Raise a UserError unless the model can learn from the data."""
         ...
 
     def stream(self) -> Batches:
-        """What to train on."""
+        """Return the training batches."""
         ...
 
     def evaluator(self, lm: LM, layout: Layout) -> Evaluator:
-        """evaluate(params), on what is held out."""
+        """Return a function that evaluates parameters on held-out data."""
         ...
 
 
 def make_source(config: Config, tokenizer: Tokenizer | None = None) -> Source:
-    """tokenizer: a trained run's own. UserError if the corpus cannot be had."""
+    """Return the data of a config.
+
+    tokenizer: that of a trained run. None builds the tokenizer of the config. Raises UserError if the data cannot be loaded.
+    """
     return TaskSource(config) if config.data.corpus.startswith("task:") else TextSource(config, tokenizer)
 
 
 class TextSource:
-    """Documents of a corpus, judged by bits per byte."""
+    """Documents of a corpus, evaluated by bits per byte (see `Source`)."""
 
     def __init__(self, config: Config, tokenizer: Tokenizer | None = None):
         self.config = config
@@ -74,22 +88,23 @@ class TextSource:
         self._held_out = self._tokens(config.eval.split)
 
     def check(self, lm: LM) -> None:
+        """Raise a UserError unless the model can learn from the data (see `Source`)."""
         if (lm.model.output == "masked_lm") != (self.config.data.mask > 0):
-            raise UserError(
-                "model.output=masked_lm and data.mask, such as 0.15, go together: the model gives back hidden tokens"
-            )
+            raise UserError("model.output=masked_lm and data.mask, such as 0.15, go together: the model predicts hidden tokens")
         segment, most = self.config.data.segment, lm.model.max_position
         if self.config.data.mask:
             lm.check_length(segment, segment, f"set data.segment={most}")
             return
         lm.check_next_token()
         longest = max(int(self._tokens(split).length_D.max()) + 1 for split in ("train", self.config.eval.split))
-        lm.check_length(longest, segment, f"set data.document_tokens={most}, which cuts documents into several of so many")
+        lm.check_length(longest, segment, f"set data.document_tokens={most} to cut documents")
 
     def stream(self) -> Batches:
+        """Return the training batches."""
         return self._masked(train_stream(self._tokens("train"), self.config), self.config.train.batch)
 
     def evaluator(self, lm: LM, layout: Layout) -> Evaluator:
+        """Return a function that evaluates parameters on held-out data."""
         evaluate = make_evaluator(lm, self.tokenizer.bytes_V, layout)
         batch = eval_rows(self._held_out, self.config)
         return lambda params: evaluate(params, self._masked(eval_batches(self._held_out, self.config), batch))
@@ -104,7 +119,7 @@ class TextSource:
 
 
 class TaskSource:
-    """Examples of a task, judged by how many labels are right."""
+    """Examples of a task, evaluated by the accuracy of their labels (see `Source`)."""
 
     notes = ()
 
@@ -114,28 +129,30 @@ class TaskSource:
         self.tokenizer = self._task.tokenizer
         tasks = [self._task, *(task for _, task in self._stages)]
         self._source, self._longest = max(task.source for task in tasks), max(task.length for task in tasks)
-        # what is wrong with the held-out examples shows before anything is written
+        # This raises the errors of held-out examples before anything is written.
         eval_examples(self._task, config)
         self._held_out = [self._task.draw(config.seed, config.eval.split, index) for index in range(config.eval.examples)]
         if self._source and config.eval.generate:
             check_scorers()
         if self._source and self._longest > (room := config.train.segments * config.data.segment):
             raise UserError(
-                f"a target has {self._longest} tokens, a step train.segments x data.segment = {room}, and an encoder learns "
-                f"from no more: set data.segment={self._longest}, or cut targets (data.task.target_tokens={room})"
+                f"a target has {self._longest} tokens, but a step has train.segments x data.segment = {room}, and an encoder "
+                f"learns from one step only: set data.segment={self._longest}, or cut targets (data.task.target_tokens={room})"
             )
 
     def check(self, lm: LM) -> None:
+        """Raise a UserError unless the model can learn from the data (see `Source`)."""
         if self._source:
             lm.check_reads(self._source)
         lm.check_learns(self._task.classes)
         most = lm.model.max_position
-        written = bool(self._source and self.config.eval.generate)  # one token more is read: the one that begins
+        written = bool(self._source and self.config.eval.generate)  # the model also reads the token that starts the text
         lm.check_length(
             self._longest + written, self.config.data.segment, f"cut texts (data.task.tokens={most} of labelled ones)"
         )
 
     def stream(self) -> Examples:
+        """Return the training batches."""
         c = self.config
         return Examples(
             self._stages,
@@ -146,6 +163,7 @@ class TaskSource:
         )
 
     def evaluator(self, lm: LM, layout: Layout) -> Evaluator:
+        """Return a function that evaluates parameters on held-out data."""
         c = self.config
         recall = make_recall(lm, self._held_out, layout)
 
@@ -166,7 +184,7 @@ class TaskSource:
 
 
 def _named(config: Config, tasks: Sequence[Task]) -> Config:
-    """With names for the model's classes: those of the tasks. UserError if the tasks do not agree about them."""
+    """Return the config with the class names of the tasks. Raises UserError if the tasks have different ones."""
     first, *others = {tuple(task.names) for task in tasks}
     if others:
         raise UserError(
@@ -174,13 +192,14 @@ def _named(config: Config, tasks: Sequence[Task]) -> Config:
             "set model.labels and model.classes"
         )
     if config.model.output != "classes" or len(first) > config.model.classes:
-        return config  # the source's `check` says so
+        return config  # `check` raises an error
     labels = (*first, *(f"LABEL_{i}" for i in range(len(first), config.model.classes)))
     model = dataclasses.replace(config.model, labels=labels)
     return dataclasses.replace(config, model=model, data=complete_task(config.data, labels))
 
 
 def train_stream(tokens: Tokens, config: Config) -> Stream:
+    """Return the training batches of a text for this process."""
     return Stream(
         tokens,
         (config.train.batch, config.train.segments, config.data.segment),
@@ -190,7 +209,10 @@ def train_stream(tokens: Tokens, config: Config) -> Stream:
 
 
 def eval_batches(tokens: Tokens, config: Config) -> Iterator[Batch]:
-    """The held-out documents in order, one segment at a time, at most `eval.segments` of them; no more rows than documents."""
+    """Yield the held-out documents in order, one segment at a time.
+
+    At most `eval.segments` batches are read. A batch has no more rows than there are documents.
+    """
     stream = Stream(
         tokens,
         (eval_rows(tokens, config), 1, config.data.segment),
@@ -205,12 +227,13 @@ def eval_batches(tokens: Tokens, config: Config) -> Iterator[Batch]:
 
 
 def eval_rows(tokens: Tokens, config: Config) -> int:
+    """Return the rows of an evaluation batch: `eval.batch`, or fewer for few documents, in a multiple of the devices."""
     devices = jax.device_count()
     return min(config.eval.batch, -(-len(tokens.names) // devices) * devices)
 
 
 def eval_examples(task: Task, config: Config) -> Examples:
-    """The held-out examples in order, one segment at a time."""
+    """Return the held-out examples in order, one segment at a time."""
     return Examples(
         [(0, task)],
         (config.eval.batch, 1, config.data.segment),

@@ -1,8 +1,8 @@
 """Training: one loop for every model and memory.
 
-The order within a step is what makes a run resumable bit for bit: evaluate on a memory of its own, save (before the stream
-moves), take the next batch, start the step, and only then look at the metrics of the step before, so that the device never
-waits for the host. (A CPU is the host; from the command line its steps are run where they are called: cpu.py.)
+The order within a step makes a run resumable bit for bit: evaluate with a separate state, save before the stream moves, take
+the next batch, and start the step. Then the loop reads the metrics of the step before, so that the device never waits for the
+host. On a CPU, the command line runs steps synchronously (see memtx.training.cpu).
 """
 
 from __future__ import annotations
@@ -34,7 +34,11 @@ from memtx.training.step import make_step
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """Where a run stands: `finished` is False if it was told to stop (SIGTERM, Ctrl-C) and will go on when started again."""
+    """The result of `train`.
+
+    step: the last step. finished: False after SIGTERM or Ctrl-C. Another call of `train` then continues the run. evaluation:
+    the last evaluation, or None.
+    """
 
     step: int
     finished: bool
@@ -42,10 +46,10 @@ class Trained:
 
 
 def train(config: ml_collections.ConfigDict | Mapping | Config, workdir: str | Path, *, say: Callable = print) -> Trained:
-    """Train by a config until `train.steps`, or go on with the run that is in `workdir`.
+    """Train for `train.steps` steps, or continue the run in `workdir`.
 
-    say: takes lines for the user. Raises UserError for whatever the user can put right, before anything is written where
-    possible.
+    say: prints a line for the user. Raises UserError for a mistake that the user can mend, if possible before anything is
+    written.
     """
     config = configure(config)
     layout = Layout(config.mesh)
@@ -77,7 +81,7 @@ def train(config: ml_collections.ConfigDict | Mapping | Config, workdir: str | P
 
 
 class Run:
-    """The compiled pieces of a run."""
+    """The compiled functions of a run."""
 
     def __init__(self, config: Config, lm: LM, tx, layout: Layout):
         self.config, self.lm, self.tx, self.layout = config, lm, tx, layout
@@ -97,15 +101,17 @@ class Run:
         return self.tx.init(params), self.lm.init_state(self.config.train.batch)
 
     def init(self):
-        """Fresh parameters, or a pretrained model's; optimiser state and memory."""
+        """Return the parameters, new or pretrained, the optimiser state and the state of the streams."""
         if not self.config.model.pretrained:
-            return jax.jit(self._init, out_shardings=self.shardings)(self.key)  # an argument: one program for all seeds
+            return jax.jit(self._init, out_shardings=self.shardings)(
+                self.key
+            )  # the key is an argument: one program serves all seeds
         key, cache = jax.random.fold_in(self.key, 0), self.config.data.cache
         params = jax.device_put(load_params(self.lm, key, cache=cache), self.shardings[0])
         return params, *jax.jit(self._init_rest, out_shardings=self.shardings[1:])(params)
 
     def abstract(self) -> dict:
-        """The same as shapes on their shardings, for restoring."""
+        """Return the shapes of `init` with their shardings, by name, for restoring."""
         shapes = jax.eval_shape(self._init, self.key)
         trees = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, self.shardings)
         return dict(zip(("params", "opt_state", "memory"), trees, strict=True))
@@ -146,7 +152,7 @@ class Run:
         return dict(zip(("params", "opt_state", "memory"), train_state, strict=True))
 
     def _agree(self, stop: bool) -> bool:
-        """Whether any process was told to stop."""
+        """Return whether any process was asked to stop."""
         return stop if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(stop)).any())
 
 

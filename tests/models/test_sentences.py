@@ -147,7 +147,7 @@ def test_texts_are_read_as_the_folder_says(model, tmp_path):
     long = memtx.load(encoder(base, tmp_path / "all", mean))
     whole = memtx.embed(long, ["ships " * 100])[0]  # as many as there are positions
     np.testing.assert_allclose(whole, memtx.embed(long, ["ships " * 100], max_tokens=40)[0], atol=1e-6)
-    with pytest.raises(UserError, match="max_tokens should be 1 or more, at most 40, the positions of the model, not 41"):
+    with pytest.raises(UserError, match="max_tokens must be at least 1 and at most 40, the positions of the model, not 41"):
         memtx.embed(long, ["ships"], max_tokens=41)
 
 

@@ -154,7 +154,7 @@ def test_a_sweep_told_to_stop_saves_its_runs_and_goes_on(tmp_path, start):
     first.send_signal(signal.SIGTERM)
     shown = first.communicate(timeout=120)[0]
     assert first.returncode == 130
-    assert "stopped; give the same command to go on" in shown
+    assert "stopped; give the same command to continue" in shown
     assert not children(folder)
     assert {record["status"] for record in records(folder).values()} == {"stopped"}
     second = start("--parallel=2")

@@ -151,7 +151,7 @@ def test_a_task_s_config_survives_json():
         ({"curriculum": [[2, {"pair": 3}]]}, "did you mean pairs"),
         ({"curriculum": [[0, {"pairs": 3}]]}, "data.curriculum must be like"),
         ({"curriculum": [[3]]}, "data.curriculum must be like"),
-        ({"tokenizer": "bpe:400"}, "brings its own tokens"),
+        ({"tokenizer": "bpe:400"}, "a task makes its own tokens"),
         ({"segment": 3}, "shorter than a block"),
         ({"corpus": "pycode", "task": {"pairs": 3}}, "for data.corpus=task"),
     ],

@@ -1,4 +1,11 @@
-"""`memtx eval`, and how an evaluation is shown."""
+"""Evaluate on held-out text or examples: bits per byte of text, accuracy of tasks.
+
+  memtx eval --workdir=runs/xl --split=test
+  memtx eval --config=pretrained:backbone=smollm2
+
+The text is read twice: with the state carried from segment to segment, and with a fresh state for each segment. The difference
+is the gain from memory. Give --workdir for a trained run, or --config for a model before training, such as a pretrained one.
+"""
 
 from __future__ import annotations
 
@@ -13,32 +20,34 @@ from rich.console import Console
 from memtx.cli.options import needed, parse_settings
 from memtx.errors import UserError
 
-HELP = """\
-  memtx eval      what is held out, with memory carried and with memory wiped: bits per byte of text, accuracy of tasks
-      --workdir=DIR                   of a trained run; or --config=FILE[:...]: its model as it begins, a pretrained one say
-      --split=valid|test|train        --segments=N of text (0: all of it)
-      --examples=N of a task          --task=length=512,pairs=8: other settings of it
-"""
+
+def define(values: flags.FlagValues) -> None:
+    """Define the flags of the command."""
+
+    def integer(name: str, least: int, text: str) -> None:
+        flags.DEFINE_integer(name, None, text, lower_bound=least, flag_values=values)
+
+    def string(name: str, text: str) -> None:
+        flags.DEFINE_string(name, None, text, flag_values=values)
+
+    config_flags.DEFINE_config_file("config", None, "A config file: `NAME[:key=value,...]`.", flag_values=values)
+    string("workdir", "The folder `DIR` of a trained run.")
+    flags.DEFINE_enum("split", None, ["valid", "test", "train"], "The split. Default: that of the config.", flag_values=values)
+    integer("segments", 0, "Read at most N segments of the text, or all of it for 0. Default: that of the config.")
+    integer("examples", 1, "Use N examples of the task. Default: that of the config.")
+    string("task", "Change settings of the task: `key=value,...`, such as length=512,pairs=8.")
+    flags.DEFINE_enum("format", "table", ["table", "json"], "How to print the result.", flag_values=values)
 
 
-def define(values):
-    config_flags.DEFINE_config_file("config", flag_values=values)
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
-    flags.DEFINE_enum("split", None, ["valid", "test", "train"], "", flag_values=values)
-    flags.DEFINE_integer("segments", None, "", lower_bound=0, flag_values=values)
-    flags.DEFINE_integer("examples", None, "", lower_bound=1, flag_values=values)
-    flags.DEFINE_string("task", None, "", flag_values=values)
-    flags.DEFINE_enum("format", "table", ["table", "json"], "", flag_values=values)
-
-
-def act(values):
+def act(values) -> None:
+    """Evaluate, and print the result. Raises UserError for a mistake that the user can mend."""
     from memtx.runs.evaluate import evaluate_config, evaluate_run
 
     given = {name: values[name].value for name in ("split", "segments", "examples")}
     given["task"] = parse_settings(values["task"].value, "task")
     config, workdir, step = values["config"].value, values["workdir"].value, 0
     if config and workdir:
-        raise UserError("give --workdir of a trained run, or --config of a model as it begins, not both")
+        raise UserError("give --workdir for a trained run, or --config for a model before training, not both")
     if config:
         evaluation = evaluate_config(config, **given)
     else:
@@ -49,13 +58,13 @@ def act(values):
         return
     console = Console(soft_wrap=True, highlight=False)
     if config:
-        show(evaluation, config.model.pretrained or "as it begins", console)
+        show(evaluation, config.model.pretrained or "before training", console)
     else:
         print(f"plot  {summarise(evaluation, Path(workdir), console)}")
 
 
 def summarise(result, workdir: Path, console: Console) -> Path:
-    """Shows the table and writes the plot, whose path it returns."""
+    """Print the table and write the plot. Returns the path of the plot."""
     from memtx.evaluation.recall import Recall
     from memtx.evaluation.summary import plot, recall_plot
 
@@ -68,7 +77,7 @@ def summarise(result, workdir: Path, console: Console) -> Path:
 
 
 def show(result, name: str, console: Console) -> str:
-    """Shows the table, and returns its title."""
+    """Print the table, and return its title."""
     from memtx.evaluation.recall import Recall
     from memtx.evaluation.summary import recall_table, table
 
