@@ -66,7 +66,7 @@ def test_rows_give_the_documents_back_exactly_once_an_epoch(numbered, batch, seg
         document = tokens.document(source).tolist()
         assert inputs == [tokens.bos, *document]
         assert targets == [*document, tokens.bos]
-    assert sum(len(targets) for _, _, targets in found) == stream.tokens_per_epoch
+    assert sum(len(targets) for _, _, targets in found) == (tokens.length_D + 1).sum()
     with pytest.raises(StopIteration):
         next(stream)
 

@@ -19,7 +19,7 @@ from memtx.memory import MEMORIES
 from memtx.models import patterns
 from memtx.models.readers import KIND, Reader, Written, publish
 from memtx.pretrained.llama import NAMES
-from memtx.pretrained.names import flat, places
+from memtx.pretrained.names import find_slots, flat
 from memtx.runs.configure import build, get_config
 
 EXACT, MOVED = 3e-5, 1e-3
@@ -295,9 +295,9 @@ def test_an_encoder_has_readers_of_its_own():
 
 def test_pretrained_attention_needs_a_place_of_its_own():
     beside, alone = (model(((("full",), 1), ((entry,), 1)), closed=True) for entry in ("full+^full", "^full"))
-    assert any(place.ours[0][0].startswith("body/bodies/1/layers/0/branches/0/attention") for place in places(NAMES, beside))
-    with pytest.raises(UserError, match=r"the block of model.layers.1.\* has no attention of its own"):
-        places(NAMES, alone)
+    assert any(slot.ours[0][0].startswith("body/bodies/1/layers/0/branches/0/attention") for slot in find_slots(NAMES, beside))
+    with pytest.raises(UserError, match=r"the block of model.layers.1.\* has no attention that"):
+        find_slots(NAMES, alone)
     gains = [{path for path in flat(lm.abstract_params) if path.endswith("gain")} for lm in (beside, alone)]
     assert gains == [{"body/bodies/1/layers/0/branches/0/gain"}] * 2  # what a reader adds begins as nothing
 
