@@ -132,7 +132,7 @@ class Stream(Iterator[Batch]):
         return {**self._identity(), "epoch": cursor.epoch, "taken": cursor.taken, **rows}
 
     def set_state(self, state: dict) -> None:
-        """Continue from a cursor. Raises UserError if its corpus, split, tokenizer, batch, seed or shuffle differs, or it is damaged."""
+        """Continue from a cursor. Raises UserError if its tokens, batch, seed or shuffle differ, or it is damaged."""
         for name, mine in self._identity().items():
             if state.get(name) != mine:
                 raise UserError(

@@ -54,7 +54,7 @@ def damaged(path: Path, why: str) -> UserError:
 
 
 class _Reader:
-    """A reader of consecutive values. Raises ValueError at the end of the file, before it allocates memory for missing bytes."""
+    """A reader of consecutive values. Raises ValueError at the end of the file, before it allocates missing bytes."""
 
     def __init__(self, file: BinaryIO, size: int):
         self.file, self.size = file, size

@@ -87,7 +87,7 @@ class Tokenizer:
         return named[0] if named else self.vocab_size - 1 if spare else -1
 
     def cut(self, ids_T: np.ndarray, most: int) -> np.ndarray:
-        """Return the first `most` tokens of a framed text (0: all). The special that ends the text, if any, replaces the last."""
+        """Return the first `most` tokens of a framed text (0: all). A special at its end replaces the last of them."""
         if not most or len(ids_T) <= most:
             return ids_T
         ends = int(ids_T[-1]) in {*self.eos, *self.specials.values()}

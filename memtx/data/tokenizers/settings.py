@@ -55,7 +55,7 @@ class Settings:
         names = {"": "", **{name.lower(): name for name in known}}
         if self.family.lower() not in names:
             raise UserError(
-                f"a {self.family} tokenizer needs a tokenizer.json, because memtx reads only {', '.join(known)} from these files; "
+                f"a {self.family} tokenizer needs a tokenizer.json; from these files memtx reads only {', '.join(known)}; "
                 "write one with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(NEW)"
             )
         return names[self.family.lower()]
@@ -102,7 +102,7 @@ class Settings:
                 yield _checked_id(id, content), _token(content, content in named)
 
     def _specials(self) -> list:
-        """Return the specials as written in the files: those with a common role, those with a role of this model, and others."""
+        """Return the specials as written in the files: those with a common role, those with another role, and the rest."""
         own = [key for key in self.options if key.endswith("_token") and key not in NAMED]
         found = [self.options.get(key) for key in (*NAMED, *own)]
         for key in ("extra_special_tokens", "additional_special_tokens"):
