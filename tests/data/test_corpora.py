@@ -280,7 +280,7 @@ except UserError as error:
 
 @pytest.fixture
 def prepared(tmp_path, monkeypatch):
-    """Write a builder and run it in a process of its own, so that here only its files are known; gives what it printed."""
+    """Write a builder and run it in a separate process, so that only its files are known here. Return its output."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
 
     def prepare(name, features, splits, count="40", then=PREPARE):

@@ -1,4 +1,4 @@
-"""Files of examples as people have them: other delimiters, encodings and names, and one line for what cannot be read."""
+"""Files of examples with various delimiters, encodings and names, and one-line errors for files that cannot be read."""
 
 from __future__ import annotations
 

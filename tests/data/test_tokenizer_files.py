@@ -1,4 +1,4 @@
-"""The small files beside a vocabulary mean what they mean to transformers (goldens: tests/golden/hf/vocabularies.py)."""
+"""The small files beside a vocabulary have the same meaning as in transformers (goldens: tests/golden/hf/vocabularies.py)."""
 
 import json
 import shutil

@@ -21,7 +21,7 @@ def fresh(capacity: int = M) -> Bank:
 
 
 def key_of(ids):
-    """A key that names its id, so that what stands where can be read off."""
+    """A key that encodes its id, so that the entry at an index can be identified."""
     return jnp.asarray(ids, jnp.float32)[..., None] * jnp.ones(H)
 
 

@@ -94,7 +94,7 @@ def test_positions_are_scaled_as_in_transformers(tmp_path, changes, base, scalin
 def test_t5_as_transformers_5_saves_it(tmp_path):
     """tie_word_embeddings is always true there, and scale_decoder_outputs has the meaning that its absence had in v1.1."""
     changes = {"tie_word_embeddings": True, "scale_decoder_outputs": False}
-    for name, size in (("t5-v1.0", 16**0.5), ("t5-v1.1", 1.0)):  # v1.0 scales by width^-0.5, and v1.1 has a head of its own
+    for name, size in (("t5-v1.0", 16**0.5), ("t5-v1.1", 1.0)):  # v1.0 scales by width^-0.5, and v1.1 has an untied head
         a = golden(name)
         lm, params = load(folder_of(tmp_path, name, **changes))
         target = np.pad(np.maximum(a["input.labels"], 0), ((0, 0), (1, 0)))[:, :-1]

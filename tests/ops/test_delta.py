@@ -84,7 +84,7 @@ def test_tokens_after_a_strong_decay_keep_their_own(decay, chunk):
 
 
 def test_sums_between_tokens_are_exact_after_strong_decays():
-    """Also what Titans' chunks multiply by. The control is the difference of two sums from the start."""
+    """Titans' chunks multiply by the same sums. The control is the difference of two sums from the start."""
     rng = np.random.default_rng(0)
     g_C = np.where(rng.uniform(size=64) < 0.1, -3000, -0.01).astype(np.float32)
     i, j = np.indices((64, 64))
