@@ -86,7 +86,7 @@ def test_files_of_other_encodings_are_read_and_what_is_left_out_is_named(tmp_pat
         "1 file left out (blank): blank",
         "5 files left out (binary, or UTF-16 without a byte order mark): four, no_mark, one, ...",
         "1 file left out (binary): odd",
-        "1 file not UTF-8 (bytes that do not fit became U+FFFD): latin",
+        "1 file not UTF-8 (invalid bytes became U+FFFD): latin",
     )
     assert load_corpus(f"textdir:{tmp_path}", tmp_path / ".cache").notes == found.notes  # from the cache
 

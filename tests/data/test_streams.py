@@ -32,7 +32,7 @@ def calls(batch: Batch):
 
 
 def read(batches):
-    """Follow every row and put its documents together: [(source, inputs, targets)], the finished ones; checks each call."""
+    """Follow every row and put its documents together: [(index, inputs, targets)], finished and open ones. Checks each call."""
     open_, done = {}, []
     for batch in batches:
         for row, call in calls(batch):
@@ -41,14 +41,14 @@ def read(batches):
             assert not call["target"][n:].any()
             if n == 0:
                 assert not call["reset"]
-                assert call["source"] == -1
+                assert call["document"] == -1
                 continue
             if call["reset"]:
                 if row in open_:
                     done.append(open_.pop(row))
-                open_[row] = (int(call["source"]), [], [])
-            source, inputs, targets = open_[row]
-            assert source == call["source"]
+                open_[row] = (int(call["document"]), [], [])
+            document, inputs, targets = open_[row]
+            assert document == call["document"]
             assert call["position"][:n].tolist() == list(range(len(inputs), len(inputs) + n))
             inputs.extend(call["token"][:n].tolist())
             targets.extend(call["target"][:n].tolist())
@@ -61,9 +61,9 @@ def test_rows_give_the_documents_back_exactly_once_an_epoch(numbered, batch, seg
     stream = Stream(tokens, batch=batch, segments=segments, time=time, seed=1, repeat=False)
     done, last = read(stream)
     found = sorted(done + last)
-    assert [source for source, _, _ in found] == list(range(len(LENGTHS)))
-    for source, inputs, targets in found:
-        document = tokens.document(source).tolist()
+    assert [index for index, _, _ in found] == list(range(len(LENGTHS)))
+    for index, inputs, targets in found:
+        document = tokens.document(index).tolist()
         assert inputs == [tokens.bos, *document]
         assert targets == [*document, tokens.bos]
     assert sum(len(targets) for _, _, targets in found) == (tokens.length_D + 1).sum()
@@ -76,7 +76,7 @@ def test_real_text_comes_back_through_the_stream(small, cache):
     tokens = tokenize(small, tok, "train", cache)
     done, last = read(Stream(tokens, batch=4, segments=2, time=64, repeat=False))
     texts = dict(small.documents("train"))
-    assert {tokens.names[source]: tok.decode(targets) for source, _, targets in done + last} == texts
+    assert {tokens.names[index]: tok.decode(targets) for index, _, targets in done + last} == texts
 
 
 def test_epochs_run_on_and_hold_every_document_once(numbered):
@@ -84,7 +84,7 @@ def test_epochs_run_on_and_hold_every_document_once(numbered):
     stream = Stream(tokens, batch=3, segments=2, time=4, seed=3)
     starts = []
     while stream.epoch < 3:
-        starts += [int(call["source"]) for _, call in calls(next(stream)) if call["reset"]]
+        starts += [int(call["document"]) for _, call in calls(next(stream)) if call["reset"]]
     epochs = [starts[i : i + len(LENGTHS)] for i in range(0, 3 * len(LENGTHS), len(LENGTHS))]
     assert all(sorted(epoch) == list(range(len(LENGTHS))) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
