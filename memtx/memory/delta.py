@@ -42,12 +42,15 @@ class DeltaNet(MatrixMemory):
     tiny = (Config(conv=3, chunk=4),)
 
     def make_rates(self, key: Array) -> None:
+        """Create the map to beta."""
         self.beta = Linear(key, self.width, self.num_heads)
 
     def features(self, q_BTNK, k_BTNK, v_BTNV, seg):
+        """Scale q and k of each head to length 1, and q also by 1 / sqrt(K)."""
         return unit(q_BTNK) * self.key_dim**-0.5, unit(k_BTNK), v_BTNV
 
     def rates(self, x_BTD):
+        """Return beta without a decay."""
         beta = jax.nn.sigmoid(self.beta(x_BTD).astype(jnp.float32))[..., None]
         return None, 2 * beta if self.config.negative else beta
 
@@ -88,6 +91,7 @@ class GatedDeltaNet(DeltaNet):
         return Linear(key, self.width, self.num_heads)
 
     def rates(self, x_BTD):
+        """Return the decays [B, T, N, G] and beta."""
         logit_BTNG = self.decay(x_BTD).astype(jnp.float32).reshape(*x_BTD.shape[:2], *self.decay_shape)
         rate_N1 = jnp.exp(jnp.minimum(self.a_log[...], MAX_A_LOG))[:, None]
         decay = -rate_N1 * jax.nn.softplus(logit_BTNG + self.step_bias[...])
@@ -102,10 +106,13 @@ class KDA(GatedDeltaNet):
 
     @property
     def decay_shape(self) -> tuple[int, int]:
+        """Return the shape [N, K] of a token's decays."""
         return self.num_heads, self.key_dim
 
     def make_decay(self, key: Array) -> nnx.Module:
+        """Return the low-rank map from x to the decays before the softplus."""
         return LowRank(key, self.width, self.value_dim, self.num_heads * self.key_dim)
 
     def make_gate(self, key: Array, inner: int) -> nnx.Module:
+        """Return the low-rank map from x to the logits of the output gate."""
         return LowRank(key, self.width, self.value_dim, inner, bias=True)

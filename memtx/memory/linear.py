@@ -145,15 +145,18 @@ class LinearAttention(MatrixMemory):
     tiny = (Config(chunk=4),)
 
     def make_norm(self) -> None:
+        """Create the norm of each head, or divide by the sum of the weights."""
         self.norm = Norm("rms", self.value_dim) if not self.config.normaliser else divided
 
     def init_state(self, batch_size: int) -> Matrix:
+        """Return the empty state, in which V has one more entry for the sum of the weights."""
         state = super().init_state(batch_size)
         if not self.config.normaliser:
             return state
         return dataclasses.replace(state, s_BNKV=jnp.pad(state.s_BNKV, [(0, 0)] * 3 + [(0, 1)]))
 
     def features(self, q_BTNK, k_BTNK, v_BTNV, seg):
+        """Apply elu + 1 to q and k."""
         if self.config.normaliser:  # a value of 1 sums the weights
             v_BTNV = jnp.pad(v_BTNV, [(0, 0)] * 3 + [(0, 1)], constant_values=1)
         return elu_plus_one(q_BTNK), elu_plus_one(k_BTNK), v_BTNV
@@ -176,10 +179,12 @@ class RetNet(MatrixMemory):
             raise UserError(f"retnet rotates pairs of key dimensions: key_dim must be even, not {self.key_dim}")
 
     def features(self, q_BTNK, k_BTNK, v_BTNV, seg):
+        """Rotate q and k by their positions."""
         q, k = (rotate(x, seg.position_BT, self.rope_base) for x in (q_BTNK, k_BTNK))
         return q * self.key_dim**-0.5, k, v_BTNV
 
     def rates(self, x_BTD):
+        """Return the fixed decay of each head."""
         log_gamma_N1 = np.log1p(-(2.0 ** (-5 - np.arange(self.num_heads)[:, None])))
         return jnp.broadcast_to(jnp.asarray(log_gamma_N1, jnp.float32), (*x_BTD.shape[:2], self.num_heads, 1)), None
 
@@ -215,8 +220,10 @@ class GLA(MatrixMemory):
     tiny = (Config(chunk=4, rank=3),)
 
     def make_rates(self, key: Array) -> None:
+        """Create the low-rank map to the decays."""
         self.decay = LowRank(key, self.width, self.config.rank, self.num_heads * self.key_dim, bias=True)
 
     def rates(self, x_BTD):
+        """Return a decay per key dimension."""
         logit_BTNK = self.decay(x_BTD).astype(jnp.float32).reshape(*x_BTD.shape[:2], self.num_heads, -1)
         return jax.nn.log_sigmoid(logit_BTNK) / self.temperature, None

@@ -131,6 +131,7 @@ class ProductKey(Table):
 
     @classmethod
     def preset_layers(cls, layers: int) -> tuple[int, ...]:
+        """Return the middle layer."""
         return (layers // 2,)
 
     Config = Keys
@@ -155,6 +156,7 @@ class MemoryPlus(Table):
 
     @classmethod
     def preset_layers(cls, layers: int) -> tuple[int, ...]:
+        """Return three layers, at 1/6, 1/2 and 5/6 of the depth."""
         return tuple(sorted({layers // 6, layers // 2, 5 * layers // 6}))
 
     @dataclasses.dataclass(frozen=True)
@@ -194,6 +196,7 @@ class PEER(Table):
 
     @classmethod
     def preset_layers(cls, layers: int) -> tuple[int, ...]:
+        """Return the middle layer."""
         return (layers // 2,)
 
     @dataclasses.dataclass(frozen=True)

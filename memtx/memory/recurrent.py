@@ -100,6 +100,7 @@ class LSTM(Recurrent):
     gates, step = 4, staticmethod(lstm)
 
     def initial_bias(self) -> Array:
+        """Return 1 for the forget gate and 0 for the others."""
         return jnp.zeros(4 * self.hidden).at[self.hidden : 2 * self.hidden].set(1.0)
 
     def init_state(self, batch_size: int) -> Cell:

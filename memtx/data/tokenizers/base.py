@@ -184,10 +184,12 @@ class Pretrained(Tokenizer):
 
     @property
     def eos(self) -> tuple[int, ...]:
+        """Return the tokens that end a text, including `bos`."""
         return self._eos
 
     @property
     def ending(self) -> int:
+        """Return the token that ends a text in training and in chats, or -1."""
         own = self._own_ending
         return own if own is not None and own < self.vocab_size else super().ending
 
@@ -213,6 +215,7 @@ class Pretrained(Tokenizer):
 
     @cached_property
     def drawable_V(self) -> np.ndarray:
+        """Return which tokens generation may draw, bool: all that the vocabulary has."""
         return np.isin(np.arange(self.vocab_size), [*self._ids])
 
     def _token(self, id: int) -> str:

@@ -39,9 +39,11 @@ class HuggingFace(Pretrained):
         self._end(eos, bos)
 
     def encode(self, text: str, *, specials: bool = False) -> np.ndarray:
+        """Return the ids of a text, see Tokenizer. Raises UserError for a token beyond the model's embedding."""
         return self._encode(text, None, specials, framed=False)[0]
 
     def frame(self, text: str, pair: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return (ids_T, type_T) with the specials of the tokenizer's template, see Tokenizer."""
         return self._encode(text, pair, False, framed=True)
 
     def _encode(self, text: str, pair: str | None, specials: bool, framed: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -70,6 +72,7 @@ class HuggingFace(Pretrained):
 
     @cached_property
     def bytes_V(self) -> np.ndarray:
+        """Return the number of UTF-8 bytes of each token, int32, 0 for specials."""
         if "WordPiece" in self._kinds:  # the blanks of the text are lost
             return np.asarray([len(piece.lstrip()) for piece in self.pieces], np.int32)
         return super().bytes_V
@@ -78,6 +81,7 @@ class HuggingFace(Pretrained):
         return self._model.get_added_tokens_decoder()[id].content
 
     def stored(self) -> dict:
+        """Return the tokenizer as JSON values."""
         return {"name": self.name, "huggingface": self._model_json, "bos": self.bos, "eos": list(self.eos), **self._more()}
 
 

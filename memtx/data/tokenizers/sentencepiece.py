@@ -61,6 +61,7 @@ class SentencePiece(Pretrained):
         self._end(eos)
 
     def encode(self, text: str, *, specials: bool = False) -> np.ndarray:
+        """Return the ids of a text, see Tokenizer. Raises UserError for a token beyond the model's embedding."""
         content, ids = text.encode("utf-8", errors="replace").decode(), []
         for i, (id, part) in enumerate(self._parts(content, specials)):
             ids += [id] if id is not None else self._spelled(part, first=i == 0)
@@ -81,6 +82,7 @@ class SentencePiece(Pretrained):
         return (self._model if blank else self._bare).encode(text)
 
     def frame(self, text: str, pair: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return (ids_T, type_T) with `begin` and `end` around each text, see Tokenizer."""
         ids, types = [], []
         for i, part in enumerate(t for t in (text, pair) if t is not None):
             framed = [*self._begin, *self.encode(part), *self._end_ids]
@@ -114,6 +116,7 @@ class SentencePiece(Pretrained):
         return next(content for content, known in self._id_of.items() if known == id)
 
     def stored(self) -> dict:
+        """Return the tokenizer as JSON values."""
         parts = {"specials": dict(self.specials), "begin": self._begin, "end": self._end_ids, "eos": self.eos}
         more = ({"added": self._added} if self._added else {}) | ({"legacy": True} if self._legacy else {})
         return {"name": self.name, "sentencepiece": self._model_text, **parts, **self._more(), **more}

@@ -31,9 +31,11 @@ class Words(Tokenizer):
 
     @cached_property
     def pieces(self) -> list[bytes]:
+        """Return the bytes of each word and the blank after it."""
         return [f"{word} ".encode() for word in self.words]
 
     def stored(self) -> dict:
+        """Return the tokenizer as JSON values."""
         return {"name": self.name, "words": self.words}
 
 
