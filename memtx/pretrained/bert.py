@@ -83,14 +83,14 @@ def model(hf: Mapping[str, Any], context: int) -> Model:
     """
     architecture = (texts(hf, "architectures") or ["BertModel"])[0]
     if architecture not in OUTPUTS:
-        raise UserError(f"a {brief(architecture)} is not known to memtx: {', '.join(OUTPUTS)} are")
+        raise UserError(f"a {brief(architecture)} is not known to memtx; known: {', '.join(OUTPUTS)}")
     if text(hf, "position_embedding_type", "absolute") != "absolute" or flag(hf, "is_decoder", False):
-        raise UserError("a bert with relative positions, or one that is a decoder, is not known to memtx")
+        raise UserError("a bert with relative positions or as a decoder is not known to memtx")
     if OUTPUTS[architecture] == "masked_lm" and not flag(hf, "tie_word_embeddings", True):
-        raise UserError("a bert whose head has a table of its own (tie_word_embeddings=false) is not known to memtx")
+        raise UserError("a bert with an untied head (tie_word_embeddings=false) is not known to memtx")
     activation = text(hf, "hidden_act", "gelu")
     if activation not in ACTIVATIONS:
-        raise UserError(f"a bert with hidden_act={brief(activation)} is not known to memtx: {', '.join(ACTIVATIONS)} are")
+        raise UserError(f"a bert with hidden_act={brief(activation)} is not known to memtx; known: {', '.join(ACTIVATIONS)}")
     names = labels.read(hf) if OUTPUTS[architecture] == "classes" else ()
     return Model(
         stacks=((("bidirectional",), layers(hf, "num_hidden_layers")),),

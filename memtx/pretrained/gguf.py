@@ -133,7 +133,7 @@ class GGUF:
         """Return rope_scaling of a config.json. A factor without a type is linear. Files of 2023 call it scale_linear."""
         kind = text(about, "rope.scaling.type", "linear")
         if kind not in ("none", "linear"):
-            raise UserError(f"rope.scaling.type={brief(kind)} is not known to memtx: none and linear are")
+            raise UserError(f"rope.scaling.type={brief(kind)} is not known to memtx; known: none, linear")
         factor = number(about, "rope.scaling.factor", number(about, "rope.scale_linear", 0.0, zero=True), zero=True)
         linear = {} if kind == "none" or factor in (0, 1) else {"rope_type": "linear", "factor": factor}
         if ROPE_TABLE not in self._tensors:

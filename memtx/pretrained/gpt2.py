@@ -64,7 +64,7 @@ def model(hf: Mapping[str, Any], context: int) -> Model:
     activation, width, longest = text(hf, "activation_function", "gelu_new"), integer(hf, "n_embd"), integer(hf, "n_positions")
     if activation not in ACTIVATIONS:
         raise UserError(
-            f"a gpt2 with activation_function={brief(activation)} is not known to memtx: {', '.join(ACTIVATIONS)} are"
+            f"a gpt2 with activation_function={brief(activation)} is not known to memtx; known: {', '.join(ACTIVATIONS)}"
         )
     return Model(
         stacks=((("full",), layer_count(hf, "n_layer")),),

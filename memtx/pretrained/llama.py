@@ -57,7 +57,7 @@ def model(hf: Mapping[str, Any], context: int) -> Model:
     """
     kind = hf["model_type"]
     if (activation := text(hf, "hidden_act", "silu")) not in ("silu", "swish"):
-        raise UserError(f"a {kind} with hidden_act={brief(activation)} is not known to memtx: only silu")
+        raise UserError(f"a {kind} with hidden_act={brief(activation)} is not known to memtx; known: silu")
     bias = kind == "llama" and flag(hf, "attention_bias", False)  # the others have no such setting
     if kind == "llama" and bias != flag(hf, "mlp_bias", False):
         raise UserError("attention_bias without mlp_bias, or the reverse, is not known to memtx")
@@ -137,11 +137,11 @@ def _rope(hf: Mapping[str, Any], longest: int) -> tuple[float, tuple[float, ...]
     base = number(found, "rope_theta", number(hf, "rope_theta", 10_000.0))
     kind = text(found, "rope_type", text(found, "type", "default"))
     if kind not in ("default", "linear", "llama3"):
-        raise UserError(f"rope_type={brief(kind)} is not known to memtx: default, linear and llama3 are")
+        raise UserError(f"rope_type={brief(kind)} is not known to memtx; known: default, linear, llama3")
     if any(isinstance(value, Mapping) for value in found.values()):
         raise UserError(f"rope settings for each kind of layer ({', '.join(map(brief, found))}) are not known to memtx")
     if number(found, "partial_rotary_factor", number(hf, "partial_rotary_factor", 1.0)) != 1:
-        raise UserError("partial_rotary_factor is not known to memtx, other than 1")
+        raise UserError("partial_rotary_factor is not known to memtx unless it is 1")
     if kind == "default":
         return base, ()
     factor = number(found, "factor")

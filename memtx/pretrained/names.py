@@ -4,8 +4,8 @@ A line of the table is a Pair. Its tensors, concatenated along the last axis of 
 the same way. Hugging Face stores a Linear as [out, in], memtx as [in, out], so matrices are transposed unless the line says
 otherwise.
 
-    Pair("self_attn.k_proj.weight self_attn.v_proj.weight", "{attention}/kv/w")      two of theirs in one of ours
-    Pair("attn.c_attn.weight", "{attention}/q/w {attention}/kv/w", transposed=False)     one of theirs in two of ours
+    Pair("self_attn.k_proj.weight self_attn.v_proj.weight", "{attention}/kv/w")      two tensors in one parameter
+    Pair("attn.c_attn.weight", "{attention}/q/w {attention}/kv/w", transposed=False)     one tensor in two parameters
 
 Lines for parameters that a model lacks (a bias, an untied head) are skipped. The parameters of a layer may be in any stack,
 group and branch. {attention}, {cross_attention} and {mlp} are replaced by the paths of a block's attention, cross-attention

@@ -135,9 +135,9 @@ def _pool(config: Mapping[str, Any]) -> str:
     modes = [modes] if isinstance(modes, str) else modes
     known = {*FLAGS, "pooling_mode"}
     if unknown := [key for key in config if key.startswith("pooling_mode") and config[key] and key not in known]:
-        raise UserError(f"Pooling by {quoted(unknown)} is not known to memtx: {', '.join(FLAGS)} are")
+        raise UserError(f"Pooling by {quoted(unknown)} is not known to memtx; known: {', '.join(FLAGS)}")
     if unknown := [mode for mode in modes if mode not in POOLS]:
-        raise UserError(f"Pooling by {quoted(unknown)} is not known to memtx: {', '.join(POOLS)} are")
+        raise UserError(f"Pooling by {quoted(unknown)} is not known to memtx; known: {', '.join(POOLS)}")
     return "+".join(POOLS[mode] for mode in modes)
 
 
@@ -145,7 +145,7 @@ def _projection(config: Mapping[str, Any]) -> tuple[int, str, bool]:
     """Return (features, activation, bias) of a Dense module."""
     activation = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
     if activation not in ACTIVATIONS:
-        raise UserError(f"a Dense module with {activation!r} is not known to memtx: {', '.join(ACTIVATIONS)} are")
+        raise UserError(f"a Dense module with {activation!r} is not known to memtx; known: {', '.join(ACTIVATIONS)}")
     for key in ("module_input_name", "module_output_name"):
         if config.get(key, "sentence_embedding") not in ("sentence_embedding", None):
             raise UserError(f"a Dense module with {key}={config[key]!r} is not known to memtx")

@@ -70,10 +70,10 @@ def model(hf: Mapping[str, Any], context: int) -> Model:
     """
     kind = text(hf, "feed_forward_proj", "relu")
     if kind not in ACTIVATIONS:
-        raise UserError(f"a t5 with feed_forward_proj={brief(kind)} is not known to memtx: {', '.join(ACTIVATIONS)} are")
+        raise UserError(f"a t5 with feed_forward_proj={brief(kind)} is not known to memtx; known: {', '.join(ACTIVATIONS)}")
     for key, known in (("num_buckets", T5_BUCKETS), ("max_distance", T5_MAX_DISTANCE)):
         if (found := integer(hf, f"relative_attention_{key}", known)) != known:
-            raise UserError(f"a t5 with relative_attention_{key}={found} is not known to memtx, only {known}")
+            raise UserError(f"a t5 with relative_attention_{key}={found} is not known to memtx; known: {known}")
     tied, width, depth = flag(hf, "tie_word_embeddings", True), integer(hf, "d_model"), layer_count(hf, "num_layers")
     scaled = flag(hf, "scale_decoder_outputs", tied)  # transformers 5 writes this field, and then marks every model as tied
     stacks = ((("full/cross/mlp",), layer_count(hf, "num_decoder_layers", depth)),)

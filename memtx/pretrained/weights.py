@@ -133,13 +133,13 @@ def _weight_map(index: Path) -> Mapping[str, str]:
     try:
         home = table(read_json(index), "weight_map")
     except UserError as error:
-        raise UserError(f"{index} is no index of shards: {error}") from None
+        raise UserError(f"{index} is not an index of shards: {error}") from None
     for file in home.values():
         path = PurePosixPath(file) if isinstance(file, str) else None
         if path is None or path.is_absolute() or ".." in path.parts or not path.parts:
             raise UserError(f"{index} lists {brief(file)}, which is not a file inside its folder")
     if not home:
-        raise UserError(f"{index} is no index of shards: its weight_map is empty")
+        raise UserError(f"{index} is not an index of shards: its weight_map is empty")
     return home
 
 
