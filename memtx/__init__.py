@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from memtx.config import Config
     from memtx.core import Dims, Segment, batch_axes, collect, detach, emit, reset, scan, segment, state_bytes
     from memtx.errors import UserError
-    from memtx.generate import GREEDY, Completion, Sampling, complete, generate
+    from memtx.generate import GREEDY, Completion, Options, Sampling, complete, generate
     from memtx.memory import MEMORIES
     from memtx.models.lm import LM
     from memtx.pretrained.load import export
@@ -42,6 +42,7 @@ __all__ = [
     "Config",
     "Dims",
     "Loaded",
+    "Options",
     "Sampling",
     "Segment",
     "Trained",
@@ -71,7 +72,7 @@ _MODULES = {
     "memtx.config": ("Config",),
     "memtx.core": ("Dims", "Segment", "batch_axes", "collect", "detach", "emit", "reset", "scan", "segment", "state_bytes"),
     "memtx.errors": ("UserError",),
-    "memtx.generate": ("GREEDY", "Completion", "Sampling", "complete", "generate"),
+    "memtx.generate": ("GREEDY", "Completion", "Options", "Sampling", "complete", "generate"),
     "memtx.memory": ("MEMORIES",),
     "memtx.models.lm": ("LM",),
     "memtx.pretrained.load": ("export",),

@@ -198,7 +198,9 @@ def test_list_shows_a_mechanism_with_its_settings_and_card(capsys):
     shown = capsys.readouterr().out
     assert "--config.memory.xl.segment=" in shown
     assert "1901.02860" in shown
-    assert "reference: 'kimiyoung/transformer-xl 44781ed" in shown  # whom it was compared with, and the greatest errors
+    assert (
+        "reference: kimiyoung/transformer-xl 44781ed" in shown
+    )  # the implementation of the comparison, and the largest errors
     assert "gradient: 4.8e-7" in shown
     assert "did you mean xl" in fails(capsys, "list", "--memory=xxl")
 

@@ -1,4 +1,4 @@
-"""Batches, stop texts, ends, beams and unstacked layers: each row is what it would be alone."""
+"""Batches, stop texts, ends, beams and unstacked layers: each row equals the same row alone."""
 
 import itertools
 from functools import partial

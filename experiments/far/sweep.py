@@ -1,12 +1,13 @@
-"""Far beyond the window, and beyond the lengths trained on: Block-Recurrent and Titans
+"""Far beyond the window and the trained lengths: Block-Recurrent and Titans
 
-A needle among noise, two layers of width 64. What attends sees 16 tokens (MAC its segment of 16); what lies further back is in
-16 recurrent vectors, or in an MLP trained while it reads, with steps of up to 1 a token (lr = chunk, as in experiments/titans;
-1/4 in MAC). Titans learns up to 4 windows back and is asked at up to 32, eight times as far; Block-Recurrent learns up to 4,
-then up to 16. Noise has tokens of its own: chance is 1/16.
+The task is to find a needle among noise with two layers of width 64. Attention sees 16 tokens (in MAC, its segment of 16).
+Earlier tokens are kept in 16 recurrent vectors, or in an MLP that is trained while it reads, with steps of up to 1 per token
+(lr = chunk, as in experiments/titans) or 1/4 (MAC). Titans is trained with distances of up to 4 windows and tested with up to
+32, eight times as far. Block-Recurrent is trained with up to 4, then with up to 16. Noise uses separate tokens, and chance is
+1/16.
 
-The claims: recurrent states reach where attention cannot (Hutchins et al. 2022), and Titans' memory lasts well beyond the
-lengths it was trained on (Behrouz et al. 2024).
+The claims: recurrent states reach where attention cannot (Hutchins et al. 2022), and the memory of Titans lasts well beyond
+the lengths that it was trained on (Behrouz et al. 2024).
 """
 
 from memtx.sweep import product

@@ -1,4 +1,4 @@
-"""Text: corpora in the cache, tokenizers, tokens, and streams of them.
+"""Text: corpora in the cache, tokenizers, tokens, and streams of tokens.
 
 corpus = corpora.load_corpus("books", cache)
 tok = tokenizers.make_tokenizer("bytes", corpus, cache)

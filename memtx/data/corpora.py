@@ -1,7 +1,7 @@
-"""Corpora: documents of text, split by whole document into train, valid and test, kept as ArrayRecord in the cache.
+"""Corpora: documents of text, split by whole document into train, valid and test, and kept as ArrayRecord in the cache.
 
-A corpus is a name in a config: one of CORPORA, `textdir:PATH`, or `tfds:NAME[:CONFIG]` (see `records.py`).
-Its `fingerprint` is a hash of its content and split, so that whatever is derived from it can tell if it changed.
+A config names a corpus by one of CORPORA, by `textdir:PATH`, or by `tfds:NAME[:CONFIG]` (see `records.py`).
+The `fingerprint` of a corpus is a hash of its content and split. Derived files use it to detect a change.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from memtx.files import packages
 from memtx.files.cache import absolute, built, digest, root
 
 Documents = dict[str, Path | zipfile.Path]  # by document id
-Left = dict[str, str]  # why an entry of a folder is no document, by its path
+Left = dict[str, str]  # the reason why an entry of a folder is not a document, by its path
 Splits = dict[str, list[str]]  # document ids
 
 SPLITS = ("train", "valid", "test")
@@ -30,26 +30,26 @@ SPLITS = ("train", "valid", "test")
 
 @dataclass(frozen=True)
 class Source:
-    """Where a corpus's documents come from."""
+    """The origin of the documents of a corpus."""
 
-    about: str  # what it is, from where, under which licence
-    find: Callable[[str, Path], tuple[Documents, Left]]  # (argument, cache); UserError if there are no documents
+    about: str  # content, origin and licence
+    find: Callable[[str, Path], tuple[Documents, Left]]  # of (argument, cache); raises UserError if there are no documents
     split: Callable[[list[str]], Splits]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus that is ready to be read. `documents` imports tensorflow_datasets; nothing else here does."""
+    """A corpus that is ready to be read. Only `documents` imports tensorflow_datasets."""
 
     name: str
     about: str
-    path: Path  # where the records lie
+    path: Path  # of the records
     fingerprint: str
-    splits: dict[str, str]  # our split's name -> the slice of the records' splits that it is
-    notes: tuple[str, ...] = ()  # files that are left out or damaged, a line for each reason
+    splits: dict[str, str]  # from the name of our split to a slice of the records' splits
+    notes: tuple[str, ...] = ()  # files that are left out or damaged, one line per reason
 
     def documents(self, split: str) -> Iterator[tuple[str, str]]:
-        """(id, text) of each document of a split, in a fixed order. UserError if there is no such split."""
+        """Yield (id, text) of each document of a split, in a fixed order. Raises UserError if there is no such split."""
         from memtx.data import records
 
         check_known(split, self.splits, f"split of {self.name}")
@@ -57,9 +57,9 @@ class Corpus:
 
 
 def load_corpus(name: str, cache: str | Path) -> Corpus:
-    """The corpus of that name, built into `cache` at the first use.
+    """Return the corpus of that name. It is built in `cache` at the first use.
 
-    UserError if the name is unknown, its text cannot be had, or there is too little of it to split.
+    Raises UserError if the name is unknown, the text cannot be read or fetched, or there are too few documents to split.
     """
     kind, _, argument = name.partition(":")
     if kind == "tfds":
@@ -80,12 +80,12 @@ def load_corpus(name: str, cache: str | Path) -> Corpus:
     folder = built(root(cache) / "corpora" / f"{kind}-{key}", lambda part: _build(part, name, source, documents))
     stored = json.loads((folder / "corpus.json").read_text())
     splits = {split: split for split in stored["splits"]}
-    found = (*notes(left, []), *stored.get("notes", ()))  # a cache of an earlier version has none
+    found = (*notes(left, []), *stored.get("notes", ()))  # caches of earlier versions have no notes
     return Corpus(name, source.about, folder, stored["fingerprint"], splits, found)
 
 
 def _build(part: Path, name: str, source: Source, documents: Documents) -> None:
-    """Write the records of the documents that are text, and beside them what identifies them."""
+    """Write the records of the text documents, and a corpus.json with their fingerprint."""
     from memtx.data import records
 
     sums, left, damaged = {}, {}, []
@@ -97,7 +97,7 @@ def _build(part: Path, name: str, source: Source, documents: Documents) -> None:
         sums[id] = hashlib.sha256(content).hexdigest()
         damaged += [id] if is_damaged(content) else []
     if len(sums) < 2:
-        raise UserError(f"corpus {name} has {len(sums)} text documents; it needs 2 or more, some to train on and some held out")
+        raise UserError(f"corpus {name} has {len(sums)} text documents; it needs at least 2, to train on and to hold out")
     splits = {split: ids for split, ids in source.split(sorted(sums)).items() if ids}
     records.write(part, {split: [(id, documents[id]) for id in ids] for split, ids in splits.items()})
     fingerprint = digest([(split, id, sums[id]) for split, ids in splits.items() for id in ids])
@@ -106,7 +106,7 @@ def _build(part: Path, name: str, source: Source, documents: Documents) -> None:
 
 
 def _listing(documents: Documents) -> dict:
-    """What changes when a file does, without reading it. Packages are pinned: the names of their files are enough."""
+    """Return values that change when a file does, without reading it. For files of pinned packages the names suffice."""
     stats = {id: (file, file.stat()) for id, file in documents.items() if isinstance(file, Path)}
     return dict.fromkeys(documents) | {id: (str(file), stat.st_size, stat.st_mtime_ns) for id, (file, stat) in stats.items()}
 
@@ -122,13 +122,13 @@ def _content(file: Path | zipfile.Path) -> bytes:
 
 
 def _standard_library(argument: str, cache: Path) -> tuple[Documents, Left]:
-    """Without tests, what pip installed, and the files that describe this build or are generated prose."""
+    """Leave out tests, packages that pip installed, files that describe this build, and generated prose."""
     folder = Path(sysconfig.get_paths()["stdlib"])
     skip = re.compile(r"(site|dist)-packages/|config-|_sysconfigdata|pydoc_data/|(.*/)?(tests?|idle_test|__pycache__)/")
     found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*.py"))}
     documents: Documents = {id: path for id, path in found.items() if not skip.match(id)}
     if not documents:
-        raise UserError(f"no source of the Python standard library in {folder}; choose another corpus (data.corpus)")
+        raise UserError(f"the Python standard library has no source files in {folder}; choose another corpus (data.corpus)")
     return documents, {}
 
 
@@ -138,7 +138,7 @@ def _folder(argument: str, cache: Path) -> tuple[Documents, Left]:
         raise UserError(f"corpus textdir: {folder} is not a folder")
     found, left = files_in(folder)
     if not found:
-        raise UserError(f"corpus textdir: {folder} holds no files")
+        raise UserError(f"corpus textdir: {folder} has no files")
     return {**found}, left
 
 
@@ -154,7 +154,10 @@ def _speeches(argument: str, cache: Path) -> tuple[Documents, Left]:
 
 
 def by_hash(ids: list[str]) -> Splits:
-    """90/5/5 in the order of the ids' hashes: the same documents everywhere, at least one to train on and one held out."""
+    """Split 90/5/5 in the order of the ids' hashes, with at least one document to train on and one held out.
+
+    The split is the same on every machine.
+    """
     order = sorted(ids, key=lambda id: hashlib.sha256(id.encode()).digest())
     held = max(1, len(ids) // 20)
     test = held if len(ids) > 2 else 0
@@ -162,13 +165,13 @@ def by_hash(ids: list[str]) -> Splits:
 
 
 def by_play(ids: list[str]) -> Splits:
-    """33 plays to train on; held out are two, and three, of different kinds."""
+    """Split the plays: 33 to train on, two to validate and three to test, of different kinds."""
     valid, test = ["king-john", "twelfth-night"], ["hamlet", "henry-v", "the-tempest"]
     return {"train": [id for id in ids if id not in valid + test], "valid": valid, "test": test}
 
 
 def by_year(ids: list[str]) -> Splits:
-    """Ids begin with the year. The future is held out: 228, 12 and 9 speeches."""
+    """Split by the year with which ids begin, so that the future is held out: 228, 12 and 9 speeches."""
     return {
         "train": [id for id in ids if id < "2002"],
         "valid": [id for id in ids if "2002" <= id < "2015"],
@@ -193,5 +196,5 @@ CORPORA = {
         _speeches,
         by_year,
     ),
-    "textdir": Source("text files of a folder, its subfolders and linked ones", _folder, by_hash),
+    "textdir": Source("text files of a folder, its subfolders and linked folders", _folder, by_hash),
 }

@@ -1,4 +1,4 @@
-"""The text files of a folder: finding them, decoding them, and saying which files are left out."""
+"""The text files of a folder: finding and decoding them, and reporting files that are left out."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from memtx.errors import printable
 
 MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark is the beginning of this one
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark is a prefix of this one
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-NAMED = 3  # of the files with one fault
+NAMED = 3  # files that a note lists by name
 
 
 def files_in(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """The regular files below a folder by relative path, and the reasons why other entries are left out, by theirs.
+    """Return the regular files below a folder by relative path, and the reason for each other entry that is left out.
 
-    Links are followed, to each folder once. Hidden entries are skipped. Raises OSError, with the path, for a folder that cannot
-    be listed and for a link to nothing.
+    Links are followed, once per folder. Hidden entries are skipped. Raises OSError, with the path, for a folder that cannot be
+    listed and for a broken link.
     """
     found, left, seen = {}, {}, {_identity(folder)}
     pending = [folder]
@@ -33,24 +33,24 @@ def files_in(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
             stat, id = path.stat(), printable(path.relative_to(folder).as_posix())
             if os.path.isdir(path):
                 if (identity := (stat.st_dev, stat.st_ino)) in seen:
-                    left[id] = "links to a folder that is read already"
+                    left[id] = "links to a folder that is already read"
                 else:
                     seen.add(identity)
                     pending.append(path)
             elif os.path.isfile(path):
                 found[id] = path
             else:
-                left[id] = "no regular file"
+                left[id] = "not a regular file"
     return found, left
 
 
 def decode(content: bytes) -> str:
-    """The text of a file by its byte order mark, or else as UTF-8. Bytes that do not fit become U+FFFD."""
+    """Return the text of a file, decoded by its byte order mark or else as UTF-8. Invalid bytes become U+FFFD."""
     return content.decode(_encoding(content), errors="replace")
 
 
 def fault(content: bytes) -> str:
-    """Why a file is no text, or ""."""
+    """Return the reason why a file is not text, or ""."""
     encoding = _encoding(content)
     if encoding in ("utf-16", "utf-32"):
         try:
@@ -63,7 +63,7 @@ def fault(content: bytes) -> str:
 
 
 def is_damaged(content: bytes) -> bool:
-    """Whether some bytes do not fit the encoding, as in a file in Latin-1."""
+    """Return whether some bytes are invalid in the encoding, as in a Latin-1 file."""
     try:
         content.decode(_encoding(content))
     except UnicodeDecodeError:
@@ -72,12 +72,12 @@ def is_damaged(content: bytes) -> bool:
 
 
 def notes(left: dict[str, str], damaged: list[str]) -> list[str]:
-    """One line for each reason why files are left out, with their number and the first names, and one for damaged files."""
+    """Return one line per reason for leaving files out, with their number and first names, and one for damaged files."""
     by_fault: dict[str, list[str]] = {}
     for id, reason in left.items():
         by_fault.setdefault(f"left out ({reason})", []).append(id)
     if damaged:
-        by_fault["not UTF-8 (bytes that do not fit became U+FFFD)"] = damaged
+        by_fault["not UTF-8 (invalid bytes became U+FFFD)"] = damaged
     return [f"{len(ids)} {'file' if len(ids) == 1 else 'files'} {reason}: {_some(ids)}" for reason, ids in by_fault.items()]
 
 

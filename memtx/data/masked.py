@@ -1,10 +1,12 @@
-"""Batches of text with tokens hidden, which an encoder is asked for (masked-LM: Devlin et al. 2018, arXiv 1810.04805).
+"""Batches of text with hidden tokens that an encoder predicts (masked LM: Devlin et al. 2018, arXiv 1810.04805).
 
-Of the tokens that stand for text a share is drawn anew each time; of those 80 % become the mask token, 10 % a token drawn at
-random, 10 % stay. Places count from each call's start: to an encoder without memory each call is a text of its own.
+Each batch hides a random share of the text tokens. Of these, 80 % become the mask token, 10 % a random token, and 10 % stay.
+Positions count from the start of each call, because an encoder without memory sees each call as a separate text.
 
-What is drawn depends on the seed, on how many batches came before, and on the row: a cursor is exact on any number of
-processes. P segments per step, T time.
+The choice depends on the seed, the number of earlier batches, and the row. A cursor is therefore exact for any number of
+processes.
+
+B stream, P segments per step, T tokens per segment, W text tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -18,18 +20,19 @@ from memtx.data.streams import NOTHING, Batch
 from memtx.data.tokenizers import Tokenizer
 from memtx.errors import UserError
 
-MASKED, REPLACED = 0.8, 0.1  # of the tokens that are drawn
+MASKED, REPLACED = 0.8, 0.1  # shares of the chosen tokens
 
 
 class Masked(Iterator[Batch]):
-    """stream: with a cursor if this one's is asked for. share: of tokens to hide. first_row: this process's, over all rows.
+    """The batches of a stream, with a share of their tokens hidden.
 
-    UserError if the tokenizer has no mask token.
+    stream: must have a cursor if that of this iterator is used. share: of tokens to hide. first_row: the index, over all
+    processes, of the first row of this one. Raises UserError if the tokenizer has no mask token.
     """
 
     def __init__(self, stream: Iterator[Batch], tokenizer: Tokenizer, share: float, *, seed: int, first_row: int = 0):
         if tokenizer.mask < 0:
-            raise UserError(f"the tokenizer {tokenizer.name} has no token that hides others, such as [MASK]; set data.mask=0")
+            raise UserError(f"the tokenizer {tokenizer.name} has no mask token, such as [MASK]; set data.mask=0")
         self._stream, self._share, self._seed, self._first_row = stream, share, seed, first_row
         self._mask, self._text_V = tokenizer.mask, tokenizer.bytes_V > 0
         self._batches = 0
@@ -47,16 +50,18 @@ class Masked(Iterator[Batch]):
         )
 
     def get_state(self) -> dict:
+        """Return the cursor of the next batch, JSON-able and the same on every process."""
         return {**self._stream.get_state(), "masked": self._batches}  # pyright: ignore[reportAttributeAccessIssue]
 
     def set_state(self, state: dict) -> None:
+        """Continue from a cursor. Raises UserError if it belongs to a different stream or to one without hidden tokens."""
         if type(batches := state.get("masked")) is not int:
-            raise UserError("the saved data cursor is of a run that hid no tokens; keep data.mask the same to resume")
+            raise UserError("the saved data cursor belongs to a run that hid no tokens; keep data.mask the same to resume")
         self._stream.set_state(state)  # pyright: ignore[reportAttributeAccessIssue]
         self._batches = batches
 
     def _hide(self, token_PT: np.ndarray, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """-> (token_PT as an encoder sees them, chosen_PT)."""
+        """Return (token_PT as the encoder sees them, chosen_PT)."""
         rng = np.random.Generator(np.random.PCG64([self._seed, self._batches, row]))
         drawn_PT, kind_PT, other_PT = rng.random((3, *token_PT.shape))
         chosen_PT = self._text_V[token_PT] & (drawn_PT < self._share)

@@ -1,4 +1,4 @@
-"""Records of documents: written and read by tensorflow_datasets, as ArrayRecord, without TensorFlow."""
+"""Records of documents, written and read by tensorflow_datasets as ArrayRecord, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class FilesConfig(tfds.core.BuilderConfig):
 
 
 class MemtxText(tfds.core.GeneratorBasedBuilder):
-    """Text files as documents."""
+    """A TFDS builder that makes a document of each text file."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -50,14 +50,14 @@ class MemtxText(tfds.core.GeneratorBasedBuilder):
 
 
 def write(folder: Path, files: dict[str, list[tuple[str, Path | zipfile.Path]]]) -> None:
-    """Write one dataset into `folder`."""
+    """Write a dataset of the files of each split, with their document ids, into `folder`."""
     with _quiet():
         builder = MemtxText(config=FilesConfig(name="files", files=files), data_dir=folder)
         builder.download_and_prepare(file_format=FORMAT)
 
 
 def read(folder: Path, split: str, name: str) -> Iterator[tuple[str, str]]:
-    """Yield (id, text) of each document of a TFDS split, in the order of the records. name: the corpus's, for errors."""
+    """Yield (id, text) of each document of a TFDS split, in the order of the records. name: of the corpus, for errors."""
     builder = tfds.builder_from_directory(next(folder.rglob("dataset_info.json")).parent)
     feature = _text_feature(name, builder.info.features)
     examples = builder.as_data_source(split)  # pyright: ignore[reportCallIssue]  (TFDS decorates its signature away)
@@ -68,10 +68,10 @@ def read(folder: Path, split: str, name: str) -> Iterator[tuple[str, str]]:
 
 
 def catalogue(argument: str, cache: Path) -> dict[str, Any]:
-    """The fields of the Corpus for `NAME[:CONFIG]` of the TFDS catalogue, in TFDS's data folder ($TFDS_DATA_DIR).
+    """Return the fields of the Corpus for `NAME[:CONFIG]` of the TFDS catalogue, in the data folder of TFDS ($TFDS_DATA_DIR).
 
-    The dataset is prepared there first if necessary. Splits that it lacks are cut from the end of its train split. Raises
-    UserError if it is unknown, cannot be prepared, has no text, or was prepared in a format that needs TensorFlow.
+    The dataset is first prepared there if necessary. Missing splits are cut from the end of its train split. Raises UserError
+    if the dataset is unknown, cannot be prepared, has no text, or was prepared in a format that needs TensorFlow.
     """
     name = f"tfds:{argument}"
     builder = _prepared(argument, cache)
@@ -83,7 +83,7 @@ def catalogue(argument: str, cache: Path) -> dict[str, Any]:
             raise UserError(f"corpus {name} has too few documents to split: {sizes}")
     bytes_ = {split: info.num_bytes for split, info in builder.info.splits.items()}
     fingerprint = digest(builder.info.full_name, sizes, bytes_, splits)
-    about = f"{builder.info.full_name} of the TFDS catalogue; see its own licence"
+    about = f"{builder.info.full_name} of the TFDS catalogue; see there for its licence"
     return {"name": name, "about": about, "path": Path(builder.data_dir), "fingerprint": fingerprint, "splits": splits}
 
 
@@ -93,20 +93,20 @@ def _prepared(argument: str, cache: Path) -> tfds.core.DatasetBuilder:
         builder = tfds.builder(f"{name}/{config}" if config else name, data_dir=os.environ.get("TFDS_DATA_DIR"))
         if not builder.is_prepared():
             cache.mkdir(parents=True, exist_ok=True)
-            # TFDS swaps a finished folder in, but fails if another process was first.
+            # TFDS moves the finished folder into place, but fails if another process did so first.
             with FileLock(cache / "tfds.lock"), contextlib.redirect_stdout(sys.stderr):
                 builder.download_and_prepare(file_format=FORMAT)
         builder.as_data_source("train[:1]")  # pyright: ignore[reportCallIssue]
     except tfds.core.DatasetNotFoundError as error:
         check_known(name, tfds.list_builders(with_community_datasets=False), "dataset of the TFDS catalogue")
         raise UserError(f"cannot open tfds:{argument}: {_one_line(error)}") from error
-    except Exception as error:  # each dataset has its own way to fail: no network, no TensorFlow, another file format
+    except Exception as error:  # datasets fail in many ways: no network, no TensorFlow, another file format
         raise UserError(f"cannot prepare tfds:{argument}: {_one_line(error)}") from error
     return builder
 
 
 def _slices(sizes: dict[str, int]) -> dict[str, str]:
-    """Our three splits in terms of the dataset's."""
+    """Return our three splits as slices of the splits of the dataset."""
     valid = next((split for split in ("validation", "valid", "dev") if split in sizes), None)
     test = "test" if "test" in sizes else None
     if valid and test:
@@ -121,7 +121,7 @@ def _text_feature(name: str, features) -> str:
     for key in (*TEXT_FEATURES, *(texts if len(texts) == 1 else ())):
         if key in texts:
             return key
-    raise UserError(f"corpus {name} has no feature that is its text; it has {', '.join(sorted(features))}")
+    raise UserError(f"corpus {name} has no text feature; it has {', '.join(sorted(features))}")
 
 
 def _one_line(error: Exception) -> str:
@@ -130,7 +130,7 @@ def _one_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet():
-    """TFDS announces what it does on stdout, in the log, and by a progress bar for each of three phases."""
+    """Silence TFDS, which reports its progress on stdout, in the log, and in three progress bars."""
     log = logging.getLogger("absl")
     level = log.level
     log.setLevel(logging.ERROR)

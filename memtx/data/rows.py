@@ -1,7 +1,7 @@
-"""Rows of text values from files of one's own: JSON Lines, or tables with a line of names (.csv, .tsv).
+"""Rows of text values from the user's files: JSON Lines, or tables with a header line (.csv, .tsv).
 
-Files are UTF-8, or UTF-16 with its mark. The delimiter of a table is the one by which its first line has the names that are
-asked for: a comma, a semicolon, a tab or a bar.
+Files are UTF-8, or UTF-16 with a byte order mark. The delimiter of a table is a comma, semicolon, tab or bar, whichever gives
+the header the required names.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 csv.field_size_limit(2**31 - 1)  # a document may be one field
 
 
-def find(place: Path) -> list[Path]:
-    """The files of train, valid and test in a folder, whatever they are called; or the one file that `place` is.
+def find(given: Path) -> list[Path]:
+    """Return the files of train, valid and test in a folder, or the given file alone.
 
-    UserError if the folder lacks one of them, or has two for one split.
+    SPLITS lists the accepted names. Raises UserError if the folder has no file, or two, for a split.
     """
-    if not place.is_dir():
-        return [place]
-    files = sorted(path for path in place.iterdir() if path.suffix.lower() in (*TABLES, *LINES))
+    if not given.is_dir():
+        return [given]
+    files = sorted(path for path in given.iterdir() if path.suffix.lower() in (*TABLES, *LINES))
     found = []
     for split, names in SPLITS.items():
         those = [path for path in files if path.stem.lower() in names]
         if len(those) != 1:
             there = quoted(path.name for path in those or files) or "no such file"
-            raise UserError(f"{place} should have one file for {split}, such as {split}.jsonl or {split}.csv; there is {there}")
+            raise UserError(f"{given} should have one file for {split}, such as {split}.jsonl or {split}.csv; there is {there}")
         found += those
     return found
 
 
 def read(file: Path, keys: Sequence[str]) -> list[tuple[str, ...]]:
-    """The values of these keys in each line, none of them empty. UserError that names the line at fault."""
+    """Return the values of these keys in each line. Raises UserError, with the line number, if a value is missing or empty."""
     form = "{" + ", ".join(f'"{key}": "..."' for key in keys) + "}"
     rows = []
     try:
@@ -58,7 +58,7 @@ def read(file: Path, keys: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def _rows(file: Path, keys: Sequence[str]) -> Iterator[tuple[int, Any]]:
-    """(number, what it holds) of each line that is not blank."""
+    """Yield (number, content) of each line that is not blank."""
     with file.open("rb") as stream:
         encoding = MARKS.get(stream.read(2), "utf-8-sig")
     with file.open(encoding=encoding, newline="") as stream:
@@ -84,7 +84,7 @@ def _table(file: Path, stream, keys: Sequence[str], delimiters: str) -> Iterator
     for row in reader:
         if len(row) > len(names) and any(row[len(names) :]):
             raise UserError(
-                f"{file}, line {reader.line_num}: {len(row)} values for {len(names)} columns; put values that hold a "
+                f"{file}, line {reader.line_num}: {len(row)} values for {len(names)} columns; put values that contain "
                 f"{delimiter!r} in double quotes"
             )
         if any(row):
@@ -96,7 +96,7 @@ def _header(reader) -> list[str]:
 
 
 def _json(line: str):
-    """What a line says; None if it is not JSON."""
+    """Return the value of a line of JSON, or None if it is not JSON."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError):
@@ -104,20 +104,20 @@ def _json(line: str):
 
 
 def _value(line, key: str) -> str:
-    """Its text; "" if there is none."""
+    """Return the text at a key, or "" if there is none."""
     value = line.get(key) if isinstance(line, Mapping) else None
     return str(value) if isinstance(value, str | int | float) else ""
 
 
 def _fault(line, values: Mapping[str, str]) -> str:
-    """What is wrong with a line; "" if nothing is."""
+    """Return a description of the fault in a line, or ""."""
     if line is None:
         return "not JSON"
     for key, value in values.items():
         if not value:
             return f'no text at "{key}"'
         if "\0" in value:
-            return f'"{key}" has a NUL, so the file is no text, or of another encoding'
+            return f'"{key}" has a NUL, so the file is not text or has another encoding'
         if any("\ud800" <= character <= "\udfff" for character in value):
-            return f'"{key}" has half of a surrogate pair, which is no character'
+            return f'"{key}" has half of a surrogate pair, which is not a character'
     return ""

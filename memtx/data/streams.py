@@ -1,13 +1,13 @@
-"""Streams: documents laid out in B parallel rows and fed segment by segment, with a cursor that is saved and restored exactly.
+"""Streams: documents in B parallel rows, fed segment by segment, with a cursor that is saved and restored exactly.
 
-A document of tokens d0 ... dn-1 is read as inputs bos d0 ... dn-1 with targets d0 ... dn-1 bos. It starts at a call's first
-token, so the tail of the document before it pads its call. A row whose document has ended takes the next one of a queue: the
-documents of an epoch, in an order drawn from (seed, epoch); of several free rows the lowest is served first.
+A document of tokens d0 ... dn-1 is read as inputs bos d0 ... dn-1 with targets d0 ... dn-1 bos. A document starts at the first
+token of a call, so the last call of the document before it is padded. A row whose document has ended takes the next document
+of a queue. The queue has the documents of an epoch in an order drawn from (seed, epoch). The lowest free row is served first.
 
-Every process keeps the layout of all rows (B numbers, no tokens) and gathers the tokens of its own rows only. So the cursor is
-the same on all processes, and may be restored onto another number of them.
+Every process keeps the layout of all rows (B numbers, no tokens) and gathers only the tokens of its rows. The cursor is
+therefore the same on all processes and can be restored on a different number of them.
 
-Legend: B stream, P segments per step, T tokens per segment, D documents.
+B stream, P segments per step, T tokens per segment, D documents.
 """
 
 from __future__ import annotations
@@ -22,21 +22,20 @@ from memtx.core import Segment, pytree
 from memtx.data.tokens import Tokens
 from memtx.errors import UserError
 
-NOTHING = -1  # the target of a token at which nothing is asked
+NOTHING = -1  # the target of a token without a label
 
 
 @pytree
 class Batch:
-    """One training step: P segments of B streams, as NumPy arrays. Real tokens come first in a segment, padding after.
+    """One training step: P segments of B streams, as NumPy arrays. In a segment, real tokens come before padding.
 
-    token_BPT     int32, inputs; 0 where padded
-    target_BPT    int32, what to predict there: the token after each input; 0 where padded. Tasks: -1 where nothing is asked
-    position_BPT  int32, place of each input in its document, whose `bos` is 0; counts on through padding
-    length_BP     int32, how many of the T tokens are real; 0 in a row that has nothing left to read
-    reset_BP      bool, a document begins at this segment's first token
-    document_BP     int32, index of the document in the split; -1 in a row that has nothing left to read
-    shared        what else a model is handed, as in a Segment: "source/token" [B, P, S] and "source/length" [B, P], where
-                  there is something for an encoder to read
+    token_BPT     int32, inputs, 0 in padding
+    target_BPT    int32, the token after each input, 0 in padding; in tasks -1 for tokens without a label
+    position_BPT  int32, position of each input in its document, 0 for `bos`; keeps counting in padding
+    length_BP     int32, number of real tokens; 0 in a row that has no document left
+    reset_BP      bool, whether a document starts at the segment's first token
+    document_BP   int32, index of the document in the split; -1 in a row that has no document left
+    shared        further inputs, as in a Segment: "source/token" [B, P, S] and "source/length" [B, P] for an encoder
     """
 
     token_BPT: np.ndarray
@@ -49,12 +48,12 @@ class Batch:
 
     @property
     def labelled_BPT(self) -> np.ndarray:
-        """bool, where there is something to predict."""
+        """Return which tokens have a label, bool."""
         return (np.arange(self.target_BPT.shape[-1]) < self.length_BP[..., None]) & (self.target_BPT >= 0)
 
 
 def segment_of(batch: Batch, *, wiped: bool = False) -> Segment:
-    """The Segment of a batch whose leaves have lost their P axis. wiped: memory begins anew, without a source."""
+    """Return the Segment of a batch whose leaves have no P axis. wiped: reset every row and leave out the encoder's source."""
     position_BT, length_B, reset_B, document_B = map(
         jnp.asarray, (batch.position_BPT, batch.length_BP, batch.reset_BP, batch.document_BP)
     )
@@ -77,16 +76,16 @@ def rows_of(batch: int, process: tuple[int, int]) -> slice:
 
 @dataclass(frozen=True)
 class Cursor:
-    """Where all B rows stand between two calls."""
+    """The positions of all B rows between two calls."""
 
-    document_B: np.ndarray  # int64, index in the split; -1: none
-    offset_B: np.ndarray  # int64, how much of the document was read, its `bos` included
+    document_B: np.ndarray  # int64, index in the split, or -1
+    offset_B: np.ndarray  # int64, tokens of the document that were read, including `bos`
     epoch: int  # of the queue
-    taken: int  # documents that this epoch's queue has handed out
+    taken: int  # documents taken from the queue in this epoch
 
 
 class Stream(Iterator[Batch]):
-    """Endless batches of `tokens`; or one epoch of them without `repeat`: rows then fall idle, and it ends when all are.
+    """Endless batches of `tokens`, or one epoch without `repeat`. The epoch ends when no row has a document left.
 
     shape: (B, P, T) of a batch over all processes.
     process: the index of this process and the number of processes. Each one yields a contiguous block of B / number rows.
@@ -116,13 +115,8 @@ class Stream(Iterator[Batch]):
 
     @property
     def epoch(self) -> int:
-        """How often the queue of all documents was begun anew."""
+        """Return the number of completed passes over all documents."""
         return self._cursor.epoch
-
-    @property
-    def tokens_per_epoch(self) -> int:
-        """Targets in one epoch, those that are `bos` included, over all processes."""
-        return int(self._length_D.sum())
 
     def __next__(self) -> Batch:
         cursor, calls = self._cursor, []
@@ -139,13 +133,13 @@ class Stream(Iterator[Batch]):
         return self._gather(document_BP[self._rows], offset_BP[self._rows], length_BP[self._rows])
 
     def get_state(self) -> dict:
-        """The cursor, JSON-able and the same on every process: where the next batch begins."""
+        """Return the cursor of the next batch, JSON-able and the same on every process."""
         cursor = self._cursor
         rows = {"document": cursor.document_B.tolist(), "offset": cursor.offset_B.tolist()}
         return {**self._identity(), "epoch": cursor.epoch, "taken": cursor.taken, **rows}
 
     def set_state(self, state: dict) -> None:
-        """Go on from a cursor. UserError if it is of another corpus, split, tokenizer, batch, seed or shuffle."""
+        """Continue from a cursor. Raises UserError if its tokens, batch, seed or shuffle differ, or it is damaged."""
         for name, mine in self._identity().items():
             if state.get(name) != mine:
                 raise UserError(
@@ -164,7 +158,7 @@ class Stream(Iterator[Batch]):
         return {"tokens": self._tokens.fingerprint, "batch": batch, "seed": self._seed, "shuffle": self._shuffle}
 
     def _serve(self, cursor: Cursor) -> Cursor:
-        """Rows whose document has ended take the next ones of the queue, or none if it is empty."""
+        """Give each row whose document has ended the next document of the queue, or none if the queue is empty."""
         free_B = (cursor.document_B < 0) | (cursor.offset_B >= self._length_D[cursor.document_B])
         if not free_B.any():
             return cursor
@@ -178,7 +172,7 @@ class Stream(Iterator[Batch]):
         return Cursor(document_B, np.where(free_B, 0, cursor.offset_B), epoch, taken)
 
     def _documents(self, epoch: int) -> np.ndarray:
-        """The order of documents in an epoch. Sorts raw bits, which NumPy keeps the same in all versions, unlike `shuffle`."""
+        """Return the order of documents in an epoch. Raw bits are stable across versions of NumPy, unlike `shuffle`."""
         if self._order is None or self._order[0] != epoch:
             count = len(self._length_D)
             bits_D = np.random.PCG64([self._seed, epoch]).random_raw(count) if self._shuffle else np.arange(count)
@@ -186,7 +180,7 @@ class Stream(Iterator[Batch]):
         return self._order[1]
 
     def _gather(self, document_BP: np.ndarray, offset_BP: np.ndarray, length_BP: np.ndarray) -> Batch:
-        """The tokens of each row's place in its document: inputs are the targets one place back, and `bos` at both ends."""
+        """Return the batch at these offsets. Inputs are the targets shifted by one, and `bos` is at both ends of a document."""
         step_T = np.arange(self._time)
         ids_N, bos = self._tokens.ids_N, self._tokens.bos
         first_BP = self._tokens.offset_D1[document_BP] + offset_BP - 1

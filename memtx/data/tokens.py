@@ -1,6 +1,6 @@
-"""One split of a corpus as token ids: flat, memory-mapped, cached.
+"""A split of a corpus as one memory-mapped array of token ids, kept in the cache.
 
-Legend: N tokens of the split, D documents, P pieces of documents.
+N tokens of the split, D documents, P pieces of documents.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from memtx.files.cache import built, digest, root
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """Document d is `ids_N[offset_D1[d] : offset_D1[d + 1]]`, without `bos`, and is called `names[d]`."""
+    """The tokens of a split. Document d is `ids_N[offset_D1[d] : offset_D1[d + 1]]`, without `bos`, and is named `names[d]`."""
 
     ids_N: np.ndarray  # uint16 or uint32
     offset_D1: np.ndarray  # int64
@@ -30,11 +30,11 @@ class Tokens:
 
     @property
     def length_D(self) -> np.ndarray:
-        """int64, tokens of each document."""
+        """Return the number of tokens of each document, int64."""
         return np.diff(self.offset_D1)
 
     def cut(self, most: int) -> Tokens:
-        """Documents of more than `most` tokens become several, of which only the last may be shorter."""
+        """Return these tokens with longer documents cut into pieces of `most` tokens, of which the last may be shorter."""
         pieces_D = np.maximum(-(-self.length_D // most), 1)
         document_P = np.repeat(np.arange(len(pieces_D)), pieces_D)
         piece_P = np.arange(len(document_P)) - np.repeat(np.cumsum(pieces_D) - pieces_D, pieces_D)
@@ -43,11 +43,15 @@ class Tokens:
         return dataclasses.replace(self, offset_D1=offset_P1, names=names, fingerprint=digest(self.fingerprint, most))
 
     def document(self, d: int) -> np.ndarray:
+        """Return the tokens of document d."""
         return self.ids_N[self.offset_D1[d] : self.offset_D1[d + 1]]
 
 
 def tokenize(corpus: Corpus, tokenizer: Tokenizer, split: str, cache: str | Path) -> Tokens:
-    """A split's tokens, made at the first use and kept in `cache`. UserError if the corpus has no such split or it is empty."""
+    """Return the tokens of a split. They are computed at the first use and kept in `cache`.
+
+    Raises UserError if the corpus has no such split or the split is empty.
+    """
     fingerprint = digest(corpus.fingerprint, tokenizer.fingerprint, split)
     folder = root(cache) / "tokens" / fingerprint
     built(folder, lambda part: _write(part, corpus, tokenizer, split))
@@ -59,13 +63,13 @@ def tokenize(corpus: Corpus, tokenizer: Tokenizer, split: str, cache: str | Path
 def _write(part: Path, corpus: Corpus, tokenizer: Tokenizer, split: str) -> None:
     dtype = "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
     names, lengths = [], [0]
-    with open(part / "ids.bin", "wb") as file:  # document by document: a corpus may be larger than the memory
+    with open(part / "ids.bin", "wb") as file:  # one document at a time, because a corpus may be larger than the host memory
         for name, text in corpus.documents(split):
             ids = tokenizer.encode(text)
             ids.astype(dtype).tofile(file)
             names.append(name)
             lengths.append(len(ids))
     if not names:
-        raise UserError(f"split {split} of {corpus.name} holds no text")
+        raise UserError(f"split {split} of {corpus.name} has no text")
     np.save(part / "offsets.npy", np.cumsum(lengths, dtype=np.int64))
     (part / "documents.json").write_text(json.dumps([names, dtype]))

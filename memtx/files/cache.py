@@ -1,4 +1,4 @@
-"""Folders of the cache: each is built once, by one process, and appears whole or not at all."""
+"""Folders of the cache. Each is built once, by one process, and is either complete or absent."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ VARIABLE = "MEMTX_CACHE"
 
 
 def built(folder: Path, build: Callable[[Path], None]) -> Path:
-    """`folder`, made by `build(part)` if it is not there: `part` takes its name once it is complete.
+    """Return `folder`. If it is absent, `build(part)` fills a temporary folder, which is then renamed.
 
-    Other processes that want the same folder wait. What a killed build left in `part` is thrown away by the next one.
+    Other processes that need the same folder wait. The remains of a killed build are deleted by the next one. Raises UserError
+    if the folder cannot be written.
     """
     if folder.exists():
         return folder
@@ -31,7 +32,7 @@ def built(folder: Path, build: Callable[[Path], None]) -> Path:
                 _build(part, build)
                 part.rename(folder)
     except OSError as error:
-        raise UserError(f"cannot build {folder}: {error}; is data.cache writable, with room left?") from error
+        raise UserError(f"cannot build {folder}: {error}; check that data.cache is writable and has room") from error
     return folder
 
 
@@ -46,9 +47,9 @@ def _build(part: Path, build: Callable[[Path], None]) -> None:
 
 
 def root(cache: str | Path) -> Path:
-    """The cache's folder. "" is the folder that the variable MEMTX_CACHE names, or else ~/.cache/memtx.
+    """Return the folder of the cache. "" is the folder in the variable MEMTX_CACHE, or else ~/.cache/memtx.
 
-    UserError if there is no such folder to name, or its name is not UTF-8.
+    Raises UserError if the user has no home folder for a path with ~, or if the name is not UTF-8.
     """
     path = cache or os.environ.get(VARIABLE) or "~/.cache/memtx"
     try:
@@ -60,7 +61,7 @@ def root(cache: str | Path) -> Path:
 
 
 def absolute(path: str | Path) -> Path:
-    """With `~` expanded. UserError if the user has no home folder."""
+    """Return the absolute path, with `~` expanded. Raises UserError if the user has no home folder."""
     try:
         return Path(path).expanduser().absolute()
     except RuntimeError:
@@ -68,5 +69,5 @@ def absolute(path: str | Path) -> Path:
 
 
 def digest(*parts: object) -> str:
-    """16 hex digits that stand for JSON-able values: what tells corpora, tokenizers and their products apart."""
+    """Return a hash of JSON-able values, 16 hex digits. It identifies corpora, tokenizers and files made from them."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

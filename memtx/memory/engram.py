@@ -1,18 +1,19 @@
-"""Engram: a table of n-grams, looked up by exact hashes of the last tokens, gated by the hidden state.
+"""Engram: a table of n-grams that is read by exact hashes of the last tokens and gated by the hidden state.
 
     i_nk(t) = (XOR_{j < n} P(token_{t-j}) multiplier_j) mod prime_nk         64 bits, exact
     P(token): one id for all tokens whose texts agree but for case, accents and white space (`canonical_ids`)
     e_t = concat over orders n and heads k of E_nk[i_nk(t)]
     a = <RMS(h), RMS(e Wk)> / sqrt(D) ;  g = sig(sgn(a) sqrt|a|) ;  v = g e Wv
-    y = SiLU(conv(RMS(v))) + v                        depthwise, causal, `kernel` taps `dilation` tokens apart, begins at zero
+    y = SiLU(conv(RMS(v))) + v                        depthwise, causal, `kernel` taps `dilation` tokens apart, zero initially
 
-Before a document's first token stand pads, and the convolution meets zeros. Remembered: the last tokens and the last inputs of
-the convolution. The gradient reaches every parameter, and through the convolution earlier tokens as far as the caller's
-`detach` lets it; ids are not differentiable. As in the authors' code, |a| below 1e-6 counts as 1e-6 (the slope of a root).
-The table learns 5 times as fast as the model and does not decay.
+Before the first token of a document, n-grams see pads and the convolution sees zeros. The state has the last tokens and the
+last inputs of the convolution. The gradient reaches every parameter, and earlier tokens through the convolution, as far back
+as the caller's `detach` allows. Ids are not differentiable. As in the authors' code, |a| below 1e-6 counts as 1e-6, because
+the slope of the root is infinite at 0. The table learns 5 times as fast as the model and has no weight decay.
 
-Deviations: layers made by one stack share one hash (they differ in their tables): `seed` sets it, not the layer's number; h is
-the block's normed input, and the result is added beside attention, not before it; one residual stream; Wk and Wv have no bias.
+Deviations: all layers of a stack share one hash, set by `seed` and not by the number of the layer, but not their tables. h is
+the normalised input of the block, and the result is added beside attention, not before it. There is one residual stream. Wk
+and Wv have no bias.
 
 Source: Cheng et al. 2026 (arXiv 2601.07372).
 B stream, T time, L earlier tokens, S earlier inputs, D model, E = orders x heads x dim, K taps.
@@ -36,15 +37,15 @@ from memtx.ops.rows import slice_rows
 
 @pytree
 class Tail:
-    """The last canonical tokens (pads before the first) and inputs of the convolution, of which the last count_B are valid."""
+    """The state: the last canonical tokens, or pads, and the last inputs of the convolution, of which count_B are valid."""
 
     token_BL: Array
     input_BSD: Array
-    count_B: Array  # tokens ever seen
+    count_B: Array  # tokens read since the reset
 
 
 class Engram(Memory):
-    """Residual site."""
+    """A table of n-grams at the residual site. It reads `seg.token_BT`, which the language model sets."""
 
     site = "residual"
     kind = "ring of tokens"
@@ -52,28 +53,31 @@ class Engram(Memory):
 
     @classmethod
     def preset_layers(cls, layers: int) -> tuple[int, ...]:
+        """Return the second layer and the middle one."""
         return tuple(sorted({min(1, layers - 1), layers // 2}))
 
     @dataclasses.dataclass(frozen=True)
     class Config:
+        """Settings. Raises UserError if one is out of range."""
+
         orders: tuple[int, ...] = (2, 3)  # lengths n of the n-grams
-        heads: int = 8  # tables of each order, each with a prime of its own
-        rows: int = 4096  # of a table: the first primes from here on
-        dim: int = 16  # of a table's row
+        heads: int = 8  # tables per order, each with a different prime
+        rows: int = 4096  # the size of a table is one of the first primes from here on
+        dim: int = 16  # of a row
         kernel: int = 4
-        dilation: int = 0  # tokens between two taps of the convolution; 0: the longest of the orders
+        dilation: int = 0  # distance in tokens between two taps of the convolution; 0: the longest order
         seed: int = 0  # of the hash
-        pad: int = 0  # canonical id of what precedes a document
-        conv_scale: float = 0.0  # standard deviation at which the convolution begins
-        compress: bool = True  # P from the texts of the tokenizer's subwords; of bytes, or if False: the identity
-        canonical: tuple[int, ...] = ()  # P itself, an id for every token of the vocabulary
+        pad: int = 0  # canonical id before the start of a document
+        conv_scale: float = 0.0  # standard deviation of the initial convolution
+        compress: bool = True  # build P from the subwords of the tokenizer; False, and for bytes: the identity
+        canonical: tuple[int, ...] = ()  # P, an id for every token of the vocabulary; (): see `compress`
 
         def __post_init__(self):
             positive(self, "heads", "rows", "dim", "kernel")
             for name in ("orders", "canonical"):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
             if not self.orders or self.orders[0] < 2 or list(self.orders) != sorted(set(self.orders)):
-                raise UserError(f"orders={self.orders} must list lengths of n-grams from 2 on, in rising order")
+                raise UserError(f"orders={self.orders} must list lengths of n-grams, at least 2, in rising order")
             if self.kernel < 2:
                 raise UserError("kernel must be at least 2")
             if self.dilation < 0:
@@ -87,7 +91,7 @@ class Engram(Memory):
 
     @classmethod
     def of_tokens(cls, config: Config, pieces: Sequence[bytes]) -> Config:
-        """The config with P of a vocabulary, unless it has one."""
+        """Return the config with P for a vocabulary, unless `canonical` is set. pieces: the bytes of each token."""
         if not config.compress or config.canonical:
             return config
         return dataclasses.replace(config, canonical=canonical_ids(pieces))
@@ -109,6 +113,7 @@ class Engram(Memory):
         self.conv = normal(conv, (config.kernel, dims.width), config.conv_scale)
 
     def init_state(self, batch_size: int) -> Tail:
+        """Return the state before the first token."""
         c = self.config
         return Tail(
             jnp.full((batch_size, c.orders[-1] - 1), c.pad, jnp.int32),
@@ -117,6 +122,7 @@ class Engram(Memory):
         )
 
     def __call__(self, x_BTD, state: Tail, seg: Segment, *, key: Array | None = None):
+        """Read a segment: (x_BTD, state) -> (y_BTD, state)."""
         assert seg.token_BT is not None, "engram hashes seg.token_BT, which the language model sets"
         token_BT = self.canonical(seg.token_BT)
         token_BS = jnp.concatenate([state.token_BL, token_BT], 1)
@@ -132,11 +138,12 @@ class Engram(Memory):
         return y_BTD, Tail(token_BL, tail_BSD, state.count_B + seg.length_B)
 
     def canonical(self, token_BT: Array) -> Array:
+        """Return P(token)."""
         ids = self.config.canonical
         return jnp.asarray(np.array(ids, np.int32))[token_BT] if ids else token_BT
 
     def rows(self, token_BS: Array, time: int) -> Array:
-        """Rows of the joined table that the n-grams ending at each of the last `time` tokens have -> [B, T, orders x heads]."""
+        """Return the rows of the n-grams that end at each of the last `time` tokens, [B, T, orders x heads]."""
         lead, heads, found = token_BS.shape[1] - time, self.config.heads, []
         mixed = [ngram.product(token_BS[:, lead : lead + time], self.multipliers[0])]
         for j, multiplier in enumerate(self.multipliers[1:], 1):
@@ -146,23 +153,25 @@ class Engram(Memory):
         return jnp.concatenate(found, -1) + np.cumsum((0, *self.primes[:-1]), dtype=np.int32)
 
     def embed(self, row_BTN: Array) -> Array:
+        """Return the concatenated rows of each token, [B, T, E]."""
         e = self.table[...].at[row_BTN].get(mode="promise_in_bounds")
         return e.reshape(*row_BTN.shape[:2], -1)
 
     def gate(self, x_BTD: Array, e_BTE: Array) -> Array:
-        """g of every token, [B, T, 1]."""
+        """Return g of every token, [B, T, 1]."""
         h, k = self.query_norm(x_BTD).astype(jnp.float32), self.key_norm(self.key(e_BTE)).astype(jnp.float32)
         a_BT = (h * k).sum(-1) * self.width**-0.5
         root_BT = jnp.sign(a_BT) * jnp.sqrt(jnp.maximum(jnp.abs(a_BT), 1e-6))
         return jax.nn.sigmoid(root_BT)[..., None].astype(x_BTD.dtype)
 
     def convolve(self, input_BSD: Array, time: int) -> Array:
+        """Return the dilated causal convolution at the last `time` tokens, [B, T, D]."""
         apart, w_KD = self.apart, self.conv[...]
         taps = [w_KD[k] * input_BSD[:, k * apart : k * apart + time] for k in range(self.config.kernel)]
         return sum(taps[1:], taps[0])
 
 
-BLANK = "\ue000"  # stands for white space alone, which `Strip` would leave nothing of
+BLANK = "\ue000"  # a placeholder for a token of white space only, which `Strip` would empty
 CANONICAL = normalizers.Sequence(
     [
         normalizers.NFKC(),
@@ -178,9 +187,9 @@ CANONICAL = normalizers.Sequence(
 
 
 def canonical_ids(pieces: Sequence[bytes]) -> tuple[int, ...]:
-    """P for a tokenizer's vocabulary, by the normalisers of the authors' code.
+    """Return P for the vocabulary of a tokenizer, by the normalisers of the authors' code.
 
-    pieces: the UTF-8 of each token. One that is empty (a special) or no whole text is like no other.
+    pieces: the UTF-8 of each token. A special (b"") or an incomplete character keeps a separate id.
     """
     ids: dict[object, int] = {}
     return tuple(ids.setdefault(_canonical(piece) if piece else id, len(ids)) for id, piece in enumerate(pieces))

@@ -1,20 +1,20 @@
-"""Product keys: each token reads k of n^2 learned entries, found exactly by two searches among n sub-keys.
+"""Product keys: each token reads k of n^2 learned entries, which two searches among n sub-keys find exactly.
 
     q = norm(x Wq) = (q1, q2) per head ;  s_ij = K1_i q1 + K2_j q2           entry (i, j) of n^2
     I = the k largest s_ij ;  w = softmax over I of s
 
-    product_key   y = sum_heads sum_I w V_I                      a memory of values, in the feed-forward's place
-    memory_plus   y = (SiLU(x W1) * sum_heads sum_I w V_I) Wo    Memory+: one table V for all of its layers, gated
-    peer          y = sum_heads sum_I w gelu(u_I x) v_I          PEER: entries are experts of a single neuron
+    product_key   y = sum_heads sum_I w V_I                      a memory of values, in place of the feed-forward network
+    memory_plus   y = (SiLU(x W1) * sum_heads sum_I w V_I) Wo    Memory+: one table V for all layers, gated
+    peer          y = sum_heads sum_I w gelu(u_I x) v_I          PEER: entries are experts with a single neuron
 
-Parameters only: the state is `()`. The gradient reaches what was chosen (its score, so queries and keys, and its values), not
-the choice. A token costs `flops_per_token`, which grows with n, while the table grows with n^2; reads are row by row (see
-memtx.ops.table). Values have a learning rate of their own (`value_lr` times the model's) and no weight decay. When metrics
-are asked for: metric/usage, the share of entries that a call read, and metric/kl, KL(their weights || uniform) in nats.
+All entries are parameters, so the state is `()`. The gradient reaches the chosen entries (their scores, and so queries and
+keys, and their values), not the choice. The cost of a token, given in the cards, grows with n, while the table grows with n^2.
+Rows are read one by one (see memtx.ops.table). Values have `value_lr` times the learning rate of the model and no weight
+decay. Metrics on request: metric/usage, the share of entries that a call read, and metric/kl, KL(weights || uniform) in nats.
 
-Deviations: maps have no bias unless asked for (`bias`), those of the references have one; LayerNorm in place of the queries'
-BatchNorm, whose statistics would tie streams and times together; dense optimiser updates in place of sparse ones; Memory+'s
-own learning rate follows the model's schedule, as a multiple.
+Deviations: maps have no bias unless `bias` is set, unlike in the references. Queries pass a LayerNorm in place of a BatchNorm,
+whose statistics would couple streams and times. Optimiser updates are dense instead of sparse. The learning rate of Memory+
+follows the schedule of the model.
 
 Sources: Lample et al. 2019 (arXiv 1907.05242); Berges et al. 2024 (2412.09764); He 2024 (2407.04153).
 B stream, T time, N = B T, D model, H heads, M sub-keys, C half of a key, R = H k entries read, E value dim.
@@ -38,14 +38,14 @@ from memtx.ops.table import dots, pool
 
 @dataclasses.dataclass(frozen=True)
 class Keys:
-    """What finds entries."""
+    """The settings of the search for entries. Raises UserError if one is out of range."""
 
     subkeys: int = 64  # n sub-keys on each side: a table of n^2 entries
     heads: int = 4
     top_k: int = 16  # entries that a head reads
     key_dim: int = 64  # of a query, both halves
     value_lr: float = 4.0  # learning rate of the table, as a multiple of the model's
-    bias: bool = False  # of the map to queries; in memory_plus of those around the table, too
+    bias: bool = False  # of the map to queries, and in memory_plus also of the maps around the table
 
     def __post_init__(self):
         positive(self, "subkeys", "heads", "top_k", "key_dim")
@@ -56,9 +56,9 @@ class Keys:
 
 
 class Search(nnx.Module):
-    """x_BTD -> the entries that each token reads, (weight_NR, index_NR); each head's k weights add up to 1.
+    """The search for entries: x_BTD -> (weight_NR, index_NR). The k weights of each head sum to 1.
 
-    norm: of queries, "layer"; or "rms", of queries and sub-keys alike (qk-norm, scores then divided by sqrt(C)); or "".
+    norm: "layer" for queries, "rms" for queries and sub-keys (qk-norm, with scores divided by sqrt(C)), or "".
     """
 
     def __init__(self, key: Array, width: int, config: Keys, *, norm: str, shared_keys: bool = False):
@@ -71,7 +71,7 @@ class Search(nnx.Module):
         self.keys = nnx.Param(jax.random.uniform(keys, shape, minval=-(half**-0.5), maxval=half**-0.5))
 
     def scores(self, x_BTD: Array) -> Array:
-        """s of the two halves, [2, N, H, M], float32."""
+        """Return the scores of the two halves, [2, N, H, M], float32."""
         c = self.config
         q_NHC = self.query(x_BTD.astype(jnp.float32)).reshape(-1, c.heads, c.key_dim)
         if self.norm is not None:
@@ -82,6 +82,7 @@ class Search(nnx.Module):
         return jnp.stack([products(q, k) for q, k in zip(jnp.split(q_NHC, 2, -1), keys, strict=True)])
 
     def __call__(self, x_BTD: Array, seg: Segment) -> tuple[Array, Array]:
+        """Return (weight_NR, index_NR) of the entries that each token reads."""
         left_NHM, right_NHM = self.scores(x_BTD)
         score_NHk, index_NHk = product_top_k(left_NHM, right_NHM, self.config.top_k)
         weight_NHk = jax.nn.softmax(score_NHk, -1)
@@ -90,20 +91,16 @@ class Search(nnx.Module):
             observe(weight_NR, index_NR, seg.mask_BT.reshape(-1), self.config.subkeys**2)
         return weight_NR, index_NR
 
-    def flops_per_token(self, width: int) -> int:
-        c = self.config
-        return 2 * c.heads * c.key_dim * (width + c.subkeys)
-
 
 def products(q_NHC: Array, keys_HMC: Array) -> Array:
-    """Every query with the sub-keys of its head (or of all heads, if there is one set) -> [N, H, M], as 2-D dots."""
+    """Return the products of queries with the sub-keys of their head, or with a shared set, [N, H, M], as 2-D dots."""
     if len(keys_HMC) == 1:
         return (q_NHC.reshape(-1, q_NHC.shape[-1]) @ keys_HMC[0].T).reshape(*q_NHC.shape[:2], -1)
     return jnp.stack([q_NHC[:, h] @ keys.T for h, keys in enumerate(keys_HMC)], 1)
 
 
 def observe(weight_NR: Array, index_NR: Array, mask_N: Array, size: int) -> None:
-    """How the real tokens of this call used the table."""
+    """Emit metrics of the use of the table by the real tokens of a call."""
     weight_NR = lax.stop_gradient(jnp.where(mask_N[:, None], weight_NR, 0))
     share = jnp.zeros(size).at[index_NR].add(weight_NR)
     share = share / jnp.maximum(share.sum(), 1e-30)
@@ -112,24 +109,29 @@ def observe(weight_NR: Array, index_NR: Array, mask_N: Array, size: int) -> None
 
 
 def table(key: Array, config: Keys, width: int) -> nnx.Param:
+    """Return a table of subkeys^2 rows, without weight decay and with the learning rate `value_lr`."""
     return normal(key, (config.subkeys**2, width), width**-0.5, optim="no_decay", lr=config.value_lr)
 
 
 class Table(Memory):
-    """Residual site, nothing remembered."""
+    """A mechanism at the residual site without a state."""
 
     site = "residual"
 
     def init_state(self, batch_size: int) -> tuple:
+        """Return ()."""
         return ()
 
 
 class ProductKey(Table):
+    """A product-key memory of values, in place of the feed-forward network of the middle layer."""
+
     kind = "table of values"
     block = "window/product_key"
 
     @classmethod
     def preset_layers(cls, layers: int) -> tuple[int, ...]:
+        """Return the middle layer."""
         return (layers // 2,)
 
     Config = Keys
@@ -145,24 +147,22 @@ class ProductKey(Table):
         y_ND = pool(self.values[...], index_NR, weight_NR)
         return y_ND.reshape(x_BTD.shape).astype(x_BTD.dtype), state
 
-    @property
-    def flops_per_token(self) -> int:
-        c, width = self.search.config, self.values.shape[-1]
-        return self.search.flops_per_token(width) + 2 * c.heads * c.top_k * width
-
 
 class MemoryPlus(Table):
-    """The table comes in `seg.shared`: a model makes it once, for all of its layers."""
+    """Memory+. The model creates the table once and passes it to all layers in `seg.shared`."""
 
     kind = "table of values"
     block = "window/memory_plus"
 
     @classmethod
     def preset_layers(cls, layers: int) -> tuple[int, ...]:
+        """Return three layers, at 1/6, 1/2 and 5/6 of the depth."""
         return tuple(sorted({layers // 6, layers // 2, 5 * layers // 6}))
 
     @dataclasses.dataclass(frozen=True)
     class Config(Keys):
+        """Settings of Memory+."""
+
         top_k: int = 32
         value_dim: int = 0  # 0: the model's width
         qk_norm: bool = False  # for stability in large models
@@ -171,6 +171,7 @@ class MemoryPlus(Table):
 
     @classmethod
     def shared(cls, config: Config, dims: Dims, key: Array) -> dict[str, nnx.Param]:
+        """Return the parameters that all layers share: the table."""
         return {"values": table(key, config, config.value_dim or dims.width)}
 
     def __init__(self, config: Config, dims: Dims, key: Array):
@@ -186,22 +187,22 @@ class MemoryPlus(Table):
         gate_BTE = jax.nn.silu(self.gate(x_BTD))
         return self.out(gate_BTE * y_NE.reshape(gate_BTE.shape).astype(x_BTD.dtype)), state
 
-    @property
-    def flops_per_token(self) -> int:
-        c, (size, width) = self.search.config, self.out.w.shape
-        return self.search.flops_per_token(width) + 2 * c.heads * c.top_k * size + 4 * size * width
-
 
 class PEER(Table):
+    """PEER: a table of experts with a single neuron, in place of the feed-forward network of the middle layer."""
+
     kind = "table of experts"
     block = "window/peer"
 
     @classmethod
     def preset_layers(cls, layers: int) -> tuple[int, ...]:
+        """Return the middle layer."""
         return (layers // 2,)
 
     @dataclasses.dataclass(frozen=True)
     class Config(Keys):
+        """Settings of PEER."""
+
         heads: int = 8
         value_lr: float = 1.0
 
@@ -218,8 +219,3 @@ class PEER(Table):
         a_NR = jax.nn.gelu(dots(self.up[...], index_NR, x_ND))
         y_ND = pool(self.down[...], index_NR, weight_NR * a_NR)
         return y_ND.reshape(x_BTD.shape).astype(x_BTD.dtype), state
-
-    @property
-    def flops_per_token(self) -> int:
-        c, width = self.search.config, self.down.shape[-1]
-        return self.search.flops_per_token(width) + 4 * c.heads * c.top_k * width

@@ -1,7 +1,7 @@
-"""Mechanisms from outside the package.
+"""The registry of mechanisms, which also loads mechanisms from outside the package.
 
-A mechanism in a file is named `path/to/file.py:ClassName` wherever a memory can be named. It is registered under its class name
-in snake case. A package offers mechanisms through the entry-point group `memtx.memories`. The config of a run keeps the origin
+A mechanism in a file is named `path/to/file.py:ClassName` in a config. It is registered under its class name in snake case. A
+package offers mechanisms through the entry-point group `memtx.memories`. The config of a run keeps the origin
 of every mechanism that memtx does not contain, so that the run can be evaluated, resumed and loaded later.
 """
 
@@ -23,17 +23,20 @@ REQUIRED = ("site", "kind", "Config", "tiny")
 
 
 def load_class(given: str) -> type[Memory]:
-    """The class that `path/to/file.py:ClassName` names. UserError if there is no such file or class, or it is no Memory."""
+    """Return the class that `path/to/file.py:ClassName` names.
+
+    Raises UserError if there is no such file or class, if the class is not a Memory, or if it lacks a required attribute.
+    """
     file, _, name = given.rpartition(":")
     path = Path(file)
     if not path.is_file():
-        raise UserError(f"no file {file!r}; name a memory of your own as path/to/file.py:ClassName")
+        raise UserError(f"no file {file!r}; name a memory in a file as path/to/file.py:ClassName")
     module_name = f"memtx_own_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses look their module up
+    sys.modules[module_name] = module  # dataclasses look up their module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -47,19 +50,19 @@ def load_class(given: str) -> type[Memory]:
 
 
 def is_own(name: str) -> bool:
-    """Whether a name of a memory is a file and a class."""
+    """Return whether the name of a memory is a file and a class."""
     return ".py:" in name
 
 
 def snake_case(name: str) -> str:
-    """ "MyMemory" -> "my_memory"."""
+    """Return a name in snake case: "MyMemory" -> "my_memory"."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 class Registry(dict[str, type[Memory]]):
-    """Mechanisms by name: memtx's own, those of installed packages, and those that were added from files.
+    """Mechanisms by name: those of memtx, of installed packages, and of files that were added.
 
-    origins: for each that memtx does not contain, a text that `restore` understands.
+    origins: for each mechanism outside memtx, a text for `restore`.
     """
 
     def __init__(self, contained: dict[str, type[Memory]]):
@@ -70,7 +73,7 @@ class Registry(dict[str, type[Memory]]):
             self._add(entry.name, entry.load(), f"package {package}")
 
     def find(self, name: str) -> str:
-        """The name of a memory: one in the registry, or `path/to/file.py:ClassName`, which is registered first.
+        """Return the registered name of a memory. A `path/to/file.py:ClassName` is registered first.
 
         Raises UserError if it is unknown or cannot be loaded.
         """
@@ -80,16 +83,16 @@ class Registry(dict[str, type[Memory]]):
         return name
 
     def add(self, given: str) -> str:
-        """Register `path/to/file.py:ClassName` -> its name. UserError if it cannot be loaded or the name is taken."""
+        """Register `path/to/file.py:ClassName` and return its name. Raises UserError if that fails or the name is taken."""
         cls = load_class(given)
         path = Path(given.rpartition(":")[0]).resolve()
         origin = f"{path}:{cls.__name__} {_digest(path)}"
         return self._add(snake_case(cls.__name__), cls, origin)
 
     def restore(self, name: str, origin: str) -> None:
-        """Register a mechanism from the origin that a config kept.
+        """Register a mechanism from the origin in a config.
 
-        UserError if its file or package is gone. A changed file is used as it is, with a warning.
+        Raises UserError if its file or package is gone. A file that has changed is used with a warning.
         """
         if origin.startswith("package "):
             if name not in self:

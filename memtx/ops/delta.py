@@ -1,10 +1,10 @@
-"""The delta rule with decay, chunk by chunk: the one engine under linear attention, RetNet, GLA and the DeltaNet family.
+"""The delta rule with decay, computed in chunks. Linear attention, RetNet, GLA and the DeltaNet family all use it.
 
-A matrix memory per head decays, is written and is read, in this order:
+Each head has a matrix S that decays, is written and is read, in this order:
 
     S <- exp(g_t) S                     g_t <= 0: log decay, one number per head or one per key dimension
     u_t = v_t                           without beta: plain outer products
-    u_t = beta_t (v_t - S^T k_t)        with beta: what the memory has wrong about k_t
+    u_t = beta_t (v_t - S^T k_t)        with beta: the error of the memory at k_t
     S <- S + k_t u_t^T ;  o_t = S^T q_t
 
 For a chunk of C tokens, with d_ij = g_{j+1} + ... + g_i, P(a)_ij = sum_d a_id k_jd exp(d_ijd) for i >= j, else 0, and (.)
@@ -13,11 +13,14 @@ the elementwise product, all u of the chunk solve one triangular system (Yang et
     (1 + tril(beta P(k), -1)) u = beta (v - (exp(d_i0) (.) k) S)
     o = (exp(d_i0) (.) q) S + P(q) u ;  S <- exp(d_C0) (.) S + (exp(d_Ci) (.) k)^T u
 
-Only the part with S is sequential, over chunks. Every d is a sum of its own decays, never a difference of two longer sums:
-a difference would lose the decays of the tokens after a strong one (float32 has 2e-5 at 300). So no exp is taken of a positive
-number, and any g <= 0 will do, -inf too. A decay per key dimension is split, between two blocks of tokens, at the end of the
-earlier one. What is computed for token i depends on tokens up to i alone, to the last bit. Everything is float32 (TPUs and
-GPUs may round inside dots: `jax_default_matmul_precision`).
+Only the terms with S are sequential, over chunks. Every d is computed as a sum of decays, never as a difference of two longer
+sums. A difference would lose the decays after a strong one, because float32 has a resolution of 2e-5 at 300. Therefore exp
+never sees a positive number, and every g <= 0 is allowed, including -inf. A decay per key dimension is split, between two
+blocks of tokens, at the end of the earlier block. The output of token i depends on tokens up to i only, to the last bit. All
+arithmetic is float32, but TPUs and GPUs may round inside dots (see `jax_default_matmul_precision`).
+
+A mechanism whose decays apply to value dimensions, as in the first pass of Gated Slot Attention, can use one head per value
+dimension: repeat q and k over these heads, and give each head V = 1 and a single decay.
 
 B stream, T time, N heads, K key dim, V value dim, M chunks, C tokens of a chunk, G = 1 or K.
 """
@@ -38,10 +41,14 @@ def delta_rule(
     *,
     chunk: int = 64,
 ) -> tuple[Array, Array]:
-    """-> o_BTNV, and the memory after T tokens. decay: g of the file's docstring; None: 0. beta None: no delta term.
+    """Return o_BTNV and the matrix S after T tokens, both float32.
 
-    `chunk` is a power of two; it changes the cost, not the result. A token whose k and decay are 0 leaves no trace.
+    decay: g of the module docstring; None means 0. beta: None leaves out the delta term. A token whose k and decay are 0 does
+    not change S. chunk: tokens that are computed together; it affects the cost, not the result. Raises ValueError if it is not
+    a power of two.
     """
+    if chunk < 1 or chunk & (chunk - 1):
+        raise ValueError(f"chunk must be a power of two, not {chunk}")
     time = q_BTNK.shape[1]
     size = min(chunk, 1 << (time - 1).bit_length())
     q, k, v = (chunks(x, size) for x in (q_BTNK, k_BTNK, v_BTNV))
@@ -72,32 +79,32 @@ def delta_rule(
 
 
 def chunks(x_BTN: Array, size: int) -> Array:
-    """[B, T, N, ...] -> [M, B, N, C, ...], padded with zeros."""
+    """Return x as [M, B, N, C, ...], padded with zeros."""
     x = jnp.pad(x_BTN, [(0, 0), (0, -x_BTN.shape[1] % size), (0, 0), (0, 0)])
     return x.reshape(x.shape[0], -1, size, *x.shape[2:]).transpose(1, 0, 3, 2, 4)
 
 
 def sums(g_CG: Array) -> tuple[Array, Array]:
-    """Of each token, the decays of the chunk up to it, itself included, and those after it."""
+    """Return the summed decays of the chunk up to and including each token, and those after it."""
     after_CG = jnp.concatenate([g_CG[..., 1:, :], jnp.zeros_like(g_CG[..., :1, :])], -2)
     axis = g_CG.ndim - 2
     return lax.cumsum(g_CG, axis), lax.cumsum(after_CG, axis, reverse=True)
 
 
 def between(g_C: Array) -> Array:
-    """d_ij: the decays of the tokens after j up to i, [..., C, C]; -inf where i < j."""
+    """Return d_ij, the summed decays of the tokens after j up to i, [..., C, C], or -inf where i < j."""
     lower = jnp.tril(jnp.ones((g_C.shape[-1],) * 2, bool))
     d_CC = lax.cumsum(jnp.where(jnp.tril(lower, -1), g_C[..., :, None], 0), g_C.ndim - 1)
     return jnp.where(lower, d_CC, -jnp.inf)
 
 
 def decayed(x_CK: Array, d_CG: Array | None) -> Array:
-    """x exp(d)."""
+    """Return x exp(d), or x if d is None."""
     return x_CK if d_CG is None else x_CK * jnp.exp(d_CG)
 
 
 def products(a_MBNCK: Array, k_MBNCK: Array, g_MBNCG: Array | None) -> Array:
-    """P_ij = sum_d a_id k_jd exp(d_ijd) for i >= j, else 0: [M, B, N, C, C]."""
+    """Return P_ij = sum_d a_id k_jd exp(d_ijd) for i >= j, else 0, [M, B, N, C, C]."""
     if g_MBNCG is None:
         return jnp.tril(a_MBNCK @ transposed(k_MBNCK))
     if g_MBNCG.shape[-1] == 1:
@@ -106,11 +113,10 @@ def products(a_MBNCK: Array, k_MBNCK: Array, g_MBNCG: Array | None) -> Array:
 
 
 def blocks(a_MBNCK: Array, k_MBNCK: Array, g_MBNCK: Array) -> tuple[Array, Array, Array]:
-    """`products` with a decay per key dimension: within each half of the tokens, and of the later half with the earlier one.
-    Also `sums`.
+    """Return `products` with a decay per key dimension, and `sums`.
 
-    Three times as fast on a CPU as decays pair by pair in blocks of 8. Halves of halves stand beside the heads, because XLA's
-    CPU backend breaks off at dots of rank 8.
+    It recurses on halves of the tokens and adds the products of the later half with the earlier one. The halves are kept in
+    the axis of the heads, because dots of rank 8 crash XLA's CPU backend.
     """
     size = a_MBNCK.shape[3]
     if size == 1:
@@ -127,6 +133,7 @@ def blocks(a_MBNCK: Array, k_MBNCK: Array, g_MBNCK: Array) -> tuple[Array, Array
 
 
 def transposed(x: Array) -> Array:
+    """Return x with its last two axes swapped."""
     return x.swapaxes(-1, -2)
 
 
@@ -138,7 +145,7 @@ def delta_rule_by_token(
     decay_BTNG: Array | None = None,
     beta_BTN1: Array | None = None,
 ) -> tuple[Array, Array]:
-    """The definition, one token after the other: what `delta_rule` must equal."""
+    """Return the same as `delta_rule`, computed one token after the other. This is its definition."""
 
     def step(s_BNKV, token):
         q, k, v, decay, beta = token

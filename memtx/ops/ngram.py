@@ -5,7 +5,7 @@
 A 64-bit number is a pair (high, low) of uint32. Tables of ids that were trained elsewhere need exactly this arithmetic. In 32
 bits the products would overflow.
 
-Any shape; H tables of an order.
+Arrays may have any shape.
 """
 
 from collections.abc import Sequence

@@ -1,14 +1,15 @@
-"""Reads of a few rows of a large table for each of many queries, with gradients and without an [N, R, D] array of the rows.
+"""Reading a few rows of a large table for each of many queries, with gradients, without an [N, R, D] array of the rows.
 
     pool(table, index, weight)_n = sum_r weight_nr table[index_nr]            (an embedding bag)
     dots(table, index, x)_nr     = <table[index_nr], x_n>
 
-Each is the other's derivative: d pool / d weight is dots, and d dots / d x is pool. The gradient of the table, for both, adds
-weight_nr x_n to row index_nr. All three go through the columns of `index` in order (pool takes several at once), so they need N
-D numbers of memory instead of N R D. They are faster than a gather of all rows with an einsum, and than a product with N x M
-weights.
+Each is the derivative of the other: d pool / d weight is dots, and d dots / d x is pool. The gradient of the table, for both,
+adds weight_nr x_n to row index_nr. All three loop over the columns of `index` in order (pool takes several at once), so they
+need N D numbers of memory instead of N R D. They are faster than a gather of all rows with an einsum, and than a product with
+N x M weights.
 
-On a mesh each device reads, or adds up, the rows of its own queries from the whole table. The table's gradient is summed once.
+On a mesh each device reads or adds up the rows of the local queries from the whole table. The gradient of the table is summed
+once.
 
 N queries, R rows read by each, M rows of the table, D features. Computed in float32.
 """
@@ -21,7 +22,7 @@ from jax import Array, lax
 
 from memtx.ops.per_device import per_device
 
-AT_ONCE = 8  # columns that pool adds in one pass over its sums; the others gain nothing from it
+AT_ONCE = 8  # columns that pool adds in one pass over its sums; dots and spread gain nothing from this
 
 
 def rows(table_MD: Array, index_N: Array) -> Array:

@@ -1,1 +1,1 @@
-"""Pretrained models: the names and settings of each family, and loading and saving their weights."""
+"""Pretrained models: the tables and settings of each family, and loading and saving of weights."""

@@ -1,5 +1,6 @@
-"""BERT (Devlin et al. 2018, arXiv 1810.04805) and what has its form, such as MiniLM: bidirectional, learned positions, norms
-after each branch; names and settings as in Hugging Face's config.json. What it gives follows from `architectures`.
+"""BERT (Devlin et al. 2018, arXiv 1810.04805) and models of its form, such as MiniLM: bidirectional attention, learned
+positions and a norm after each branch. Names and settings are those of Hugging Face's config.json, where `architectures`
+decides the outputs.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ NAMES = Names(
         ),
     ),
     prefix="bert.",
-    # heads that are not asked for, the tied one of masked tokens, and a table of 0, 1, 2, ... in old files
+    # unused heads, the tied one of masked tokens, and a table of 0, 1, 2, ... in old files
     ignored=r"embeddings\.position_ids$|^(bert\.)?pooler\.|^cls\.|^classifier\.|^qa_outputs\.|^dense\.",
     copies=r"^cls\.predictions\.decoder\.weight$",
     formerly=(("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")),
@@ -76,17 +77,20 @@ NAMES = Names(
 
 
 def model(hf: Mapping[str, Any], context: int) -> Model:
-    """Settings from a config.json. `context` means nothing to it: a call holds all that is seen."""
+    """Return the Model of a config.json. `context` is ignored, because an encoder without memory sees one call only.
+
+    Raises UserError for settings that memtx does not have.
+    """
     architecture = (texts(hf, "architectures") or ["BertModel"])[0]
     if architecture not in OUTPUTS:
-        raise UserError(f"a {brief(architecture)} is not known to memtx: {', '.join(OUTPUTS)} are")
+        raise UserError(f"a {brief(architecture)} is not known to memtx; known: {', '.join(OUTPUTS)}")
     if text(hf, "position_embedding_type", "absolute") != "absolute" or flag(hf, "is_decoder", False):
-        raise UserError("a bert with relative positions, or one that is a decoder, is not known to memtx")
+        raise UserError("a bert with relative positions or as a decoder is not known to memtx")
     if OUTPUTS[architecture] == "masked_lm" and not flag(hf, "tie_word_embeddings", True):
-        raise UserError("a bert whose head has a table of its own (tie_word_embeddings=false) is not known to memtx")
+        raise UserError("a bert with an untied head (tie_word_embeddings=false) is not known to memtx")
     activation = text(hf, "hidden_act", "gelu")
     if activation not in ACTIVATIONS:
-        raise UserError(f"a bert with hidden_act={brief(activation)} is not known to memtx: {', '.join(ACTIVATIONS)} are")
+        raise UserError(f"a bert with hidden_act={brief(activation)} is not known to memtx; known: {', '.join(ACTIVATIONS)}")
     names = labels.read(hf) if OUTPUTS[architecture] == "classes" else ()
     return Model(
         stacks=((("bidirectional",), layers(hf, "num_hidden_layers")),),
@@ -112,11 +116,12 @@ def model(hf: Mapping[str, Any], context: int) -> Model:
 
 
 def holds(model: Model) -> bool:
+    """Return whether a model belongs to this family."""
     return model.position == "learned" and model.post_norm and model.embed_norm
 
 
 def config(model: Model) -> dict[str, Any]:
-    """The config.json of a model of this family."""
+    """Return the config.json of a model of this family."""
     architecture = next(name for name, output in OUTPUTS.items() if output == model.output)
     return {
         "architectures": [architecture],

@@ -1,6 +1,6 @@
-"""Fields of a config.json or of GGUF metadata, each read with its type and its range checked.
+"""Reading of fields from a config.json or from GGUF metadata, with checks of type and range.
 
-`null` means the same as a field that is left out. Every function raises a UserError that names the field.
+A `null` counts as a missing field. Every function raises a UserError that names the field.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import Any
 
 from memtx.errors import UserError, brief
 
-MOST = 1 << 24  # of a width, a vocabulary, a context: larger ones are mistakes
+MOST = 1 << 24  # of a width, a vocabulary or a context; a larger value is a mistake
 MOST_LAYERS = 4096
-LARGEST = 1e30  # of a real number, so that it is one in float32 too
+LARGEST = 1e30  # of a real number, so that it is finite in float32
 
 
 def integer(fields: Mapping[str, Any], key: str, default: int | None = None, *, least: int = 1, most: int = MOST) -> int:
-    """A whole number from `least` to `most`, also written as 64.0. default: None if the field is required."""
+    """Return a whole number from `least` to `most`, which may be written as 64.0. default: None if the field is required."""
     value = _given(fields, key, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most or value != int(value):
         raise UserError(f"{key} must be a whole number from {least} to {most}, not {brief(value)}")
@@ -24,12 +24,12 @@ def integer(fields: Mapping[str, Any], key: str, default: int | None = None, *, 
 
 
 def layers(fields: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    """The number of layers."""
+    """Return the number of layers."""
     return integer(fields, key, default, most=MOST_LAYERS)
 
 
 def number(fields: Mapping[str, Any], key: str, default: float | None = None, *, zero: bool = False) -> float:
-    """A real number above 0, or with `zero` not below it. default: None if the field is required."""
+    """Return a real number above 0, or from 0 if `zero`. default: None if the field is required."""
     value = _given(fields, key, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 < value < LARGEST or (zero and value == 0)):
         raise UserError(f"{key} must be a number {'from' if zero else 'above'} 0, not {brief(value)}")
@@ -37,7 +37,7 @@ def number(fields: Mapping[str, Any], key: str, default: float | None = None, *,
 
 
 def flag(fields: Mapping[str, Any], key: str, default: bool) -> bool:
-    """true or false."""
+    """Return a boolean."""
     value = _given(fields, key, default)
     if not isinstance(value, bool):
         raise UserError(f"{key} must be true or false, not {brief(value)}")
@@ -45,6 +45,7 @@ def flag(fields: Mapping[str, Any], key: str, default: bool) -> bool:
 
 
 def text(fields: Mapping[str, Any], key: str, default: str | None = None) -> str:
+    """Return a text. default: None if the field is required."""
     value = _given(fields, key, default)
     if not isinstance(value, str):
         raise UserError(f"{key} must be a text, not {brief(value)}")
@@ -52,7 +53,7 @@ def text(fields: Mapping[str, Any], key: str, default: str | None = None) -> str
 
 
 def texts(fields: Mapping[str, Any], key: str) -> list[str]:
-    """A list of texts; empty if the field is left out."""
+    """Return a list of texts, empty if the field is missing."""
     value = _given(fields, key, [])
     if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
         raise UserError(f"{key} must be a list of texts, not {brief(value)}")
@@ -60,7 +61,7 @@ def texts(fields: Mapping[str, Any], key: str) -> list[str]:
 
 
 def table(fields: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """An object {...}; empty if the field is left out."""
+    """Return an object {...}, empty if the field is missing."""
     value = _given(fields, key, {})
     if not isinstance(value, Mapping):
         raise UserError(f"{key} must be an object {{...}}, not {brief(value)}")

@@ -1,7 +1,7 @@
-"""GGUF files of the Llama family, under the names and in the layout of Hugging Face.
+"""GGUF files of the Llama family, converted to the names and layout of Hugging Face.
 
-llama.cpp rotates neighbours (x_2i, x_2i+1) and stores q and k so; here and at Hugging Face x_i and x_{i+H/2} are a pair.
-Metadata mean the same as in llama.cpp, which reads no sliding window for these two kinds.
+llama.cpp rotates the pairs (x_2i, x_2i+1) and stores q and k in this order. memtx and Hugging Face rotate (x_i, x_{i+H/2}).
+Metadata have the meaning that llama.cpp gives them. It ignores sliding windows for these two architectures.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from memtx.files.gguf import Tensor, damaged, read_head
 from memtx.nn.positions import rope_frequencies
 from memtx.pretrained.fields import flag, integer, layers, number, text
 
-NAMES = {  # theirs -> Hugging Face's
+NAMES = {  # from GGUF to Hugging Face
     r"token_embd\.weight": "model.embed_tokens.weight",
     r"output_norm\.weight": "model.norm.weight",
     r"output\.weight": "lm_head.weight",
@@ -35,6 +35,11 @@ LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positio
 
 
 class GGUF:
+    """The weights of a .gguf file, see `memtx.pretrained.weights.Weights`.
+
+    Raises UserError if the file is damaged, quantised in an unknown way, or of an unknown architecture.
+    """
+
     def __init__(self, path: Path):
         self.path, self._gguf = path, optional("gguf")
         head = read_head(path)
@@ -54,6 +59,7 @@ class GGUF:
         self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
 
     def read(self, name: str) -> np.ndarray:
+        """Return a tensor, dequantised to float32. Raises UserError if the file is damaged."""
         tensor = self._tensors[name]
         rows, width = self._layout(name, tensor)
         found = np.empty((rows, tensor.shape[-1]), np.float32)
@@ -71,9 +77,9 @@ class GGUF:
         return found.reshape(tensor.shape)
 
     def _layout(self, name: str, tensor: Tensor) -> tuple[int, int]:
-        """Rows, and bytes of one. UserError for a tensor of a kind that cannot be read."""
+        """Return (rows, bytes per row). Raises UserError if the tensor is of a kind that cannot be read."""
         if not tensor.shape or 0 in tensor.shape:
-            raise damaged(self.path, f"{name} is of shape {list(tensor.shape)}")
+            raise damaged(self.path, f"{name} has the shape {list(tensor.shape)}")
         try:
             size, width = self._gguf.GGML_QUANT_SIZES[self._gguf.GGMLQuantizationType(tensor.kind)]
             self._numbers(np.zeros((1, width), np.uint8), tensor.kind)
@@ -91,9 +97,11 @@ class GGUF:
 
     def _config(self) -> dict[str, Any]:
         if self._kind not in KINDS:
-            raise UserError(f"it holds a {brief(self._kind)}; of GGUF files, memtx reads llama (also Mistral) and qwen2")
+            raise UserError(
+                f"general.architecture is {brief(self._kind)}; memtx reads GGUF files of llama (also Mistral) and qwen2"
+            )
         if integer(self._metadata, "split.count", 1, least=0) > 1:
-            raise UserError("it is one of several files of a model, which memtx does not read; join them with llama-gguf-split")
+            raise UserError("the model is split into several files, which memtx does not read; join them with llama-gguf-split")
         embedding = self._tensors.get("model.embed_tokens.weight")
         if embedding is None:
             raise UserError("it has no token_embd.weight")
@@ -102,7 +110,7 @@ class GGUF:
         head_dim = integer(about, "attention.key_length", width // heads)
         for key in ("attention.value_length", "rope.dimension_count"):
             if (other := integer(about, key, head_dim)) != head_dim:
-                raise UserError(f"{key}={other} is not the heads' size, {head_dim}, which memtx does not know")
+                raise UserError(f"{key}={other} must equal the head dim, {head_dim}")
         if not flag(about, "attention.causal", True):
             raise UserError("attention.causal=false is not known to memtx")
         return {
@@ -122,10 +130,10 @@ class GGUF:
         }
 
     def _scaling(self, about: dict[str, Any], head_dim: int) -> dict[str, Any]:
-        """rope_scaling of a config.json. A factor without a type is linear; files of 2023 call it scale_linear."""
+        """Return rope_scaling of a config.json. A factor without a type is linear. Files of 2023 call it scale_linear."""
         kind = text(about, "rope.scaling.type", "linear")
         if kind not in ("none", "linear"):
-            raise UserError(f"rope.scaling.type={brief(kind)} is not known to memtx: none and linear are")
+            raise UserError(f"rope.scaling.type={brief(kind)} is not known to memtx; known: none, linear")
         factor = number(about, "rope.scaling.factor", number(about, "rope.scale_linear", 0.0, zero=True), zero=True)
         linear = {} if kind == "none" or factor in (0, 1) else {"rope_type": "linear", "factor": factor}
         if ROPE_TABLE not in self._tensors:
@@ -139,7 +147,7 @@ class GGUF:
 
 
 def _llama3(divisors: np.ndarray, base: float, head_dim: int, linear: dict[str, Any]) -> dict[str, Any]:
-    """rope_scaling of Llama 3.1 and later, whose table divides each frequency. UserError for any other table."""
+    """Return rope_scaling of Llama 3.1 and later, whose table divides each frequency. Raises UserError for any other table."""
     if np.array_equal(divisors, np.ones(head_dim // 2)):
         return linear
     factor = float(divisors.max(initial=1.0))
@@ -153,11 +161,11 @@ def _name(theirs: str) -> str:
     for pattern, name in NAMES.items():
         if match := re.fullmatch(pattern, theirs):
             return match.expand(name)
-    return theirs  # to be listed as not known
+    return theirs  # a name that `names.check` then reports as not known
 
 
 def _of_kind(metadata: dict[str, Any], kind: str) -> dict[str, Any]:
-    """The metadata of one architecture, without its name. A list of one value per layer is that value if all are the same."""
+    """Return the metadata of one architecture, without its prefix. A list of equal values becomes that value."""
     about = {key.removeprefix(f"{kind}."): value for key, value in metadata.items() if key.startswith(f"{kind}.")}
     return {
         key: value[0] if isinstance(value, list) and value and all(part == value[0] for part in value) else value

@@ -1,6 +1,7 @@
-"""GPT-2 (Radford et al. 2019): learned positions, LayerNorm, biases everywhere; names as in Hugging Face's GPT2LMHeadModel.
+"""GPT-2 (Radford et al. 2019): learned positions, LayerNorm and biases everywhere. Names are those of Hugging Face's
+GPT2LMHeadModel.
 
-Its maps are stored [in, out], q, k and v in one.
+Its matrices are stored as [in, out], with q, k and v in one tensor.
 """
 
 from __future__ import annotations
@@ -53,14 +54,17 @@ ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_ex
 
 
 def model(hf: Mapping[str, Any], context: int) -> Model:
-    """Settings from a config.json; `context`: tokens that full attention keeps, at most the model's own."""
+    """Return the Model of a config.json. context: tokens that full attention keeps, at most the model's maximum.
+
+    Raises UserError for settings that memtx does not have.
+    """
     for key in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
         if flag(hf, key, False):
             raise UserError(f"a gpt2 with {key} is not known to memtx")
     activation, width, longest = text(hf, "activation_function", "gelu_new"), integer(hf, "n_embd"), integer(hf, "n_positions")
     if activation not in ACTIVATIONS:
         raise UserError(
-            f"a gpt2 with activation_function={brief(activation)} is not known to memtx: {', '.join(ACTIVATIONS)} are"
+            f"a gpt2 with activation_function={brief(activation)} is not known to memtx; known: {', '.join(ACTIVATIONS)}"
         )
     return Model(
         stacks=((("full",), layer_count(hf, "n_layer")),),
@@ -82,12 +86,13 @@ def model(hf: Mapping[str, Any], context: int) -> Model:
 
 
 def holds(model: Model) -> bool:
+    """Return whether a model belongs to this family."""
     kind = (model.position, model.norm, model.post_norm, model.bias)
     return kind == ("learned", "layer", False, True) and model.activation in ACTIVATIONS.values()
 
 
 def config(model: Model) -> dict[str, Any]:
-    """The config.json of a model of this family."""
+    """Return the config.json of a model of this family."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",

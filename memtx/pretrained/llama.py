@@ -1,7 +1,7 @@
-"""The Llama family: Llama 2 and 3, SmolLM2, Mistral (sliding window), Qwen2 (biases of q, k and v).
+"""The Llama family: Llama 2 and 3, SmolLM2, Mistral (sliding window) and Qwen2 (biases of q, k and v).
 
-Sources: Touvron et al. 2023 (arXiv 2307.09288), Dubey et al. 2024 (2407.21783), Jiang et al. 2023 (2310.06825), Qwen 2024
-(2407.10671); names and settings as in Hugging Face's config.json.
+Names and settings are those of Hugging Face's config.json. Sources: Touvron et al. 2023 (arXiv 2307.09288), Dubey et al. 2024
+(2407.21783), Jiang et al. 2023 (2310.06825), Qwen 2024 (2407.10671).
 """
 
 from __future__ import annotations
@@ -51,10 +51,13 @@ NAMES = Names(
 
 
 def model(hf: Mapping[str, Any], context: int) -> Model:
-    """Settings from a config.json; `context`: tokens that full attention keeps, at most the model's own."""
+    """Return the Model of a config.json. context: tokens that full attention keeps, at most the model's maximum.
+
+    Raises UserError for settings that memtx does not have.
+    """
     kind = hf["model_type"]
     if (activation := text(hf, "hidden_act", "silu")) not in ("silu", "swish"):
-        raise UserError(f"a {kind} with hidden_act={brief(activation)} is not known to memtx: only silu")
+        raise UserError(f"a {kind} with hidden_act={brief(activation)} is not known to memtx; known: silu")
     bias = kind == "llama" and flag(hf, "attention_bias", False)  # the others have no such setting
     if kind == "llama" and bias != flag(hf, "mlp_bias", False):
         raise UserError("attention_bias without mlp_bias, or the reverse, is not known to memtx")
@@ -85,11 +88,12 @@ def model(hf: Mapping[str, Any], context: int) -> Model:
 
 
 def holds(model: Model) -> bool:
+    """Return whether a model belongs to this family."""
     return (model.position, model.norm, model.activation) == ("rope", "rms", "swiglu") and not model.post_norm
 
 
 def config(model: Model) -> dict[str, Any]:
-    """The config.json of a model of this family."""
+    """Return the config.json of a model of this family."""
     entries = layers(model.stacks)
     kind = "qwen2" if model.qkv_bias else "mistral" if "window" in entries else "llama"
     scaling = dict(zip(SCALING, model.rope_scaling, strict=False))
@@ -124,20 +128,20 @@ def config(model: Model) -> dict[str, Any]:
 LAYER_TYPES = {"full": "full", "window": "sliding"}
 SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 MAX_POSITION = 1 << 31
-WINDOW, MAX_WINDOW = 4096, 1 << 20  # of a mistral or qwen2 whose config does not say; of all
+WINDOW, MAX_WINDOW = 4096, 1 << 20  # the default of mistral and qwen2, and the largest of all
 
 
 def _rope(hf: Mapping[str, Any], longest: int) -> tuple[float, tuple[float, ...]]:
-    """Base and scaling. transformers 5 has both in rope_parameters. Before that they were two fields, which come first."""
+    """Return base and scaling. The fields of older files take precedence over rope_parameters of transformers 5."""
     found = table(hf, "rope_scaling") or table(hf, "rope_parameters")
     base = number(found, "rope_theta", number(hf, "rope_theta", 10_000.0))
     kind = text(found, "rope_type", text(found, "type", "default"))
     if kind not in ("default", "linear", "llama3"):
-        raise UserError(f"rope_type={brief(kind)} is not known to memtx: default, linear and llama3 are")
+        raise UserError(f"rope_type={brief(kind)} is not known to memtx; known: default, linear, llama3")
     if any(isinstance(value, Mapping) for value in found.values()):
         raise UserError(f"rope settings for each kind of layer ({', '.join(map(brief, found))}) are not known to memtx")
     if number(found, "partial_rotary_factor", number(hf, "partial_rotary_factor", 1.0)) != 1:
-        raise UserError("partial_rotary_factor is not known to memtx, other than 1")
+        raise UserError("partial_rotary_factor is not known to memtx unless it is 1")
     if kind == "default":
         return base, ()
     factor = number(found, "factor")
@@ -150,7 +154,7 @@ def _rope(hf: Mapping[str, Any], longest: int) -> tuple[float, tuple[float, ...]
 
 
 def _window(hf: Mapping[str, Any]) -> int:
-    """The tokens that a layer with a sliding window sees, 0 without one. A llama has none, whatever its config says."""
+    """Return the size of the sliding window, or 0. A llama has none, even if its config names one."""
     kind = hf["model_type"]
     if kind == "llama" or (kind == "qwen2" and not flag(hf, "use_sliding_window", False)):
         return 0
@@ -158,7 +162,7 @@ def _window(hf: Mapping[str, Any]) -> int:
 
 
 def _window_layers(hf: Mapping[str, Any], depth: int) -> Collection[int]:
-    """The layers with a sliding window: all those of a mistral."""
+    """Return the layers with a sliding window. In a mistral these are all layers."""
     if hf["model_type"] == "mistral":
         return range(depth)
     kinds = texts(hf, "layer_types")

@@ -1,7 +1,7 @@
-"""Pretrained models: their settings, their weights in a model of ours, and ours written as Hugging Face has them.
+"""Pretrained models: read their settings, load their weights, and export models in the format of Hugging Face.
 
-A family is a module with TYPES (its names in config.json), NAMES (which tensor is which parameter), `model(hf, context)`
-(our settings), `config(model)` (theirs) and `holds(model)` (whether a model is one of the family).
+A family is a module with TYPES (its names in config.json), NAMES (the table from tensors to parameters), `model(hf, context)`
+(from a config.json to a Model), `config(model)` (the reverse) and `holds(model)` (whether a model belongs to the family).
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from memtx.models.patterns import layers
 from memtx.models.settings import complete_model
 from memtx.pretrained import bert, gpt2, llama, sentences, t5
 from memtx.pretrained.fields import texts
-from memtx.pretrained.names import Names, Place, called_there, check, flat, places
+from memtx.pretrained.names import Names, Slot, called_there, check, find_slots, flat
 from memtx.pretrained.sentences import open_weights
 from memtx.pretrained.weights import Weights
 
 FAMILIES: tuple[ModuleType, ...] = (llama, gpt2, bert, t5)
-CONTEXT = 2048  # tokens that full attention keeps, unless it is told otherwise
-HEAD = "lm_head.weight"  # the name of a head in every family that can have its own
-# what the user chooses of a Model
+CONTEXT = 2048  # the default number of tokens that full attention keeps
+HEAD = "lm_head.weight"  # the name of an untied head in every family that allows one
+# the fields of Model that the user may choose for a pretrained model
 FREE = (
     "stacks",
     "body",
@@ -61,10 +61,10 @@ FREE = (
 
 
 def settings(name: str, *, context: int = CONTEXT, cache: str | Path = "", **changes) -> Model:
-    """The Model of a pretrained model: a folder, a .gguf file, "smollm2" and the like, or a name of the hub.
+    """Return the Model of a pretrained model, given as a folder, a .gguf file, a packaged name like "smollm2", or a hub name.
 
-    context: tokens that full attention keeps, at most those that the model was made for. changes: other values for those
-    fields of Model that are free (FREE), such as output="classes".
+    context: tokens that full attention keeps, at most the maximum of the model. changes: values for the fields of Model in
+    FREE, such as output="classes". Raises UserError if the model cannot be found or is unknown, or if a field is not in FREE.
     """
     for key in changes:
         check_known(key, FREE, "setting of a pretrained model that can be changed")
@@ -86,20 +86,20 @@ def _settings(weights: Weights, name: str, context: int) -> Model:
 
 
 def _family(config: Mapping[str, Any]) -> tuple[str, ModuleType]:
-    """The model_type and its family. A config without it names it in `architectures`, as LlamaForCausalLM does."""
+    """Return the model_type and its family. Without a model_type, it is read from `architectures`, as in LlamaForCausalLM."""
     kind, families = config.get("model_type"), {name: family for family in FAMILIES for name in family.TYPES}
     for architecture in texts(config, "architectures") if kind is None else ():
         if match := re.fullmatch(r"(\w+?)(For\w+|(LMHead|DoubleHeads|Encoder)?Model)", architecture):
             kind = match[1].lower()
     if not isinstance(kind, str) or kind not in families:
-        raise UserError(f"it holds a {brief(kind)}, which memtx does not know; known: {', '.join(sorted(families))}")
+        raise UserError(f"model_type {brief(kind)} is not known to memtx; known: {', '.join(sorted(families))}")
     return kind, families[kind]
 
 
 def _has_own_head(weights: Weights, names: Names) -> bool:
-    """Whether a checkpoint has a head that differs from its embedding, though its config says that the two are tied.
+    """Return whether a checkpoint has a head that differs from its embedding, although its config ties the two.
 
-    transformers uses that head then. UserError if another copy of the embedding differs.
+    transformers then uses that head. Raises UserError if any other copy of the embedding differs.
     """
     called = called_there(names, weights.shapes)
     copies = [name for name in called if re.search(names.copies, name)]
@@ -111,44 +111,48 @@ def _has_own_head(weights: Weights, names: Names) -> bool:
         if not same or not np.array_equal(weights.read(called[copy]), weights.read(embedding)):
             if copy == HEAD:
                 return True
-            raise UserError(f"{weights.path}: {copy} should be the same as {names.embedding}, and is not")
+            raise UserError(f"{weights.path}: {copy} must equal {names.embedding}, but it does not")
     return False
 
 
-# --- from theirs to ours ------------------------------------------------------------------------------------------------------
+# --- from a checkpoint to a model ---------------------------------------------------------------------------------------------
 
 
 def load_params(lm: LM, key: Array, *, cache: str | Path = "") -> Params:
-    """Parameters of a model whose `pretrained` names the weights; what those do not have (a memory) is drawn from the key.
+    """Return the parameters of a model, with the weights that `model.pretrained` names.
 
-    Tensors are read one by one, so that hardly more than the weights is in host memory. UserError, before any tensor is
-    read, if the model is not theirs or a tensor is missing, unknown or of another shape.
+    Parameters that the weights lack, such as those of a memory, are drawn from the key. Tensors are read one by one to save
+    host memory. Raises UserError, before any tensor is read, if the weights are those of a different model, or if a tensor is
+    missing, unknown or of a different shape.
     """
     weights, found, called = _found(lm, cache)
     return _with_new(lm, _read(lm, found, weights, called), key)
 
 
 def new_parameters(lm: LM, *, cache: str | Path = "") -> list[str]:
-    """The paths of those that the pretrained weights do not have: a head, a memory. UserError as `load_params`."""
+    """Return the paths of parameters that the pretrained weights lack, such as a head or a memory.
+
+    Raises UserError like `load_params`.
+    """
     _, found, _ = _found(lm, cache)
-    theirs = {path for place in found for path, *_ in place.ours}
+    theirs = {path for slot in found for path, *_ in slot.ours}
     return [path for path in flat(lm.abstract_params) if path not in theirs]
 
 
-def _found(lm: LM, cache: str | Path) -> tuple[Weights, list[Place], dict[str, str]]:
-    """The weights of a model, the places that they fill, and what they call those."""
+def _found(lm: LM, cache: str | Path) -> tuple[Weights, list[Slot], dict[str, str]]:
+    """Return the weights of a model, the slots that they fill, and their names of the tensors."""
     name = lm.model.pretrained
     weights = open_weights(find(name, cache))
     _check_same(lm.model, _settings(weights, name, CONTEXT), name)
     names = _family(weights.config)[1].NAMES
-    found, called = check(places(names, lm), names, weights.shapes, str(weights.path))
+    found, called = check(find_slots(names, lm), names, weights.shapes, str(weights.path))
     return weights, found, called
 
 
-def _read(lm: LM, found: list[Place], weights: Weights, called: Mapping[str, str]) -> dict[str, Array]:
+def _read(lm: LM, found: list[Slot], weights: Weights, called: Mapping[str, str]) -> dict[str, Array]:
     shapes, values = flat(lm.abstract_params), {}
-    for place in found:
-        for path, group, part in place.to_ours([weights.read(called[name]) for name in place.theirs]):
+    for slot in found:
+        for path, group, part in slot.to_ours([weights.read(called[name]) for name in slot.theirs]):
             if path not in values:
                 values[path] = _aligned(shapes[path].shape)
             values[path][... if group is None else group] = part
@@ -156,7 +160,7 @@ def _read(lm: LM, found: list[Place], weights: Weights, called: Mapping[str, str
 
 
 def _aligned(shape: tuple[int, ...]) -> np.ndarray:
-    """An empty float32 array at a multiple of 64 bytes, which JAX takes over on a CPU without a copy."""
+    """Return an empty float32 array that is aligned to 64 bytes, so that JAX uses it on a CPU without a copy."""
     size = 4 * int(np.prod(shape))
     raw = np.empty(size + 64, np.uint8)
     start = -raw.ctypes.data % 64
@@ -182,11 +186,12 @@ def _check_same(model: Model, theirs: Model, name: str) -> None:
         different.append(f"model.stacks has {here} layers, {there} there")
     if different:
         raise UserError(
-            f"{name} is another model: {listed(different, separator='; ')}; begin with memtx.pretrained.load.settings({name!r})"
+            f"{name} is a different model: {listed(different, separator='; ')}; "
+            f"start from memtx.pretrained.load.settings({name!r})"
         )
 
 
-# --- from ours to theirs ------------------------------------------------------------------------------------------------------
+# --- from a model to a checkpoint ---------------------------------------------------------------------------------------------
 
 
 def export(
@@ -198,22 +203,26 @@ def export(
     dtype: str = "float32",
     shard: int = 4 << 30,
 ) -> None:
-    """Write a folder that Hugging Face's `from_pretrained` and `memtx.load` load: config.json, safetensors and a tokenizer.
+    """Write a folder that Hugging Face's `from_pretrained` and `memtx.load` can load: config.json, safetensors and a tokenizer.
 
-    tokenizer: None writes that of the pretrained model which `lm` began with, if its files are still there, and else none.
-    shard: bytes of a file of weights, at most. A sentence encoder gets the modules of sentence-transformers too. UserError if
-    their model of this family has no place for something, the folder is there, or the tokenizer is another model's.
+    A sentence encoder also gets the modules of sentence-transformers.
+
+    tokenizer: None writes the one of the pretrained model that `lm` was built from, if its files still exist.
+    dtype: of the weights. shard: the largest size of a weights file in bytes.
+
+    Raises UserError if the family at Hugging Face lacks a part of this model, if the folder exists, or if the tokenizer does
+    not fit the model.
     """
     folder = Path(folder)
     if folder.exists():
-        raise UserError(f"{folder} is there already; choose another folder")
+        raise UserError(f"{folder} exists; choose another folder")
     family = next((family for family in FAMILIES if family.holds(lm.model)), None)
     if not family:
         raise UserError(
-            f"no family of Hugging Face's holds this model; memtx knows {', '.join(t for f in FAMILIES for t in f.TYPES)}"
+            f"this model belongs to no Hugging Face family; memtx knows {', '.join(t for f in FAMILIES for t in f.TYPES)}"
         )
     config = family.config(lm.model) | {"torch_dtype": dtype}
-    found = places(family.NAMES, lm)
+    found = find_slots(family.NAMES, lm)
     theirs = dataclasses.replace(family.model(config, CONTEXT), projections=lm.model.projections)
     _check_whole(lm, found, complete_model(theirs), config["model_type"])
     tokenizer = tokenizer or _own_tokenizer(lm.model)
@@ -222,9 +231,9 @@ def export(
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    dense = [place for place in found if place.theirs[0].startswith(sentences.DENSE)]
+    dense = [slot for slot in found if slot.theirs[0].startswith(sentences.DENSE)]
     values, save = flat(params), partial(optional("safetensors.numpy").save_file, metadata={"format": "pt"})
-    _write_weights([place for place in found if place not in dense], values, part, save, dtype, shard)
+    _write_weights([slot for slot in found if slot not in dense], values, part, save, dtype, shard)
     sentences.write(lm.model, part, save, _tensors(dense, values, dtype))
     if tokenizer:
         tokenizers.write(tokenizer, part, config["model_type"])
@@ -239,7 +248,7 @@ def _own_tokenizer(model: Model) -> Tokenizer | None:
         return None
 
 
-def _write_weights(found: list[Place], values, folder: Path, save: Callable, dtype: str, shard: int) -> None:
+def _write_weights(found: list[Slot], values, folder: Path, save: Callable, dtype: str, shard: int) -> None:
     shards, index = _shards(found, np.dtype(dtype).itemsize, shard), {}
     for i, group in enumerate(shards):
         file = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
@@ -251,12 +260,12 @@ def _write_weights(found: list[Place], values, folder: Path, save: Callable, dty
         (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": total, "weight_map": index}, indent=2))
 
 
-def _tensors(found: list[Place], values: Mapping[str, Array], dtype: str) -> dict[str, np.ndarray]:
-    return {name: tensor.astype(dtype) for place in found for name, tensor in place.to_theirs(values)}
+def _tensors(found: list[Slot], values: Mapping[str, Array], dtype: str) -> dict[str, np.ndarray]:
+    return {name: tensor.astype(dtype) for slot in found for name, tensor in slot.to_theirs(values)}
 
 
-def _check_whole(lm: LM, found: list[Place], theirs: Model, kind: str) -> None:
-    """UserError if what they would load is not this model."""
+def _check_whole(lm: LM, found: list[Slot], theirs: Model, kind: str) -> None:
+    """Raise UserError if Hugging Face would load a different model from the exported folder."""
     entries = zip(layers(lm.model.stacks), layers(theirs.stacks), strict=True)
     lost = [f"{ours} (layer {i})" for i, (ours, plain) in enumerate(entries) if ours != plain]
     lost += [f"model.{key}={getattr(lm.model, key)}" for key in ("body", "encoder_body", "head") if getattr(lm.model, key)]
@@ -267,20 +276,20 @@ def _check_whole(lm: LM, found: list[Place], theirs: Model, kind: str) -> None:
     ]
     pools = {"classes": lm.model.pool == "cls", "pooled": lm.model.pool != "document"}
     lost += [] if pools.get(lm.model.output, True) else [f"model.pool={lm.model.pool}"]
-    covered = {path for place in found for path, *_ in place.ours}
+    covered = {path for slot in found for path, *_ in slot.ours}
     lost += [path for path in flat(lm.abstract_params) if path not in covered]
     if lost:
-        raise UserError(f"Hugging Face's {kind} has no place for {listed(lost)}")
+        raise UserError(f"Hugging Face's {kind} has no counterpart of {listed(lost)}")
 
 
-def _shards(found: list[Place], itemsize: int, limit: int) -> list[list[Place]]:
-    """Places in order, cut so that each shard has `limit` bytes at most (or one place)."""
+def _shards(found: list[Slot], itemsize: int, limit: int) -> list[list[Slot]]:
+    """Split the slots, in order, into shards of at most `limit` bytes, or of one slot if it is larger."""
     shards, size = [[]], 0
-    for place in found:
-        own = itemsize * sum(int(np.prod(shape)) for shape in place.shapes.values())
+    for slot in found:
+        own = itemsize * sum(int(np.prod(shape)) for shape in slot.shapes.values())
         if shards[-1] and size + own > limit:
             shards.append([])
             size = 0
-        shards[-1].append(place)
+        shards[-1].append(slot)
         size += own
     return shards

@@ -1,14 +1,15 @@
-"""Which tensor of a Hugging Face checkpoint is which of our parameters: one table a family, read in both directions.
+"""The mapping between tensors of a Hugging Face checkpoint and parameters of a model: one table per family, for both ways.
 
-A line of the table is a Pair: theirs side by side are ours side by side, along our last axis. A Linear of theirs is
-[out, in], ours [in, out], so matrices are transposed unless the line says otherwise.
+A line of the table is a Pair. Its tensors, concatenated along the last axis of our layout, equal its parameters, concatenated
+the same way. Hugging Face stores a Linear as [out, in], memtx as [in, out], so matrices are transposed unless the line says
+otherwise.
 
-    Pair("self_attn.k_proj.weight self_attn.v_proj.weight", "{attention}/kv/w")      two of theirs in one of ours
-    Pair("attn.c_attn.weight", "{attention}/q/w {attention}/kv/w", transposed=False)     one of theirs in two of ours
+    Pair("self_attn.k_proj.weight self_attn.v_proj.weight", "{attention}/kv/w")      two tensors in one parameter
+    Pair("attn.c_attn.weight", "{attention}/q/w {attention}/kv/w", transposed=False)     one tensor in two parameters
 
-Lines for what a model does not have (a bias, an untied head) fall away. A layer's parameters may stand in any stack, group
-and branch: {attention}, {cross_attention} and {mlp} are the slots of a block's own attention, cross-attention and feed-forward
-network, {attention_norm}, ... for the norm of that branch.
+Lines for parameters that a model lacks (a bias, an untied head) are skipped. The parameters of a layer may be in any stack,
+group and branch. {attention}, {cross_attention} and {mlp} are replaced by the paths of a block's attention, cross-attention
+and feed-forward network, {attention_norm} and so on by those of the norms of their branches.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ from memtx.nn.mlp import GATED
 
 @dataclass(frozen=True)
 class Pair:
-    """Names with blanks between them.
+    """One line of a table: tensor names and parameter paths, each separated by spaces.
 
-    gated     only where the MLP is, or is not
-    optional  a checkpoint may lack it: then it is new
+    gated     restricts the line to models whose MLP is gated (True) or is not (False)
+    optional  a checkpoint may lack the tensors, and the parameters are then initialised
     """
 
     theirs: str
@@ -47,7 +48,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Layers:
-    """The lines of one layer: {i} in `prefix` is its number, `root` the path of the body that holds it."""
+    """The lines of one layer. {i} in `prefix` is the layer's number, and `root` is the path of the body that contains it."""
 
     prefix: str
     pairs: tuple[Pair, ...]
@@ -56,12 +57,12 @@ class Layers:
 
 @dataclass(frozen=True)
 class Names:
-    """A family's table. Its first line is the embedding.
+    """The table of a family. Its first line is the embedding.
 
-    prefix    what the names of a checkpoint without its head lack
-    ignored   a regex of what is no weight
-    copies    a regex of tensors that repeat the embedding, the head of a tied model among them
-    formerly  parts of names, and how old checkpoints have them
+    prefix    the beginning of names that a checkpoint without a head leaves out
+    ignored   a regex of tensors that are not weights
+    copies    a regex of tensors that repeat the embedding, including the head of a tied model
+    formerly  pairs of a part of a name and its spelling in old checkpoints
     """
 
     model: tuple[Pair, ...]
@@ -73,12 +74,17 @@ class Names:
 
     @property
     def embedding(self) -> str:
+        """The name of the embedding in a checkpoint."""
         return self.model[0].theirs
 
 
 @dataclass(frozen=True)
-class Place:
-    """A Pair in a model: ours are (path, group in its stack or None, shape of that group)."""
+class Slot:
+    """A Pair applied to a model.
+
+    theirs  the names of the tensors in a checkpoint
+    ours    (path, group in the stack or None, shape without the group axis) of each parameter
+    """
 
     theirs: tuple[str, ...]
     ours: tuple[tuple[str, int | None, tuple[int, ...]], ...]
@@ -87,13 +93,14 @@ class Place:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of theirs: each has the same share of our last axis."""
+        """The expected shape of each tensor. All have the same share of our last axis."""
         first = self.ours[0][2]
         last = sum(shape[-1] for *_, shape in self.ours) // len(self.theirs)
         shape = (*first[:-1], last)
         return dict.fromkeys(self.theirs, shape[::-1] if self.transposed else shape)
 
     def to_ours(self, tensors: list[np.ndarray]) -> Iterator[tuple[str, int | None, np.ndarray]]:
+        """Yield (path, group, value) of each parameter, from the tensors in the order of `theirs`."""
         turned = [tensor.T if self.transposed else tensor for tensor in tensors]
         joined = turned[0] if len(turned) == 1 else np.concatenate(turned, -1)
         cuts = np.cumsum([shape[-1] for *_, shape in self.ours])[:-1]
@@ -101,6 +108,7 @@ class Place:
             yield path, group, part
 
     def to_theirs(self, params: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield (name, value) of each tensor, from the parameters by path."""
         ours = [np.asarray(params[path] if group is None else params[path][group]) for path, group, _ in self.ours]
         joined = ours[0] if len(ours) == 1 else np.concatenate(ours, -1)
         for name, part in zip(self.theirs, np.split(joined, len(self.theirs), -1), strict=True):
@@ -108,79 +116,83 @@ class Place:
 
 
 def flat(tree) -> dict[str, Any]:
-    """Leaves by path: "body/bodies/0/layers/0/norms/0/scale"."""
+    """Return the leaves of a tree by path, such as "body/bodies/0/layers/0/norms/0/scale"."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def places(names: Names, lm: LM) -> list[Place]:
-    """The table's lines as they stand in a model, the model's own first, then layer by layer."""
+def find_slots(names: Names, lm: LM) -> list[Slot]:
+    """Return the slots of a model: those outside the layers first, then layer by layer.
+
+    Raises UserError if a block lacks a part that pretrained weights need.
+    """
     shapes = {path: leaf.shape for path, leaf in flat(lm.abstract_params).items()}
     gated = lm.model.activation in GATED
-    found = [_place(pair, "", {}, None, shapes) for pair in names.model]
+    found = [_find_slot(pair, "", {}, None, shapes) for pair in names.model]
     for layers in names.layers:
-        for number, (slots, group) in enumerate(_layers(lm.model, layers.root, shapes)):
+        for number, (parts, group) in enumerate(_layers(lm.model, layers.root, shapes)):
             prefix = layers.prefix.format(i=number)
-            found += [_place(pair, prefix, slots, group, shapes) for pair in layers.pairs if pair.gated in (None, gated)]
-    return [place for place in found if place]
+            found += [_find_slot(pair, prefix, parts, group, shapes) for pair in layers.pairs if pair.gated in (None, gated)]
+    return [slot for slot in found if slot]
 
 
-def _place(pair: Pair, prefix: str, slots: Mapping[str, str], group: int | None, shapes) -> Place | None:
+def _find_slot(pair: Pair, prefix: str, parts: Mapping[str, str], group: int | None, shapes) -> Slot | None:
     try:
-        paths = [path.format(**slots) for path in pair.ours.split()]
+        paths = [path.format(**parts) for path in pair.ours.split()]
     except KeyError as error:
         part = error.args[0].removesuffix("_norm")
-        raise UserError(f"the block of {prefix}* has no {part} of its own, where pretrained weights could go") from None
+        raise UserError(f"the block of {prefix}* has no {part} that pretrained weights could be loaded into") from None
     if not any(path in shapes for path in paths):
         return None
     cut = 0 if group is None else 1
     theirs = tuple(prefix + name for name in pair.theirs.split())
-    return Place(theirs, tuple((path, group, shapes[path][cut:]) for path in paths), pair.transposed, pair.optional)
+    return Slot(theirs, tuple((path, group, shapes[path][cut:]) for path in paths), pair.transposed, pair.optional)
 
 
 def _layers(model: Model, root: str, paths) -> Iterator[tuple[dict[str, str], int]]:
-    """Per layer in order: where its own parts stand, and its group."""
+    """Yield (paths of the parts, group) of each layer, in order."""
     stacks = model.stacks if root == "body" else model.encoder
     for s, (pattern, groups) in enumerate(stacks):
-        slots = [_slots(entry, f"{root}/", f"bodies/{s}/layers/{p}/", paths) for p, entry in enumerate(pattern)]
+        parts = [_block_parts(entry, f"{root}/", f"bodies/{s}/layers/{p}/", paths) for p, entry in enumerate(pattern)]
         for group in range(groups):
-            for found in slots:
+            for found in parts:
                 yield found, group
 
 
-def _slots(entry: str, root: str, layer: str, paths) -> dict[str, str]:
-    """The place of a block's own attention, cross-attention and MLP, and of their norms."""
+def _block_parts(entry: str, root: str, layer: str, paths) -> dict[str, str]:
+    """Return the paths of a block's attention, cross-attention and MLP, and of their norms."""
     inside = re.compile(rf"({re.escape(root)}(?:.*/)?{layer}(?:.*?/)?)(?:branches|norms)/")
     block = next(match[1] for path in paths if (match := inside.match(path)))  # a mechanism around the body adds to the path
     found = {}
     for b, branch in enumerate(patterns.parse(entry)):
         for j, name in enumerate(branch.names):
-            kind = _slot(name)
+            kind = _part_name(name)
             if kind not in found and j not in branch.readers:
                 where = {"mlp": f"memories/{j}", "cross_attention": f"memories/{j}/attention"}.get(kind, "attention")
                 found |= {kind: f"{block}branches/{b}/{where}", f"{kind}_norm": f"{block}norms/{b}"}
     return found
 
 
-def _slot(name: str) -> str:
-    """The name of the slot that the table uses for a branch."""
+def _part_name(name: str) -> str:
+    """Return the name of a branch in the table."""
     if name == patterns.MLP:
         return "mlp"
     return "cross_attention" if MEMORIES[name].encoded else MEMORIES[name].site
 
 
 def check(
-    found: list[Place], names: Names, theirs: Mapping[str, tuple[int, ...]], about: str
-) -> tuple[list[Place], dict[str, str]]:
-    """The places that a checkpoint fills, and what it calls their tensors.
+    found: list[Slot], names: Names, theirs: Mapping[str, tuple[int, ...]], about: str
+) -> tuple[list[Slot], dict[str, str]]:
+    """Return the slots that a checkpoint fills, and its names of their tensors.
 
-    UserError that lists what is missing, unknown or misshapen.
+    theirs: shapes by name in the checkpoint. about: the checkpoint, for errors. Raises UserError, which lists missing, unknown
+    and misshapen tensors.
     """
     called = called_there(names, theirs)
-    found = [place for place in found if not place.optional or any(name in called for name in place.theirs)]
-    known = {name: shape for place in found for name, shape in place.shapes.items()}
+    found = [slot for slot in found if not slot.optional or any(name in called for name in slot.theirs)]
+    known = {name: shape for slot in found for name, shape in slot.shapes.items()}
     copies = [name for name in called if re.search(names.copies, name) and name not in known]
-    if names.embedding not in called and copies:  # of a tied model, some writers keep a copy alone
+    if names.embedding not in called and copies:  # some writers keep only a copy of a tied embedding
         called[names.embedding] = called[copies[0]]
     spare = [there for name, there in called.items() if name not in known and name not in copies]
     faults = (
@@ -194,17 +206,19 @@ def check(
     )
     if any(faults):
         listing = "; ".join(listed(kind, separator="; ") for kind in faults if kind)
-        raise UserError(f"{about} does not hold the model that its config describes: {listing}")
+        raise UserError(f"{about} does not contain the model that its config describes: {listing}")
     return found, {name: called[name] for name in known}
 
 
-WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # of torch, anywhere in a name
+WRAPPERS = re.compile(
+    r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)  # wrappers of torch, anywhere in a name
 
 
 def called_there(names: Names, theirs: Collection[str]) -> dict[str, str]:
-    """{name in the table: name in the checkpoint} of all of its tensors. A tensor that the table lacks keeps its name.
+    """Return {name in the table: name in the checkpoint} for all tensors. A tensor that the table lacks keeps its name.
 
-    A checkpoint may lack the table's prefix, or have another in its place, such as "module." or "language_model.model.".
+    A checkpoint may lack the table's prefix or have a different one, such as "module." or "language_model.model.".
     """
     plain = {}
     for name in theirs:
@@ -221,7 +235,7 @@ def called_there(names: Names, theirs: Collection[str]) -> dict[str, str]:
 
 
 def _lead(names: Names, theirs: Collection[str]) -> str:
-    """The text that stands before a body's names in a checkpoint, where the table has `names.prefix`."""
+    """Return the prefix that a checkpoint uses in place of `names.prefix`."""
     for pair in names.model:
         bare = pair.theirs.removeprefix(names.prefix)
         if pair.theirs.startswith(names.prefix):
@@ -232,7 +246,7 @@ def _lead(names: Names, theirs: Collection[str]) -> str:
 
 
 def _guesses(name: str, lead: str, prefix: str) -> Iterator[str]:
-    """Names that a tensor may have in the table: one of the body, or one outside it with a part of the lead before it."""
+    """Yield the possible table names of a tensor: one in the body, then ones outside it after removing parts of the lead."""
     if name.startswith(lead):
         yield prefix + name.removeprefix(lead)
     parts = lead.split(".")[:-1]
@@ -244,7 +258,7 @@ def _guesses(name: str, lead: str, prefix: str) -> Iterator[str]:
 
 @lru_cache
 def _known(names: Names) -> re.Pattern[str]:
-    """Matches every name of a table, and what it ignores."""
+    """Return a regex that matches every name of a table, including ignored ones and copies."""
     lines = [(re.escape(pair.theirs), "") for pair in names.model]
     for layer in names.layers:
         prefix = re.escape(layer.prefix).replace(r"\{i\}", r"\d+")

@@ -1,11 +1,11 @@
-"""Sentence encoders in folders of sentence-transformers: a model, how its tokens become one vector, and how texts are read.
+"""Sentence encoders in the format of sentence-transformers: a model, the pooling of its tokens, and the reading of texts.
 
-    modules.json                  Transformer, Pooling, then any number of Dense (up to MOST) and Normalize, in this order
-    1_Pooling/config.json         which tokens: `Model.pool`
-    2_Dense/                      a linear map and an activation, with weights of its own: `Model.projections`
+    modules.json                  Transformer, Pooling, then Dense (up to MOST) and Normalize, in this order
+    1_Pooling/config.json         which tokens are pooled: `Model.pool`
+    2_Dense/                      a linear map and an activation, with weights: `Model.projections`
     sentence_bert_config.json     `Model.max_tokens` and `Model.lower_case`
 
-What it has besides is refused. Source: sentence-transformers 6.2 (Reimers and Gurevych 2019, arXiv 1908.10084).
+Other modules are errors. Source: sentence-transformers 6.2 (Reimers and Gurevych 2019, arXiv 1908.10084).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from memtx.pretrained import weights
 from memtx.pretrained.weights import Safetensors, Weights, read_any_json, read_json
 
 MOST = 4  # Dense modules
-DENSE = "dense."  # how the names of their tensors begin
-POOLS = {  # theirs -> ours, in the order in which sentence-transformers joins several
+DENSE = "dense."  # the prefix of their tensors' names
+POOLS = {  # from sentence-transformers to memtx, in the order in which several are joined
     "cls": "first",
     "max": "max",
     "mean": "mean",
@@ -58,24 +58,24 @@ ACTIVATIONS = {
 
 
 def open_weights(path: Path) -> Weights:
-    """As `memtx.pretrained.weights.open_weights`, with what the modules of a sentence encoder hold.
+    """Open the weights of any pretrained model, including the modules of a sentence encoder.
 
-    `config["sentences"]` has the fields of Model that they decide. Tensors of the Dense modules are called
-    "dense.0.linear.weight" and so on. UserError for modules that memtx does not have.
+    `config["sentences"]` then has the fields of Model that these modules decide. Tensors of the Dense modules are named
+    "dense.0.linear.weight" and so on. Raises UserError for modules that memtx does not have, and if the files cannot be read.
     """
     found = weights.open_weights(path)
     return SentenceEncoder(path, found) if path.is_dir() and modules(path) else found
 
 
 class SentenceEncoder:
-    """The weights of a model, and of its Dense modules."""
+    """The weights of a model and of its Dense modules, see `memtx.pretrained.weights.Weights`."""
 
     def __init__(self, folder: Path, model: Weights):
         kinds = _checked(folder, modules(folder))
         self.path, self._model = folder, model
-        dense = [folder / place for kind, place in kinds if kind == "Dense"]
-        self._dense = {f"{DENSE}{i}.": Safetensors(place) for i, place in enumerate(dense)}
-        pools = [_pool(read_json(folder / place / "config.json")) for kind, place in kinds if kind == "Pooling"]
+        dense = [folder / path for kind, path in kinds if kind == "Dense"]
+        self._dense = {f"{DENSE}{i}.": Safetensors(path) for i, path in enumerate(dense)}
+        pools = [_pool(read_json(folder / path / "config.json")) for kind, path in kinds if kind == "Pooling"]
         fields = {
             "pool": pools[0],
             "projections": tuple(_projection(of.config) for of in self._dense.values()),
@@ -86,6 +86,7 @@ class SentenceEncoder:
         self.shapes = {**model.shapes, **own}
 
     def read(self, name: str) -> np.ndarray:
+        """Return a tensor in float32. Raises UserError if it cannot be read."""
         for prefix, of in self._dense.items():
             if name.startswith(prefix):
                 return of.read(name.removeprefix(prefix))
@@ -93,7 +94,7 @@ class SentenceEncoder:
 
 
 def modules(folder: Path) -> list[tuple[str, str]]:
-    """(kind, place) of each module: as modules.json lists them, or as its folders are called; none of other folders."""
+    """Return (kind, path) of each module, from modules.json or from the names of subfolders. Other folders have none."""
     if (folder / "modules.json").is_file():
         entries = read_any_json(folder / "modules.json")
         if not isinstance(entries, list) or not entries or not all(map(_is_module, entries)):
@@ -101,7 +102,7 @@ def modules(folder: Path) -> list[tuple[str, str]]:
         return [(str(entry["type"]).rpartition(".")[2], str(entry["path"])) for entry in entries]
     named = sorted(path.name for path in folder.iterdir() if re.fullmatch("[0-9]+_(Pooling|Dense|Normalize)", path.name))
     found = [(name.partition("_")[2], name) for name in named]
-    # a folder of Normalize holds no file, so that it may have been lost on the way
+    # the folder of Normalize is empty, so it may have been lost in a copy
     return [("Transformer", ""), *found, ("Normalize", "")] if found else []
 
 
@@ -110,11 +111,11 @@ def _is_module(entry: Any) -> bool:
 
 
 def _checked(folder: Path, found: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """UserError for modules in an order, or of a kind, that memtx does not have. Dropout does nothing here."""
+    """Return the modules. Raises UserError for an order or a kind that memtx does not have. Dropout is ignored."""
     kinds = [kind for kind, _ in found if kind != "Dropout"]
     if not re.fullmatch(f"Transformer Pooling( Dense){{0,{MOST}}}( Normalize)*", " ".join(kinds)):
         raise UserError(
-            f"{folder} is a sentence encoder of the modules {quoted(kinds)}; memtx knows Transformer, Pooling, "
+            f"{folder} is a sentence encoder with the modules {quoted(kinds)}; memtx knows Transformer, Pooling, "
             f"Dense (up to {MOST}) and Normalize, in this order"
         )
     if found[0][1] not in ("", "."):
@@ -123,73 +124,71 @@ def _checked(folder: Path, found: list[tuple[str, str]]) -> list[tuple[str, str]
     if (prompts.get("prompts") or {}).get(prompts.get("default_prompt_name")):
         raise UserError(
             f"{folder} puts the prompt {prompts['default_prompt_name']!r} before each text (default_prompt_name), which memtx "
-            "does not: set that to null in config_sentence_transformers.json, and write the prompt before the texts"
+            "does not do; set that to null in config_sentence_transformers.json, and write the prompt before the texts"
         )
     return found
 
 
 def _pool(config: Mapping[str, Any]) -> str:
-    """`Model.pool`. Without any mode it is the mean, as sentence-transformers has it."""
+    """Return `Model.pool`. The default is the mean, as in sentence-transformers."""
     modes = config.get("pooling_mode") or [mode for key, mode in FLAGS.items() if config.get(key)] or ["mean"]
     modes = [modes] if isinstance(modes, str) else modes
     known = {*FLAGS, "pooling_mode"}
     if unknown := [key for key in config if key.startswith("pooling_mode") and config[key] and key not in known]:
-        raise UserError(f"Pooling by {quoted(unknown)} is not known to memtx: {', '.join(FLAGS)} are")
+        raise UserError(f"Pooling by {quoted(unknown)} is not known to memtx; known: {', '.join(FLAGS)}")
     if unknown := [mode for mode in modes if mode not in POOLS]:
-        raise UserError(f"Pooling by {quoted(unknown)} is not known to memtx: {', '.join(POOLS)} are")
+        raise UserError(f"Pooling by {quoted(unknown)} is not known to memtx; known: {', '.join(POOLS)}")
     return "+".join(POOLS[mode] for mode in modes)
 
 
 def _projection(config: Mapping[str, Any]) -> tuple[int, str, bool]:
-    """(features, activation, bias) of a Dense module."""
+    """Return (features, activation, bias) of a Dense module."""
     activation = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
     if activation not in ACTIVATIONS:
-        raise UserError(f"a Dense module with {activation!r} is not known to memtx: {', '.join(ACTIVATIONS)} are")
+        raise UserError(f"a Dense module with {activation!r} is not known to memtx; known: {', '.join(ACTIVATIONS)}")
     for key in ("module_input_name", "module_output_name"):
         if config.get(key, "sentence_embedding") not in ("sentence_embedding", None):
             raise UserError(f"a Dense module with {key}={config[key]!r} is not known to memtx")
     if config.get("use_residual"):
         raise UserError("a Dense module with use_residual is not known to memtx")
     if type(features := config.get("out_features")) is not int:
-        raise UserError(f"out_features of a Dense module should be a number, not {features!r}")
+        raise UserError(f"out_features of a Dense module must be a number, not {features!r}")
     return features, ACTIVATIONS[activation], bool(config.get("bias", True))
 
 
 def _reading(folder: Path) -> dict[str, Any]:
-    """How texts are read: `max_tokens` (0: as many as the model can) and `lower_case`."""
+    """Return the settings for reading texts: `max_tokens` (0: the maximum of the model) and `lower_case`."""
     settings = _optional(folder / "sentence_bert_config.json")
     most = settings.get("max_seq_length") or _optional(folder / "tokenizer_config.json").get("model_max_length") or 0
     if isinstance(most, bool) or not isinstance(most, int | float) or most < 0:
-        raise UserError(f"max_seq_length of {folder} should be a number of tokens, not {most!r}")
+        raise UserError(f"max_seq_length of {folder} must be a number of tokens, not {most!r}")
     return {"max_tokens": int(most) if most < 1e9 else 0, "lower_case": bool(settings.get("do_lower_case"))}
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    """UserError if the file is there but holds no settings."""
-    found = read_json(path) if path.is_file() else {}
-    if not isinstance(found, dict):
-        raise UserError(f"{path} should hold settings by name, in braces")
-    return found
+    """Return the settings in a file, or none without it. Raises UserError if the file has no JSON object."""
+    return read_json(path) if path.is_file() else {}
 
 
-# --- written ------------------------------------------------------------------------------------------------------------------
+# --- writing ------------------------------------------------------------------------------------------------------------------
 
 
 def write(model: Model, folder: Path, save, dense: Mapping[str, np.ndarray]) -> None:
-    """The modules of a model that gives vectors, beside its config.json. dense: the tensors of its projections.
+    """Write the modules of a model that outputs vectors, into the folder of its config.json.
 
-    save: writes tensors to a file. A BERT that pools by its own tanh needs no modules.
+    save: a function that writes tensors to a file. dense: the tensors of the projections. Nothing is written for other models
+    and for a BERT that pools with its built-in tanh layer.
     """
     if model.output != "pooled" or model.pool == "cls":
         return
     kinds = ["Transformer", "Pooling", *("Dense" for _ in model.projections), *(["Normalize"] if model.unit else [])]
-    places = ["", *(f"{i}_{kind}" for i, kind in enumerate(kinds) if i)]
+    paths = ["", *(f"{i}_{kind}" for i, kind in enumerate(kinds) if i)]
     entries = [
-        {"idx": i, "name": str(i), "path": place, "type": f"sentence_transformers.models.{kind}"}
-        for i, (kind, place) in enumerate(zip(kinds, places, strict=True))
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, path) in enumerate(zip(kinds, paths, strict=True))
     ]
-    for place in places[1:]:
-        (folder / place).mkdir()
+    for path in paths[1:]:
+        (folder / path).mkdir()
     modes = [theirs for part in model.pool.split("+") for theirs, ours in POOLS.items() if ours == part]
     pooling: dict[str, Any] = {"word_embedding_dimension": model.width}
     in_order = modes == [mode for mode in POOLS if mode in modes]
@@ -201,9 +200,9 @@ def write(model: Model, folder: Path, save, dense: Mapping[str, np.ndarray]) -> 
     for i, (features, activation, bias) in enumerate(model.projections):
         tensors = {name.split(".", 2)[2]: tensor for name, tensor in dense.items() if name.startswith(f"{DENSE}{i}.")}
         module = "linear" if activation == "identity" else "activation"
-        save(tensors, folder / places[2 + i] / "model.safetensors")
+        save(tensors, folder / paths[2 + i] / "model.safetensors")
         _dump(
-            folder / places[2 + i] / "config.json",
+            folder / paths[2 + i] / "config.json",
             {
                 "in_features": tensors["linear.weight"].shape[1],
                 "out_features": features,

@@ -1,5 +1,5 @@
-"""T5 (Raffel et al. 2019, arXiv 1910.10683): an encoder-decoder with a relative bias, v1.0, and v1.1 and Flan (Chung et al.
-2022, 2210.11416), whose MLP is gated and whose head is a table of its own; names and settings as in Hugging Face's config.json.
+"""T5 (Raffel et al. 2019, arXiv 1910.10683): an encoder-decoder with a relative bias. v1.1 and Flan (Chung et al. 2022,
+2210.11416) have a gated MLP and an untied head, unlike v1.0. Names and settings are those of Hugging Face's config.json.
 """
 
 from __future__ import annotations
@@ -58,24 +58,24 @@ NAMES = Names(
             + _mlp("layer.2"),
         ),
     ),
-    ignored=r"EncDecAttention\.relative_attention_bias\.weight$",  # v1.0 had it for nothing
+    ignored=r"EncDecAttention\.relative_attention_bias\.weight$",  # v1.0 has it but does not use it
     copies=r"^(en|de)coder\.embed_tokens\.weight$|^lm_head\.weight$",
 )
 
 
 def model(hf: Mapping[str, Any], context: int) -> Model:
-    """Settings from a config.json; `context`: tokens that cross-attention and full attention keep.
+    """Return the Model of a config.json. context: tokens that cross-attention and full attention keep.
 
-    It may be more than `n_positions`, since positions are relative.
+    It may exceed `n_positions`, because positions are relative. Raises UserError for settings that memtx does not have.
     """
     kind = text(hf, "feed_forward_proj", "relu")
     if kind not in ACTIVATIONS:
-        raise UserError(f"a t5 with feed_forward_proj={brief(kind)} is not known to memtx: {', '.join(ACTIVATIONS)} are")
+        raise UserError(f"a t5 with feed_forward_proj={brief(kind)} is not known to memtx; known: {', '.join(ACTIVATIONS)}")
     for key, known in (("num_buckets", T5_BUCKETS), ("max_distance", T5_MAX_DISTANCE)):
         if (found := integer(hf, f"relative_attention_{key}", known)) != known:
-            raise UserError(f"a t5 with relative_attention_{key}={found} is not known to memtx, only {known}")
+            raise UserError(f"a t5 with relative_attention_{key}={found} is not known to memtx; known: {known}")
     tied, width, depth = flag(hf, "tie_word_embeddings", True), integer(hf, "d_model"), layer_count(hf, "num_layers")
-    scaled = flag(hf, "scale_decoder_outputs", tied)  # transformers 5 writes it, and then that all are tied
+    scaled = flag(hf, "scale_decoder_outputs", tied)  # transformers 5 writes this field, and then marks every model as tied
     stacks = ((("full/cross/mlp",), layer_count(hf, "num_decoder_layers", depth)),)
     return Model(
         stacks=stacks,
@@ -98,11 +98,12 @@ def model(hf: Mapping[str, Any], context: int) -> Model:
 
 
 def holds(model: Model) -> bool:
+    """Return whether a model belongs to this family."""
     return model.position == "t5" and bool(model.encoder)
 
 
 def config(model: Model) -> dict[str, Any]:
-    """The config.json of a model of this family."""
+    """Return the config.json of a model of this family."""
     encoder, decoder = (sum(groups * len(p) for p, groups in stacks) for stacks in (model.encoder, model.stacks))
     return {
         "architectures": ["T5ForConditionalGeneration"],

@@ -1,7 +1,4 @@
-"""Files of pretrained weights: a Hugging Face folder with safetensors, or a GGUF file. Read tensor by tensor, as float32.
-
-Pickles are never read. Both kinds look alike: `config` (as a config.json has it), `shapes` by name, and `read(name)`.
-"""
+"""Files of pretrained weights: a Hugging Face folder with safetensors, or a GGUF file. Pickles are never read."""
 
 from __future__ import annotations
 
@@ -22,23 +19,25 @@ from memtx.pretrained.fields import table
 
 
 class Weights(Protocol):
+    """The interface of all files of weights. Tensors have the names and layout of Hugging Face and are read one by one."""
+
     path: Path
-    config: dict[str, Any]
-    shapes: dict[str, tuple[int, ...]]
+    config: dict[str, Any]  # the content of a config.json
+    shapes: dict[str, tuple[int, ...]]  # by name
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor in float32. UserError if its bytes cannot be read."""
+        """Return a tensor in float32. Raises UserError if its bytes cannot be read."""
         ...
 
 
 def open_weights(path: Path) -> Weights:
-    """UserError for what is neither, or damaged."""
+    """Open a Hugging Face folder or a .gguf file. Raises UserError if it is neither or is damaged."""
     if path.suffix == ".gguf":
         from memtx.pretrained.gguf import GGUF
 
         return GGUF(path)
     if path.is_file():
-        raise UserError(f"{path} is a file: give its folder (with config.json and safetensors) or a .gguf file")
+        raise UserError(f"{path} is a file; give its folder (with config.json and safetensors) or a .gguf file")
     return Safetensors(path)
 
 
@@ -54,7 +53,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a safetensors file; start: of its first byte."""
+    """A tensor in a safetensors file. start: the offset of its first byte."""
 
     file: Path
     dtype: str
@@ -63,7 +62,10 @@ class Stored:
 
 
 class Safetensors:
-    """A folder with config.json and model.safetensors, or its shards."""
+    """A folder with config.json and model.safetensors or its shards.
+
+    Raises UserError if the folder is incomplete or damaged, or if its weights are quantised.
+    """
 
     def __init__(self, folder: Path):
         self.path = folder
@@ -78,7 +80,7 @@ class Safetensors:
         _check_plain(folder, self.config, self._tensors)
 
     def read(self, name: str) -> np.ndarray:
-        """NumPy reads the file, since safetensors has no 8-bit floats for NumPy."""
+        """Return a tensor in float32. NumPy reads the bytes, because safetensors gives NumPy no 8-bit floats."""
         tensor = self._tensors[name]
         if tensor.dtype not in DTYPES:
             raise UserError(f"{tensor.file}: {name} is stored as {tensor.dtype}; memtx reads {', '.join(DTYPES)}")
@@ -87,11 +89,11 @@ class Safetensors:
 
 
 def read_header(file: Path) -> dict[str, Stored]:
-    """The tensors of a safetensors file. UserError if it is not whole."""
+    """Return the tensors of a safetensors file by name. Raises UserError if the file is damaged or cut short."""
     try:
-        with optional("safetensors").safe_open(file, "numpy"):  # it checks the header against the file's size
+        with optional("safetensors").safe_open(file, "numpy"):  # checks the header against the size of the file
             pass
-    except Exception as error:  # safetensors raises an exception of its own kind
+    except Exception as error:  # safetensors has a private exception class
         raise UserError(f"{file} cannot be read ({brief(error)}): it is damaged or cut short; download it again") from error
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
@@ -108,10 +110,10 @@ SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 
 
 def model_files(folder: Path) -> tuple[list[Path], Mapping[str, str]]:
-    """The safetensors files of a model, and the file of each tensor as far as an index names it.
+    """Return the safetensors files of a model, and the file of each tensor that an index lists.
 
-    As in transformers, model.safetensors comes first: an index beside it is not read. Without either, shards are taken by
-    their names. UserError if a shard is missing.
+    As in transformers, model.safetensors takes precedence over an index. Without either, shards are found by their names.
+    Raises UserError if a file is missing.
     """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
@@ -121,28 +123,28 @@ def model_files(folder: Path) -> tuple[list[Path], Mapping[str, str]]:
     if not names:
         raise UserError(f"{folder} should have model.safetensors, but there is {_instead(folder)}")
     names = _whole(folder, names)
-    if absent := [name for name in names if not os.path.isfile(folder / name)]:  # False too of a name that no file can have
-        raise UserError(f"{folder} is not whole: {listed(absent)} is missing; download it again")
+    if absent := [name for name in names if not os.path.isfile(folder / name)]:  # also False for an impossible file name
+        raise UserError(f"{folder} is incomplete: {listed(absent)} is missing; download it again")
     return [folder / name for name in names], home
 
 
 def _weight_map(index: Path) -> Mapping[str, str]:
-    """{tensor: file} of an index. UserError unless the files are inside its folder."""
+    """Return {tensor: file} of an index. Raises UserError if a file is outside its folder."""
     try:
         home = table(read_json(index), "weight_map")
     except UserError as error:
-        raise UserError(f"{index} is no index of shards: {error}") from None
+        raise UserError(f"{index} is not an index of shards: {error}") from None
     for file in home.values():
         path = PurePosixPath(file) if isinstance(file, str) else None
         if path is None or path.is_absolute() or ".." in path.parts or not path.parts:
-            raise UserError(f"{index} names {brief(file)}, which is no file inside its folder")
+            raise UserError(f"{index} lists {brief(file)}, which is not a file inside its folder")
     if not home:
-        raise UserError(f"{index} is no index of shards: its weight_map is empty")
+        raise UserError(f"{index} is not an index of shards: its weight_map is empty")
     return home
 
 
 def _whole(folder: Path, names: Collection[str]) -> list[str]:
-    """The names, with all other shards of the set that they are of."""
+    """Return the names, together with all other shards of their set."""
     sets = {(match[1], match[3]) for name in names if (match := SHARD.fullmatch(name))}
     if len(sets) > 1:
         found = (f"{stem}-*-of-{count}" for stem, count in sorted(sets))
@@ -152,7 +154,7 @@ def _whole(folder: Path, names: Collection[str]) -> list[str]:
 
 
 def _instead(folder: Path) -> str:
-    """A description of the weights that a folder has in place of model.safetensors."""
+    """Return a description of the weights that a folder has in place of model.safetensors."""
     if others := sorted(path.name for path in folder.glob("*.safetensors")):
         return f"only {listed(others)}"
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
@@ -165,7 +167,7 @@ CONVERT = (
 )
 
 
-# --- their numbers ------------------------------------------------------------------------------------------------------------
+# --- quantisation -------------------------------------------------------------------------------------------------------------
 
 QUANTISED = re.compile(
     r"\.(SCB|absmax|quant_map|quant_state\..*|qweight|qzeros|scales|g_idx|qscales|weight_packed|weight_shape"
@@ -174,7 +176,7 @@ QUANTISED = re.compile(
 
 
 def _check_plain(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Stored]) -> None:
-    """UserError if the weights are quantised, since their numbers are then not the values of the weights."""
+    """Raise UserError if the weights are quantised, because the stored numbers are then not the values."""
     found = [f"config.json has {key}" for key in ("quantization_config", "compression_config") if config.get(key)]
     for name, tensor in tensors.items():
         if QUANTISED.search(name) or (name.endswith("weight") and tensor.dtype not in DTYPES):
@@ -186,7 +188,7 @@ def _check_plain(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, 
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read the object {...} of a JSON file. Raises UserError if it holds none."""
+    """Return the object {...} in a JSON file. Raises UserError if there is none."""
     found = read_any_json(path)
     if not isinstance(found, dict):
         raise UserError(f"{path} must hold an object {{...}}, not {brief(found)}")
@@ -194,7 +196,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_any_json(path: Path) -> Any:
-    """Read the value of a JSON file, also with a byte order mark. Raises UserError if there is none."""
+    """Return the value in a JSON file, which may start with a byte order mark. Raises UserError if there is none."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:

@@ -82,11 +82,11 @@ def test_files_of_other_encodings_are_read_and_what_is_left_out_is_named(tmp_pat
     documents = {id: text for documents in read(found).values() for id, text in documents.items()}
     assert documents == dict.fromkeys(encodings, text) | {"latin": "\ufffd"}
     assert found.notes == (
-        "2 files left out (no regular file): pipe, socket",
+        "2 files left out (not a regular file): pipe, socket",
         "1 file left out (blank): blank",
         "5 files left out (binary, or UTF-16 without a byte order mark): four, no_mark, one, ...",
         "1 file left out (binary): odd",
-        "1 file not UTF-8 (bytes that do not fit became U+FFFD): latin",
+        "1 file not UTF-8 (invalid bytes became U+FFFD): latin",
     )
     assert load_corpus(f"textdir:{tmp_path}", tmp_path / ".cache").notes == found.notes  # from the cache
 
@@ -103,7 +103,7 @@ def test_linked_folders_are_read_once_and_loops_end(tmp_path):
     found = load_corpus(f"textdir:{folder}", tmp_path / "cache")
     ids = {id for documents in read(found).values() for id in documents}
     assert ids == {"b.txt", "sub/a.txt", "linked/c.txt", "link.txt", "caf\\xe9.txt"}
-    assert found.notes == ("2 files left out (links to a folder that is read already): loop, sub/up",)
+    assert found.notes == ("2 files left out (links to a folder that is already read): loop, sub/up",)
 
 
 def test_what_cannot_be_read_is_an_error_that_names_it(tmp_path, monkeypatch):
@@ -150,7 +150,7 @@ def test_pycode_needs_nothing_and_has_no_tests(cache):
         ("books:x", "takes no argument"),
         ("textdir", "textdir:PATH"),
         ("textdir:/no/such/folder", "is not a folder"),
-        ("textdir:{empty}", "holds no files"),
+        ("textdir:{empty}", "has no files"),
         ("textdir:{one}", "has 1 text documents"),
         ("tfds:imdb_revews", "did you mean imdb_reviews"),
     ],
@@ -280,7 +280,7 @@ except UserError as error:
 
 @pytest.fixture
 def prepared(tmp_path, monkeypatch):
-    """Write a builder and run it in a process of its own, so that here only its files are known; gives what it printed."""
+    """Write a builder and run it in a separate process, so that only its files are known here. Return its output."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
 
     def prepare(name, features, splits, count="40", then=PREPARE):

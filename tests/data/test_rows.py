@@ -1,4 +1,4 @@
-"""Files of examples as people have them: other delimiters, encodings and names, and one line for what cannot be read."""
+"""Files of examples with various delimiters, encodings and names, and one-line errors for files that cannot be read."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_u2028_ends_no_line(tmp_path):
         ("sentence,target\na,b\n", "a.csv", r"columns 'text', 'label', each once; it has 'sentence', 'target'$"),
         ("text,sentiment\na,b\n", "a.csv", r"it has 'text', 'sentiment'$"),
         ("text,label,text\na,b,c\n", "a.csv", "each once; it has 'text', 'label', 'text'"),
-        ("text,label\nhello, world,pos\n", "a.csv", r"line 2: 3 values for 2 columns; put values that hold a ','"),
+        ("text,label\nhello, world,pos\n", "a.csv", r"line 2: 3 values for 2 columns; put values that contain ','"),
         ("text,label\nhello\n", "a.csv", r'line 2: no text at "label"'),
         ('text,label\n"hello,pos\nbye,neg\n', "a.csv", "unexpected end of data"),
         (b"text,label\nhel\xfflo,pos\n", "a.csv", "can't decode byte 0xff"),

@@ -32,7 +32,7 @@ def calls(batch: Batch):
 
 
 def read(batches):
-    """Follow every row and put its documents together: [(source, inputs, targets)], the finished ones; checks each call."""
+    """Follow every row and put its documents together: [(index, inputs, targets)], finished and open ones. Checks each call."""
     open_, done = {}, []
     for batch in batches:
         for row, call in calls(batch):
@@ -61,12 +61,12 @@ def test_rows_give_the_documents_back_exactly_once_an_epoch(numbered, batch, seg
     stream = Stream(tokens, (batch, segments, time), seed=1, repeat=False)
     done, last = read(stream)
     found = sorted(done + last)
-    assert [source for source, _, _ in found] == list(range(len(LENGTHS)))
-    for source, inputs, targets in found:
-        document = tokens.document(source).tolist()
+    assert [index for index, _, _ in found] == list(range(len(LENGTHS)))
+    for index, inputs, targets in found:
+        document = tokens.document(index).tolist()
         assert inputs == [tokens.bos, *document]
         assert targets == [*document, tokens.bos]
-    assert sum(len(targets) for _, _, targets in found) == stream.tokens_per_epoch
+    assert sum(len(targets) for _, _, targets in found) == (tokens.length_D + 1).sum()
     with pytest.raises(StopIteration):
         next(stream)
 
@@ -76,7 +76,7 @@ def test_real_text_comes_back_through_the_stream(small, cache):
     tokens = tokenize(small, tok, "train", cache)
     done, last = read(Stream(tokens, (4, 2, 64), repeat=False))
     texts = dict(small.documents("train"))
-    assert {tokens.names[source]: tok.decode(targets) for source, _, targets in done + last} == texts
+    assert {tokens.names[index]: tok.decode(targets) for index, _, targets in done + last} == texts
 
 
 def test_epochs_run_on_and_hold_every_document_once(numbered):

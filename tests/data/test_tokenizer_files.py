@@ -1,4 +1,4 @@
-"""The small files beside a vocabulary mean what they mean to transformers (goldens: tests/golden/hf/vocabularies.py)."""
+"""The small files beside a vocabulary have the same meaning as in transformers (goldens: tests/golden/hf/vocabularies.py)."""
 
 import json
 import shutil
@@ -227,7 +227,7 @@ def test_a_chat_and_a_label_have_the_tokenizers_own_end(tmp_path):
 @pytest.mark.parametrize("family", SIZES)
 def test_an_added_token_without_a_sound_id_is_a_user_error(family, id, tmp_path):
     files = {"tokenizer_config.json": {"added_tokens_decoder": {str(id): TOOL}}}
-    with pytest.raises(UserError, match="the added token '<tool>' has the id .* no token of any vocabulary"):
+    with pytest.raises(UserError, match="the added token '<tool>' has the id .* not a valid token id"):
         tokenizers.pretrained(folder(tmp_path / "decoder", family, files))
-    with pytest.raises(UserError, match="the added token '<tool>' has the id .* no token of any vocabulary"):
+    with pytest.raises(UserError, match="the added token '<tool>' has the id .* not a valid token id"):
         tokenizers.pretrained(folder(tmp_path / "added", family, {"added_tokens.json": {"<tool>": id}}))

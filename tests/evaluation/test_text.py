@@ -1,4 +1,4 @@
-"""Scores of text are what their definitions give by hand."""
+"""Scores of text equal values computed by hand from their definitions."""
 
 import math
 from pydoc_data.topics import topics

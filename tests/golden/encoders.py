@@ -1,4 +1,4 @@
-"""Oracles of what encoders are made of, and what reads them: bidirectional, cross."""
+"""Oracles of the attention of encoders and of attention to an encoder: bidirectional, cross."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Oracles of what keeps its memory in weights: infini, titans_mac, titans_mag, titans_mal.
+"""Oracles of mechanisms with fast weights: infini, titans_mac, titans_mag, titans_mal.
 
 Titans' memory is written out: each token's whole gradient, momentum and weights, one token after the other.
 

@@ -29,7 +29,7 @@ def unit(x):
 
 
 def heads(a) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """q, k, v of all tokens: each head's three stand side by side."""
+    """Return q, k, v of all tokens. Those of a head are adjacent in the input."""
     z = a["x.x"] @ a["param.qkv.w"]
     if "param.conv.w" in a:
         padded = np.concatenate([np.zeros((TAPS - 1, z.shape[1])), z])

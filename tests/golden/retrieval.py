@@ -39,7 +39,7 @@ def memorizing(a, position: str, window: int, segment: int, memory: int, neighbo
 
 
 def landmark(a, position: str, block: int, memory: int, neighbours: int):
-    """Grouped softmax over the query's own block and its best blocks, which stand in order of time right before its own."""
+    """Grouped softmax over the query's block and its best blocks, whose positions come in order of time right before it."""
     q, k, v = a["x.q"], np.repeat(a["x.k"], N // K, 1), np.repeat(a["x.v"], N // K, 1)
     pool = np.repeat(a["param.pool"], N // K, 0)
 

@@ -9,7 +9,7 @@ from tests.golden.cached import RELATIVE, XL, relative_attention
 
 
 def content_attention(a, h, entries):
-    """softmax((h Wq) (m Wk)) of contents alone -> weights [N, T, S], what is read [T, N, H]."""
+    """Return softmax((h Wq) (m Wk)), by contents alone, as weights [N, T, S], and the reads [T, N, H]."""
     q = (h @ a["param.q.w"]).reshape(-1, N, H)
     k, v = ((entries @ w).reshape(-1, N, H) for w in np.split(a["param.kv.w"], 2, 1))
     weight = softmax(np.einsum("tnh,snh->nts", q, k) / np.sqrt(H), np.ones((len(h), len(entries)), bool))
@@ -121,7 +121,7 @@ def rmt(a, position: str, segment: int, memory: int):
 
 
 def rmt_encoder(a, position: str, segment: int, memory: int):
-    """Memory tokens before the text alone; each call of 4 tokens is in segments of its own, the last one shorter."""
+    """Memory tokens come only before the text. Each call of 4 tokens is cut into segments, of which the last is shorter."""
     m, outs = a["param.initial"], []
     for call in range(0, TIME, 4):
         for start in range(call, call + 4, segment):

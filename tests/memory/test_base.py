@@ -1,4 +1,4 @@
-"""The contract's own tools: segments, what is done to any state, and auxiliary outputs."""
+"""The tools of the contract: segments, operations on any state, and auxiliary outputs."""
 
 import jax
 import jax.numpy as jnp

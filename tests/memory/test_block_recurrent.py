@@ -1,4 +1,4 @@
-"""The states of the Block-Recurrent Transformer: what they add to the window, and where they change."""
+"""The states of the Block-Recurrent Transformer: their contribution beside the window, and the tokens at which they change."""
 
 import dataclasses
 

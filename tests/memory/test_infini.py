@@ -1,4 +1,4 @@
-"""Infini-attention: the sign of its gate, what it emits, and its settings."""
+"""Infini-attention: the sign of its gate, its metrics, and its settings."""
 
 import jax
 import jax.numpy as jnp

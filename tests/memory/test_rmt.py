@@ -1,4 +1,4 @@
-"""RMT and ARMT around a small body: what the paper's loop over segments gives, in values, gradients and cost."""
+"""RMT and ARMT around a small body equal the paper's loop over segments in values, gradients and cost."""
 
 import dataclasses
 from functools import partial

@@ -1,4 +1,4 @@
-"""TTT against what it is known to equal: gradients by jax.grad, and linear attention."""
+"""TTT against equal computations: gradients by jax.grad, and linear attention."""
 
 import jax
 import jax.numpy as jnp

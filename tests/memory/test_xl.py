@@ -47,7 +47,7 @@ def test_gradient_reaches_exactly_the_own_segment(call):
 def gradient_of_scale(name: str, seed: int, *, anew: bool) -> np.ndarray:
     """Of a norm before the layer: three segments of 12 tokens, a random weight for every output.
 
-    anew: the memory holds what came before the norm, and is normed again with today's scale, as in the authors' code; then
+    anew: the memory keeps x before the norm and normalises it again with the current scale, as in the authors' code; then
     its gradient is let through to the scale, and to nothing else.
     """
     width, size = 48, 12

@@ -17,7 +17,7 @@ from memtx.errors import UserError
 from memtx.models.lm import LM
 from memtx.models.settings import complete_model
 from memtx.pretrained import load as pretrained
-from memtx.pretrained.names import flat, places
+from memtx.pretrained.names import find_slots, flat
 
 FOLDER = Path(__file__).parents[1] / "golden" / "hf"
 BERT = ("bert-model", "bert-masked-lm", "bert-classification", "bert-span")
@@ -60,7 +60,7 @@ def nll(logits, labels):
 
 def gradients_match(lm: LM, golden, gradient) -> None:
     family = next(family for family in pretrained.FAMILIES if family.holds(lm.model))
-    ours = {name: grad for place in places(family.NAMES, lm) for name, grad in place.to_theirs(flat(gradient))}
+    ours = {name: grad for slot in find_slots(family.NAMES, lm) for name, grad in slot.to_theirs(flat(gradient))}
     theirs = {name: grad for name, grad in of(golden, "grad.").items() if name in ours}
     assert ours.keys() == theirs.keys()
     assert sum(grad.size for grad in ours.values()) == lm.num_params()

@@ -165,8 +165,8 @@ def test_the_table_of_llama_3_is_read(wide, tmp_path):
     [
         ("attention.layer_norm_rms_epsilon", {}, "has no 'attention.layer_norm_rms_epsilon'"),
         ("attention.head_count", {}, "has no 'attention.head_count'"),
-        ("", {"rope.dimension_count": 8}, "rope.dimension_count=8 is not the heads' size, 16"),
-        ("", {"attention.value_length": 8}, "attention.value_length=8 is not the heads' size, 16"),
+        ("", {"rope.dimension_count": 8}, "rope.dimension_count=8 must equal the head dim, 16"),
+        ("", {"attention.value_length": 8}, "attention.value_length=8 must equal the head dim, 16"),
         ("", {"rope.scaling.type": "yarn"}, "rope.scaling.type='yarn' is not known to memtx"),
         ("", {"rope.scaling.factor": -1.0}, "rope.scaling.factor must be a number from 0"),
         ("", {"attention.causal": False}, "attention.causal=false is not known"),
@@ -203,7 +203,7 @@ def test_a_gguf_file_cut_short_is_one_line(wide, tmp_path):
         with pytest.raises(UserError, match="damaged or cut short"):
             load(path)
     path.write_bytes(content.replace(b"llama", b"phi35"))
-    with pytest.raises(UserError, match="holds a 'phi35'"):
+    with pytest.raises(UserError, match="general.architecture is 'phi35'"):
         load(path)
 
 

@@ -50,7 +50,7 @@ def test_positions_go_on_from_call_to_call(position):
     assert distance(stated, whole) <= 1e-6
     later, _ = call(params, TOKENS, lm.init_state(2), segment(4 + np.arange(8) + np.zeros((2, 1))))
     assert (distance(later, whole) > 1e-4) == (position == "learned"), "only a table of places tells a later place"
-    full, params = build(position=position, stacks=((("full",), 2),))  # a cache that holds what it was told
+    full, params = build(position=position, stacks=((("full",), 2),))  # a cache with all tokens
     _, state = full(params, TOKENS[:, :4], full.init_state(2))
     next_, apart = (full(params, TOKENS[:, 4:], state, segment(n + np.arange(4) + np.zeros((2, 1))))[0] for n in (4, 16))
     assert (distance(apart, next_) > 1e-4) == (position != "none"), "control: positions are read, where there are any"

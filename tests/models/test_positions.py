@@ -126,7 +126,7 @@ def test_gpt2_says_how_many_positions_it_has():
 
 
 def test_t5_reads_sources_longer_than_n_positions():
-    """Its positions are relative: a source of 600 tokens moves by what stands at its begin."""
+    """Positions are relative: the first tokens of a source of 600 affect the output."""
     sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 264, "n_positions": 512}
     lm = build(complete_model(t5.model(sizes, 2048)))
     params = lm.init(jax.random.key(0))

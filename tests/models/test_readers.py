@@ -1,4 +1,4 @@
-"""Layers that read the memory of an earlier one: what the writer's queries would see, with nothing remembered themselves.
+"""Layers that read the memory of an earlier one: readers see what the writer's queries would see, and have no state.
 
 B stream, T time, S source time, N heads, H head dim, D model.
 """
@@ -19,7 +19,7 @@ from memtx.memory import MEMORIES
 from memtx.models import patterns
 from memtx.models.readers import KIND, Reader, Written, publish
 from memtx.pretrained.llama import NAMES
-from memtx.pretrained.names import flat, places
+from memtx.pretrained.names import find_slots, flat
 from memtx.runs.configure import build, get_config
 
 EXACT, MOVED = 3e-5, 1e-3
@@ -184,7 +184,7 @@ def test_readers_cost_no_state_and_no_keys_and_values():
     assert jax.tree.leaves(reader.init_state(1).body[1]) == []
     kv = 3 * 16 * 2 * 2 * 4  # layers, width, k and v, heads, head dim
     assert both.num_params() - reader.num_params() == kv
-    mixed = model(((("memorizing", "window+^memorizing"), 1),))  # the window beside it needs keys of its own
+    mixed = model(((("memorizing", "window+^memorizing"), 1),))  # the window beside it needs separate keys
     assert any("layers/1/branches/0/attention/kv" in path for path in flat(mixed.abstract_params))
 
 
@@ -192,7 +192,7 @@ def test_readers_cost_no_state_and_no_keys_and_values():
 
 
 def two_layers(p, x_TD, hold: bool = False):
-    """The blocks "full" and "^full" on one stream, without positions. hold: what the second reads counts as constant."""
+    """The blocks "full" and "^full" on one stream, without positions. hold: its keys and values count as constant."""
 
     def heads(h_TD, w):
         return (h_TD @ w).reshape(len(h_TD), -1, 4)
@@ -258,7 +258,7 @@ def test_two_layers_match_float64_and_the_gradient_reaches_the_writers_keys_and_
             assert abs(slope - held) > 1e-3 * size  # control: a good part comes by way of the reader
 
 
-# --- what is refused, and what stays ------------------------------------------------------------------------------------------
+# --- errors, and unchanged parts ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -295,11 +295,11 @@ def test_an_encoder_has_readers_of_its_own():
 
 def test_pretrained_attention_needs_a_place_of_its_own():
     beside, alone = (model(((("full",), 1), ((entry,), 1)), closed=True) for entry in ("full+^full", "^full"))
-    assert any(place.ours[0][0].startswith("body/bodies/1/layers/0/branches/0/attention") for place in places(NAMES, beside))
-    with pytest.raises(UserError, match=r"the block of model.layers.1.\* has no attention of its own"):
-        places(NAMES, alone)
+    assert any(slot.ours[0][0].startswith("body/bodies/1/layers/0/branches/0/attention") for slot in find_slots(NAMES, beside))
+    with pytest.raises(UserError, match=r"the block of model.layers.1.\* has no attention that"):
+        find_slots(NAMES, alone)
     gains = [{path for path in flat(lm.abstract_params) if path.endswith("gain")} for lm in (beside, alone)]
-    assert gains == [{"body/bodies/1/layers/0/branches/0/gain"}] * 2  # what a reader adds begins as nothing
+    assert gains == [{"body/bodies/1/layers/0/branches/0/gain"}] * 2  # the output of a reader is zero at first
 
 
 def test_entries_of_readers():

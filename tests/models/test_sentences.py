@@ -160,7 +160,7 @@ def test_texts_are_read_as_the_folder_says(model, tmp_path):
         ({}, ("CNN",), {}, "modules 'Transformer', 'Pooling', 'CNN'"),
         ({}, (), {"modules": {}}, "modules"),
         ({}, (), {"modules": [1]}, "not a list of modules"),
-        ({}, (), {"sentence_bert_config": {"max_seq_length": "256"}}, "max_seq_length of .* should be a number"),
+        ({}, (), {"sentence_bert_config": {"max_seq_length": "256"}}, "max_seq_length of .* must be a number"),
         (
             {},
             (),

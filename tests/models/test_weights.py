@@ -13,7 +13,7 @@ from memtx.contract.case import distance
 from memtx.errors import UserError
 from memtx.models.lm import LM
 from memtx.pretrained import load as pretrained
-from memtx.pretrained.names import check, places
+from memtx.pretrained.names import check, find_slots
 from memtx.pretrained.weights import open_weights
 from tests.models.test_pretrained import golden, load, weights, write
 
@@ -70,7 +70,7 @@ def test_a_missing_shard_is_named(shards):
     (shards / INDEX).unlink()
     gone = sorted(shards.glob("model-*"))[1]
     gone.unlink()
-    with pytest.raises(UserError, match=f"is not whole: {gone.name} is missing"):
+    with pytest.raises(UserError, match=f"is incomplete: {gone.name} is missing"):
         load(shards)
     shards.joinpath("model-00001-of-00002.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match=r"shards of several models: model-\*-of-00002, model-\*-of-"):
@@ -84,10 +84,10 @@ def test_a_missing_shard_is_named(shards):
         ({"weight_map": {}}, "its weight_map is empty"),
         ([], r"must hold an object \{...\}, not \[\]"),
         ({"weight_map": ["a"]}, r"weight_map must be an object \{...\}, not \['a'\]"),
-        ({"weight_map": {"a": 3}}, "names 3, which is no file inside its folder"),
-        ({"weight_map": {"a": "../smollm2/model.safetensors"}}, "names '../smollm2/.*', which is no file inside its folder"),
-        ({"weight_map": {"a": "/etc/passwd"}}, "names '/etc/passwd', which is no file inside its folder"),
-        ({"weight_map": {"a": "gone.safetensors"}}, "is not whole: gone.safetensors is missing"),
+        ({"weight_map": {"a": 3}}, "lists 3, which is not a file inside its folder"),
+        ({"weight_map": {"a": "../smollm2/model.safetensors"}}, "lists '../smollm2/.*', which is not a file inside its folder"),
+        ({"weight_map": {"a": "/etc/passwd"}}, "lists '/etc/passwd', which is not a file inside its folder"),
+        ({"weight_map": {"a": "gone.safetensors"}}, "is incomplete: gone.safetensors is missing"),
         (
             {"weight_map": {f"a{i}": f"gone{i}.safetensors" for i in range(90)}},
             "gone0.safetensors, .*, ... and 84 more is missing",
@@ -214,7 +214,7 @@ def called_there(folder: Path) -> dict[str, str]:
     """{name in the table: name in the file} of every tensor that a model has."""
     lm, found = LM(pretrained.settings(str(folder))), open_weights(folder)
     names = next(family.NAMES for family in pretrained.FAMILIES if found.config["model_type"] in family.TYPES)
-    return check(places(names, lm), names, found.shapes, "")[1]
+    return check(find_slots(names, lm), names, found.shapes, "")[1]
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_equals_plain_softmax_over_all_keys(example, position):
 
 
 def test_a_source_with_its_own_query_positions():
-    """Sinks: the first tokens stand at a fixed distance."""
+    """Sinks: the first tokens have a fixed distance."""
     q, [sink, own], seg = make(np.random.default_rng(0), 12, [4])
     at = jnp.broadcast_to(sink.position_BS[:, -1:] + 30, seg.position_BT.shape)
     sources = [dataclasses.replace(sink, query_position_BT=at, lead=None), own]
@@ -160,7 +160,7 @@ def test_an_empty_source_is_skipped_and_gives_nothing():
     )
     y = attend(q, [poison, own], seg, dims)
     np.testing.assert_allclose(real(seg, y), real(seg, attend(q, [own], seg, dims)), atol=1e-6)
-    read = dataclasses.replace(poison, often_empty=False)  # control: what is not skipped is read, and 0 * nan is nan
+    read = dataclasses.replace(poison, often_empty=False)  # control: without the skip the cache is read, and 0 * nan is nan
     assert np.isnan(np.asarray(attend(q, [read, own], seg, dims))).any()
 
 
@@ -204,7 +204,7 @@ def test_the_same_however_text_is_cut(name):
 
 
 def test_full_in_a_call_that_begins_documents_does_not_read_its_cache():
-    """`often_empty`, through the mechanism: what an emptied cache still holds is not read."""
+    """`often_empty`, through the mechanism: the old contents of an emptied cache are not read."""
     dims = Dims(32, 4, 2, H)
     memory = Full(Full.Config(capacity=8), dims, jax.random.key(0))
     state = memory.init_state(B)

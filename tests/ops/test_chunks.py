@@ -1,4 +1,4 @@
-"""Steps on chunks: what is computed and emitted does not depend on whether all rows have whole chunks."""
+"""Steps on chunks: results and emitted values do not depend on whether all rows have whole chunks."""
 
 import jax
 import jax.numpy as jnp

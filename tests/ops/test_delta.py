@@ -84,7 +84,7 @@ def test_tokens_after_a_strong_decay_keep_their_own(decay, chunk):
 
 
 def test_sums_between_tokens_are_exact_after_strong_decays():
-    """Also what Titans' chunks multiply by. The control is the difference of two sums from the start."""
+    """Titans' chunks multiply by the same sums. The control is the difference of two sums from the start."""
     rng = np.random.default_rng(0)
     g_C = np.where(rng.uniform(size=64) < 0.1, -3000, -0.01).astype(np.float32)
     i, j = np.indices((64, 64))
@@ -92,6 +92,28 @@ def test_sums_between_tokens_are_exact_after_strong_decays():
     assert np.abs(np.exp(between(jnp.asarray(g_C))) - exact).max() < 1e-6
     from_start = np.cumsum(g_C)
     assert np.abs(np.where(i >= j, np.exp(np.minimum(from_start[i] - from_start[j], 0)), 0) - exact).max() > 1e-4
+
+
+@pytest.mark.parametrize("chunk", [0, 6, 48])
+def test_a_chunk_is_a_power_of_two(chunk):
+    q, k, v, s, _, _ = inputs(5, 0, True)
+    with pytest.raises(ValueError, match=f"chunk must be a power of two, not {chunk}"):
+        delta_rule(q, k, v, s, chunk=chunk)
+
+
+def test_decays_on_values_are_one_head_per_value_dimension():
+    """As in the first pass of Gated Slot Attention: S <- S Diag(exp g) + k v^T."""
+    q, k, v, s, _, _ = inputs(37, 0, False)
+    decay = -jax.random.exponential(jax.random.key(0), v.shape)
+    state, expected = s, []
+    for t in range(37):
+        state = state * jnp.exp(decay[:, t])[:, :, None] + k[:, t, ..., None] * v[:, t, :, None]
+        expected.append(jnp.einsum("BNKV,BNK->BNV", state, q[:, t]))
+    columns = lambda x: x.reshape(BATCH, 37, HEADS * V, 1)  # noqa: E731
+    repeated = (jnp.repeat(x, V, axis=2) for x in (q, k))
+    o, end = delta_rule(*repeated, columns(v), s.swapaxes(2, 3).reshape(BATCH, HEADS * V, K, 1), columns(decay))
+    assert gap(o.reshape(BATCH, 37, HEADS, V), jnp.stack(expected, 1)) < 1e-5
+    assert gap(end.reshape(BATCH, HEADS, V, K).swapaxes(2, 3), state) < 1e-5
 
 
 def test_keys_that_repeat_are_overwritten_even_in_long_chunks():

@@ -1,4 +1,4 @@
-"""Top-k over sums of two lists is exact, differentiable through what is chosen, and stays on its device."""
+"""Top-k over sums of two lists is exact, differentiable through the chosen entries, and stays on its device."""
 
 import jax
 import jax.numpy as jnp

@@ -59,7 +59,7 @@ def test_nothing_the_size_of_all_rows_is_kept():
 
 
 def in_loops(hlo: str) -> list[str]:
-    """Collectives that move more than scalars in what a compiled program does again and again."""
+    """Collectives inside the loops of a compiled program that move more than scalars."""
     parts = dict(re.findall(r"^%(\S+) (\(.*?^)}", hlo, re.M | re.S))
     bodies = re.findall(r"body=%([\w.-]+)", hlo)
     return [found for body in bodies for found in gathers(parts[body])]

@@ -54,7 +54,7 @@ def test_exact_is_brute_force(metric, block, alike):
     assert (expected >= 0).any()
     assert (expected < 0).any()
     other = brute(q, key, ids, first + 1, end, 6, metric)
-    assert (expected != other).any()  # control: what may be seen matters
+    assert (expected != other).any()  # control: the bounds matter
 
 
 @pytest.mark.parametrize(("entries", "block"), [(2500, 1000), (2500, 4096), (2560, 4096)])  # the last in groups of groups

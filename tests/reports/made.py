@@ -1,4 +1,4 @@
-"""Runs as a sweep would leave them, and what a report makes of them."""
+"""Runs as a sweep would leave them, and reports of them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Tables say what the runs say: hand-worked means, missing runs counted, nothing lost in any format."""
+"""Tables agree with the runs: means computed by hand, missing runs counted, nothing lost in any format."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""One run of a sweep, in this process: what its record has, and that it is never done twice."""
+"""One run of a sweep, in this process: the content of its record, and that it never runs twice."""
 
 import json
 

@@ -62,7 +62,7 @@ def test_killed_at_any_moment_a_run_resumes_from_a_sound_step(tmp_path):
     assert found.step >= reached > 5
     with Checkpointer(tmp_path / "run", CONFIG, keep=1) as keeper:
         save(keeper, found.step + 1)
-    assert steps(tmp_path / "run") == [found.step + 1], "what the kills left is cleaned up"
+    assert steps(tmp_path / "run") == [found.step + 1], "remains of the killed runs are cleaned up"
 
 
 MESHES = """

@@ -1,4 +1,4 @@
-"""A model of classes learns from labelled documents by the same loop; memory tokens carry what an earlier call said."""
+"""A model of classes learns from labelled documents by the same loop; memory tokens carry information from earlier calls."""
 
 import json
 from pathlib import Path

@@ -28,7 +28,7 @@ def test_a_second_ctrl_c_interrupts_and_a_second_sigterm_does_not():
 
 
 def test_what_was_ignored_stays_ignored():
-    """A run in the background of a script does not stop when Ctrl-C is meant for what is in front."""
+    """A run in the background of a script ignores a Ctrl-C for the foreground process."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with catch_stop() as stopped:

@@ -109,7 +109,7 @@ def test_being_told_to_stop_while_the_last_save_is_written_is_no_more_than_told(
 
     monkeypatch.setattr(Checkpointer, "save", saving)
     monkeypatch.setattr(Checkpointer, "wait", waiting)
-    before = signal.signal(signal.SIGTERM, lambda *_: missed.append(True))  # what would have ended the process
+    before = signal.signal(signal.SIGTERM, lambda *_: missed.append(True))  # the signal that would have ended the process
     try:
         trained = train(tiny(root, "xl"), tmp_path / "run", say=lambda _: None)
     finally:

@@ -1,4 +1,4 @@
-"""Encoders learn from text whose tokens are hidden: what is hidden, that its cursor is exact, and that the loop resumes."""
+"""Encoders learn from text with hidden tokens: the choice of tokens, an exact cursor, and a loop that resumes."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Optimisers learn, and honour what mechanisms declare on their parameters."""
+"""Optimisers learn, and apply the settings that mechanisms attach to their parameters."""
 
 import jax
 import jax.numpy as jnp

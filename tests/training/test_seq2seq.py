@@ -121,7 +121,7 @@ def test_the_command_line_shows_evaluates_and_writes(whole, file, capsys):
     assert "memory.cross.capacity=8 is too small for a source of 11 tokens" in capsys.readouterr().err
 
 
-# --- what the decoder is asked for ---------------------------------------------------------------------------------------
+# --- targets of the decoder ----------------------------------------------------------------------------------------------
 
 
 def test_the_loss_is_that_of_the_targets_tokens_given_their_sources(file):
@@ -148,7 +148,7 @@ def test_the_loss_is_that_of_the_targets_tokens_given_their_sources(file):
 
 @pytest.mark.thorough
 def test_an_encoder_reads_a_source_once_however_many_calls_its_target_takes(file):
-    """Two calls of 3 tokens give what one of 6 gives; the second brings no source."""
+    """Two calls of 3 tokens, the second without a source, give the same as one of 6."""
     one, two = (
         memtx.configure(config(file, data={"segment": time}, train={"segments": calls, "batch": 4}))
         for calls, time in ((1, 6), (2, 3))
@@ -169,13 +169,13 @@ def test_an_encoder_reads_a_source_once_however_many_calls_its_target_takes(file
 
 @pytest.mark.parametrize("around", ["", "rmt_encoder"])
 def test_memory_tokens_carry_a_long_source_through_an_encoder(file, around):
-    """Segment by segment: what begins a source reaches the encoding of its end, but not the other way round."""
+    """Segment by segment, the start of a source reaches the encoding of its end, but not the other way round."""
     memory = {"full": {"capacity": 8}, "cross": {"capacity": 9}, "rmt_encoder": {"segment": 3, "memory": 2}}
     lm = build(memtx.configure(config(file, model={"encoder_body": around}, memory=memory)), vocab_size=264)
     params, encode = lm.init(jax.random.key(0)), jax.jit(lm.encode)
 
     def moved(changed: int, seen: int) -> float:
-        """How much what cross-attention keeps of one place depends on the token at another."""
+        """Return how much the keys of cross-attention at one position depend on the token at another."""
         tokens = [np.where(np.arange(9) == changed, token, 7)[None] for token in (100, 200)]
         first, second = (encode(params, token, lm.init_state(1)).body[0][0][1][0].k_BSKH for token in tokens)
         return float(np.abs(first - second)[0, 0, seen].max())

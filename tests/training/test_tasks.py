@@ -109,7 +109,7 @@ def test_the_loss_counts_labels_only():
 
 
 def test_a_step_holds_a_whole_example_or_carries_its_memory_on():
-    """The labels stand in the last segment; a reset comes at the example's first."""
+    """The labels are in the last segment, and the first segment of an example has the reset."""
     reach = {}
     for segments in (1, 3):
         config = tiny(data={"curriculum": [], "task": {"pairs": 2, "vary": False}}, train={"segments": segments})

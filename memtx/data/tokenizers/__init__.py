@@ -1,9 +1,9 @@
-"""Tokenizers: text to token ids and back, with the bytes that each token stands for.
+"""Tokenizers: text to token ids and back, with the bytes of each token.
 
-tok = tokenizers.make_tokenizer("bpe:4096", corpus, cache)      `bytes`, a BPE of the corpus, or `pretrained:PATH`
-tok = tokenizers.pretrained(path)                          of a folder with a tokenizer's files, or of a .gguf file
-tok = tokenizers.load(path)                                what `tok.save(path)` wrote
-tokenizers.write(tok, folder, "llama")                     as the files of a Hugging Face folder
+tok = tokenizers.make_tokenizer("bpe:4096", corpus, cache)  `bytes`, a BPE of the corpus, or `pretrained:PATH`
+tok = tokenizers.pretrained(path)                           from a folder with a tokenizer's files, or from a .gguf file
+tok = tokenizers.load(path)                                 from the file that `tok.save(path)` wrote
+tokenizers.write(tok, folder, "llama")                      as the files of a Hugging Face folder
 """
 
 from memtx.data.tokenizers.base import SPECIALS, Tokenizer, check_fits

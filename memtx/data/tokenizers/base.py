@@ -1,9 +1,9 @@
-"""The base of all tokenizers, the two that memtx makes itself (bytes, and BPEs of a corpus), and the base of pretrained ones.
+"""The base class of all tokenizers, which also implements `bytes` and `bpe:SIZE`, and the base class of pretrained ones.
 
-`bytes` has one token per byte; `bpe:SIZE` is a byte-level BPE trained on a corpus's train split by Hugging Face's `tokenizers`.
-Both end with SPECIALS ids that no text ever gives: the first is `bos`, which separates documents; the others are free to use.
+`bytes` has one token per byte. `bpe:SIZE` is a byte-level BPE that Hugging Face's `tokenizers` trains on the train split of a
+corpus. Both end with SPECIALS ids that no text produces. The first is `bos`, which separates documents. The others are spare.
 
-Legend: T time, V vocabulary.
+T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ SPECIALS = 8
 
 
 class Tokenizer:
-    """Token ids `0 ... vocab_size - 1`; `name` is what the config calls it.
+    """A tokenizer with the ids `0 ... vocab_size - 1`. `name` is its name in a config.
 
-    bos            the token between documents, -1 if nothing divides them
+    bos            the token between documents, or -1
     eos            the tokens that end a text
-    specials       ids by name of the tokens that `encode` gives only when asked to
-    chat_template  Jinja, how a conversation is written; "" if the model was not taught any
+    specials       the ids, by name, of tokens that `encode` produces only with `specials=True`
+    chat_template  the Jinja template of a conversation, or ""
 
     model_json: a byte-level model of `tokenizers`, or None for one token per byte.
     """
@@ -46,17 +46,18 @@ class Tokenizer:
 
     @property
     def eos(self) -> tuple[int, ...]:
+        """Return the tokens that end a text."""
         return (self.bos,) if self.bos >= 0 else ()
 
     @property
     def ending(self) -> int:
-        """The end that a text has in training and in chats, where several may end what is generated; -1 if there is none."""
+        """Return the token that ends a text in training and in chats, or -1. Generation may stop at any of `eos`."""
         return max(self.eos, default=-1)
 
     def encode(self, text: str, *, specials: bool = False) -> np.ndarray:
-        """int32 ids of a text, without `bos`; what UTF-8 cannot hold (a lone surrogate) becomes "?".
+        """Return the ids of a text, int32 [T], without `bos`. A lone surrogate, which UTF-8 cannot encode, becomes "?".
 
-        specials: whether a special that the text spells out is that token; else it is text like any other.
+        specials: whether the name of a special in the text becomes that token. Otherwise it is ordinary text.
         """
         content = text.encode("utf-8", errors="replace")
         if self._model is None:
@@ -64,60 +65,62 @@ class Tokenizer:
         return np.asarray(self._model.encode(content.decode(), add_special_tokens=False).ids, np.int32)
 
     def frame(self, text: str, pair: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """(ids_T, type_T) of a whole text, or of two, with the specials that the model's own texts have around them.
+        """Return (ids_T, type_T) of a whole text, or of a pair, with the specials around it that the model was trained with.
 
-        type_T is 1 in the second text. UserError if the tokenizer knows no pairs.
+        type_T is 1 in the second text. Raises UserError if the tokenizer cannot join two texts.
         """
         if pair is not None:
-            raise UserError(f"the tokenizer {self.name} has no way to write two texts as one; give one")
+            raise UserError(f"the tokenizer {self.name} cannot join two texts; give one")
         ids = np.concatenate([np.asarray([self.bos] if self.bos >= 0 else [], np.int32), self.encode(text)])
         return ids, np.zeros_like(ids)
 
     @property
     def start(self) -> int:
-        """What a decoder reads first, once its encoder has read a source: <pad> as in T5, else `bos`."""
+        """Return the first token of a decoder after an encoder: <pad> as in T5, else `bos`."""
         return self.specials.get("<pad>", self.bos)
 
     @property
     def mask(self) -> int:
-        """What stands for a hidden token; -1 if there is none."""
+        """Return the mask token, or -1."""
         named = [self.specials[name] for name in ("[MASK]", "<mask>") if name in self.specials]
         spare = not self.specials and not self.pieces[-1]  # one of the SPECIALS
         return named[0] if named else self.vocab_size - 1 if spare else -1
 
     def cut(self, ids_T: np.ndarray, most: int) -> np.ndarray:
-        """The first `most` tokens of a framed text (0: all), of which the last is the special that ends it, if it has one."""
+        """Return the first `most` tokens of a framed text (0: all). A special at its end replaces the last of them."""
         if not most or len(ids_T) <= most:
             return ids_T
         ends = int(ids_T[-1]) in {*self.eos, *self.specials.values()}
         return np.concatenate([ids_T[: most - 1], ids_T[-1:]]) if ends else ids_T[:most]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; specials are dropped, and bytes that are not UTF-8 become U+FFFD."""
+        """Return the text of ids. Specials are dropped, and bytes that are not UTF-8 become U+FFFD."""
         return b"".join(self.pieces[int(id)] for id in ids).decode("utf-8", errors="replace")
 
     @cached_property
     def bytes_V(self) -> np.ndarray:
-        """int32, how many bytes of UTF-8 each token stands for; 0 for specials.
+        """Return the number of UTF-8 bytes of each token, int32, 0 for specials.
 
-        Over a text's ids they sum to its length if the tokenizer gives the text back (SentencePiece: one more, for the blank
-        that it puts before the first word). What a tokenizer drops, such as WordPiece all blanks, is not counted.
+        The sum over the ids of a text is its length in bytes if the tokenizer is lossless. SentencePiece counts one more, for
+        the blank before the first word. Characters that a tokenizer drops, such as the blanks of WordPiece, are not counted.
         """
         return np.asarray([len(piece) for piece in self.pieces], np.int32)
 
     @cached_property
     def drawable_V(self) -> np.ndarray:
-        """bool, which tokens generation may draw: those of text and those that end it."""
+        """Return which tokens generation may draw, bool: those of text and those that end a text."""
         drawable_V = self.bytes_V > 0
         drawable_V[list(self.eos)] = True
         return drawable_V
 
     @cached_property
     def fingerprint(self) -> str:
+        """Return a hash of the tokenizer."""
         return digest(self.stored())
 
     @cached_property
     def pieces(self) -> list[bytes]:
+        """Return the bytes of each token, b"" for specials."""
         pieces = [b""] * self.vocab_size
         if self._model is None:
             pieces[:256] = [bytes([value]) for value in range(256)]
@@ -129,26 +132,26 @@ class Tokenizer:
 
     @property
     def subwords(self) -> Sequence[bytes]:
-        """`pieces`, if a model cuts text into them; () where tokens are bytes or a task's own words."""
+        """Return `pieces` if a model splits text into them, or () if tokens are bytes or the words of a task."""
         return self.pieces if self._model else ()
 
     def stored(self) -> dict:
-        """The tokenizer as JSON values."""
+        """Return the tokenizer as JSON values."""
         model = json.loads(self._model_json) if self._model_json else None
         return {"name": self.name, "vocab_size": self.vocab_size, "model": model}
 
     def save(self, path: str | Path) -> None:
-        """Write it to one JSON file, at once."""
+        """Write the tokenizer to a JSON file, atomically."""
         part = Path(path).with_name(Path(path).name + ".part")
         part.write_text(json.dumps(self.stored()))
         part.replace(path)
 
 
 class Pretrained(Tokenizer):
-    """A tokenizer that came with a model: its ids may have gaps, and tokens were added to its vocabulary.
+    """The tokenizer of a pretrained model. Its ids may have gaps, and its vocabulary may have added tokens.
 
-    ids: of all tokens. added: those of added tokens. rows: of the model's embedding if it is smaller, see `within`.
-    ending: the tokenizer's own end, None for the last of `eos`.
+    ids: of all tokens. added: ids of added tokens. specials: ids by name. rows: of the model's embedding if that is smaller,
+    see `within`. ending: the token that ends a text, or None for the last of `eos`.
     """
 
     def __init__(
@@ -168,9 +171,9 @@ class Pretrained(Tokenizer):
         self.specials = {name: id for name, id in specials.items() if id < self.vocab_size}
 
     def _end(self, eos: Sequence[int], bos: int | None = None) -> None:
-        """Set the tokens that end a text, and the one between documents, which ends one too.
+        """Set the tokens that end a text, and `bos`, which also ends one.
 
-        bos: None for the token that texts begin with, else <|endoftext|>, else one that ends a text.
+        bos: None for the token with which framed texts start, else <|endoftext|>, else the first of `eos`.
         """
         if bos is None:
             framed = self.frame("a")[0]
@@ -181,17 +184,20 @@ class Pretrained(Tokenizer):
 
     @property
     def eos(self) -> tuple[int, ...]:
+        """Return the tokens that end a text, including `bos`."""
         return self._eos
 
     @property
     def ending(self) -> int:
+        """Return the token that ends a text in training and in chats, or -1."""
         own = self._own_ending
         return own if own is not None and own < self.vocab_size else super().ending
 
     def within(self, rows: int) -> Pretrained:
-        """This tokenizer for a model whose embedding has `rows`: it does not use added tokens beyond them.
+        """Return a tokenizer for an embedding with this number of rows. Added tokens beyond the rows are unusable.
 
-        A text that needs one is a UserError. The tokenizer itself if all of it fits, or if tokens that were not added do not.
+        A text that needs one raises UserError. Returns this tokenizer unchanged if all tokens fit, or if others than added
+        tokens do not.
         """
         beyond = {id for id in self._ids if id >= rows}
         stored: dict[str, Any] = self.stored() | {"rows": rows}
@@ -203,28 +209,29 @@ class Pretrained(Tokenizer):
             id = int(beyond[0])
             raise UserError(
                 f"the text has {self._token(id)!r}, which was added to the tokenizer {self.name} as token {id}; "
-                f"the model's embedding has {self.vocab_size} rows only: leave it out of the text"
+                f"the model's embedding has only {self.vocab_size} rows; leave it out of the text"
             )
         return found
 
     @cached_property
     def drawable_V(self) -> np.ndarray:
+        """Return which tokens generation may draw, bool: all that the vocabulary has."""
         return np.isin(np.arange(self.vocab_size), [*self._ids])
 
     def _token(self, id: int) -> str:
-        """The text of an added token."""
+        """Return the text of an added token."""
         raise NotImplementedError
 
     def _more(self) -> dict[str, Any]:
-        """To be stored: the settings that all tokenizers of this kind have, where they are not the usual ones."""
+        """Return the common settings for `stored`, without those at their defaults."""
         ending = {} if self.ending == super().ending else {"ending": self._own_ending}
         return {"chat_template": self.chat_template, **({} if self._rows is None else {"rows": self._rows}), **ending}
 
 
 def check_fits(tokenizer: Tokenizer, rows: int) -> None:
-    """UserError if the tokenizer cannot be that of a model whose embedding has `rows`.
+    """Raise UserError if the tokenizer cannot belong to a model whose embedding has this number of rows.
 
-    Some rows may be spare, since embeddings are padded: a tenth of the vocabulary, or fewer than 256.
+    Embeddings are often padded. Up to a tenth of the vocabulary, or 255 rows, may be spare.
     """
     if not tokenizer.vocab_size <= rows <= tokenizer.vocab_size + max(tokenizer.vocab_size // 10, 255):
         raise UserError(
@@ -234,7 +241,7 @@ def check_fits(tokenizer: Tokenizer, rows: int) -> None:
 
 
 def byte_of_character() -> dict[str, int]:
-    """GPT-2's printable stand-ins for bytes: those that print stand for themselves, the others for 256, 257, ..."""
+    """Return the byte of each of GPT-2's printable characters. Printable bytes map to themselves, the others from 256 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [value for value in range(256) if value not in printable]
     return {chr(value): value for value in printable} | {chr(256 + i): value for i, value in enumerate(others)}

@@ -1,6 +1,6 @@
-"""Byte-level BPE, as GPT-2 has it, and the rules by which its families cut a text into words before they merge.
+"""Byte-level BPE as in GPT-2, and the rules by which model families split text into words before merging.
 
-Sources: the tokenizer.json of each family. GGUF's names for the rules, and the rule of files that name none, are those of
+Sources: the tokenizer.json of each family. The names of the rules in GGUF files, and the rule of files without a name, follow
 llama.cpp (src/llama-vocab.cpp).
 """
 
@@ -23,10 +23,13 @@ _CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPP
 
 @dataclass(frozen=True)
 class Cut:
-    """steps: each cuts the pieces that the one before it left. gpt2: whether GPT-2's pattern follows them.
+    """A rule for splitting text.
 
-    whole_words: a word that is a token is not put together from merges. begins: a text begins with `bos` unless the file says
-    otherwise. nfc: a text is brought to Unicode's form C first.
+    steps        the splits, each applied to the pieces of the one before
+    gpt2         whether GPT-2's pattern follows them
+    whole_words  whether a word that is a token skips the merges
+    begins       whether a text starts with `bos`, unless the file decides this
+    nfc          whether a text is first normalised to Unicode's form C
     """
 
     steps: tuple[PreTokenizer, ...] = ()
@@ -37,7 +40,7 @@ class Cut:
 
 
 def _matches(pattern: str) -> PreTokenizer:
-    """Cuts matches from the rest."""
+    """Return a step that separates matches from the rest."""
     return pre_tokenizers.Split(Regex(pattern), "isolated")
 
 
@@ -66,10 +69,10 @@ GGUF_NAMES = {name: name for name in CUTS} | {
 
 
 def gguf_cut(named: str, architecture: str, tokens: Collection[str]) -> str:
-    """The name in CUTS of a GGUF file's rule. UserError for one that memtx does not know.
+    """Return the name in CUTS of the rule of a GGUF file. Raises UserError if memtx does not know the rule.
 
-    named: its tokenizer.ggml.pre, "default" if it has none. Files from before there were names have a Qwen2 or a Llama 3, which
-    their architecture and tokens show.
+    named: the file's tokenizer.ggml.pre, or "default". Old files have no name, and a Qwen2 or Llama 3 among them is recognised
+    by its architecture or tokens.
     """
     check_known(named, GGUF_NAMES, "GGUF pre-tokenizer")
     if named == "default" and architecture == "qwen2":
@@ -80,7 +83,10 @@ def gguf_cut(named: str, architecture: str, tokens: Collection[str]) -> str:
 
 
 def byte_bpe(vocab: Mapping[str, int], merges: Sequence[str], cut: Cut, *, add_prefix_space: bool = False) -> hf.Tokenizer:
-    """merges: "left right", best first. add_prefix_space: whether a text that begins without a blank gets one."""
+    """Build a byte-level BPE.
+
+    merges: "left right", best first. add_prefix_space: whether a blank is put before a text that starts without one.
+    """
     pairs = [tuple(merge.split(" ")) for merge in merges]
     model = hf.Tokenizer(hf.models.BPE(dict(vocab), pairs, ignore_merges=cut.whole_words))  # pyright: ignore[reportArgumentType]
     last = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=cut.gpt2)

@@ -1,4 +1,4 @@
-"""The tokenizer of a pretrained model from its files: tokenizer.json, vocab.txt, vocab.json, a SentencePiece model, GGUF."""
+"""Reading the tokenizer of a pretrained model: tokenizer.json, vocab.txt, vocab.json, a SentencePiece model, or GGUF."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from memtx.data.tokenizers.sentencepiece import SentencePiece
 from memtx.data.tokenizers.settings import FLAGS, MOST, Settings, lines
 from memtx.errors import UserError, optional
 
-T5_EXTRA = 100  # <extra_id_0> is the last
+T5_EXTRA = 100  # the number of extra ids, of which <extra_id_0> is the last
 WORDPIECE = ("Bert", "ConvBert", "DistilBert", "Electra", "LayoutLM", "Lxmert", "MobileBert", "SqueezeBert")
 
 
 def pretrained(path: str | Path) -> Pretrained:
-    """Of a folder with a tokenizer's files or of a .gguf file. UserError if there is none, or it cannot be read.
+    """Read the tokenizer of a folder or of a .gguf file. Raises UserError if there is none or it cannot be read.
 
-    Added tokens beyond the `vocab_size` of a config.json in the folder are not used: see `Pretrained.within`.
+    Added tokens beyond the `vocab_size` of a config.json in the folder are not used, see `Pretrained.within`.
     """
     path = Path(path)
     name = f"pretrained:{path.name}"
     if path.suffix == ".gguf":
         return _guarded(path, lambda: gguf_vocabulary.read(name, path))
     if not path.is_dir():
-        raise UserError(f"no tokenizer at {path}: give a folder with its files or a .gguf file")
+        raise UserError(f"no tokenizer at {path}; give a folder with its files or a .gguf file")
     for file, read in READERS.items():
         if (path / file).is_file():
             return _guarded(path / file, lambda file=file, read=read: _fitted(read, name, path / file))
-    raise UserError(f"{path} has no tokenizer: none of {', '.join(READERS)} is in it")
+    raise UserError(f"{path} has no tokenizer: it has none of {', '.join(READERS)}")
 
 
 def _guarded(path: Path, read) -> Pretrained:
-    """UserError that names the file, whatever goes wrong."""
+    """Turn every error into a UserError that names the file."""
     try:
         return read()
     except Exception as error:  # `tokenizers` raises bare Exception for a model that it cannot read
@@ -60,7 +60,7 @@ def _tokenizer_json(name: str, file: Path, settings: Settings) -> Pretrained:
 
 
 def _wordpiece(name: str, file: Path, settings: Settings) -> Pretrained:
-    """BERT's vocab.txt: a token a line."""
+    """Read BERT's vocab.txt, which has one token per line."""
     settings.check_family(*WORDPIECE)
     vocab = {token: id for id, token in enumerate(lines(file))}
     part = {key: settings.token(f"{key}_token", f"[{key.upper()}]") for key in ("pad", "unk", "cls", "sep", "mask")}
@@ -81,7 +81,7 @@ def _wordpiece(name: str, file: Path, settings: Settings) -> Pretrained:
 
 
 def _byte_bpe(name: str, file: Path, settings: Settings) -> Pretrained:
-    """The vocab.json and merges.txt of GPT-2 and Qwen2."""
+    """Read vocab.json and merges.txt of GPT-2 and Qwen2."""
     cut = CUTS["qwen2" if settings.check_family("GPT2", "CodeGen", "Qwen2") == "Qwen2" else "gpt-2"]
     merges = [line for line in lines(file.with_name("merges.txt")) if line and not line.startswith("#version")]
     vocab = json.loads(file.read_text(encoding="utf-8"))
@@ -97,7 +97,7 @@ def _byte_bpe(name: str, file: Path, settings: Settings) -> Pretrained:
 
 
 def _with_gaps(vocab: Mapping[str, int], added: Mapping[int, AddedToken]) -> dict[str, int]:
-    """The vocabulary, and those added tokens whose ids leave a gap: `tokenizers` numbers others itself, one after the other."""
+    """Return the vocabulary with the added tokens that leave a gap. `tokenizers` numbers the others consecutively itself."""
     found, following = dict(vocab), max(vocab.values(), default=-1) + 1
     for id, token in added.items():
         if id == following:
@@ -111,7 +111,7 @@ def _add(model: hf.Tokenizer, added: Mapping[int, AddedToken]) -> None:
     model.add_tokens([*added.values()])
     for id, token in added.items():
         if (found := _id(model, token.content)) != id:
-            raise UserError(f"the added token {token.content!r} cannot have the id {id}: it is token {found}")
+            raise UserError(f"the added token {token.content!r} cannot have the id {id}, because it has the id {found}")
 
 
 def _id(model: hf.Tokenizer, token: str) -> int:
@@ -121,13 +121,13 @@ def _id(model: hf.Tokenizer, token: str) -> int:
 
 
 def _huggingface(name: str, model: hf.Tokenizer, settings: Settings, end: str = "") -> Pretrained:
-    """end: the token that ends a text, if no file names one."""
+    """Build the tokenizer. end: the token that ends a text, if no file names one."""
     ends = settings.ends(model.get_vocab(with_added_tokens=True), end)
     return HuggingFace(name, model.to_str(), chat_template=settings.chat_template, **ends)
 
 
 def _sentencepiece(name: str, file: Path, settings: Settings) -> Pretrained:
-    """A file without settings beside it is read as its families do: with a begin (Llama) texts have that, else an end (T5)."""
+    """Read a SentencePiece model. Without settings, texts get a begin if it has one (Llama), else an end (T5)."""
     family, options = settings.check_family("Llama", "T5", "MT5"), settings.options
     t5, content = family in ("T5", "MT5"), file.read_bytes()
     model = optional("sentencepiece.sentencepiece_model_pb2").ModelProto.FromString(content)
@@ -139,7 +139,7 @@ def _sentencepiece(name: str, file: Path, settings: Settings) -> Pretrained:
     if t5:
         size, extra = len(vocab), options.get("extra_ids", T5_EXTRA)
         if type(extra) is not int or not 0 <= extra < MOST:
-            raise UserError(f"extra_ids in tokenizer_config.json is {extra!r}, which is no number of tokens")
+            raise UserError(f"extra_ids in tokenizer_config.json is {extra!r}, which is not a number of tokens")
         specials |= {f"<extra_id_{i}>": size + extra - 1 - i for i in range(extra)}
     added = settings.added({**vocab, **specials})
     specials |= {token.content: id for id, token in added.items() if token.special}
@@ -163,7 +163,7 @@ def _flagged(token: AddedToken) -> bool:
 
 
 def _listed(id: int, token: AddedToken) -> dict:
-    """As a tokenizer.json lists it."""
+    """Return an added token in the form of a tokenizer.json."""
     return {"id": id, "content": token.content, "special": token.special} | {flag: getattr(token, flag) for flag in FLAGS}
 
 

@@ -1,4 +1,4 @@
-"""The vocabulary inside a GGUF file, as a tokenizer: byte-level BPE ("gpt2") or SentencePiece BPE ("llama")."""
+"""The tokenizer inside a GGUF file: byte-level BPE ("gpt2") or SentencePiece BPE ("llama")."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
 def read(name: str, path: Path) -> Pretrained:
-    """UserError if the file holds no vocabulary, or one of a kind that memtx does not know."""
+    """Read the tokenizer of a GGUF file. Raises UserError if it has no vocabulary or one of an unknown kind."""
     head = read_head(path)
     stored = {key.removeprefix("tokenizer."): value for key, value in head.metadata.items() if key.startswith("tokenizer.")}
     if "ggml.tokens" not in stored:
-        raise UserError(f"{path} holds no vocabulary; give the tokenizer's own files")
+        raise UserError(f"{path} has no vocabulary; give the tokenizer files of the model")
     try:
         found = from_metadata(name, stored, head.metadata.get("general.architecture", ""))
     except KeyError as error:
-        raise UserError(f"{path} holds no whole vocabulary: it has no tokenizer.{error.args[0]}") from None
+        raise UserError(f"the vocabulary of {path} is incomplete: it has no tokenizer.{error.args[0]}") from None
     embedding = head.tensors.get("token_embd.weight")
     return found if embedding is None else found.within(embedding.shape[0])
 
 
 def from_metadata(name: str, stored: Mapping[str, Any], architecture: str) -> Pretrained:
-    """stored: the metadata whose names begin with "tokenizer.", without that."""
+    """Build the tokenizer. stored: the metadata under "tokenizer.", without this prefix."""
     kind = stored["ggml.model"]
     check_known(kind, ("gpt2", "llama"), "kind of GGUF vocabulary")
     return _byte_level(name, stored, architecture) if kind == "gpt2" else _sentencepiece(name, stored)
@@ -55,7 +55,7 @@ def _byte_level(name: str, stored: Mapping[str, Any], architecture: str) -> Pret
 
 
 def _sentencepiece(name: str, stored: Mapping[str, Any]) -> Pretrained:
-    """The model file is put together again from tokens, scores and kinds."""
+    """Rebuild the model file from tokens, scores and kinds."""
     proto = optional("sentencepiece.sentencepiece_model_pb2")
     model = proto.ModelProto()
     columns = (stored["ggml.tokens"], stored["ggml.scores"], stored["ggml.token_type"])
@@ -73,18 +73,18 @@ def _sentencepiece(name: str, stored: Mapping[str, Any]) -> Pretrained:
 
 
 def _framing(stored: Mapping[str, Any], begins: bool) -> tuple[list[int], list[int]]:
-    """The tokens before and after a text. begins: whether a text begins with `bos` where the file does not say."""
+    """Return the tokens before and after a text. begins: whether a text starts with `bos`, if the file does not decide it."""
     begin = _ids(stored, "bos_token_id") if stored.get("ggml.add_bos_token", begins) else []
     end = _ids(stored, "eos_token_id") if stored.get("ggml.add_eos_token", False) else []
     return begin, end
 
 
 def _ends(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """`eos` and `ending` of the tokenizer."""
+    """Return `eos` and `ending` of the tokenizer."""
     return {"eos": [id for key in ENDS for id in _ids(stored, key)], "ending": next(iter(_ids(stored, ENDS[0])), None)}
 
 
 def _ids(stored: Mapping[str, Any], key: str) -> list[int]:
-    """The token that has a part, or none. UserError if the file names one that it does not have."""
+    """Return the id stored at a key, or none. Raises UserError if it is not in the vocabulary."""
     id = stored.get(f"ggml.{key}")
     return [] if id is None else checked_ends(id, range(len(stored["ggml.tokens"])), f"tokenizer.ggml.{key}")

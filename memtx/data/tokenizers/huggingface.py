@@ -1,6 +1,6 @@
-"""Tokenizers of Hugging Face's `tokenizers`: what a tokenizer.json holds, whichever files it was made from.
+"""Tokenizers of Hugging Face's `tokenizers`.
 
-Legend: T time, V vocabulary.
+T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from memtx.data.tokenizers.base import Pretrained, byte_of_character
 
 
 class HuggingFace(Pretrained):
-    """What a tokenizer.json holds, in `huggingface`.
+    """A tokenizer with the content of a tokenizer.json.
 
-    bos: the token between documents. None: the one that `frame` begins a text with, else <|endoftext|>, else -1.
-    eos: the tokens that end a text; `bos` is always one. model: chat_template, rows and ending, as Pretrained has them.
+    huggingface: that content. bos: the token between documents, or None for the one with which `frame` starts a text, else
+    <|endoftext|>, else the first of `eos`, else -1. eos: the tokens that end a text, to which `bos` is added. model:
+    chat_template, rows and ending of Pretrained.
     """
 
     def __init__(self, name: str, huggingface: str, *, bos: int | None = None, eos: Sequence[int] = (), **model: Any):
@@ -38,9 +39,11 @@ class HuggingFace(Pretrained):
         self._end(eos, bos)
 
     def encode(self, text: str, *, specials: bool = False) -> np.ndarray:
+        """Return the ids of a text, see Tokenizer. Raises UserError for a token beyond the model's embedding."""
         return self._encode(text, None, specials, framed=False)[0]
 
     def frame(self, text: str, pair: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return (ids_T, type_T) with the specials of the tokenizer's template, see Tokenizer."""
         return self._encode(text, pair, False, framed=True)
 
     def _encode(self, text: str, pair: str | None, specials: bool, framed: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -50,14 +53,14 @@ class HuggingFace(Pretrained):
         return self._checked(found.ids), np.asarray(found.type_ids, np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids as the tokenizer's own decoder writes it; specials are dropped."""
-        if self._kinds == {"ByteLevel"}:  # theirs takes the signs of an added token for bytes
+        """Return the text of ids by the decoder of the tokenizer. Specials are dropped."""
+        if self._kinds == {"ByteLevel"}:  # this decoder would read the characters of an added token as bytes
             return super().decode(ids)
         return self._model.decode([int(id) for id in ids], skip_special_tokens=True)
 
     @cached_property
     def pieces(self) -> list[bytes]:
-        """What each token adds to a text that goes before it."""
+        """Return the bytes that each token appends to a text, b"" for specials."""
         pieces = [b""] * (1 + max(self._ids))
         for token, id in self._model.get_vocab(with_added_tokens=False).items():
             pieces[id] = _piece(token, self._kinds)
@@ -69,7 +72,8 @@ class HuggingFace(Pretrained):
 
     @cached_property
     def bytes_V(self) -> np.ndarray:
-        if "WordPiece" in self._kinds:  # which blanks were in the text is lost
+        """Return the number of UTF-8 bytes of each token, int32, 0 for specials."""
+        if "WordPiece" in self._kinds:  # the blanks of the text are lost
             return np.asarray([len(piece.lstrip()) for piece in self.pieces], np.int32)
         return super().bytes_V
 
@@ -77,20 +81,21 @@ class HuggingFace(Pretrained):
         return self._model.get_added_tokens_decoder()[id].content
 
     def stored(self) -> dict:
+        """Return the tokenizer as JSON values."""
         return {"name": self.name, "huggingface": self._model_json, "bos": self.bos, "eos": list(self.eos), **self._more()}
 
 
 def frame(model: hf.Tokenizer, begin: Sequence[int], end: Sequence[int]) -> None:
-    """Have a model put tokens before and after a text: one or none each."""
+    """Let a model put at most one token before and one after a text."""
     if begin or end:
         single = " ".join([*("BEGIN" for _ in begin), "$A", *("END" for _ in end)])
         model.post_processor = template(model, single, "$A $B:1", {"BEGIN": begin, "END": end})
 
 
 def template(model: hf.Tokenizer, single: str, pair: str, ids: Mapping[str, Sequence[int]]) -> processors.TemplateProcessing:
-    """Of texts such as "BEGIN $A END" and "BEGIN $A END $B:1 END:1". ids: by the names that stand for tokens in them.
+    """Return the template of texts such as "BEGIN $A END" and "BEGIN $A END $B:1 END:1". ids: by the names in these texts.
 
-    The names are not the tokens themselves, since those may have blanks and colons.
+    The names are not the tokens themselves, because tokens may contain blanks and colons.
     """
     tokens = {name: [model.id_to_token(id) for id in found] for name, found in ids.items() if found}
     specials = [{"id": name, "ids": [*ids[name]], "tokens": texts} for name, texts in tokens.items()]
@@ -98,7 +103,7 @@ def template(model: hf.Tokenizer, single: str, pair: str, ids: Mapping[str, Sequ
 
 
 def _kinds(decoder: Mapping | None) -> Collection[str]:
-    """The decoders that a tokenizer.json chains."""
+    """Return the kinds of decoders that a tokenizer.json chains."""
     if decoder is None:
         return set()
     return {decoder["type"]}.union(*(_kinds(inner) for inner in decoder.get("decoders", ())))

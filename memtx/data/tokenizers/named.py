@@ -1,4 +1,4 @@
-"""Tokenizers as a config names them, and from the file that `save` wrote."""
+"""Tokenizers by their names in a config, and from a saved file."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from memtx.files.hub import find
 
 
 def byte_tokenizer() -> Tokenizer:
+    """Return the tokenizer with one token per byte."""
     return Tokenizer("bytes", 256 + SPECIALS)
 
 
 def load(path: str | Path) -> Tokenizer:
-    """What `save` wrote. UserError if the file is missing or not a tokenizer's."""
+    """Return the tokenizer that `save` wrote. Raises UserError if the file is missing or is not a tokenizer."""
     try:
         stored = json.loads(Path(path).read_text())
         for key, cls in (("words", Words), ("huggingface", HuggingFace), ("sentencepiece", SentencePiece)):
@@ -35,9 +36,9 @@ def load(path: str | Path) -> Tokenizer:
 
 
 def make_tokenizer(name: str, corpus: Corpus, cache: str | Path) -> Tokenizer:
-    """`bytes`, `bpe:SIZE` or `pretrained:NAME` (see memtx.files.hub); UserError for other names.
+    """Return the tokenizer `bytes`, `bpe:SIZE` or `pretrained:NAME` (see memtx.files.hub).
 
-    A BPE is trained on `corpus` at its first use and kept in `cache`.
+    A BPE is trained on `corpus` at its first use and kept in `cache`. Raises UserError for other names.
     """
     kind, _, size = name.partition(":")
     check_known(kind, ("bytes", "bpe", "pretrained"), "tokenizer")
@@ -58,7 +59,7 @@ def make_tokenizer(name: str, corpus: Corpus, cache: str | Path) -> Tokenizer:
 def _train(name: str, size: int, corpus: Corpus) -> Tokenizer:
     model = hf.Tokenizer(hf.models.BPE())
     model.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    # No special token is known to the model, so a text that spells one out stays text.
+    # The model has no special tokens, so the name of one in a text stays text.
     alphabet = hf.pre_tokenizers.ByteLevel.alphabet()
     trainer = hf.trainers.BpeTrainer(vocab_size=size - SPECIALS, initial_alphabet=alphabet, show_progress=False)
     model.train_from_iterator((text for _, text in corpus.documents("train")), trainer)

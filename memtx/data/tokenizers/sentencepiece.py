@@ -1,6 +1,6 @@
-"""Tokenizers of SentencePiece models, with the tokens that were added to them.
+"""Tokenizers of SentencePiece models, with added tokens.
 
-Legend: T time, V vocabulary.
+T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from memtx.errors import optional
 
 
 class SentencePiece(Pretrained):
-    """What a SentencePiece .model file holds, in `sentencepiece` (base64).
+    """A tokenizer with the content of a SentencePiece .model file.
 
-    SentencePiece puts a blank before a text. As in transformers it puts none before text that follows an added token, unless
+    SentencePiece puts a blank before a text. As in transformers, none is put before text that follows an added token, unless
     the model drops superfluous blanks (T5) or is `legacy`.
 
-    specials: special tokens beside those of the file, by name. added: tokens as a tokenizer.json lists them, special or not.
-    begin, end: the specials that `frame` puts around a text. model: chat_template, rows and ending, as Pretrained has them.
+    sentencepiece: the file in base64. specials: further special tokens, by name. added: tokens in the form of a
+    tokenizer.json, special or not. begin, end: the specials that `frame` puts around a text. model: chat_template, rows and
+    ending of Pretrained.
     """
 
     def __init__(
@@ -60,13 +61,14 @@ class SentencePiece(Pretrained):
         self._end(eos)
 
     def encode(self, text: str, *, specials: bool = False) -> np.ndarray:
+        """Return the ids of a text, see Tokenizer. Raises UserError for a token beyond the model's embedding."""
         content, ids = text.encode("utf-8", errors="replace").decode(), []
         for i, (id, part) in enumerate(self._parts(content, specials)):
             ids += [id] if id is not None else self._spelled(part, first=i == 0)
         return self._checked(ids)
 
     def _parts(self, text: str, specials: bool) -> Iterator[tuple[int | None, str]]:
-        """The id of an added token, or None, and the text."""
+        """Yield (id of an added token or None, text) for each part of a text."""
         if not (specials or self._content_of):
             yield None, text
             return
@@ -80,6 +82,7 @@ class SentencePiece(Pretrained):
         return (self._model if blank else self._bare).encode(text)
 
     def frame(self, text: str, pair: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return (ids_T, type_T) with `begin` and `end` around each text, see Tokenizer."""
         ids, types = [], []
         for i, part in enumerate(t for t in (text, pair) if t is not None):
             framed = [*self._begin, *self.encode(part), *self._end_ids]
@@ -88,7 +91,7 @@ class SentencePiece(Pretrained):
         return np.asarray(ids, np.int32), np.asarray(types, np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids as SentencePiece writes it; specials are dropped, and so are unknown words."""
+        """Return the text of ids by SentencePiece. Specials and unknown words are dropped."""
         dropped, text = {*self._id_of.values()} - {*self._content_of}, ""
         kept = [int(id) for id in ids if int(id) not in dropped]
         for i, (added, run) in enumerate(groupby(kept, key=self._content_of.__contains__)):
@@ -98,7 +101,7 @@ class SentencePiece(Pretrained):
 
     @cached_property
     def pieces(self) -> list[bytes]:
-        """What each token adds to a text that goes before it."""
+        """Return the bytes that each token appends to a text, b"" for specials."""
         model, pieces = self._model, [b""] * (1 + max(self._ids))
         for id in range(model.vocab_size()):
             if model.is_byte(id):
@@ -113,13 +116,14 @@ class SentencePiece(Pretrained):
         return next(content for content, known in self._id_of.items() if known == id)
 
     def stored(self) -> dict:
+        """Return the tokenizer as JSON values."""
         parts = {"specials": dict(self.specials), "begin": self._begin, "end": self._end_ids, "eos": self.eos}
         more = ({"added": self._added} if self._added else {}) | ({"legacy": True} if self._legacy else {})
         return {"name": self.name, "sentencepiece": self._model_text, **parts, **self._more(), **more}
 
 
 def _processors(text: str) -> tuple[Any, Any, bool]:
-    """The model; the same that neither adds nor drops blanks; and whether the model drops them."""
+    """Return the model, a copy that neither adds nor drops blanks, and whether the model drops them."""
     package, proto = optional("sentencepiece"), optional("sentencepiece.sentencepiece_model_pb2")
     content = base64.b64decode(text)
     model = package.SentencePieceProcessor(model_proto=content)
@@ -130,7 +134,7 @@ def _processors(text: str) -> tuple[Any, Any, bool]:
 
 
 def _splitter(tokens: Sequence[AddedToken]) -> hf.Tokenizer:
-    """Finds added tokens in a text as `tokenizers` does. Text between them is one token, whose name is empty."""
+    """Return a tokenizer that finds added tokens in a text. The text between them is one token with an empty name."""
     splitter = hf.Tokenizer(hf.models.WordLevel({"": 0}, unk_token=""))
     splitter.add_tokens([*tokens])
     return splitter

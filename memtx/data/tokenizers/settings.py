@@ -1,7 +1,7 @@
-"""The small files beside a vocabulary: which tokens were added to it, which one ends a text, and which family reads it.
+"""The small files beside a vocabulary, which decide added tokens, the ends of texts, and the family.
 
 They are tokenizer_config.json, special_tokens_map.json, added_tokens.json, generation_config.json, config.json and
-chat_template.jinja. Each may be missing. Where two of them disagree, the same one wins as in transformers.
+chat_template.jinja. Each may be missing. If two of them disagree, their precedence is that of transformers.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from memtx.errors import UserError
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 GENERIC = ("", "PreTrained", "Tokenizers")  # classes of transformers that read a tokenizer.json of any family
-MOST = 1 << 22  # tokens: more than any vocabulary has
+MOST = 1 << 22  # tokens, more than any vocabulary has
 FAMILIES = {"llama": "Llama", "mistral": "Llama", "qwen2": "Qwen2", "gpt2": "GPT2", "bert": "Bert", "t5": "T5"}
 
 
 class Settings:
-    """Of a folder. UserError if one of the files is not a JSON object.
+    """The settings in the files of a folder.
 
-    options: of tokenizer_config.json and special_tokens_map.json. model: config.json.
+    options: tokenizer_config.json and special_tokens_map.json. model: config.json. Raises UserError if a file is not a JSON
+    object.
     """
 
     def __init__(self, folder: Path):
@@ -41,39 +42,39 @@ class Settings:
 
     @property
     def family(self) -> str:
-        """The tokenizer's class in transformers without "Tokenizer", such as "Qwen2"; "" if no file names one."""
+        """Return the class of the tokenizer in transformers without "Tokenizer", such as "Qwen2", or ""."""
         model_type = self.model.get("model_type")
-        if model_type == "qwen2":  # whatever class its files name
+        if model_type == "qwen2":  # its files may name another class
             return FAMILIES[model_type]
         named = self.options.get("tokenizer_class") or self.model.get("tokenizer_class") or ""
         family = str(named).removesuffix("Fast").removesuffix("Tokenizer").removesuffix("Backend")
         return FAMILIES.get(str(model_type), str(model_type or "")) if family in GENERIC else family
 
     def check_family(self, *known: str) -> str:
-        """The one of `known` that the family is, "" if no file names a family. UserError if it is another."""
+        """Return the family, spelled as in `known`, or "" if no file names one. Raises UserError if it is not in `known`."""
         names = {"": "", **{name.lower(): name for name in known}}
         if self.family.lower() not in names:
             raise UserError(
-                f"a {self.family} tokenizer needs a tokenizer.json: from these files memtx reads only {', '.join(known)}; "
+                f"a {self.family} tokenizer needs a tokenizer.json; from these files memtx reads only {', '.join(known)}; "
                 "write one with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(NEW)"
             )
         return names[self.family.lower()]
 
     @property
     def chat_template(self) -> str:
-        """A tokenizer_config.json may have several, by name."""
+        """Return the chat template, or "". Of several named ones in a tokenizer_config.json it is the default."""
         template = self._template or ""
         return template if isinstance(template, str) else {t["name"]: t["template"] for t in template}.get("default", "")
 
     def token(self, key: str, default: str = "") -> str:
-        """The text of the token that has a part, such as "eos_token"."""
+        """Return the text of a token with a role, such as "eos_token"."""
         return _content(self.options.get(key)) or default
 
     def added(self, vocab: Mapping[str, int], *defaults: str) -> dict[int, AddedToken]:
-        """The tokens that the files add to a vocabulary, by id, in order: those listed with an id, then other specials.
+        """Return the tokens that the files add to a vocabulary, by id in order: those listed with an id, then other specials.
 
-        A token of the vocabulary keeps its id. defaults: those of its tokens that are special in this family. UserError if a
-        file gives a token the id of another, or one that no vocabulary has.
+        A token of the vocabulary keeps its id. defaults: the tokens that are special in this family. Raises UserError if a file
+        gives a token the id of another one, or an impossible id.
         """
         named = {token: token for token in defaults if token in vocab} | {_content(value): value for value in self._specials()}
         content_of = {id: content for content, id in vocab.items()}
@@ -89,10 +90,10 @@ class Settings:
         return dict(sorted(found.items()))
 
     def _with_ids(self, named: Collection[str]) -> Iterator[tuple[int, AddedToken]]:
-        """Those that a file lists with their ids. named: the specials."""
+        """Yield (id, token) for the tokens that a file lists with ids. named: the specials."""
         if self._listed:
             if not isinstance(self._listed, Mapping):
-                raise UserError("added_tokens_decoder in tokenizer_config.json should be a JSON object: tokens by their ids")
+                raise UserError("added_tokens_decoder in tokenizer_config.json must be a JSON object of tokens by id")
             for id, token in self._listed.items():
                 special = isinstance(token, Mapping) and token.get("special") is True
                 yield _checked_id(int(id) if id.isdecimal() else id, _content(token)), _token(token, special)
@@ -101,7 +102,7 @@ class Settings:
                 yield _checked_id(id, content), _token(content, content in named)
 
     def _specials(self) -> list:
-        """As the files write them: those that have a part, those of the model, and others."""
+        """Return the specials as written in the files: those with a common role, those with another role, and the rest."""
         own = [key for key in self.options if key.endswith("_token") and key not in NAMED]
         found = [self.options.get(key) for key in (*NAMED, *own)]
         for key in ("extra_special_tokens", "additional_special_tokens"):
@@ -110,10 +111,10 @@ class Settings:
         return [value for value in found if _content(value)]
 
     def ends(self, ids: Mapping[str, int], default: str = "") -> dict[str, Any]:
-        """`eos` and `ending` of the tokenizer: the tokens that end what is generated, and its own one.
+        """Return `eos`, the tokens at which generation stops, and `ending`, the token that the tokenizer puts after a text.
 
-        Those are of generation_config.json, else config.json, else its own. ids: of the vocabulary. default: its own where no
-        file names one. UserError for what is no id.
+        `eos` comes from generation_config.json, else from config.json, else it is `ending`. ids: of the vocabulary. default:
+        the text of `ending` if no file names one. Raises UserError if a file names an invalid id.
         """
         own = ids.get(self.token("eos_token") or self.token("sep_token", default))
         for file, stored in (("generation_config.json", self._generation), ("config.json", self.model)):
@@ -123,10 +124,10 @@ class Settings:
 
 
 def checked_ends(value: Any, ids: Collection[int], named: str) -> list[int]:
-    """Ids as a file lists them. UserError if they are not ids of the vocabulary."""
+    """Return the list of ids in a file. Raises UserError if they are not ids of the vocabulary."""
     listed = value if isinstance(value, list) else [value]
     if any(type(id) is not int for id in listed):
-        raise UserError(f"{named} is {reprlib.repr(value)}, which is neither the id of a token nor a list of ids")
+        raise UserError(f"{named} is {reprlib.repr(value)}, which is neither a token id nor a list of ids")
     if unknown := sorted(set(listed) - set(ids)):
         raise UserError(
             f"{named} is {reprlib.repr(value)}, but the tokenizer has no token {unknown[0]}; its ids end at {max(ids)}"
@@ -138,12 +139,12 @@ def _checked_id(id: Any, content: str) -> int:
     if not content:
         raise UserError(f"the added token {id} has no text")
     if type(id) is not int or not 0 <= id < MOST:
-        raise UserError(f"the added token {content!r} has the id {id!r}, which is no token of any vocabulary")
+        raise UserError(f"the added token {content!r} has the id {id!r}, which is not a valid token id")
     return id
 
 
 def lines(path: Path) -> list[str]:
-    r"""The lines of a file, which only \n and \r\n end: other signs, such as U+2028, may be part of a token."""
+    r"""Return the lines of a file, which end in \n or \r\n. Other separators, such as U+2028, may be part of a token."""
     text = path.read_bytes().decode("utf-8-sig").removesuffix("\n")
     return [line.removesuffix("\r") for line in text.split("\n")]
 
@@ -156,12 +157,12 @@ def _object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path.name} cannot be read: {error}") from None
     if not isinstance(found, dict):
-        raise UserError(f"{path.name} should be a JSON object, not {type(found).__name__}")
+        raise UserError(f"{path.name} must be a JSON object, not {type(found).__name__}")
     return found
 
 
 def _content(value: Any) -> str:
-    """Of a token that a file writes as text, or as an object with flags."""
+    """Return the text of a token, which a file may write as text or as an object with flags."""
     content = value.get("content") if isinstance(value, Mapping) else value
     return content if isinstance(content, str) else ""
 
@@ -171,6 +172,6 @@ def _fields(token: AddedToken) -> dict[str, Any]:
 
 
 def _token(value: Any, special: bool) -> AddedToken:
-    """transformers normalizes a text before it looks for a token, unless the token is special or says otherwise."""
+    """Return a token. As in transformers, only special tokens are matched before normalisation, unless a flag decides it."""
     flags = {flag: bool(value[flag]) for flag in FLAGS if flag in value} if isinstance(value, Mapping) else {}
     return AddedToken(_content(value), special=special, **{"normalized": not special, **flags})

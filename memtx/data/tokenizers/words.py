@@ -1,4 +1,4 @@
-"""Tokens of tasks of symbols: one per word."""
+"""The tokenizer of synthetic tasks, with one token per word."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from memtx.errors import UserError
 
 
 class Words(Tokenizer):
-    """The words of a task, divided by blanks; there are no specials, and `bos` is -1: nothing divides documents."""
+    """The words of a task, separated by blanks. There are no specials, and `bos` is -1."""
 
     def __init__(self, name: str, words: Sequence[str]):
         super().__init__(name, len(words))
@@ -21,23 +21,25 @@ class Words(Tokenizer):
         self.ids = {word: id for id, word in enumerate(words)}
 
     def encode(self, text: str, *, specials: bool = False) -> np.ndarray:
-        """int32 ids of words. UserError for one that the task does not know."""
+        """Return the ids of the words of a text, int32. Raises UserError for an unknown word."""
         for word in text.split():
             if word not in self.ids:
                 raise UserError(
-                    f"the tokens of {self.name} have no {word!r}; they are words divided by blanks, like {self.words[0]!r}"
+                    f"{self.name} has no word {word!r}; its words are separated by blanks and look like {self.words[0]!r}"
                 )
         return np.asarray([self.ids[word] for word in text.split()], np.int32)
 
     @cached_property
     def pieces(self) -> list[bytes]:
+        """Return the bytes of each word and the blank after it."""
         return [f"{word} ".encode() for word in self.words]
 
     def stored(self) -> dict:
+        """Return the tokenizer as JSON values."""
         return {"name": self.name, "words": self.words}
 
 
 @cache
 def numbers(count: int) -> Words:
-    """The numbers below `count` as words."""
+    """Return the tokenizer whose words are the numbers below `count`."""
     return Words(f"numbers:{count}", [*map(str, range(count))])

@@ -1,4 +1,4 @@
-"""A tokenizer as the files of a Hugging Face folder, from which `AutoTokenizer` and `memtx.load` give the same ids."""
+"""Writing a tokenizer as the files of a Hugging Face folder, such that `AutoTokenizer` and `memtx.load` give the same ids."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from memtx.data.tokenizers.sentencepiece import SentencePiece
 from memtx.data.tokenizers.words import Words
 from memtx.errors import optional
 
-END = "<|endoftext|>"  # what the `bos` of `bytes` and `bpe:SIZE` is called there
-PARTS = {  # the part that a special plays, by its usual name
+END = "<|endoftext|>"  # the name of `bos` of `bytes` and `bpe:SIZE` in these files
+PARTS = {  # the role of a special by its usual name
     "[UNK]": "unk_token",
     "[CLS]": "cls_token",
     "[SEP]": "sep_token",
@@ -30,10 +30,10 @@ PARTS = {  # the part that a special plays, by its usual name
 
 
 def write(tokenizer: Tokenizer, folder: Path, model_type: str) -> None:
-    """tokenizer.json, or a SentencePiece model, and tokenizer_config.json; of a decoder the tokens that end its texts, too.
+    """Write tokenizer.json or a SentencePiece model, tokenizer_config.json, and generation_config.json for a decoder.
 
-    model_type: the family, as in config.json. Of `bytes` and `bpe:SIZE` a byte-level BPE is written: all their tokens have
-    the ids that they had, and `bos` is called <|endoftext|>.
+    model_type: the family, as in config.json. `bytes` and `bpe:SIZE` become a byte-level BPE with the same ids, in which `bos`
+    is named <|endoftext|>.
     """
     settings = _parts(tokenizer)
     if isinstance(tokenizer, SentencePiece):
@@ -49,13 +49,13 @@ def write(tokenizer: Tokenizer, folder: Path, model_type: str) -> None:
     if tokenizer.chat_template:
         settings["chat_template"] = tokenizer.chat_template
     _dump(folder / "tokenizer_config.json", settings)
-    if tokenizer.eos and model_type not in ("bert", "t5"):  # whose config.json or specials say it
+    if tokenizer.eos and model_type not in ("bert", "t5"):  # these have it in config.json or in the specials
         ends = [id for id in tokenizer.eos if id != tokenizer.bos] or [tokenizer.bos]
         _dump(folder / "generation_config.json", {"bos_token_id": tokenizer.bos, "eos_token_id": ends})
 
 
 def _parts(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What tokenizer_config.json calls the specials."""
+    """Return the roles of the specials for tokenizer_config.json."""
     names = {id: name for name, id in tokenizer.specials.items()}
     found = {part: name for name, part in PARTS.items() if name in tokenizer.specials}
     framed, name = tokenizer.frame("a")[0].tolist(), names.get(tokenizer.bos, "")
@@ -89,7 +89,7 @@ def _write_sentencepiece(tokenizer: SentencePiece, folder: Path, model_type: str
 
 
 def _as_huggingface(tokenizer: Tokenizer) -> hf.Tokenizer:
-    """Of bytes, of a BPE of a corpus, or of words."""
+    """Convert the tokenizer of bytes, of a BPE of a corpus, or of words."""
     if isinstance(tokenizer, Words):
         model = hf.Tokenizer(models.WordLevel(dict(tokenizer.ids), unk_token=tokenizer.words[0]))
         model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -100,7 +100,7 @@ def _as_huggingface(tokenizer: Tokenizer) -> hf.Tokenizer:
         model = hf.Tokenizer(models.BPE(byte_of_character(), []))
         model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = decoders.ByteLevel()
-    spare = tokenizer.vocab_size - SPECIALS - model.get_vocab_size()  # a small corpus gives a BPE fewer tokens than were asked
+    spare = tokenizer.vocab_size - SPECIALS - model.get_vocab_size()  # a small corpus yields fewer tokens than requested
     specials = [END, *(f"<|special_{i}|>" for i in range(1, SPECIALS - 1)), "<mask>"]
     model.add_special_tokens([*(f"<|unused_{i}|>" for i in range(spare)), *specials])
     template = processors.TemplateProcessing(single=f"{END} $A", special_tokens=[(END, tokenizer.bos)])

@@ -12,7 +12,7 @@ from memtx.tasks import TASKS
 EXAMPLES = 25
 
 
-# --- solvers: (task, example) -> what should be the labels, in order --------------------------------------------------
+# --- solvers: (task, example) -> the expected labels, in order --------------------------------------------------------
 
 
 def words(task, example) -> list[str]:
@@ -195,7 +195,7 @@ def frequent(text):
 
 
 def story(text):
-    """Follows people and things through a story; what is not a fact says nothing."""
+    """Follow people and things through a story and ignore sentences that are not facts."""
     at, holder, places, gifts, relations = {}, {}, {}, [], []
     *_, question = text.splitlines()
     for fact in re.split(r"(?<=\.) ", text.splitlines()[0]):
@@ -287,7 +287,7 @@ def test_a_solver_by_hand_gets_every_label_right(name, settings, solve):
         right = example.label_L[asked(example)].tolist()
         assert solve(task, example) == right
         answers.add(tuple(right))
-    assert len(answers) > 3  # what never changes would not have to be remembered
+    assert len(answers) > 3  # a constant answer needs no memory
 
 
 def test_every_task_has_a_solver():
@@ -325,7 +325,7 @@ def test_an_example_depends_on_seed_split_stage_and_index_and_nothing_else(name,
     assert first not in others
 
 
-# --- what single tasks promise ----------------------------------------------------------------------------------------------
+# --- properties of single tasks ---------------------------------------------------------------------------------------------
 
 
 def test_the_needle_cannot_be_found_within_a_window_shorter_than_its_distance():

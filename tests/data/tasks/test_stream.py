@@ -1,4 +1,4 @@
-"""Batches of examples: what is cut where, cursors, processes, curricula."""
+"""Batches of examples: cuts, cursors, processes and curricula."""
 
 import jax
 import numpy as np

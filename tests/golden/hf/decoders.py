@@ -1,4 +1,4 @@
-"""Goldens of the Llama family and GPT-2: what Hugging Face's torch models give at random weights, in float64.
+"""Goldens of the Llama family and GPT-2: outputs of Hugging Face's torch models at random weights, in float64.
 
     python tests/golden/hf/decoders.py [NAME ...]        needs torch and transformers 5; nothing else here does
 

@@ -1,10 +1,10 @@
-"""Goldens of BERT and T5: what Hugging Face's torch models give at random weights, in float64.
+"""Goldens of BERT and T5: outputs of Hugging Face's torch models at random weights, in float64.
 
     python tests/golden/hf/encoders.py [NAME ...]        needs torch and transformers 5; nothing else here does
 
-An npz holds: config (the text of config.json), weight.* (by their names in the files), the call's inputs (input.*), what it
-gives (y.*, float32), and where there is a loss grad.* of every weight. Every weight is random, biases and norms too, so that
-none is left out unseen; rows are padded, and what stands in the padding is junk.
+An npz holds config (the text of config.json), weight.* (by their names in the files), the inputs of a call (input.*), its
+outputs (y.*, float32), and for a loss grad.* of every weight. All weights are random, including biases and norms, so that a
+missing one is noticed. Rows are padded with junk.
 """
 
 from __future__ import annotations

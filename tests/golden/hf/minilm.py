@@ -1,4 +1,4 @@
-"""The golden of MiniLM's sentence embeddings: what Hugging Face's torch code gives for tests/golden/hf/minilm.json.
+"""The golden of MiniLM's sentence embeddings: outputs of Hugging Face's torch code for tests/golden/hf/minilm.json.
 
     python tests/golden/hf/minilm.py FOLDER        FOLDER: all-MiniLM-L6-v2; needs torch and transformers 5
 

@@ -1,4 +1,4 @@
-"""Goldens of tokenizers: tiny vocabularies of our own text in the files of four families, and what HF reads from them.
+"""Goldens of tokenizers: tiny vocabularies of our own text in the files of four families, and the ids that Hugging Face gives.
 
     python tests/golden/hf/vocabularies.py       in an environment with transformers and sentencepiece; a few seconds
 
