@@ -1,0 +1,159 @@
+"""Every command and every block of code of the README, CONTRIBUTING and docs works as it is written."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import flags
+
+import memtx
+from memtx import reports
+from memtx.cli import COMMANDS, _module
+from memtx.cli.options import parse
+from memtx.sweep.spec import load_sweep
+from tests import runs
+from tests.test_programs import bert_folder, t5_folder  # noqa: F401
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+BLOCK = re.compile(r"^```(\w*)(?: title=(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# Commands that CI or other tests run: the README's two lines and those of a developer.
+ELSEWHERE = ("python3 -m venv ", "pip install ", "pytest -n 2 ", "ruff ")
+
+
+@dataclass(frozen=True)
+class Block:
+    page: str
+    language: str  # "" for commands
+    title: str  # the file that it is saved as, or ""
+    text: str
+
+    def __str__(self):
+        return f"{self.page}: {self.title or self.text[:30]!r}"
+
+
+TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
+BLOCKS = [Block(page, *match.groups(default="")) for page, text in TEXTS.items() for match in BLOCK.finditer(text)]
+LINES = [(block.page, line) for block in BLOCKS if not block.language for line in block.text.splitlines()]
+FILES = {block.title: block.text for block in BLOCKS if block.title}
+
+
+def block(page: str, number: int = 0) -> str:
+    """The text of a page's n-th block of Python without a title."""
+    return [b.text for b in BLOCKS if (b.page, b.language, b.title) == (page, "python", "")][number]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """An empty working folder with the files of docs/mechanisms.md, two sweeps and some data."""
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "sweep.py").write_text(block("docs/sweeps.md"))
+    (tmp_path / "pairs.jsonl").write_text('{"source": "a b", "target": "b a"}\n' * 3)
+    runs.write_texts(tmp_path / "texts")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_there_are_no_other_kinds_of_blocks():
+    assert {b.language for b in BLOCKS} <= {"", "python", "toml"}
+    assert all(line.startswith(("memtx ", "pytest --pyargs ", *ELSEWHERE)) for _, line in LINES)
+    assert len(LINES) > 25
+
+
+@pytest.mark.parametrize(("page", "line"), [(page, line) for page, line in LINES if line.startswith("memtx ")])
+def test_a_command_has_the_flags_and_the_config_that_the_page_gives_it(folder, t5_folder, page, line):  # noqa: F811
+    _, command, *rest = shlex.split(line.replace("t5-small", str(t5_folder)))
+    assert command in COMMANDS
+    module, values = _module(command), flags.FlagValues()
+    module.define(values)
+    parse(values, command, rest)
+
+
+def test_a_command_with_a_wrong_flag_would_be_found(folder):
+    module, values = _module("train"), flags.FlagValues()
+    module.define(values)
+    with pytest.raises(flags.UnrecognizedFlagError):
+        parse(values, "train", ["--config=lm", "--wrokdir=x"])
+
+
+def test_the_idea_of_the_readme():
+    segments = np.arange(3 * 2 * 16).reshape(3, 2, 16)
+    found = {"segments": segments}
+    exec(block("README.md"), found)
+    assert found["logits_BTV"].shape == (2, 16, 264)
+    assert found["state"].position_B.tolist() == [48, 48]
+
+
+def test_the_functions_that_the_commands_call(folder):
+    values = runs.tiny(folder)
+    exec(block("docs/use.md"), {"config": values, "workdir": folder / "run"})
+    assert (folder / "run" / "metrics.jsonl").exists()
+
+
+def test_pretrained_models(t5_folder, bert_folder, monkeypatch):  # noqa: F811
+    folders, load = {"t5-small": t5_folder, "bert-base-uncased": bert_folder, "minilm": bert_folder}, memtx.load
+    monkeypatch.setattr(memtx, "load", lambda name, **changes: load(folders[name], **changes))
+    found = {"memtx": memtx, "texts": ["Hello, my dog is cute"]}
+    *rest, embed = block("docs/pretrained.md").strip().splitlines()
+    exec("\n".join(rest), found)
+    assert found["logits"].shape == (1, 2)
+    assert eval(embed, found).shape == (1, 16)
+
+
+def test_a_sweep_and_its_report(folder):
+    (folder / "sweep.py").write_text(block("docs/sweeps.md") + block("docs/sweeps.md", 1))
+    assert len(load_sweep("sweep.py").runs) == 9
+    study = reports.load_study(folder / "sweep.py")
+    assert {*study.report.columns} == {"accuracy", "far"}
+    assert study.claims is not None
+
+
+def test_the_entry_point_is_valid():
+    [text] = [b.text for b in BLOCKS if b.language == "toml"]
+    assert tomllib.loads(text)["project"]["entry-points"]["memtx.memories"]
+
+
+def shell(line: str, *more: str) -> str:
+    """Run a line of a page and return its output."""
+    program, *rest = shlex.split(line)
+    module = {"memtx": "memtx.cli", "pytest": "pytest"}[program]
+    done = subprocess.run([sys.executable, "-m", module, *rest, *more], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_memory_of_ones_own_passes_the_contract(folder):
+    said = shell(next(line for _, line in LINES if "--golden" in line), "-p", "no:cacheprovider")
+    assert "failed" not in said
+    assert re.search(r"C1 .*passed", said), said
+
+
+@pytest.mark.thorough
+def test_a_memory_of_ones_own_works_in_every_command(folder):
+    lines = [line for page, line in LINES if page == "docs/mechanisms.md" and line.startswith("memtx ")]
+    assert [line.split()[1] for line in lines] == ["train", "eval", "generate", "list", "sweep", "report"]
+    Path("my_sweep.py").write_text(FILES["my_sweep.py"].replace('"train.steps": 300', '"train.steps": 2'))
+    small = ["--config.data.corpus=textdir:texts", "--config.train.steps=2", "--config.eval.segments=2"]
+    more = {"train": [*small, f"--cache={folder / 'cache'}"], "generate": ["--max_tokens=4"]}
+    said = {line.split()[1]: shell(line, *more.get(line.split()[1], ())) for line in lines}
+    assert "bits per byte" in said["eval"]
+    assert "The mean of all projected hidden states so far" in said["list"]
+    assert "4 finished" in said["sweep"]
+    assert "my_memory" in said["report"]
+
+
+def test_links_lead_to_files():
+    for page, text in TEXTS.items():
+        for target in re.findall(r"\]\(([^)#]+)\)", text):
+            if not target.startswith("http"):
+                assert os.path.exists(ROOT / Path(page).parent / target), f"{page} links to {target}"
