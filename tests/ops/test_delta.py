@@ -110,8 +110,8 @@ def test_decays_on_values_are_one_head_per_value_dimension():
         state = state * jnp.exp(decay[:, t])[:, :, None] + k[:, t, ..., None] * v[:, t, :, None]
         expected.append(jnp.einsum("BNKV,BNK->BNV", state, q[:, t]))
     columns = lambda x: x.reshape(BATCH, 37, HEADS * V, 1)  # noqa: E731
-    repeated = (jnp.repeat(x, V, axis=2) for x in (q, k))
-    o, end = delta_rule(*repeated, columns(v), s.swapaxes(2, 3).reshape(BATCH, HEADS * V, K, 1), columns(decay))
+    transposed = s.swapaxes(2, 3).reshape(BATCH, HEADS * V, K, 1)
+    o, end = delta_rule(jnp.repeat(q, V, 2), jnp.repeat(k, V, 2), columns(v), transposed, columns(decay))
     assert gap(o.reshape(BATCH, 37, HEADS, V), jnp.stack(expected, 1)) < 1e-5
     assert gap(end.reshape(BATCH, HEADS, V, K).swapaxes(2, 3), state) < 1e-5
 
