@@ -242,8 +242,13 @@ def batch_axes(init_state: Callable[[int], State]) -> State:
     return jax.tree.map(axis, one, two)
 
 
-def where_rows(row_B: Array, new: State, old: State, axes: State) -> State:
-    """Return `new` in the rows that are True and `old` elsewhere. Leaves that all streams share (axis -1) stay old."""
+def where_rows(row_B: Array, new: State, old: State, axes: State = 0) -> State:
+    """Return `new` in the rows that are True and `old` elsewhere.
+
+    axes: the batch axis of each leaf, or one number for all. Leaves that all streams share (axis -1) stay old.
+    """
+    if isinstance(axes, int):
+        axes = jax.tree.map(lambda _: axes, old)
 
     def leaf(n, o, axis):
         if axis < 0:

@@ -32,14 +32,12 @@ from jax import Array, lax
 
 from memtx.core import Dims, Layer, Segment, State, pytree, reset
 from memtx.errors import positive
-from memtx.memory.rmt import Segmented
+from memtx.memory.rmt import ENDS, STARTS, Segmented
 from memtx.nn.linear import Linear
-from memtx.ops.chunks import Place
+from memtx.ops.chunks import change_rows
 from memtx.ops.rows import take
 
 EPSILON, TINY = 1e-5, 1e-12
-START, END = "armt/start_B", "armt/end_B"  # how the body tells its layers where rows start and end a segment,
-WHOLE = "armt/whole"  # and that all do
 
 
 @pytree
@@ -65,32 +63,26 @@ class Associative(nnx.Module):
         return Matrix(self.layer.init_state(batch_size), empty, jnp.zeros((batch_size, features)))
 
     def __call__(self, x_BTD: Array, state: Matrix, seg: Segment, *, key: Array | None = None):
-        layer = state.layer
-        if WHOLE in seg.shared:
-            layer = self.layer.init_state(len(x_BTD))
-        elif START in seg.shared:
-            layer = reset(self.layer, layer, seg.shared[START])
-        read = recall(state, dpfp(self.q(x_BTD), self.config.nu))[0]
+        layer = reset(self.layer, state.layer, seg.shared[STARTS])  # the matrix stays
+        read = recall(state.a_BFD, state.z_BF, dpfp(self.q(x_BTD), self.config.nu))[0]
         y_BTD, layer = self.layer(x_BTD + read.astype(x_BTD.dtype), layer, seg, key=key)
-        if WHOLE in seg.shared:
-            layer = lax.stop_gradient(layer)  # nobody will read it: no gradient is made
-        state = Matrix(layer, state.a_BFD, state.z_BF)
-        if END not in seg.shared or not self.config.write:
-            return y_BTD, state
-        last_BM = seg.length_B[:, None] - self.config.memory + jnp.arange(self.config.memory)
-        return y_BTD, self.write(state, take(y_BTD, jnp.maximum(last_BM, 0)), seg.shared[END])
+        a_z = state.a_BFD, state.z_BF
+        if self.config.write:
+            last_BM = seg.length_B[:, None] - self.config.memory + jnp.arange(self.config.memory)
+            m_BMD = take(y_BTD, jnp.maximum(last_BM, 0))
+            a_z = change_rows(seg.shared[ENDS], lambda a_z: self.write(*a_z, m_BMD), a_z)
+        return y_BTD, Matrix(layer, *a_z)
 
-    def write(self, state: Matrix, m_BMD: Array, end_B: Array) -> Matrix:
+    def write(self, a_BFD: Array, z_BF: Array, m_BMD: Array) -> tuple[Array, Array]:
+        """Return A and z after the memory tokens of a segment have been written."""
         k_BMF = dpfp(self.k(m_BMD), self.config.nu)
         v_BMD, beta_BM1 = self.v(m_BMD).astype(jnp.float32), jax.nn.sigmoid(self.beta(m_BMD).astype(jnp.float32))
-        known_BMD, z_k_BM1 = recall(state, k_BMF)
+        known_BMD, z_k_BM1 = recall(a_BFD, z_BF, k_BMF)
         new = 1 - z_k_BM1 / ((k_BMF**2).sum(-1, keepdims=True) + EPSILON)
-        first_B = (state.z_BF == 0).all(-1)  # features are not negative: z is 0 until something is written
+        first_B = (z_BF == 0).all(-1)  # features are not negative: z is 0 until something is written
         gamma_BM1 = lax.stop_gradient(jnp.where(first_B[:, None, None], 1.0, jnp.clip(new, 0, 1)))
-        a = state.a_BFD + jnp.einsum("BMF,BMD->BFD", k_BMF, beta_BM1 * (v_BMD - known_BMD))
-        z = state.z_BF + (gamma_BM1 * k_BMF).sum(1)
-        keep = lambda new, old, end: jnp.where(end, new, old)  # noqa: E731
-        return Matrix(state.layer, keep(a, state.a_BFD, end_B[:, None, None]), keep(z, state.z_BF, end_B[:, None]))
+        a_BFD = a_BFD + jnp.einsum("BMF,BMD->BFD", k_BMF, beta_BM1 * (v_BMD - known_BMD))
+        return a_BFD, z_BF + (gamma_BM1 * k_BMF).sum(1)
 
 
 def dpfp(u_BTE: Array, nu: int) -> Array:
@@ -101,10 +93,10 @@ def dpfp(u_BTE: Array, nu: int) -> Array:
     return phi * lax.rsqrt((phi**2).sum(-1, keepdims=True) + TINY)
 
 
-def recall(state: Matrix, key_BTF: Array) -> tuple[Array, Array]:
-    """What the matrix holds under these keys [B, T, D], and z . key + e [B, T, 1]."""
-    z_k_BT1 = jnp.einsum("BTF,BF->BT", key_BTF, state.z_BF)[..., None] + EPSILON
-    return jnp.einsum("BTF,BFD->BTD", key_BTF, state.a_BFD) / z_k_BT1, z_k_BT1
+def recall(a_BFD: Array, z_BF: Array, key_BTF: Array) -> tuple[Array, Array]:
+    """Return the values that the matrix has for these keys, [B, T, D], and z . key + e, [B, T, 1]."""
+    z_k_BT1 = jnp.einsum("BTF,BF->BT", key_BTF, z_BF)[..., None] + EPSILON
+    return jnp.einsum("BTF,BFD->BTD", key_BTF, a_BFD) / z_k_BT1, z_k_BT1
 
 
 class ARMT(Segmented):
@@ -133,12 +125,3 @@ class ARMT(Segmented):
     def __init__(self, config: Config, dims: Dims, key: Array, body: Layer):
         super().__init__(config, dims, key, body)
         self.before, self.after = 0, config.memory if config.write else 0
-
-    def begin(self, inner: Segment, body: State, place: Place | None) -> tuple[Segment, State]:
-        """The layers themselves forget the segment before, since their matrices stay."""
-        if place is None:
-            all_B = jnp.ones(len(inner.length_B), bool)
-            told = {WHOLE: all_B, END: all_B}
-        else:
-            told = {START: place.begins_B, END: place.complete_B}
-        return inner.replace(shared={**inner.shared, **told}), body

@@ -25,14 +25,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array, lax
+from jax import Array
 
-from memtx.core import Dims, Memory, Segment, pytree, segment, where_rows
+from memtx.core import Dims, Memory, Segment, pytree, segment
 from memtx.errors import UserError, check_known, positive
 from memtx.memory.window import Recent, own
 from memtx.nn.attention import KeySet, attend
 from memtx.nn.linear import Linear, Norm, normal, unit
-from memtx.ops.chunks import Place, in_chunks
+from memtx.ops.chunks import ChunkPart, change_rows, in_chunks
 from memtx.ops.rows import put, take
 
 
@@ -132,17 +132,13 @@ class BlockRecurrent(Memory):
         k, v = self.keys_values(self.kv(x_BTD))
         near = attend(q, [recent.source(seg, c.window), own(k, v, seg, c.window)], seg, self.dims)
 
-        def step(block: Block, tokens, place: Place | None):
+        def step(block: Block, tokens, part: ChunkPart):
             q, k, v = tokens
-            block = with_tokens(block, k, v, place, c.block)
+            block = with_tokens(block, k, v, part, c.block)
             s_BSD = self.named(block.state_BSD, x_BTD.dtype)
             kv_state = self.keys_values(self.kv_state(s_BSD))
             y = self.look(q, *kv_state)
-            if place is None:
-                return self.change(block, s_BSD, kv_state), y
-            rows = jax.tree.map(lambda _: 0, block)
-            change = lambda b: where_rows(place.complete_B, self.change(b, s_BSD, kv_state), b, rows)  # noqa: E731
-            return lax.cond(place.complete_B.any(), change, lambda b: b, block), y
+            return change_rows(part.ends_B, lambda block: self.change(block, s_BSD, kv_state), block), y
 
         first = jnp.broadcast_to(self.initial[...], state.state_BSD.shape)
         begun_BSD = jnp.where((recent.count_B == 0)[:, None, None], first, state.state_BSD)
@@ -193,13 +189,8 @@ class BlockRecurrent(Memory):
         return (unit(k) if self.config.normalize else k), v
 
 
-def with_tokens(block: Block, k_BQKH: Array, v_BQKH: Array, place: Place | None, size: int) -> Block:
-    """The block under way, the last `size` slots, with these keys and values in it; place as in `in_chunks`."""
-    before = block.k_BRKH.shape[1] - size
-
-    def write(old_BRKH: Array, new_BQKH: Array) -> Array:
-        if place is None:
-            return jnp.concatenate([old_BRKH[:, :before], new_BQKH.astype(old_BRKH.dtype)], 1)
-        return put(old_BRKH, jnp.where(place.valid_BQ, before + place.slot_BQ, before + size), new_BQKH)
-
-    return dataclasses.replace(block, k_BRKH=write(block.k_BRKH, k_BQKH), v_BRKH=write(block.v_BRKH, v_BQKH))
+def with_tokens(block: Block, k_BQKH: Array, v_BQKH: Array, part: ChunkPart, size: int) -> Block:
+    """Write keys and values into the block under way, which has the last `size` slots."""
+    slots = block.k_BRKH.shape[1]
+    index_BQ = slots - size + part.slot_BQ + slots * ~part.valid_BQ  # slots without a token are out of range
+    return dataclasses.replace(block, k_BRKH=put(block.k_BRKH, index_BQ, k_BQKH), v_BRKH=put(block.v_BRKH, index_BQ, v_BQKH))

@@ -31,11 +31,11 @@ import numpy as np
 from flax import nnx
 from jax import Array, lax
 
-from memtx.core import Dims, Segment, emit, pytree, rematerialised, wants, where_rows
+from memtx.core import Dims, Segment, emit, pytree, wants, where_rows
 from memtx.errors import UserError, positive
 from memtx.nn.conv import ShortConv
 from memtx.nn.linear import Linear, dense, normal, unit
-from memtx.ops.chunks import Place, in_chunks
+from memtx.ops.chunks import ChunkPart, in_chunks
 from memtx.ops.delta import between
 
 Weights = tuple[Array, ...]  # a layer each: [B, N, I, O]
@@ -184,8 +184,9 @@ class NeuralMemory(nnx.Module):
         tokens_BTNF, tail = self.project(x_BTD, tail, seg.length_B)
         if wants("metric"):
             emit("metric/forget", jax.nn.sigmoid(tokens_BTNF[..., -1]).mean((0, 1)))
-        y_BTNH, fast = in_chunks(self.config.chunk, rematerialised(self.step), tokens_BTNF, self.warm(old), old.offset_B, seg)
-        return self.merge(y_BTNH, x_BTD.dtype), (settle(old, fast, seg, self.config.chunk), tail)
+        size, fast = self.config.chunk, self.initialise(old)
+        y_BTNH, fast = in_chunks(size, self.step, tokens_BTNF, fast, old.offset_B, seg, remat=True)
+        return self.merge(y_BTNH, x_BTD.dtype), (finish(old, fast, seg, size), tail)
 
     def project(self, x_BTD: Array, tail, length_B: Array):
         """q, k, v and the gates' logits of every token and head, side by side in float32, and the convolution's tail."""
@@ -195,21 +196,20 @@ class NeuralMemory(nnx.Module):
         logits = dense(x_BTD.astype(jnp.float32), self.gates[...]) + self.gates_bias[...]
         return jnp.concatenate([unit(q), unit(k), v, logits.reshape(shape)], -1), tail
 
-    def step(self, fast: Fast, tokens_BQNF: Array, place: Place | None) -> tuple[Fast, Array]:
-        """A chunk, or a part of one: y_BQNH and what is remembered."""
-        size, start = self.dims.head_dim, starts(fast, place)
+    def step(self, fast: Fast, tokens_BQNF: Array, part: ChunkPart) -> tuple[Fast, Array]:
+        """Read and learn one part of a chunk. Returns the new memories and y_BQNH."""
+        size, start = self.dims.head_dim, chunk_start(fast, part)
         q, k, v, logits = jnp.split(tokens_BQNF.swapaxes(1, 2), [size, 2 * size, 3 * size], -1)
         theta, eta, alpha = jnp.moveaxis(logits, -1, 0)
         theta = self.config.lr / self.config.chunk * jax.nn.sigmoid(theta)
         log_keep = jax.nn.log_sigmoid(-alpha) if self.config.forget else jnp.zeros_like(alpha)
         gates = Gates(theta, log_keep, jax.nn.log_sigmoid(eta), jnp.ones_like(theta))
-        if place is not None:
-            gates = jax.tree.map(lambda gate: jnp.where(place.valid_BQ[:, None], gate, 0), gates)
+        gates = jax.tree.map(lambda gate: jnp.where(part.valid_BQ[:, None], gate, 0), gates)
         now, momentum, y_BNQH = learn(fast.now, start, fast.momentum, q, k, v, gates, self.config.clip)
         return dataclasses.replace(fast, now=now, start=start, momentum=momentum), y_BNQH.swapaxes(1, 2)
 
-    def warm(self, fast: Fast) -> Fast:
-        """The learned first weights where a row has read nothing yet."""
+    def initialise(self, fast: Fast) -> Fast:
+        """Put the learned first weights into the rows that have read nothing yet."""
 
         def put(old):
             return tuple(jnp.where(fast.fresh_B[:, None, None, None], p[...], w) for p, w in zip(self.first, old, strict=True))
@@ -221,16 +221,13 @@ class NeuralMemory(nnx.Module):
         return self.out(y.reshape(*y.shape[:2], -1).astype(dtype))
 
 
-def starts(fast: Fast, place: Place | None) -> Weights:
-    """The weights that gradients are taken at: those of now in rows where a chunk begins."""
-    if place is None:
-        return fast.now
-    return where_rows(place.begins_B, fast.now, fast.start, jax.tree.map(lambda _: 0, fast.now))
+def chunk_start(fast: Fast, part: ChunkPart) -> Weights:
+    """Return the weights at the start of each row's chunk, at which gradients are taken."""
+    return where_rows(part.starts_B, fast.now, fast.start)
 
 
-def settle(old: Fast, new: Fast, seg: Segment, chunk: int) -> Fast:
-    """What to carry after a call: `old`, to the bit, in rows that got no token."""
+def finish(old: Fast, new: Fast, seg: Segment, chunk: int) -> Fast:
+    """Return the state after a call. Rows without a token keep `old` to the bit."""
     offset_B = (old.offset_B + seg.length_B) % chunk
-    some_B = seg.length_B > 0
     new = dataclasses.replace(new, offset_B=offset_B, fresh_B=jnp.zeros_like(old.fresh_B))
-    return where_rows(some_B, new, old, jax.tree.map(lambda _: 0, old))
+    return where_rows(seg.length_B > 0, new, old)

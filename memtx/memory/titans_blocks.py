@@ -27,14 +27,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from memtx.core import Dims, Memory, Segment, pytree, rematerialised
+from memtx.core import Dims, Memory, Segment, pytree, where_rows
 from memtx.errors import positive
-from memtx.memory.titans import Fast, NeuralMemory, Settings, apply, settle, starts
+from memtx.memory.titans import Fast, NeuralMemory, Settings, apply, chunk_start, finish
 from memtx.memory.window import Recent, own
 from memtx.nn.attention import KeySet, Projections, attend
 from memtx.nn.conv import ShortConv
 from memtx.nn.linear import Linear, Norm, normal, unit
-from memtx.ops.chunks import Place, in_chunks
+from memtx.ops.chunks import ChunkPart, in_chunks
 from memtx.ops.rows import put
 
 
@@ -134,6 +134,12 @@ class Context:
     k_BSKH: Array
     v_BSKH: Array
 
+    def source(self) -> KeySet:
+        """Return the keys and values of the segment. The age of slots that are not written yet hides them."""
+        size = self.k_BSKH.shape[1] // 2
+        position_BS = jnp.broadcast_to(jnp.tile(jnp.arange(size), 2), self.k_BSKH.shape[:2])
+        return KeySet(self.k_BSKH, self.v_BSKH, position_BS, None)
+
 
 class MAC(Memory):
     """Residual site: attention within a segment, with what the memory has to say to each of its tokens."""
@@ -172,43 +178,40 @@ class MAC(Memory):
         query, query_tail = self.conv(self.query(x_BTD), state.query_tail, seg.length_B)
         query_BTNH = unit(query.astype(jnp.float32).reshape(*x_BTD.shape[:2], self.dims.num_heads, -1))
         tokens = *self.near.attention.heads(x_BTD), query_BTNH
-        warm = dataclasses.replace(state, fast=self.memory.warm(state.fast), query_tail=query_tail)
+        context = dataclasses.replace(state, fast=self.memory.initialise(state.fast), query_tail=query_tail)
 
-        def step(context, tokens_BQ, place):
-            return self.step(context, tokens_BQ, place, seg)
+        def step(context, tokens_BQ, part):
+            return self.step(context, tokens_BQ, part, seg)
 
-        o_BTD, after = in_chunks(self.config.chunk, rematerialised(step), tokens, warm, state.fast.offset_B, seg)
-        fast = settle(state.fast, after.fast, seg, self.config.chunk)
+        o_BTD, after = in_chunks(self.config.chunk, step, tokens, context, state.fast.offset_B, seg, remat=True)
+        fast = finish(state.fast, after.fast, seg, self.config.chunk)
         return o_BTD, dataclasses.replace(after, fast=fast)
 
-    def step(self, context: Context, tokens, place: Place | None, seg: Segment) -> tuple[Context, Array]:
-        """A segment, or a part of one."""
+    def step(self, context: Context, tokens, part: ChunkPart, seg: Segment) -> tuple[Context, Array]:
+        """Read and learn one part of a segment. Returns the new context and o_BQD."""
         q, k, v, query_BQNH = tokens
-        batch, slots = q.shape[:2]
-        read_BNQH = apply(starts(context.fast, place), query_BQNH.swapaxes(1, 2))
-        h_k, h_v = self.near.attention.keys_values(self.memory.merge(read_BNQH.swapaxes(1, 2), q.dtype))
-        if place is None:
-            slot_BQ = jnp.broadcast_to(jnp.arange(slots), (batch, slots))
-            length_B, all_BQ = jnp.full(batch, slots), slot_BQ >= 0
-            sources = [KeySet(*kv, slot_BQ, all_BQ, lead=0) for kv in ((h_k, h_v), (k, v))]
-        else:
-            slot_BQ, length_B = place.slot_BQ, place.valid_BQ.sum(1, dtype=jnp.int32)
-            context, source = write(context, (h_k, k), (h_v, v), place)
-            sources = [source]
-        y_BQD = self.near.attend(q, sources, seg.replace(position_BT=slot_BQ))
-        learned, tail = self.memory.project(y_BQD, context.tail, length_B)
-        fast, m_BQNH = self.memory.step(context.fast, learned, place)
+        read_BQNH = apply(chunk_start(context.fast, part), query_BQNH.swapaxes(1, 2))
+        h_k, h_v = self.near.attention.keys_values(self.memory.merge(read_BQNH.swapaxes(1, 2), q.dtype))
+        context = write(context, (h_k, h_v), (k, v), part)
+        y_BQD = self.near.attend(q, [context.source()], seg.replace(position_BT=jnp.asarray(part.slot_BQ)))
+        learned, tail = self.memory.project(y_BQD, context.tail, part.length_B)
+        fast, m_BQNH = self.memory.step(context.fast, learned, part)
         o_BQD = self.gate(y_BQD, self.memory.merge(m_BQNH, y_BQD.dtype))
-        return dataclasses.replace(context, fast=fast, tail=tail), o_BQD
+        context = dataclasses.replace(context, fast=fast, tail=tail)
+        return empty(context, part.ends_B), o_BQD
 
 
-def write(context: Context, k: tuple[Array, Array], v: tuple[Array, Array], place: Place) -> tuple[Context, KeySet]:
-    """The segment so far as a source, with keys and values of h and of x added, and what is left of it after the block."""
+def write(context: Context, h: tuple[Array, Array], x: tuple[Array, Array], part: ChunkPart) -> Context:
+    """Write the keys and values of h and of x, each [B, Q, K, H], at their slots of the segment."""
     size = context.k_BSKH.shape[1] // 2
-    index_BQ = jnp.where(place.valid_BQ, place.slot_BQ, 2 * size)  # out of range: dropped
-    index_BQ = jnp.concatenate([index_BQ, index_BQ + size], 1)
-    k_BSKH, v_BSKH = (put(old, index_BQ, jnp.concatenate(new, 1)) for old, new in ((context.k_BSKH, k), (context.v_BSKH, v)))
-    position_BS = jnp.broadcast_to(jnp.tile(jnp.arange(size), 2), k_BSKH.shape[:2])  # later slots hide behind their age
-    over_B = place.complete_B[:, None, None, None]
-    context = dataclasses.replace(context, k_BSKH=jnp.where(over_B, 0, k_BSKH), v_BSKH=jnp.where(over_B, 0, v_BSKH))
-    return context, KeySet(k_BSKH, v_BSKH, position_BS, position_BS >= 0)
+    index_BQ = part.slot_BQ + 2 * size * ~part.valid_BQ  # slots without a token are out of range, so they are dropped
+    k, v = (put(old, index_BQ, new) for old, new in zip((context.k_BSKH, context.v_BSKH), h, strict=True))
+    k, v = (put(old, index_BQ + size, new) for old, new in zip((k, v), x, strict=True))
+    return dataclasses.replace(context, k_BSKH=k, v_BSKH=v)
+
+
+def empty(context: Context, ends_B: Array) -> Context:
+    """Return the context with no keys and values in the rows whose segment has ended."""
+    keys_values = context.k_BSKH, context.v_BSKH
+    k, v = where_rows(ends_B, jax.tree.map(jnp.zeros_like, keys_values), keys_values)
+    return dataclasses.replace(context, k_BSKH=k, v_BSKH=v)

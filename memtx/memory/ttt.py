@@ -30,11 +30,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from memtx.core import Dims, Memory, Segment, pytree, where_rows
+from memtx.core import Dims, Memory, Segment, pytree
 from memtx.errors import UserError, positive
 from memtx.nn.linear import Linear, Norm, normal
 from memtx.nn.positions import rope
-from memtx.ops.chunks import Place, in_chunks
+from memtx.ops.chunks import ChunkPart, change_rows, in_chunks
 
 Layers = Any  # ((w [..., N, I, O], b [..., N, 1, O]), ...), or the same of gradients
 
@@ -103,18 +103,17 @@ class TTTLinear(Memory):
         row_n = jnp.maximum(1 / jnp.arange(1, size + 1) + self.tau[...], 0)
         norm = partial(layer_norm, self.scale[...], self.bias[...])
 
-        def step(state: FastWeights, tokens, place: Place | None):
+        def train(state: FastWeights) -> FastWeights:
+            moved = jax.tree.map(lambda m, g: m - row_n[-1] * g, state.moved, state.gradient)
+            return FastWeights(moved, jax.tree.map(jnp.zeros_like, moved), state.offset_B)
+
+        def step(state: FastWeights, tokens, part: ChunkPart):
             q, k, v, rate = (a.swapaxes(1, 2) for a in tokens)
-            start, row = jax.tree.map(jnp.add, first, state.moved), row_n[None]
-            if place is not None:
-                rate, row = jnp.where(place.valid_BQ[:, None, :, None], rate, 0), row_n[place.slot_BQ]
-            o, gradient = train_and_read(start, state.gradient, q, k, v, rate, row[:, None, :, None], norm)
-            moved = jax.tree.map(lambda m, g: m - row_n[-1] * g, state.moved, gradient)
-            done = FastWeights(moved, jax.tree.map(jnp.zeros_like, gradient), state.offset_B)
-            if place is not None:
-                going = dataclasses.replace(state, gradient=gradient)
-                done = where_rows(place.complete_B, done, going, jax.tree.map(lambda _: 0, done))
-            return done, o.swapaxes(1, 2)
+            rate = jnp.where(part.valid_BQ[:, None, :, None], rate, 0)
+            row = row_n[part.slot_BQ][:, None, :, None]
+            start = jax.tree.map(jnp.add, first, state.moved)
+            o, gradient = train_and_read(start, state.gradient, q, k, v, rate, row, norm)
+            return change_rows(part.ends_B, train, dataclasses.replace(state, gradient=gradient)), o.swapaxes(1, 2)
 
         tokens = (*self.heads(x_BTD, state.offset_B), self.rates(x_BTD))
         o_BTNH, state = in_chunks(size, step, tokens, state, state.offset_B, seg)
