@@ -32,7 +32,7 @@ from jax import Array, lax
 
 from memtx.core import Dims, Layer, Segment, State, pytree, reset
 from memtx.errors import positive
-from memtx.memory.rmt import ENDS, STARTS, Segmented
+from memtx.memory.segmented import ENDS, STARTS, Segmented
 from memtx.nn.linear import Linear
 from memtx.ops.chunks import change_rows
 from memtx.ops.rows import take
@@ -124,4 +124,4 @@ class ARMT(Segmented):
 
     def __init__(self, config: Config, dims: Dims, key: Array, body: Layer):
         super().__init__(config, dims, key, body)
-        self.before, self.after = 0, config.memory if config.write else 0
+        self.around = 0, config.memory if config.write else 0

@@ -49,7 +49,10 @@ class ChunkPart:
 
 
 def change_rows(row_B: Array | np.ndarray, change: Callable[[State], State], state: State) -> State:
-    """Return `change(state)` in the rows that are True. If there is none, the change is skipped at run time."""
+    """Return `change(state)` in the rows that are True. If there is none, the change is skipped at run time.
+
+    The batch is the first axis of every leaf.
+    """
     return lax.cond(row_B.any(), lambda s: where_rows(row_B, change(s), s), lambda s: s, state)
 
 
