@@ -243,7 +243,7 @@ def batch_axes(init_state: Callable[[int], State]) -> State:
     return jax.tree.map(axis, one, two)
 
 
-def where_rows(row_B: Array, new: State, old: State, axes: State = 0) -> State:
+def where_rows(row_B: Array | np.ndarray, new: State, old: State, axes: State = 0) -> State:
     """Return `new` in the rows that are True and `old` elsewhere.
 
     axes: the batch axis of each leaf, or one number for all. Leaves that all streams share (axis -1) stay old.

@@ -13,6 +13,7 @@ B stream, T time, Q slots of a part of a segment, M memory tokens, I tokens of a
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -135,7 +136,7 @@ class Segmented(Memory):
         return Recurrence(body, memory, state.offset_B), take(y_BID, text_BQ)
 
 
-def inner_indices(part: ChunkPart, before: int, after: int, memory: int) -> tuple[Array | np.ndarray, ...]:
+def inner_indices(part: ChunkPart, before: int, after: int, memory: int) -> tuple[Any, ...]:
     """Return the indices that make an inner call, and those that read it.
 
     A row of [before ; Q ; after] tokens has read tokens if its segment starts in this part, then its text, then write tokens if

@@ -31,24 +31,25 @@ class ChunkPart:
     operators alone are NumPy arrays too, so `rows.take` and `rows.put` become slices.
     """
 
-    valid_BQ: Array | np.ndarray
-    slot_BQ: Array | np.ndarray
-    starts_B: Array | np.ndarray
-    ends_B: Array | np.ndarray
+    valid_BQ: Array
+    slot_BQ: Array
+    starts_B: Array
+    ends_B: Array
 
     @staticmethod
     def whole(batch: int, size: int) -> ChunkPart:
         """Return the part that is a whole chunk in every row, as NumPy arrays."""
-        all_B = np.ones(batch, bool)
-        return ChunkPart(np.ones((batch, size), bool), np.tile(np.arange(size, dtype=np.int32), (batch, 1)), all_B, all_B)
+        slot_BQ, all_B = np.tile(np.arange(size, dtype=np.int32), (batch, 1)), np.ones(batch, bool)
+        arrays: Any = slot_BQ >= 0, slot_BQ, all_B, all_B
+        return ChunkPart(*arrays)
 
     @property
-    def length_B(self) -> Array | np.ndarray:
+    def length_B(self) -> Array:
         """The number of tokens in this part."""
         return self.valid_BQ.sum(1, dtype=np.int32)
 
 
-def change_rows(row_B: Array | np.ndarray, change: Callable[[State], State], state: State) -> State:
+def change_rows(row_B: Array, change: Callable[[State], State], state: State) -> State:
     """Return `change(state)` in the rows that are True. If there is none, the change is skipped at run time.
 
     The batch is the first axis of every leaf.

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from memtx.core import collect, emit, segment
-from memtx.ops.chunks import change_rows, in_chunks
+from memtx.ops.chunks import ChunkPart, change_rows, in_chunks
+from memtx.ops.grid import Grid
 
 SIZE, BATCH, TIME = 4, 2, 8
 
@@ -61,3 +62,16 @@ def test_losses_of_all_chunks_are_passed_on_from_either_branch(offset):
 
     _, aux = jax.jit(lambda x: collect(run, "loss")(x))(x_BT)
     np.testing.assert_allclose(sum(value.sum() for value in aux["loss/size"]), (x_BT**2).sum(), rtol=1e-5)
+
+
+def test_a_whole_chunk_is_the_part_that_a_grid_gives():
+    grid = Grid(jnp.ones((BATCH, SIZE), bool), jnp.zeros(BATCH, jnp.int32), SIZE)
+    part = ChunkPart.whole(BATCH, SIZE)
+    for ours, theirs in (
+        (part.valid_BQ, grid.valid_KBQ),
+        (part.slot_BQ, grid.slot_KBQ),
+        (part.starts_B, grid.start_KB),
+        (part.ends_B, grid.complete_KB),
+    ):
+        np.testing.assert_array_equal(ours, theirs[0])
+    np.testing.assert_array_equal(part.length_B, SIZE)
