@@ -30,7 +30,7 @@ from memtx.core import Dims, Memory, Segment, collect, emit, pytree, segment, wa
 from memtx.errors import UserError, positive
 from memtx.memory import bank
 from memtx.memory.bank import Bank
-from memtx.nn.attention import MASKED
+from memtx.ops.attention import MASKED
 from memtx.ops.rows import take
 
 

@@ -30,7 +30,7 @@ from memtx.memory import bank
 from memtx.memory.bank import Bank
 from memtx.memory.sink import Sink, Sinks
 from memtx.memory.window import Recent, Window
-from memtx.nn.attention import MASKED
+from memtx.ops.attention import MASKED
 from memtx.nn.linear import unit
 
 

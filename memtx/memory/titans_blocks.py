@@ -30,7 +30,7 @@ from jax import Array
 from memtx.core import Dims, Memory, Segment, pytree, rematerialised
 from memtx.errors import positive
 from memtx.memory.titans import Fast, NeuralMemory, Settings, apply, settle, starts
-from memtx.memory.window import Recent, own
+from memtx.memory.window import Recent
 from memtx.nn.attention import KeySet, Projections, attend
 from memtx.nn.conv import ShortConv
 from memtx.nn.linear import Linear, Norm, normal, unit
@@ -96,7 +96,7 @@ class MemoryAndWindow(Memory):
     def window(self, x_BTD: Array, recent: Recent, seg: Segment) -> tuple[Array, Recent]:
         attention, size = self.near.attention, self.config.window
         q, (k, v) = attention.queries(x_BTD), attention.keys_values(x_BTD)
-        y_BTD = self.near.attend(q, [recent.source(seg, size), own(k, v, seg, size)], seg)
+        y_BTD = self.near.attend(q, [recent.keys(size), KeySet.call(k, v, seg, window=size)], seg)
         return y_BTD, recent.write(k, v, seg)
 
 
@@ -189,8 +189,8 @@ class MAC(Memory):
         h_k, h_v = self.near.attention.keys_values(self.memory.merge(read_BNQH.swapaxes(1, 2), q.dtype))
         if place is None:
             slot_BQ = jnp.broadcast_to(jnp.arange(slots), (batch, slots))
-            length_B, all_BQ = jnp.full(batch, slots), slot_BQ >= 0
-            sources = [KeySet(*kv, slot_BQ, all_BQ, lead=0) for kv in ((h_k, h_v), (k, v))]
+            length_B = jnp.full(batch, slots)
+            sources = [KeySet.call(*kv, seg) for kv in ((h_k, h_v), (k, v))]
         else:
             slot_BQ, length_B = place.slot_BQ, place.valid_BQ.sum(1, dtype=jnp.int32)
             context, source = write(context, (h_k, k), (h_v, v), place)
