@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Protocol, dataclass_transform
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array, lax
 
@@ -242,12 +243,20 @@ def batch_axes(init_state: Callable[[int], State]) -> State:
     return jax.tree.map(axis, one, two)
 
 
-def where_rows(row_B: Array, new: State, old: State, axes: State) -> State:
-    """Return `new` in the rows that are True and `old` elsewhere. Leaves that all streams share (axis -1) stay old."""
+def where_rows(row_B: Array | np.ndarray, new: State, old: State, axes: State = 0) -> State:
+    """Return `new` in the rows that are True and `old` elsewhere.
+
+    axes: the batch axis of each leaf, or one number for all. Leaves that all streams share (axis -1) stay old.
+    """
+    if isinstance(axes, int):
+        axes = jax.tree.map(lambda _: axes, old)
+    everywhere = isinstance(row_B, np.ndarray) and row_B.all()  # known at compile time: then `old` gets no gradient
 
     def leaf(n, o, axis):
         if axis < 0:
             return o
+        if everywhere:
+            return n
         return jnp.where(row_B.reshape((1,) * axis + (-1,) + (1,) * (o.ndim - axis - 1)), n, o)
 
     return jax.tree.map(leaf, new, old, axes)

@@ -1,23 +1,25 @@
 """Block-Recurrent Transformer: a window, and state vectors that cross-attend to each block of tokens, like a wide LSTM cell.
 
-    s = norm(S) + ids ;  K, V of s, and K, V of x: each shared by both directions
-    tokens   y = [window attention(x, x) ; attention(x Wq', s)] Wo                        S as it was when the block began
-    states   h = [attention(s Wq, s) ; attention(s Wq', x of the last `blocks` blocks)] ;  z = h W + b    when a block ends
+    s = norm(S) + ids                                          K, V of s, and K, V of x, are each shared by both directions
+    tokens   y = [window attention(x, x) ; attention(x Wq', s)] Wo                        S from the start of the block
+    states   h = [attention(s Wq, s) ; attention(s Wq', x of the last `blocks` blocks)]   when a block ends
+             z = h W + b
     gate     fixed   S' = g S + (1 - g) z ,  g = sig(keep)                                the paper's best ("fixed, skip")
              lstm    S' = sig(f + 1) S + sig(i - 1) tanh(z) ,  with z, i, f three maps of h
     scores   q k / sqrt(H), or with `normalize` |c_h| q k / (|q| |k|): a learned c per head for each of the four queries
-    S starts at a learned value, drawn from N(0, 0.1^2); the ids are learned, too, from N(0, 1), so that slots differ.
 
-What is differentiable: everything, through the window and through S as far back as the caller's `detach` lets it. The
-attentions to and from S have no positions. A block under way is in the window's keys and values, so nothing else is kept.
+S starts at a learned value, drawn from N(0, 0.1^2). The ids are learned too, drawn from N(0, 1), so that slots differ.
 
-Deviations: the window slides, has exactly `window` tokens, and its cache can carry gradient (the paper's previous segment
-carries none); z goes into the gate directly (the paper's "skip" form), there is no feed-forward network on states; the state
-is cleared at the start of a document, and the states do not read blocks before it (the authors' code reads zeros there).
+What is differentiable: everything. Gradients pass through the window and through S until the caller detaches the state. The
+attentions to and from S have no positions. The tokens of an unfinished block are in the window, so the state has nothing else.
+
+Deviations: the window slides, has exactly `window` tokens, and its cache can carry gradient. The paper's previous segment
+carries none. z goes into the gate directly (the paper's "skip" form), and states have no feed-forward network. A reset at the
+start of a document clears the state, and the states do not read blocks before it. The authors' code reads zeros there.
 
 Source: Hutchins et al. 2022 (arXiv 2203.07852); the authors' code, google-research/meliad.
-B stream, T time, Q slots of a block of the grid, C block, R keys that the states read, M window, S state vectors, N query
-heads, K kv heads, H head dim, D model.
+B stream, T time, Q slots of a part of a block, C block, R keys that the states read, M window, S state vectors, N query heads,
+K kv heads, H head dim, D model.
 """
 
 import dataclasses
@@ -25,26 +27,31 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array, lax
+from jax import Array
 
-from memtx.core import Dims, Memory, Segment, pytree, segment, where_rows
+from memtx.core import Dims, Memory, Segment, pytree, segment
 from memtx.errors import UserError, check_known, positive
 from memtx.memory.window import Recent
 from memtx.nn.attention import KeySet, attend
 from memtx.nn.linear import Linear, Norm, normal, unit
-from memtx.ops.chunks import Place, in_chunks
+from memtx.ops.chunks import ChunkPart, change_rows, in_chunks
 from memtx.ops.rows import put, take
 
 
 @pytree
 class Recurrence:
-    state_BSD: Array  # in a row that has read nothing, the learned initial value stands for it
+    """The state vectors, and the window with the unfinished block."""
+
+    state_BSD: Array  # not read in a row that has read nothing: the learned initial value takes its place
     window: Recent
 
 
 @pytree
 class Block:
-    """Within a call: state vectors, keys and values of the last blocks, the one under way last, and how many went before."""
+    """Within a call: state vectors, keys and values of the last blocks, and the number of finished blocks.
+
+    The unfinished block is the last `block` of the R entries.
+    """
 
     state_BSD: Array
     k_BRKH: Array
@@ -53,7 +60,7 @@ class Block:
 
 
 class Queries(Linear):
-    """x_BTD -> q_BTNH. `normalize`: of a length that is learned for each head, 1 at first."""
+    """The map x_BTD -> q_BTNH. With `normalize`, queries have a learned length for each head, 1 at first."""
 
     def __init__(self, key: Array, dims: Dims, normalize: bool):
         super().__init__(key, dims.width, dims.num_heads * dims.head_dim)
@@ -61,6 +68,7 @@ class Queries(Linear):
         self.scale = nnx.Param(jnp.ones(dims.num_heads), optim="no_decay") if normalize else None
 
     def __call__(self, x_BTD: Array) -> Array:
+        """Return q_BTNH."""
         q_BTNH = super().__call__(x_BTD).reshape(*x_BTD.shape[:2], self.num_heads, -1)
         return q_BTNH if self.scale is None else unit(q_BTNH) * jnp.abs(self.scale[...])[:, None].astype(q_BTNH.dtype)
 
@@ -73,15 +81,18 @@ class BlockRecurrent(Memory):
 
     @classmethod
     def preset_layers(cls, layers: int) -> tuple[int, ...]:
+        """Return the one layer in which the paper has it."""
         return (3 * layers // 4,)
 
     @dataclasses.dataclass(frozen=True)
     class Config:
+        """The settings of a Block-Recurrent layer."""
+
         block: int = 128  # tokens between two changes of the state
         window: int = 256  # tokens that a query sees, itself included
         states: int = 128  # state vectors
         gate: str = "fixed"  # fixed | lstm
-        blocks: int = 2  # that the states read when a block ends: it and those before it
+        blocks: int = 2  # blocks that the states read when a block ends, that block included
         normalize: bool = False  # keys and queries to length 1, and a learned scale per head instead of 1 / sqrt(H)
 
         def __post_init__(self):
@@ -92,12 +103,12 @@ class BlockRecurrent(Memory):
 
         @property
         def read(self) -> int:
-            """Tokens that the states read."""
+            """The number of tokens that the states read."""
             return self.blocks * self.block
 
         @property
         def kept(self) -> int:
-            """Tokens whose keys and values are kept."""
+            """The number of tokens whose keys and values the state has."""
             return max(self.window, self.read)
 
     tiny = (
@@ -123,26 +134,24 @@ class BlockRecurrent(Memory):
             self.keep = normal(keys[10], (width,), 0.1, optim="no_decay")
 
     def init_state(self, batch_size: int) -> Recurrence:
+        """Return the state of rows that have read nothing."""
         zeros = jnp.zeros((batch_size, self.config.states, self.dims.width))
         return Recurrence(zeros, Recent.empty(batch_size, self.config.kept, self.dims))
 
     def __call__(self, x_BTD, state: Recurrence, seg: Segment, *, key: Array | None = None):
+        """Read the call's tokens: x_BTD -> y_BTD. The state vectors change at the end of each block."""
         c, recent = self.config, state.window
         q, q_cross = self.q(x_BTD), self.q_cross(x_BTD)
         k, v = self.keys_values(self.kv(x_BTD))
         near = attend(q, [recent.keys(c.window), KeySet.call(k, v, seg, window=c.window)], seg, self.dims)
 
-        def step(block: Block, tokens, place: Place | None):
+        def step(block: Block, tokens, part: ChunkPart):
             q, k, v = tokens
-            block = with_tokens(block, k, v, place, c.block)
+            block = with_tokens(block, k, v, part, c.block)
             s_BSD = self.named(block.state_BSD, x_BTD.dtype)
             kv_state = self.keys_values(self.kv_state(s_BSD))
             y = self.look(q, *kv_state)
-            if place is None:
-                return self.change(block, s_BSD, kv_state), y
-            rows = jax.tree.map(lambda _: 0, block)
-            change = lambda b: where_rows(place.complete_B, self.change(b, s_BSD, kv_state), b, rows)  # noqa: E731
-            return lax.cond(place.complete_B.any(), change, lambda b: b, block), y
+            return change_rows(part.ends_B, lambda block: self.change(block, s_BSD, kv_state), block), y
 
         first = jnp.broadcast_to(self.initial[...], state.state_BSD.shape)
         begun_BSD = jnp.where((recent.count_B == 0)[:, None, None], first, state.state_BSD)
@@ -155,17 +164,18 @@ class BlockRecurrent(Memory):
         return self.out(y.reshape(*x_BTD.shape[:2], -1)), after
 
     def last_blocks(self, recent: Recent) -> tuple[Array, Array]:
-        """Keys and values of the blocks that the states read next, from the window; after the newest token comes junk."""
+        """Return keys and values of the blocks that the states read next. The entries after the newest token mean nothing."""
         c = self.config
         newest_B1 = c.kept - recent.count_B[:, None] % c.block
         at_BR = jnp.minimum(newest_B1 + jnp.arange(c.read) - (c.read - c.block), c.kept - 1)
         return take(recent.k_BMKH, at_BR), take(recent.v_BMKH, at_BR)
 
     def named(self, state_BSD: Array, dtype) -> Array:
+        """Return s = norm(S) + ids."""
         return (self.norm(state_BSD) + self.ids[...]).astype(dtype)
 
     def change(self, block: Block, s_BSD: Array, kv_state: tuple[Array, Array]) -> Block:
-        """What a whole block of tokens makes of the state; kv_state: the state's own keys and values."""
+        """Return the state after a block has ended. kv_state: the keys and values of s."""
         k, v = (a.astype(s_BSD.dtype) for a in (block.k_BRKH, block.v_BRKH))
         read_BR = jnp.arange(-self.config.read, 0) >= -self.config.block * (1 + block.before_B[:, None])
         within = self.look(self.q_state(s_BSD), *kv_state)
@@ -183,23 +193,18 @@ class BlockRecurrent(Memory):
         return Block(new, k, v, block.before_B + 1)
 
     def look(self, q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, valid_BS: Array | None = None) -> Array:
-        """Attention of every query to every valid key, without positions."""
+        """Return the attention of every query to every valid key, without positions, [B, T, N, H]."""
         everywhere = KeySet(k_BSKH, v_BSKH, jnp.zeros(k_BSKH.shape[:2], jnp.int32), valid_BS, future=True)
         return attend(q_BTNH, [everywhere], segment(jnp.zeros(q_BTNH.shape[:2])), self.unplaced)
 
     def keys_values(self, kv_BTE: Array) -> tuple[Array, Array]:
-        """-> k_BTKH, v_BTKH"""
+        """Split a map's output into k_BTKH and v_BTKH."""
         k, v = jnp.split(kv_BTE.reshape(*kv_BTE.shape[:2], 2 * self.dims.num_kv_heads, self.dims.head_dim), 2, 2)
         return (unit(k) if self.config.normalize else k), v
 
 
-def with_tokens(block: Block, k_BQKH: Array, v_BQKH: Array, place: Place | None, size: int) -> Block:
-    """The block under way, the last `size` slots, with these keys and values in it; place as in `in_chunks`."""
-    before = block.k_BRKH.shape[1] - size
-
-    def write(old_BRKH: Array, new_BQKH: Array) -> Array:
-        if place is None:
-            return jnp.concatenate([old_BRKH[:, :before], new_BQKH.astype(old_BRKH.dtype)], 1)
-        return put(old_BRKH, jnp.where(place.valid_BQ, before + place.slot_BQ, before + size), new_BQKH)
-
-    return dataclasses.replace(block, k_BRKH=write(block.k_BRKH, k_BQKH), v_BRKH=write(block.v_BRKH, v_BQKH))
+def with_tokens(block: Block, k_BQKH: Array, v_BQKH: Array, part: ChunkPart, size: int) -> Block:
+    """Write keys and values into the unfinished block, which has the last `size` slots."""
+    slots = block.k_BRKH.shape[1]
+    index_BQ = slots - size + part.slot_BQ + slots * ~part.valid_BQ  # slots without a token are out of range
+    return dataclasses.replace(block, k_BRKH=put(block.k_BRKH, index_BQ, k_BQKH), v_BRKH=put(block.v_BRKH, index_BQ, v_BQKH))

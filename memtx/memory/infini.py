@@ -27,11 +27,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from memtx.core import Dims, Memory, Segment, emit, pytree, wants, where_rows
+from memtx.core import Dims, Memory, Segment, emit, pytree, wants
 from memtx.errors import UserError, positive
 from memtx.nn.attention import KeySet, attend
 from memtx.nn.linear import elu_plus_one
-from memtx.ops.chunks import Place, in_chunks
+from memtx.ops.chunks import ChunkPart, change_rows, in_chunks
 from memtx.ops.rows import shift
 
 EPSILON = 1e-6
@@ -116,7 +116,11 @@ class Infini(Memory):
     def remote(self, q_BTNH, k_BTKH, v_BTKH, state: Compressed, seg: Segment) -> tuple[Array, Compressed]:
         """A_mem of every token, in float32, and the state after the call."""
 
-        def step(carry, block, place: Place | None):
+        def close(carry):
+            memory, pending = carry
+            return jax.tree.map(jnp.add, memory, pending), jax.tree.map(jnp.zeros_like, pending)
+
+        def step(carry, block, part: ChunkPart):
             memory, pending = carry
             q, k, v = block
             y_BQNH = self.grouped_read(q, memory)
@@ -124,14 +128,10 @@ class Infini(Memory):
             s_BKQH = elu_plus_one(k_BKQH)
             if self.config.rule == "delta":
                 v_BKQH = v_BKQH - read(s_BKQH, memory)
-            if place is not None:
-                s_BKQH = jnp.where(place.valid_BQ[:, None, :, None], s_BKQH, 0)
+            s_BKQH = jnp.where(part.valid_BQ[:, None, :, None], s_BKQH, 0)
             matrix_BKHH = pending.matrix_BKHH + jnp.einsum("BKQH,BKQI->BKHI", s_BKQH, v_BKQH)
             pending = Sums(matrix_BKHH, pending.norm_BKH + s_BKQH.sum(2))
-            closed = jax.tree.map(jnp.add, memory, pending), jax.tree.map(jnp.zeros_like, pending)
-            if place is not None:
-                closed = where_rows(place.complete_B, closed, (memory, pending), jax.tree.map(lambda _: 0, closed))
-            return closed, y_BQNH
+            return change_rows(part.ends_B, close, (memory, pending)), y_BQNH
 
         carry = state.memory, state.pending
         y_BTNH, (memory, pending) = in_chunks(self.config.segment, step, (q_BTNH, k_BTKH, v_BTKH), carry, state.offset_B, seg)

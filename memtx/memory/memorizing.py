@@ -30,8 +30,8 @@ from memtx.memory import bank
 from memtx.memory.bank import Bank
 from memtx.memory.sink import Sink, Sinks
 from memtx.memory.window import Recent, Window
-from memtx.ops.attention import MASKED
 from memtx.nn.linear import unit
+from memtx.ops.attention import MASKED
 
 
 @pytree

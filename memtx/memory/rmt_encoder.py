@@ -1,13 +1,13 @@
 """RMT's encoder form: memory tokens before each segment of a body that sees all of a segment (`bidirectional` layers).
 
-    [m' ; y] = body([m ; x])            x: a segment of n tokens; m: M memory tokens, m' the body's outputs for them
-    m <- norm m'                        m starts at a learned value, and again at the start of a document
+    [m' ; y] = body([m ; x])            x: n tokens of a segment, m: M memory tokens, m': the body's outputs at m
+    m <- norm m'                        at the end of each segment. m starts at a learned value in each document
 
-Such a segment cannot come in parts, so each call is cut into segments from its own start, and a shorter one at its end is a
-segment too: calls of a multiple of n tokens give what one call gives. Layers' own memory is fresh in each segment.
+Such a segment cannot come in parts, so each call is cut into segments from its first token, and a shorter one at its end is a
+segment too. Calls of a multiple of n tokens therefore equal one call. The state of the layers inside is fresh in each segment.
 
-What is differentiable: everything, through the memory tokens as far back as the caller's `detach` lets it. Each segment is
-recomputed in the backward pass (remat). Deviation: the norm is RMT's own, as in rmt.py.
+What is differentiable: everything. Gradients pass through the memory tokens until the caller detaches the state. The backward
+pass recomputes each segment (remat). Deviation: RMT has a norm for m', as in rmt.py.
 
 Source: Bulatov et al. 2022 (arXiv 2207.06881), 2023 (2304.11062).
 B stream, T time, P segments, C tokens of a segment, M memory tokens, I tokens of an inner call, D model.
@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from memtx.core import Dims, Layer, Memory, Segment, rematerialised, scan
-from memtx.memory.rmt import Segmented, Tokens
+from memtx.core import Dims, Layer, Memory, Segment, rematerialised, scan, where_rows
+from memtx.memory.rmt import Tokens
+from memtx.memory.segmented import Segmented
 from memtx.nn.linear import Norm, normal
 from memtx.ops.grid import skip_if_empty
 
@@ -41,19 +42,20 @@ class RMTEncoder(Memory):
         self.norm = Norm("rms", dims.width)
 
     def init_state(self, batch_size: int) -> Tokens:
-        return Tokens(jnp.zeros((batch_size, self.config.memory, self.width)), jnp.zeros(batch_size, jnp.int32))
+        """Return the memory tokens before the first segment."""
+        return Tokens.empty(batch_size, self.config.memory, self.width)
 
     def local_position(self, position_BT: Array) -> Array:
-        """What a learned table of places is asked for: it starts again in each segment of a call."""
+        """Return the positions at which learned embeddings are read: they count from 0 in each segment of a call."""
         return jnp.broadcast_to(jnp.arange(position_BT.shape[1]) % self.config.segment, position_BT.shape)
 
     def __call__(self, x_BTD: Array, state: Tokens, seg: Segment, *, key: Array | None = None):
+        """Read the call's tokens segment by segment: x_BTD -> y_BTD."""
         batch, time, width = x_BTD.shape
         size = min(self.config.segment, time)
         segments = -(-time // size)
 
-        def cut(a_BT):
-            """[B, T, ...] -> [P, B, C, ...]"""
+        def cut(a_BT):  # [B, T, ...] -> [P, B, C, ...]
             padded = jnp.pad(a_BT, ((0, 0), (0, segments * size - time)) + ((0, 0),) * (a_BT.ndim - 2))
             return padded.reshape(batch, segments, size, *a_BT.shape[2:]).swapaxes(0, 1)
 
@@ -71,18 +73,15 @@ class RMTEncoder(Memory):
         return y_PBCD.swapaxes(0, 1).reshape(batch, segments * size, width)[:, :time], state
 
     def segment(self, x_BCD: Array, token_BC: Array, length_B: Array, state: Tokens, seg: Segment, key: Array | None):
-        """One segment, shorter or none at all in some rows."""
-        batch, memory = len(x_BCD), self.config.memory
-        tokens_BMD = jnp.where((state.segments_B == 0)[:, None, None], self.initial[...], state.memory_BMD)
-        x_BID = jnp.concatenate([tokens_BMD.astype(x_BCD.dtype), x_BCD], 1)
+        """Read one segment of `length_B` tokens. Returns the state and y_BCD. Rows without a token keep their state."""
+        memory = self.config.memory
+        x_BID = jnp.concatenate([state.read(self.initial[...]).astype(x_BCD.dtype), x_BCD], 1)
         inner = seg.replace(
             position_BT=jnp.broadcast_to(jnp.arange(x_BID.shape[1]), x_BID.shape[:2]),
             length_B=memory + length_B,
             reset_B=jnp.zeros_like(seg.reset_B),
             token_BT=jnp.pad(token_BC, ((0, 0), (memory, 0))),
         )
-        y_BID, _ = self.body(x_BID, self.body.init_state(batch), inner, key=key)
-        read_B = length_B > 0
-        new_BMD = self.norm(y_BID[:, :memory].astype(jnp.float32))
-        kept_BMD = jnp.where(read_B[:, None, None], new_BMD, state.memory_BMD)
-        return Tokens(kept_BMD, state.segments_B + read_B), y_BID[:, memory:]
+        y_BID, _ = self.body(x_BID, self.body.init_state(len(x_BCD)), inner, key=key)
+        after = state.write(self.norm(y_BID[:, :memory].astype(jnp.float32)))
+        return where_rows(length_B > 0, after, state), y_BID[:, memory:]

@@ -3,21 +3,24 @@
     q, k, v = SiLU(conv(x W))            q, k l2-normalised
     theta = lr sig(.) / chunk,  eta = sig(.),  alpha = sig(.)              per token and head: step, momentum, forgetting
     G_i = grad |M(k_i) - v_i|^2          at the weights of the chunk's START, for all tokens i of a chunk
-    S_t = eta_t S_{t-1} - theta_t G_t ;  W_t = (1 - alpha_t) W_{t-1} + S_t
+    S_t = eta_t S_{t-1} - theta_t G_t
+    W_t = (1 - alpha_t) W_{t-1} + S_t
     y_t = M_{W_t}(q_t)                   forward only: the token's own write is read
-    M(x) = silu(.. silu(x W^1) ..) W^L   L = depth; no biases; the first weights are learned
+    M(x) = silu(.. silu(x W^1) ..) W^L   L = depth. There are no biases. The first weights are learned
 
-Unlike in the paper, G_i is scaled down where its norm exceeds `clip`: without, depth 2 was NaN within 600 tokens of noise.
+Unlike in the paper, G_i is scaled down where its norm exceeds `clip`. Without this, depth 2 was NaN within 600 tokens of noise.
 
-No token's weights are ever made. G_i is of rank one in each layer, a_i d_i^T (the layer's input, the error at its output), so
-within a chunk, with W and S from before it,
+The weights of a single token are never computed. G_i has rank one in each layer: a_i d_i^T, the layer's input and the error at
+its output. Within a chunk, with W and S from before it,
 
     W_t = keep_t W + push_t S - sum_{i <= t} mix_ti a_i d_i^T
     x W_t = keep_t x W + push_t x S - ((x a^T) * mix) d                    mix = lower(1 - alpha) lower(eta) diag(theta)
 
-which are dots of chunk x chunk, as in attention. What is differentiable: all of it (through the inner gradient too), as far
-back as the caller's `detach` lets it. A chunk under way carries its start's weights, so text may be cut anywhere. Chunks are
-made again in the backward pass (remat).
+so all products are chunk x chunk, as in attention. An unfinished chunk carries the weights of its start, so a text may be cut
+anywhere.
+
+What is differentiable: everything, the inner gradient included, until the caller detaches the state. The backward pass
+recomputes each chunk (remat).
 
 Used by titans_blocks.py. Source: Behrouz et al. 2025 (arXiv 2501.00663).
 B stream, T time, K chunks, Q slots in a chunk, N heads, H head dim, I features in, O features out, E features, F = 3 H + 3.
@@ -31,19 +34,19 @@ import numpy as np
 from flax import nnx
 from jax import Array, lax
 
-from memtx.core import Dims, Segment, emit, pytree, rematerialised, wants, where_rows
+from memtx.core import Dims, Segment, emit, pytree, wants, where_rows
 from memtx.errors import UserError, positive
 from memtx.nn.conv import ShortConv
 from memtx.nn.linear import Linear, dense, normal, unit
-from memtx.ops.chunks import Place, in_chunks
+from memtx.ops.chunks import ChunkPart, in_chunks
 from memtx.ops.delta import between
 
-Weights = tuple[Array, ...]  # a layer each: [B, N, I, O]
+Weights = tuple[Array, ...]  # one [B, N, I, O] per layer
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the memory of every Titans is set by. The defaults are the paper's where it says, but for `clip`."""
+    """The settings of the memory of every Titans. The defaults are the paper's where it gives them, except for `clip`."""
 
     chunk: int = 32  # tokens whose gradients are taken at the same weights
     depth: int = 2  # layers of the memory's MLP
@@ -51,8 +54,8 @@ class Settings:
     lr: float = 1.0  # the largest inner step that a chunk's tokens take together, before momentum
     momentum: bool = True
     forget: bool = True
-    conv: int = 4  # taps of the convolution over q, k and v; 1: none
-    clip: float = 1.0  # largest norm of a token's gradient; 0: not clipped, as in the paper
+    conv: int = 4  # taps of the convolution over q, k and v, or 1 for none
+    clip: float = 1.0  # largest norm of a token's gradient, or 0 for no clipping, as in the paper
 
     def __post_init__(self):
         positive(self, "chunk", "depth", "expansion", "conv")
@@ -67,15 +70,15 @@ class Fast:
     """The memories of B streams and N heads."""
 
     now: Weights
-    start: Weights  # as they were when the chunk under way began
+    start: Weights  # the weights at the start of the unfinished chunk
     momentum: Weights  # () without momentum
-    offset_B: Array  # tokens in the chunk under way
-    fresh_B: Array  # nothing read yet: the learned first weights are to be put in
+    offset_B: Array  # tokens in the unfinished chunk
+    fresh_B: Array  # whether the row has read nothing yet, so that `initialise` gives it the learned first weights
 
 
 @pytree
 class Gates:
-    """Of the tokens of a chunk; all are 0 in slots without a token."""
+    """The gates of the tokens of a chunk. All are 0 in slots without a token."""
 
     theta_BNQ: Array
     log_keep_BNQ: Array  # log (1 - alpha)
@@ -87,14 +90,14 @@ class Gates:
 
 
 def apply(weights: Weights, x_BNQI: Array) -> Array:
-    """M(x), without memory of having been asked."""
+    """Return M(x). Nothing is learned from it."""
     for w in weights[:-1]:
         x_BNQI = jax.nn.silu(x_BNQI @ w)
     return x_BNQI @ weights[-1]
 
 
 def gradient(weights: Weights, k_BNQH: Array, v_BNQH: Array) -> tuple[list[Array], list[Array]]:
-    """Per layer a and d: the gradient of |M(k_i) - v_i|^2 is a_i d_i^T."""
+    """Return a and d of each layer. The gradient of |M(k_i) - v_i|^2 is a_i d_i^T."""
     inputs, slopes = [k_BNQH], []
     for w in weights[:-1]:
         z = inputs[-1] @ w
@@ -108,12 +111,12 @@ def gradient(weights: Weights, k_BNQH: Array, v_BNQH: Array) -> tuple[list[Array
 
 
 def decay(log_BNQ: Array) -> Array:
-    """[t, j] = product of the factors after j up to t, for j <= t, else 0."""
+    """Return the products of the factors after j up to t as [t, j] for j <= t, else 0. The argument is their logarithm."""
     return jnp.exp(between(log_BNQ))
 
 
 def learn(now: Weights, start: Weights, momentum: Weights, q, k, v, gates: Gates, clip: float = 0.0):
-    """A chunk, or a part of one: the weights and momentum after it, and y_BNQH."""
+    """Read a chunk or a part of one. Returns the weights and the momentum after it, and y_BNQH."""
     inputs, errors = gradient(start, k, v)
     theta = gates.theta_BNQ
     if clip:
@@ -143,7 +146,7 @@ def learn(now: Weights, start: Weights, momentum: Weights, q, k, v, gates: Gates
 
 
 def outer(a_BNQI: Array, scale_BNQ: Array, d_BNQO: Array) -> Array:
-    """sum_i scale_i a_i d_i^T"""
+    """Return sum_i scale_i a_i d_i^T, [B, N, I, O]."""
     return jnp.einsum("BNQI,BNQO->BNIO", a_BNQI * scale_BNQ[..., None], d_BNQO)
 
 
@@ -151,7 +154,7 @@ def outer(a_BNQI: Array, scale_BNQ: Array, d_BNQO: Array) -> Array:
 
 
 class NeuralMemory(nnx.Module):
-    """The long-term memory as a layer: x_BTD -> y_BTD; its state is (Fast, the convolution's tail)."""
+    """The long-term memory as a layer: x_BTD -> y_BTD. Its state is (Fast, the convolution's tail)."""
 
     def __init__(self, config: Settings, dims: Dims, key: Array):
         qkv, conv, gates, first, out = jax.random.split(key, 5)
@@ -159,7 +162,7 @@ class NeuralMemory(nnx.Module):
         heads, size = dims.num_heads, dims.head_dim
         self.qkv, self.conv = Linear(qkv, dims.width, 3 * heads * size), ShortConv(conv, 3 * heads * size, config.conv)
         self.gates = normal(gates, (dims.width, 3 * heads), 0.1 * dims.width**-0.5, optim="no_decay")
-        alpha = np.geomspace(1e-3, 1e-1, heads)  # heads begin with memories of 10 to 1000 tokens
+        alpha = np.geomspace(1e-3, 1e-1, heads)  # heads start with memories of 10 to 1000 tokens
         bias = np.stack([np.zeros(heads), np.zeros(heads), np.log(alpha / (1 - alpha))], -1)
         self.gates_bias = nnx.Param(jnp.asarray(bias.reshape(-1), jnp.float32), optim="no_decay")
         hidden = config.expansion * size
@@ -172,6 +175,8 @@ class NeuralMemory(nnx.Module):
         self.out = Linear(out, heads * size, dims.width, shard="in")
 
     def init_state(self, batch_size: int) -> tuple[Fast, Array | tuple[()]]:
+        """Return the state of rows that have read nothing."""
+
         def zeros():
             return tuple(jnp.zeros((batch_size, self.dims.num_heads, *shape)) for shape in self.sizes)
 
@@ -180,36 +185,37 @@ class NeuralMemory(nnx.Module):
         return fast, self.conv.init_state(batch_size)
 
     def __call__(self, x_BTD: Array, state, seg: Segment) -> tuple[Array, tuple]:
+        """Read and learn the call's tokens: x_BTD -> y_BTD."""
         old, tail = state
         tokens_BTNF, tail = self.project(x_BTD, tail, seg.length_B)
         if wants("metric"):
             emit("metric/forget", jax.nn.sigmoid(tokens_BTNF[..., -1]).mean((0, 1)))
-        y_BTNH, fast = in_chunks(self.config.chunk, rematerialised(self.step), tokens_BTNF, self.warm(old), old.offset_B, seg)
-        return self.merge(y_BTNH, x_BTD.dtype), (settle(old, fast, seg, self.config.chunk), tail)
+        size, fast = self.config.chunk, self.initialise(old)
+        y_BTNH, fast = in_chunks(size, self.step, tokens_BTNF, fast, old.offset_B, seg, remat=True)
+        return self.merge(y_BTNH, x_BTD.dtype), (finish(old, fast, seg, size), tail)
 
     def project(self, x_BTD: Array, tail, length_B: Array):
-        """q, k, v and the gates' logits of every token and head, side by side in float32, and the convolution's tail."""
+        """Return q, k, v and the logits of the gates side by side, float32 [B, T, N, F], and the convolution's tail."""
         qkv, tail = self.conv(self.qkv(x_BTD), tail, length_B)
         shape = (*x_BTD.shape[:2], self.dims.num_heads, -1)
         q, k, v = jnp.split(qkv.reshape(shape).astype(jnp.float32), 3, -1)
         logits = dense(x_BTD.astype(jnp.float32), self.gates[...]) + self.gates_bias[...]
         return jnp.concatenate([unit(q), unit(k), v, logits.reshape(shape)], -1), tail
 
-    def step(self, fast: Fast, tokens_BQNF: Array, place: Place | None) -> tuple[Fast, Array]:
-        """A chunk, or a part of one: y_BQNH and what is remembered."""
-        size, start = self.dims.head_dim, starts(fast, place)
+    def step(self, fast: Fast, tokens_BQNF: Array, part: ChunkPart) -> tuple[Fast, Array]:
+        """Read and learn one part of a chunk. Returns the new memories and y_BQNH."""
+        size, start = self.dims.head_dim, chunk_start(fast, part)
         q, k, v, logits = jnp.split(tokens_BQNF.swapaxes(1, 2), [size, 2 * size, 3 * size], -1)
         theta, eta, alpha = jnp.moveaxis(logits, -1, 0)
         theta = self.config.lr / self.config.chunk * jax.nn.sigmoid(theta)
         log_keep = jax.nn.log_sigmoid(-alpha) if self.config.forget else jnp.zeros_like(alpha)
         gates = Gates(theta, log_keep, jax.nn.log_sigmoid(eta), jnp.ones_like(theta))
-        if place is not None:
-            gates = jax.tree.map(lambda gate: jnp.where(place.valid_BQ[:, None], gate, 0), gates)
+        gates = jax.tree.map(lambda gate: jnp.where(part.valid_BQ[:, None], gate, 0), gates)
         now, momentum, y_BNQH = learn(fast.now, start, fast.momentum, q, k, v, gates, self.config.clip)
         return dataclasses.replace(fast, now=now, start=start, momentum=momentum), y_BNQH.swapaxes(1, 2)
 
-    def warm(self, fast: Fast) -> Fast:
-        """The learned first weights where a row has read nothing yet."""
+    def initialise(self, fast: Fast) -> Fast:
+        """Put the learned first weights into the rows that have read nothing yet."""
 
         def put(old):
             return tuple(jnp.where(fast.fresh_B[:, None, None, None], p[...], w) for p, w in zip(self.first, old, strict=True))
@@ -217,20 +223,18 @@ class NeuralMemory(nnx.Module):
         return dataclasses.replace(fast, now=put(fast.now), start=put(fast.start))
 
     def merge(self, y_BTNH: Array, dtype) -> Array:
+        """Norm each head's output and map the heads to [B, T, D]."""
         y = y_BTNH * lax.rsqrt((y_BTNH * y_BTNH).mean(-1, keepdims=True) + 1e-6) * self.norm[...]
         return self.out(y.reshape(*y.shape[:2], -1).astype(dtype))
 
 
-def starts(fast: Fast, place: Place | None) -> Weights:
-    """The weights that gradients are taken at: those of now in rows where a chunk begins."""
-    if place is None:
-        return fast.now
-    return where_rows(place.begins_B, fast.now, fast.start, jax.tree.map(lambda _: 0, fast.now))
+def chunk_start(fast: Fast, part: ChunkPart) -> Weights:
+    """Return the weights at the start of each row's chunk, at which gradients are taken."""
+    return where_rows(part.starts_B, fast.now, fast.start)
 
 
-def settle(old: Fast, new: Fast, seg: Segment, chunk: int) -> Fast:
-    """What to carry after a call: `old`, to the bit, in rows that got no token."""
+def finish(old: Fast, new: Fast, seg: Segment, chunk: int) -> Fast:
+    """Return the state after a call. Rows without a token keep `old` to the bit."""
     offset_B = (old.offset_B + seg.length_B) % chunk
-    some_B = seg.length_B > 0
     new = dataclasses.replace(new, offset_B=offset_B, fresh_B=jnp.zeros_like(old.fresh_B))
-    return where_rows(some_B, new, old, jax.tree.map(lambda _: 0, old))
+    return where_rows(seg.length_B > 0, new, old)

@@ -3,18 +3,19 @@
 titans_mac  memory as context, in segments of `chunk` tokens:
                 h_i = M_start(q(x_i))                          the weights at the segment's start, forward only
                 y_i = Attention(x_i ; [P ; h_<=i ; x_<=i])     P: learned persistent tokens
-                M learns from y ;  o_i = y_i (x) M_i(y_i)      M_i: after token i
-titans_mag  memory as gate:   y = WindowAttention([P ; x]) ;  o = y (x) M(x)
-titans_mal  memory as layer:  y = M(x) ;  o = WindowAttention([P ; y])
+                o_i = y_i (x) M_i(y_i)                         M learns from y. M_i: after token i
+titans_mag  memory as gate:   y = WindowAttention([P ; x]),  o = y (x) M(x)
+titans_mal  memory as layer:  y = M(x),  o = WindowAttention([P ; y])
 
     y (x) m = norm(y) * sig(norm(m))
 
-What is differentiable: everything, as far back as the caller's `detach` lets it.
-Position policy: attention by distance within the segment or the window; h_j stands where x_j does; P is at no distance.
+What is differentiable: everything, until the caller detaches the state.
+Positions: attention uses distances within the segment or the window. h_j has the position of x_j. P is at distance 0 from
+every query.
 
 Deviations: MAC's M_i is the memory after token i, and x_i attends h up to i. In the paper's equations both reach to the end of
-the segment, which would tell a token its future. P enters attention only: what the memory would learn from it at the start of
-every document is part of its learned first weights. The cards say what else the paper leaves open.
+the segment, so a token would see its future. P enters attention only. The learned first weights of the memory take the
+place of learning from P at the start of every document. The cards list the choices that the paper leaves open.
 
 Source: Behrouz et al. 2025 (arXiv 2501.00663).
 B stream, T time, Q slots in a segment, C segment, S = 2 C, P persistent tokens, N query heads, K kv heads, H head dim, D model.
@@ -27,14 +28,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from memtx.core import Dims, Memory, Segment, pytree, rematerialised
+from memtx.core import Dims, Memory, Segment, pytree, where_rows
 from memtx.errors import positive
-from memtx.memory.titans import Fast, NeuralMemory, Settings, apply, settle, starts
+from memtx.memory.titans import Fast, NeuralMemory, Settings, apply, chunk_start, finish
 from memtx.memory.window import Recent
 from memtx.nn.attention import KeySet, Projections, attend
 from memtx.nn.conv import ShortConv
 from memtx.nn.linear import Linear, Norm, normal, unit
-from memtx.ops.chunks import Place, in_chunks
+from memtx.ops.chunks import ChunkPart, in_chunks
 from memtx.ops.rows import put
 
 
@@ -48,6 +49,7 @@ class Persistent(nnx.Module):
         self.tokens = normal(persistent, (tokens, dims.width), 1.0, optim="no_decay")
 
     def attend(self, q_BTNH: Array, sources: list[KeySet], seg: Segment) -> Array:
+        """Return attention over the sources and the learned tokens, [B, T, D]."""
         k, v = self.attention.keys_values(self.tokens[...].astype(q_BTNH.dtype)[None])
         shape = (q_BTNH.shape[0], *k.shape[1:])
         nowhere, here = jnp.zeros(shape[:2], jnp.int32), jnp.zeros(q_BTNH.shape[:2], jnp.int32)
@@ -56,17 +58,20 @@ class Persistent(nnx.Module):
 
 
 class Gate(nnx.Module):
-    """y (x) m: norm(y) * sig(norm(m))"""
+    """The gate y (x) m = norm(y) * sig(norm(m)) of two [B, T, D]."""
 
     def __init__(self, width: int):
         self.y_norm, self.m_norm = Norm("rms", width), Norm("rms", width)
 
     def __call__(self, y_BTD: Array, m_BTD: Array) -> Array:
+        """Return y (x) m."""
         return self.y_norm(y_BTD) * jax.nn.sigmoid(self.m_norm(m_BTD))
 
 
 @dataclasses.dataclass(frozen=True)
 class Windowed(Settings):
+    """The settings of MAG and MAL."""
+
     window: int = 256  # tokens that a query sees, itself included
     persistent: int = 4  # learned tokens that every query sees
 
@@ -76,7 +81,7 @@ class Windowed(Settings):
 
 
 class MemoryAndWindow(Memory):
-    """What MAG and MAL are made of; the state is (the memory's, the window's)."""
+    """The parts of MAG and MAL: a memory and window attention. The state is (the memory's, the window's)."""
 
     site = "residual"
     kind = "fixed weights of an MLP, and a ring of keys and values"
@@ -91,9 +96,11 @@ class MemoryAndWindow(Memory):
         self.near = Persistent(near, dims, config.persistent)
 
     def init_state(self, batch_size: int):
+        """Return the state of rows that have read nothing."""
         return self.memory.init_state(batch_size), Recent.empty(batch_size, self.config.window, self.dims)
 
     def window(self, x_BTD: Array, recent: Recent, seg: Segment) -> tuple[Array, Recent]:
+        """Return window attention over x, [B, T, D], and the window's new state."""
         attention, size = self.near.attention, self.config.window
         q, (k, v) = attention.queries(x_BTD), attention.keys_values(x_BTD)
         y_BTD = self.near.attend(q, [recent.keys(size), KeySet.call(k, v, seg, window=size)], seg)
@@ -108,6 +115,7 @@ class MAG(MemoryAndWindow):
         self.gate = Gate(dims.width)
 
     def __call__(self, x_BTD: Array, state, seg: Segment, *, key: Array | None = None):
+        """Read and learn the call's tokens: x_BTD -> o_BTD."""
         memory, recent = state
         y_BTD, recent = self.window(x_BTD, recent, seg)
         m_BTD, memory = self.memory(x_BTD, memory, seg)
@@ -115,9 +123,10 @@ class MAG(MemoryAndWindow):
 
 
 class MAL(MemoryAndWindow):
-    """Residual site: window attention over what the memory put out."""
+    """Residual site: window attention over the memory's output."""
 
     def __call__(self, x_BTD: Array, state, seg: Segment, *, key: Array | None = None):
+        """Read and learn the call's tokens: x_BTD -> o_BTD."""
         memory, recent = state
         y_BTD, memory = self.memory(x_BTD, memory, seg)
         o_BTD, recent = self.window(y_BTD, recent, seg)
@@ -126,7 +135,7 @@ class MAL(MemoryAndWindow):
 
 @pytree
 class Context:
-    """MAC's memory, and the keys and values of the segment under way: those of h in the first C entries, then those of x."""
+    """MAC's memory, and the keys and values of the unfinished segment: those of h in the first C entries, then those of x."""
 
     fast: Fast
     tail: Array | tuple[()]  # of the convolution over y
@@ -134,9 +143,15 @@ class Context:
     k_BSKH: Array
     v_BSKH: Array
 
+    def source(self) -> KeySet:
+        """Return the keys and values of the segment. The age of slots that are not written yet hides them."""
+        size = self.k_BSKH.shape[1] // 2
+        position_BS = jnp.broadcast_to(jnp.tile(jnp.arange(size), 2), self.k_BSKH.shape[:2])
+        return KeySet(self.k_BSKH, self.v_BSKH, position_BS, None)
+
 
 class MAC(Memory):
-    """Residual site: attention within a segment, with what the memory has to say to each of its tokens."""
+    """Residual site: attention within a segment, over its tokens and the memory's output for each."""
 
     site = "residual"
     kind = "fixed weights of an MLP"
@@ -144,7 +159,9 @@ class MAC(Memory):
 
     @dataclasses.dataclass(frozen=True)
     class Config(Settings):
-        chunk: int = 64  # tokens of a segment; the memory's gradients are taken at the weights of its start
+        """The settings of MAC."""
+
+        chunk: int = 64  # tokens of a segment. The memory's gradients are taken at the weights of its start
         persistent: int = 4  # learned tokens that every query sees
 
         def __post_init__(self):
@@ -163,52 +180,51 @@ class MAC(Memory):
         self.gate = Gate(dims.width)
 
     def init_state(self, batch_size: int) -> Context:
+        """Return the state of rows that have read nothing."""
         fast, tail = self.memory.init_state(batch_size)
         query_tail = self.conv.init_state(batch_size)
         shape = (batch_size, 2 * self.config.chunk, self.dims.num_kv_heads, self.dims.head_dim)
         return Context(fast, tail, query_tail, jnp.zeros(shape), jnp.zeros(shape))
 
     def __call__(self, x_BTD: Array, state: Context, seg: Segment, *, key: Array | None = None):
+        """Read and learn the call's tokens: x_BTD -> o_BTD."""
         query, query_tail = self.conv(self.query(x_BTD), state.query_tail, seg.length_B)
         query_BTNH = unit(query.astype(jnp.float32).reshape(*x_BTD.shape[:2], self.dims.num_heads, -1))
         tokens = *self.near.attention.heads(x_BTD), query_BTNH
-        warm = dataclasses.replace(state, fast=self.memory.warm(state.fast), query_tail=query_tail)
+        context = dataclasses.replace(state, fast=self.memory.initialise(state.fast), query_tail=query_tail)
 
-        def step(context, tokens_BQ, place):
-            return self.step(context, tokens_BQ, place, seg)
+        def step(context, tokens_BQ, part):
+            return self.step(context, tokens_BQ, part, seg)
 
-        o_BTD, after = in_chunks(self.config.chunk, rematerialised(step), tokens, warm, state.fast.offset_B, seg)
-        fast = settle(state.fast, after.fast, seg, self.config.chunk)
+        o_BTD, after = in_chunks(self.config.chunk, step, tokens, context, state.fast.offset_B, seg, remat=True)
+        fast = finish(state.fast, after.fast, seg, self.config.chunk)
         return o_BTD, dataclasses.replace(after, fast=fast)
 
-    def step(self, context: Context, tokens, place: Place | None, seg: Segment) -> tuple[Context, Array]:
-        """A segment, or a part of one."""
+    def step(self, context: Context, tokens, part: ChunkPart, seg: Segment) -> tuple[Context, Array]:
+        """Read and learn one part of a segment. Returns the new context and o_BQD."""
         q, k, v, query_BQNH = tokens
-        batch, slots = q.shape[:2]
-        read_BNQH = apply(starts(context.fast, place), query_BQNH.swapaxes(1, 2))
-        h_k, h_v = self.near.attention.keys_values(self.memory.merge(read_BNQH.swapaxes(1, 2), q.dtype))
-        if place is None:
-            slot_BQ = jnp.broadcast_to(jnp.arange(slots), (batch, slots))
-            length_B = jnp.full(batch, slots)
-            sources = [KeySet.call(*kv, seg) for kv in ((h_k, h_v), (k, v))]
-        else:
-            slot_BQ, length_B = place.slot_BQ, place.valid_BQ.sum(1, dtype=jnp.int32)
-            context, source = write(context, (h_k, k), (h_v, v), place)
-            sources = [source]
-        y_BQD = self.near.attend(q, sources, seg.replace(position_BT=slot_BQ))
-        learned, tail = self.memory.project(y_BQD, context.tail, length_B)
-        fast, m_BQNH = self.memory.step(context.fast, learned, place)
+        read_BQNH = apply(chunk_start(context.fast, part), query_BQNH.swapaxes(1, 2))
+        h_k, h_v = self.near.attention.keys_values(self.memory.merge(read_BQNH.swapaxes(1, 2), q.dtype))
+        context = write(context, (h_k, h_v), (k, v), part)
+        y_BQD = self.near.attend(q, [context.source()], seg.replace(position_BT=jnp.asarray(part.slot_BQ)))
+        learned, tail = self.memory.project(y_BQD, context.tail, part.length_B)
+        fast, m_BQNH = self.memory.step(context.fast, learned, part)
         o_BQD = self.gate(y_BQD, self.memory.merge(m_BQNH, y_BQD.dtype))
-        return dataclasses.replace(context, fast=fast, tail=tail), o_BQD
+        context = dataclasses.replace(context, fast=fast, tail=tail)
+        return empty(context, part.ends_B), o_BQD
 
 
-def write(context: Context, k: tuple[Array, Array], v: tuple[Array, Array], place: Place) -> tuple[Context, KeySet]:
-    """The segment so far as a source, with keys and values of h and of x added, and what is left of it after the block."""
+def write(context: Context, h: tuple[Array, Array], x: tuple[Array, Array], part: ChunkPart) -> Context:
+    """Write the keys and values of h and of x, each [B, Q, K, H], at their slots of the segment."""
     size = context.k_BSKH.shape[1] // 2
-    index_BQ = jnp.where(place.valid_BQ, place.slot_BQ, 2 * size)  # out of range: dropped
-    index_BQ = jnp.concatenate([index_BQ, index_BQ + size], 1)
-    k_BSKH, v_BSKH = (put(old, index_BQ, jnp.concatenate(new, 1)) for old, new in ((context.k_BSKH, k), (context.v_BSKH, v)))
-    position_BS = jnp.broadcast_to(jnp.tile(jnp.arange(size), 2), k_BSKH.shape[:2])  # later slots hide behind their age
-    over_B = place.complete_B[:, None, None, None]
-    context = dataclasses.replace(context, k_BSKH=jnp.where(over_B, 0, k_BSKH), v_BSKH=jnp.where(over_B, 0, v_BSKH))
-    return context, KeySet(k_BSKH, v_BSKH, position_BS, position_BS >= 0)
+    index_BQ = part.slot_BQ + 2 * size * ~part.valid_BQ  # slots without a token are out of range, so they are dropped
+    k, v = (put(old, index_BQ, new) for old, new in zip((context.k_BSKH, context.v_BSKH), h, strict=True))
+    k, v = (put(old, index_BQ + size, new) for old, new in zip((k, v), x, strict=True))
+    return dataclasses.replace(context, k_BSKH=k, v_BSKH=v)
+
+
+def empty(context: Context, ends_B: Array) -> Context:
+    """Return the context with no keys and values in the rows whose segment has ended."""
+    keys_values = context.k_BSKH, context.v_BSKH
+    k, v = where_rows(ends_B, jax.tree.map(jnp.zeros_like, keys_values), keys_values)
+    return dataclasses.replace(context, k_BSKH=k, v_BSKH=v)

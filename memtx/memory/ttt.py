@@ -1,23 +1,24 @@
 """TTT-Linear and TTT-MLP: the memory is a small network per head, trained while it reads (test-time training).
 
-Mini-batches of n tokens; W are the weights at the start of one, eta_ij = r_i s_j with
-r_i = max(1/(i+1) + tau_i, 0) and s_j = base_lr sigmoid(x_j Wl + bl) / H ; q, k are rotated by their place in the mini-batch.
+The memory reads mini-batches of n tokens. W are the weights at the start of one. The learning rate is eta_ij = r_i s_j with
+r_i = max(1/(i+1) + tau_i, 0) and s_j = base_lr sigmoid(x_j Wl + bl) / H. q and k are rotated by their index in the mini-batch.
 
     loss_j = 1/2 |LN(f(k_j; W)) - (v_j - k_j)|^2         f(z; W, b) = z W + b, or gelu(z W1 + b1) W2 + b2
-    W_i = W - r_i G_i ;  G_i = sum_{j <= i} s_j d loss_j / dW           (all gradients at W, none at a later weight)
-    o_i = q_i + LN(f(q_i; W_i)) ;  W <- W_{n-1} at the end of the mini-batch ;  y = out(post-LN(o))
+    W_i = W - r_i G_i                                    all gradients at W, none at a later weight
+    G_i = sum_{j <= i} s_j d loss_j / dW
+    o_i = q_i + LN(f(q_i; W_i))                          y = out(post-LN(o))
+    W <- W_{n-1}                                         at the end of the mini-batch
 
 Within a call, q_i G_i = tril(Q K^T + 1) s u for each layer's input k and output gradient u (dual form). Because eta is a
-product, a mini-batch that is under way is carried as the sum G alone.
+product, the state of an unfinished mini-batch is the sum G alone.
 
-What is differentiable: everything, the inner gradients included, as far back as the caller's `detach` lets it.
+What is differentiable: everything, the inner gradients included, until the caller detaches the state.
 
-Deviations: the state holds how far the weights have moved from their learned first values, which therefore get a gradient
-from every call, not only from a document's first; none of the published "Mamba backbone" (convolutions; its gate is
-`gate=True`).
+Deviations: the state is the distance of the weights from their learned first values. These values therefore get a gradient
+from every call, not only from a document's first. Of the published "Mamba backbone" there is only the gate (`gate=True`).
 
 Source: Sun et al. 2024 (arXiv 2407.04620).
-B stream, T time, N heads, Q slots of a block, H head dim, I in, O out, n mini-batch.
+B stream, T time, N heads, Q slots of a part of a mini-batch, H head dim, I in, O out, n mini-batch.
 """
 
 import dataclasses
@@ -30,20 +31,22 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from memtx.core import Dims, Memory, Segment, pytree, where_rows
+from memtx.core import Dims, Memory, Segment, pytree
 from memtx.errors import UserError, positive
 from memtx.nn.linear import Linear, Norm, normal
 from memtx.nn.positions import rope
-from memtx.ops.chunks import Place, in_chunks
+from memtx.ops.chunks import ChunkPart, change_rows, in_chunks
 
 Layers = Any  # ((w [..., N, I, O], b [..., N, 1, O]), ...), or the same of gradients
 
 
 @pytree
 class FastWeights:
-    moved: Layers  # by how much the weights differ from their learned first values
-    gradient: Layers  # G of the mini-batch under way
-    offset_B: Array  # tokens it has so far
+    """The weights of B streams, and their unfinished mini-batch."""
+
+    moved: Layers  # the weights minus their learned first values
+    gradient: Layers  # G of the unfinished mini-batch
+    offset_B: Array  # the number of its tokens so far
 
 
 class TTTLinear(Memory):
@@ -56,6 +59,8 @@ class TTTLinear(Memory):
 
     @dataclasses.dataclass(frozen=True)
     class Config:
+        """The settings of TTT-Linear."""
+
         mini_batch: int = 16
         base_lr: float = 1.0
         gate: bool = False  # gelu(x Wg) on the output
@@ -86,11 +91,13 @@ class TTTLinear(Memory):
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """(in, out) of each layer of the fast network."""
+        """The sizes (in, out) of each layer of the fast network."""
         head_dim = self.dims.head_dim
         return [(head_dim, head_dim)] if self.depth == 1 else [(head_dim, 4 * head_dim), (4 * head_dim, head_dim)]
 
     def init_state(self, batch_size: int) -> FastWeights:
+        """Return weights at their learned first values."""
+
         def zeros() -> Layers:
             shape = (batch_size, self.dims.num_heads)
             return tuple((jnp.zeros((*shape, i, o)), jnp.zeros((*shape, 1, o))) for i, o in self.sizes)
@@ -98,23 +105,23 @@ class TTTLinear(Memory):
         return FastWeights(zeros(), zeros(), jnp.zeros(batch_size, jnp.int32))
 
     def __call__(self, x_BTD, state: FastWeights, seg: Segment, *, key: Array | None = None):
+        """Train on the call's tokens and read at each: x_BTD -> y_BTD."""
         size = self.config.mini_batch
         first = tuple((getattr(self, f"w{i}")[...], getattr(self, f"b{i}")[...]) for i in range(self.depth))
         row_n = jnp.maximum(1 / jnp.arange(1, size + 1) + self.tau[...], 0)
         norm = partial(layer_norm, self.scale[...], self.bias[...])
 
-        def step(state: FastWeights, tokens, place: Place | None):
+        def train(state: FastWeights) -> FastWeights:
+            moved = jax.tree.map(lambda m, g: m - row_n[-1] * g, state.moved, state.gradient)
+            return FastWeights(moved, jax.tree.map(jnp.zeros_like, moved), state.offset_B)
+
+        def step(state: FastWeights, tokens, part: ChunkPart):
             q, k, v, rate = (a.swapaxes(1, 2) for a in tokens)
-            start, row = jax.tree.map(jnp.add, first, state.moved), row_n[None]
-            if place is not None:
-                rate, row = jnp.where(place.valid_BQ[:, None, :, None], rate, 0), row_n[place.slot_BQ]
-            o, gradient = train_and_read(start, state.gradient, q, k, v, rate, row[:, None, :, None], norm)
-            moved = jax.tree.map(lambda m, g: m - row_n[-1] * g, state.moved, gradient)
-            done = FastWeights(moved, jax.tree.map(jnp.zeros_like, gradient), state.offset_B)
-            if place is not None:
-                going = dataclasses.replace(state, gradient=gradient)
-                done = where_rows(place.complete_B, done, going, jax.tree.map(lambda _: 0, done))
-            return done, o.swapaxes(1, 2)
+            rate = jnp.where(part.valid_BQ[:, None, :, None], rate, 0)
+            row = row_n[part.slot_BQ][:, None, :, None]
+            start = jax.tree.map(jnp.add, first, state.moved)
+            o, gradient = train_and_read(start, state.gradient, q, k, v, rate, row, norm)
+            return change_rows(part.ends_B, train, dataclasses.replace(state, gradient=gradient)), o.swapaxes(1, 2)
 
         tokens = (*self.heads(x_BTD, state.offset_B), self.rates(x_BTD))
         o_BTNH, state = in_chunks(size, step, tokens, state, state.offset_B, seg)
@@ -124,29 +131,34 @@ class TTTLinear(Memory):
         return self.out(y.astype(x_BTD.dtype)), dataclasses.replace(state, offset_B=(state.offset_B + seg.length_B) % size)
 
     def heads(self, x_BTD: Array, offset_B: Array) -> list[Array]:
-        """q, k rotated by the place in the mini-batch, and v: float32 [B, T, N, H]."""
+        """Return q and k, rotated by the index in the mini-batch, and v: float32 [B, T, N, H]."""
         shape = (*x_BTD.shape[:2], self.dims.num_heads, self.dims.head_dim)
         q, k, v = (a.astype(jnp.float32).reshape(shape) for a in jnp.split(self.qkv(x_BTD), 3, -1))
         slot_BT = (offset_B[:, None] + jnp.arange(shape[1])) % self.config.mini_batch
         return [rope(q, slot_BT, self.dims.rope_base), rope(k, slot_BT, self.dims.rope_base), v]
 
     def rates(self, x_BTD: Array) -> Array:
-        """s of the file's docstring: [B, T, N, 1]."""
+        """Return s_j, [B, T, N, 1]."""
         logit_BTN1 = self.rate(x_BTD).astype(jnp.float32)[..., None]
         return self.config.base_lr * jax.nn.sigmoid(logit_BTN1) / self.dims.head_dim
 
 
 class TTTMLP(TTTLinear):
+    """Residual site: x_BTD -> x_BTD. The fast network has two layers."""
+
     depth = 2
 
     @dataclasses.dataclass(frozen=True)
     class Config(TTTLinear.Config):
+        """The settings of TTT-MLP."""
+
         base_lr: float = 0.1
 
     tiny = (Config(mini_batch=4, base_lr=1.0),)
 
 
 def layer_norm(scale: Array, bias: Array, z: Array) -> Array:
+    """Return the layer norm of the last axis."""
     z = z - z.mean(-1, keepdims=True)
     return z * jax.lax.rsqrt((z * z).mean(-1, keepdims=True) + 1e-6) * scale + bias
 
@@ -154,10 +166,12 @@ def layer_norm(scale: Array, bias: Array, z: Array) -> Array:
 def train_and_read(
     start: Layers, gradient: Layers, q: Array, k: Array, v: Array, rate: Array, row: Array, norm: Callable[[Array], Array]
 ) -> tuple[Array, Layers]:
-    """One block of a mini-batch: outputs [B, N, Q, H] at each token's own weights, and the gradient G after the block.
+    """Read a part of a mini-batch. Returns the outputs [B, N, Q, H], each at its token's weights W_i, and G after the part.
 
-    start: the weights at the start of the mini-batch; gradient: G of its tokens before this block; q, k, v: [B, N, Q, H];
-    rate, row: s and r, [B, N or 1, Q, 1].
+    start      the weights W at the start of the mini-batch
+    gradient   G of its tokens before this part
+    q, k, v    [B, N, Q, H]
+    rate, row  s and r, [B, N or 1, Q, 1]
     """
     inputs, pulls, z = [k], [], k
     for i, (w, b) in enumerate(start):

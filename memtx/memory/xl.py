@@ -24,12 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from memtx.core import Dims, Memory, Segment, State, pytree, scan, segment, where_rows
+from memtx.core import Dims, Memory, Segment, State, pytree, segment
 from memtx.errors import UserError, positive
 from memtx.nn.attention import KeySet, attend
 from memtx.nn.linear import Linear, normal
 from memtx.ops.attention import Bias, shear
-from memtx.ops.chunks import Place, in_chunks
+from memtx.ops.chunks import ChunkPart, change_rows, in_chunks
 from memtx.ops.rows import put
 
 
@@ -90,22 +90,19 @@ class TransformerXL(Memory):
         y_BTD, state = in_chunks(size, self.step, x_BTD, state, state.offset_B, seg)
         return y_BTD, dataclasses.replace(state, offset_B=(state.offset_B + seg.length_B) % size)
 
-    def step(self, state: Hidden, x_BQD: Array, part) -> tuple[Hidden, Array]:
+    def step(self, state: Hidden, x_BQD: Array, part: ChunkPart) -> tuple[Hidden, Array]:
         """Read and store a part of a segment."""
-        if part is None:
-            part = whole_part(*x_BQD.shape[:2])
-        slot_BQ = jnp.where(part.valid_BQ, part.slot_BQ, self.config.segment)  # padding is dropped
-        state = dataclasses.replace(state, current_BCD=put(state.current_BCD, slot_BQ, x_BQD))
+        index_BQ = part.slot_BQ + self.config.segment * ~part.valid_BQ  # slots without a token are out of range: dropped
+        state = dataclasses.replace(state, current_BCD=put(state.current_BCD, index_BQ, x_BQD))
         y_BQD = self.read(x_BQD, self.remembered(state), state.current_BCD, part.slot_BQ[:, 0])
-        finish = lambda state: where_rows(part.complete_B, self.finish(state), state, jax.tree.map(lambda _: 0, state))  # noqa: E731
-        return lax.cond(part.complete_B.any(), finish, lambda state: state, state), y_BQD
+        return change_rows(part.ends_B, self.finish, state), y_BQD
 
     def remembered(self, state: Hidden) -> tuple[Array, Array]:
         """Return the hidden states of earlier segments, oldest first, and which of them were written: [B, M, D], [B, M]."""
         size = self.config.memory
         return state.memory_BMD, jnp.arange(size) >= size - state.segments_B[:, None] * self.config.segment
 
-    def finish(self, state: Hidden) -> Hidden:
+    def finish(self, state):
         """Return the state after a segment: the newest M hidden states, without gradient."""
         joined = jnp.concatenate([state.memory_BMD, state.current_BCD], 1)
         return dataclasses.replace(
@@ -128,7 +125,7 @@ class TransformerXL(Memory):
         index_BS = jnp.broadcast_to(jnp.arange(slots), (batch, slots))
         index_BQ = size + slot_B[:, None] + jnp.arange(queries)
         q_BQNH, bias = split(self.q(x_BQD)), None
-        if self.config.position == "relative":
+        if self.config.position == "relative":  # A_ij = (q_i + u) . k_j + (q_i + w) . (Wr R_{i-j}), scaled
             bias = self.by_distance(q_BQNH + self.w[...].astype(x_BQD.dtype), index_BQ, slots)
             q_BQNH = q_BQNH + self.u[...].astype(x_BQD.dtype)
         keys = KeySet(k_BSNH, v_BSNH, index_BS, written_BS, bias=bias)
@@ -150,13 +147,6 @@ class TransformerXL(Memory):
             return shear(score_BNTL, size)
 
         return bias
-
-
-def whole_part(batch: int, size: int) -> Place:
-    """Return the place of a whole segment in every row, as constants of the program."""
-    row_B = np.ones(batch, bool)
-    slot_BQ = np.broadcast_to(np.arange(size), (batch, size))
-    return Place(slot_BQ >= 0, slot_BQ, row_B, row_B)  # pyright: ignore
 
 
 def sinusoids(distance_L: np.ndarray, width: int) -> Array:

@@ -11,8 +11,8 @@ sums of one set's softmax, relative to the group's own maximum m:
 
     y = sum_j e^(s_j - m) v_j ,   total = sum_j e^(s_j - m)
 
-`combine` adds the sums of all sets after scaling each by e^(m - max of all m), and returns y / total. The result does not depend
-on m, so m carries no gradient. Autodiff then yields the short backward pass.
+`combine` adds the sums of all sets after scaling each by e^(m - max of all m), and returns y / total. The result does not
+depend on m, so m carries no gradient. Autodiff then yields the short backward pass.
 
 B stream, T query time, S key time, N query heads, K kv heads, G = N / K, H head dim, L = T + S.
 """

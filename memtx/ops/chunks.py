@@ -1,7 +1,9 @@
 """Steps on the chunks of a call, however a text is cut into calls. Mechanisms with chunks are built on `in_chunks`.
 
-B stream, T time, K blocks, Q slots in a block.
+B stream, T time, K parts of a call, Q slots in a part.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
@@ -9,41 +11,69 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
-from memtx.core import Segment, collect, emit_all, pytree, scan, wants_only
+from memtx.core import Segment, State, collect, emit_all, pytree, rematerialised, scan, wants_only, where_rows
 from memtx.ops.grid import Grid, skip_if_empty
 
 
 @pytree
-class Place:
-    """The position of one block in each row's chunk (see ops.Grid).
+class ChunkPart:
+    """The part of each row's chunk that one step reads (see ops.Grid).
 
-    valid_BQ    whether a slot has a token
-    slot_BQ     the token's index in its chunk
-    begins_B    whether the chunk starts in this block
-    complete_B  whether the chunk ends in this block
+    valid_BQ  whether a slot has a token
+    slot_BQ   the token's index in its chunk
+    starts_B  whether the chunk starts in this part
+    ends_B    whether the chunk ends in this part
+
+    A ChunkPart of NumPy arrays is known at compile time. XLA then removes the masks. Indices that are computed from it with
+    operators alone are NumPy arrays too, so `rows.take` and `rows.put` become slices.
     """
 
     valid_BQ: Array
     slot_BQ: Array
-    begins_B: Array
-    complete_B: Array
+    starts_B: Array
+    ends_B: Array
+
+    @staticmethod
+    def whole(batch: int, size: int) -> ChunkPart:
+        """Return the part that is a whole chunk in every row, as NumPy arrays."""
+        slot_BQ, all_B = np.tile(np.arange(size, dtype=np.int32), (batch, 1)), np.ones(batch, bool)
+        arrays: Any = slot_BQ >= 0, slot_BQ, all_B, all_B
+        return ChunkPart(*arrays)
+
+    @property
+    def length_B(self) -> Array:
+        """The number of tokens in this part."""
+        return self.valid_BQ.sum(1, dtype=np.int32)
 
 
-def in_chunks(size: int, step: Callable, tokens_BT, state, offset_B: Array, seg: Segment) -> tuple[Array, Any]:
-    """Call `step(state, tokens_BQ, place) -> (state, y_BQ)` on each chunk of a call, and return y_BT and the state.
+def change_rows(row_B: Array, change: Callable[[State], State], state: State) -> State:
+    """Return `change(state)` in the rows that are True. If there is none, the change is skipped at run time.
 
-    place is None if every row has a whole chunk. tokens_BT: a tree of [B, T, ...]. offset_B: how many tokens of each row's
-    first chunk came in earlier calls.
+    The batch is the first axis of every leaf.
     """
-    any_cut = partial(cut_chunks, size, step)
+    return lax.cond(row_B.any(), lambda s: where_rows(row_B, change(s), s), lambda s: s, state)
+
+
+def in_chunks(
+    size: int, step: Callable, tokens_BT, state: State, offset_B: Array, seg: Segment, *, remat: bool = False
+) -> tuple[Array, State]:
+    """Call `step(state, tokens_BQ, part) -> (state, y_BQ)` on each chunk of a call, and return y_BT and the state.
+
+    size      tokens of a chunk
+    tokens_BT a tree of [B, T, ...]
+    offset_B  how many tokens of each row's first chunk came in earlier calls
+    remat     whether the backward pass recomputes each step
+    """
+    any_cut = partial(cut_chunks, size, step, remat)
     if seg.position_BT.shape[1] % size or not wants_only("loss"):  # other emissions need the same shape from both branches
         return any_cut(tokens_BT, state, offset_B, seg)
     # If the chunk size divides T, training meets whole chunks only. The backward pass recomputes the other branch: when it is
     # not taken, saved residuals would be filled with zeros.
     whole = (offset_B == 0).all() & seg.mask_BT.all()
-    branches = losses_summed(partial(whole_chunks, size, step)), jax.checkpoint(losses_summed(any_cut))
+    branches = losses_summed(partial(whole_chunks, size, step, remat)), jax.checkpoint(losses_summed(any_cut))
     out, losses = lax.cond(whole, *branches, tokens_BT, state, offset_B, seg)
     emit_all(losses)
     return out
@@ -63,24 +93,33 @@ def losses_summed(f: Callable) -> Callable:
     return g
 
 
-def whole_chunks(size: int, step: Callable, tokens_BT, state, offset_B: Array, seg: Segment) -> tuple[Array, Any]:
+def whole_chunks(
+    size: int, step: Callable, remat: bool, tokens_BT, state: State, offset_B: Array, seg: Segment
+) -> tuple[Array, State]:
     """Compute `cut_chunks` for calls in which every row starts a chunk, has no padding and ends a chunk."""
+    part = ChunkPart.whole(len(offset_B), size)
 
-    def blocks(a_BT):
+    def work(state, tokens_BQ):
+        return step(state, tokens_BQ, part)
+
+    def cut(a_BT):
         return a_BT.reshape(a_BT.shape[0], -1, size, *a_BT.shape[2:]).swapaxes(0, 1)
 
-    state, y_KBQ = scan(lambda state, tokens_BQ: step(state, tokens_BQ, None), state, jax.tree.map(blocks, tokens_BT))
+    state, y_KBQ = scan(rematerialised(work) if remat else work, state, jax.tree.map(cut, tokens_BT))
     return y_KBQ.swapaxes(0, 1).reshape(*seg.position_BT.shape, *y_KBQ.shape[3:]), state
 
 
-def cut_chunks(size: int, step: Callable, tokens_BT, state, offset_B: Array, seg: Segment) -> tuple[Array, Any]:
+def cut_chunks(
+    size: int, step: Callable, remat: bool, tokens_BT, state: State, offset_B: Array, seg: Segment
+) -> tuple[Array, State]:
     """Call the step on each block of a Grid, for calls that start or end anywhere in a chunk."""
     grid = Grid(seg.mask_BT, offset_B, size)
 
-    def work(state, block):
+    def work(state, block) -> tuple[State, Any]:
         return step(state, *block)
 
-    places = Place(grid.valid_KBQ, grid.slot_KBQ, grid.start_KB, grid.complete_KB)
-    blocks = jax.tree.map(grid.pack, tokens_BT), places
+    work = rematerialised(work) if remat else work
+    parts = ChunkPart(grid.valid_KBQ, grid.slot_KBQ, grid.start_KB, grid.complete_KB)
+    blocks = jax.tree.map(grid.pack, tokens_BT), parts
     state, y_KBQ = scan(lambda s, block: skip_if_empty(block[1].valid_BQ, work, s, block), state, blocks)
     return grid.unpack(y_KBQ), state

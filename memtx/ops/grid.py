@@ -33,8 +33,8 @@ class Grid:
         self.mask_BT = mask_BT
         self.slots = min(time, size)
         self.blocks = -(-(size - 1 + time) // size)
-        place = offset_B[:, None] + jnp.arange(time)
-        chunk, slot = place // size, place % size
+        index_BT = offset_B[:, None] + jnp.arange(time)
+        chunk, slot = index_BT // size, index_BT % size
         index = chunk * self.slots + jnp.where(chunk == 0, slot - offset_B[:, None], slot)
         self._index_BT = jnp.where(mask_BT, index, self.blocks * self.slots)  # padding is dropped
         self.valid_KBQ = self.pack(mask_BT)

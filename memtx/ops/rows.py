@@ -1,31 +1,47 @@
 """Row-wise reads and writes under static shapes.
 
 They go through vmap, because indexing with `arange(B)[:, None]` makes a partitioned program gather the whole array on every
-device.
+device. If indices are NumPy arrays, the same in all rows, and consecutive, `take` and `put` become slices.
 
 B stream, M slots, T entries.
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 
-def take(a_BM: Array, index_BT: Array) -> Array:
+def take(a_BM: Array, index_BT: Array | np.ndarray) -> Array:
     """Return each row's entries at its own indices: [B, M, ...], [B, T] -> [B, T, ...]."""
+    start = slice_start(index_BT, a_BM.shape[1])
+    if start is not None:
+        return lax.slice_in_dim(a_BM, start, start + index_BT.shape[1], axis=1)
     return jax.vmap(lambda a, i: a[i])(a_BM, index_BT)
 
 
-def put(a_BM: Array, index_BT: Array, new_BT: Array) -> Array:
+def put(a_BM: Array, index_BT: Array | np.ndarray, new_BT: Array) -> Array:
     """Write each row at its own indices, which must differ. Indices out of range are dropped, and the dtype of `a_BM` is kept.
 
     Indices out of range are made to differ as well, so that JAX may assume unique indices. Otherwise it would have to find, for
     the value and for the gradient, which of two writes was last.
     """
     size, time = a_BM.shape[1], index_BT.shape[1]
+    start = slice_start(index_BT, size)
+    if start is not None:
+        return lax.dynamic_update_slice_in_dim(a_BM, new_BT.astype(a_BM.dtype), start, axis=1)
     index_BT = jnp.where(index_BT < size, index_BT, size + jnp.arange(time))
     write = lambda a, i, x: a.at[i].set(x.astype(a.dtype), mode="drop", unique_indices=True)  # noqa: E731
     return jax.vmap(write)(a_BM, index_BT, new_BT)
+
+
+def slice_start(index_BT: Array | np.ndarray, size: int) -> int | None:
+    """Return the first index if all rows have the same consecutive indices within `size`, known at compile time. Else None."""
+    if not isinstance(index_BT, np.ndarray) or not index_BT.size:
+        return None
+    start, time = int(index_BT[0, 0]), index_BT.shape[1]
+    consecutive = (index_BT == start + np.arange(time)).all() and 0 <= start <= size - time
+    return start if consecutive else None
 
 
 def slice_rows(a_BM: Array, start_B: Array, size: int) -> Array:

@@ -158,9 +158,10 @@ def test_armt_overwrites_what_it_wrote_under_the_same_key():
     associative.k.w[...] = jnp.zeros((8, 3)).at[0].set(jnp.array([1.0, -2.0, 3.0]))  # keys depend on the first feature alone
     first, second = (jnp.asarray(np.r_[1.0, v])[None, None].astype(jnp.float32) for v in (np.arange(7), -np.arange(7)))
     state = associative.init_state(1)
+    a_z = state.a_BFD, state.z_BF
     for m in (first, second):
-        state = associative.write(state, m, jnp.ones(1, bool))
-    read, _ = recall(state, dpfp(associative.k(first), 2))
+        a_z = associative.write(a_z, m)
+    read, _ = recall(*a_z, dpfp(associative.k(first), 2))
     np.testing.assert_allclose(read, associative.v(second), rtol=1e-4)  # but for e
     assert np.abs(associative.v(second) - associative.v(first)).max() > 0.1
 

@@ -6,23 +6,22 @@ import numpy as np
 import pytest
 
 from memtx.core import collect, emit, segment
-from memtx.ops.chunks import in_chunks
+from memtx.ops.chunks import ChunkPart, change_rows, in_chunks
+from memtx.ops.grid import Grid
 
 SIZE, BATCH, TIME = 4, 2, 8
 
 
 def running(emits: bool = False):
-    """A step whose state is the sum of the chunks before; y adds it to each token. It counts on being told where chunks end."""
+    """Return a step whose state is two sums: of the chunks before, which y adds to each token, and of the current chunk."""
 
-    def step(state, x_BQ, place):
+    def step(state, x_BQ, part):
         whole, going = state
-        valid_BQ = jnp.ones(x_BQ.shape, bool) if place is None else place.valid_BQ
-        complete_B = jnp.ones(len(x_BQ), bool) if place is None else place.complete_B
-        going = going + jnp.where(valid_BQ, x_BQ, 0).sum(1)
+        x_BQ = jnp.where(part.valid_BQ, x_BQ, 0)
         if emits:
-            emit("loss/size", (jnp.where(valid_BQ, x_BQ, 0) ** 2).sum(1))
-        y_BQ = x_BQ + whole[:, None]
-        return (jnp.where(complete_B, whole + going, whole), jnp.where(complete_B, 0, going)), y_BQ
+            emit("loss/size", (x_BQ**2).sum(1))
+        close = lambda state: (state[0] + state[1], jnp.zeros_like(state[1]))  # noqa: E731
+        return change_rows(part.ends_B, close, (whole, going + x_BQ.sum(1))), x_BQ + whole[:, None]
 
     return step
 
@@ -63,3 +62,16 @@ def test_losses_of_all_chunks_are_passed_on_from_either_branch(offset):
 
     _, aux = jax.jit(lambda x: collect(run, "loss")(x))(x_BT)
     np.testing.assert_allclose(sum(value.sum() for value in aux["loss/size"]), (x_BT**2).sum(), rtol=1e-5)
+
+
+def test_a_whole_chunk_is_the_part_that_a_grid_gives():
+    grid = Grid(jnp.ones((BATCH, SIZE), bool), jnp.zeros(BATCH, jnp.int32), SIZE)
+    part = ChunkPart.whole(BATCH, SIZE)
+    for ours, theirs in (
+        (part.valid_BQ, grid.valid_KBQ),
+        (part.slot_BQ, grid.slot_KBQ),
+        (part.starts_B, grid.start_KB),
+        (part.ends_B, grid.complete_KB),
+    ):
+        np.testing.assert_array_equal(ours, theirs[0])
+    np.testing.assert_array_equal(part.length_B, SIZE)

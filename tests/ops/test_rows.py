@@ -63,3 +63,15 @@ def test_put_under_a_gradient_does_not_find_out_which_write_was_last():
 
     assert not named(put)
     assert named(jax.vmap(lambda a, i, x: a.at[i].set(x, mode="drop")))  # control: without the promise
+
+
+def test_indices_known_at_compile_time_become_slices():
+    a_BM, new_BT = jnp.arange(12.0).reshape(2, 6), -jnp.ones((2, 3))
+    for start in (0, 2, 3, 4):  # at 4 the last index is out of range
+        index = np.tile(np.arange(start, start + 3), (2, 1))
+        traced = str(jax.make_jaxpr(lambda a, x, i=index: put(a, i, x))(a_BM, new_BT))
+        assert ("dynamic_update_slice" in traced) == (start < 4)
+        np.testing.assert_array_equal(put(a_BM, index, new_BT), put(a_BM, jnp.asarray(index), new_BT))
+        np.testing.assert_array_equal(take(a_BM, index), take(a_BM, jnp.asarray(index)))
+    gaps = np.array([[0, 2, 3], [0, 2, 3]])
+    assert "gather" in str(jax.make_jaxpr(lambda a: take(a, gaps))(a_BM))  # control
