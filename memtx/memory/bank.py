@@ -122,7 +122,7 @@ def search(
         ids, keys = ids[None], keys[None]
     keys = keys if keys.ndim == 4 else keys[:, :, None]
     first_BT, end_BT = (jnp.broadcast_to(jnp.asarray(a, jnp.int32), q_BTNH.shape[:2]) for a in (first_BT, end_BT))
-    return topk.search(q_BTNH, keys, ids, first_BT, end_BT, k, **how)
+    return topk.search(q_BTNH, keys, ids, (first_BT, end_BT), k, **how)
 
 
 def gather(bank: Bank, index: Array, head: Array | None = None) -> Entries:

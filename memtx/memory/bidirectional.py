@@ -43,4 +43,4 @@ class Bidirectional(Memory):
         q_BTNH, k, v = x
         if k is None:
             return jnp.zeros_like(q_BTNH), state
-        return attend(q_BTNH, [KeySet(k, v, seg.position_BT, seg.mask_BT, future=True, lead=0)], seg, self.dims), state
+        return attend(q_BTNH, [KeySet.call(k, v, seg, future=True)], seg, self.dims), state

@@ -31,7 +31,7 @@ from jax import Array
 
 from memtx.core import Dims, Memory, Segment, pytree, segment
 from memtx.errors import UserError, check_known, positive
-from memtx.memory.window import Recent, own
+from memtx.memory.window import Recent
 from memtx.nn.attention import KeySet, attend
 from memtx.nn.linear import Linear, Norm, normal, unit
 from memtx.ops.chunks import ChunkPart, change_rows, in_chunks
@@ -143,7 +143,7 @@ class BlockRecurrent(Memory):
         c, recent = self.config, state.window
         q, q_cross = self.q(x_BTD), self.q_cross(x_BTD)
         k, v = self.keys_values(self.kv(x_BTD))
-        near = attend(q, [recent.source(seg, c.window), own(k, v, seg, c.window)], seg, self.dims)
+        near = attend(q, [recent.keys(c.window), KeySet.call(k, v, seg, window=c.window)], seg, self.dims)
 
         def step(block: Block, tokens, part: ChunkPart):
             q, k, v = tokens

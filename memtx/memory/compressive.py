@@ -94,11 +94,11 @@ class Compressive(TransformerXL):
         valid_BS = jnp.arange(c.compressed) >= c.compressed - pushed_out_B[:, None] // c.rate
         return jnp.concatenate([state.compressed_BSD, memory_BMD], 1), jnp.concatenate([valid_BS, valid_BM], 1)
 
-    def finish(self, state: Compressed, current_BCD: Array) -> Compressed:
-        new = super().finish(state, current_BCD)
+    def finish(self, state: Compressed) -> Compressed:
+        new = super().finish(state)
         if isinstance(state.compressed_BSD, tuple):
             return new
-        h_BCD = lax.stop_gradient(current_BCD).astype(jnp.float32)
+        h_BCD = lax.stop_gradient(state.current_BCD).astype(jnp.float32)
         old_BCD = lax.stop_gradient(state.memory_BMD[:, : self.config.segment])
         squeezed_BUD = self.compress(old_BCD, h_BCD)
         loss_B = state.loss_B

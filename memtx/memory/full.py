@@ -17,7 +17,6 @@ from jax import Array
 
 from memtx.core import Dims, Memory, Segment, pytree
 from memtx.errors import positive
-from memtx.memory.window import own
 from memtx.nn.attention import KeySet, attend
 from memtx.ops.rows import put
 
@@ -69,7 +68,7 @@ class Full(Memory):
         past = KeySet(state.k_BMKH, state.v_BMKH, state.position_BM, valid, window=size, often_empty=True)
         if k is None:
             return attend(q, [past], seg, self.dims), state
-        y = attend(q, [past, own(k, v, seg, size)], seg, self.dims)
+        y = attend(q, [past, KeySet.call(k, v, seg, window=size)], seg, self.dims)
         rank = jnp.arange(k.shape[1])
         kept = seg.mask_BT & (rank >= seg.length_B[:, None] - size)  # what this very call would overwrite is not written
         slot = jnp.where(kept, (state.count_B[:, None] + rank) % size, size)

@@ -21,7 +21,6 @@ B stream, T time, Q slots in a block, C segment, N query heads, K kv heads, G = 
 """
 
 import dataclasses
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -104,20 +103,15 @@ class Infini(Memory):
         return y.astype(q.dtype), state
 
     def local(self, q_BTNH, k_BTKH, v_BTKH, state: Compressed, seg: Segment) -> Array:
-        """Attention to the own segment up to oneself.
-
-        Segments stand so far apart in the positions made here that a window of one segment never reaches into another.
-        """
+        """Attend to the query's own segment, up to the query."""
         size = self.config.segment
-        place_BT = state.offset_B[:, None] + jnp.arange(q_BTNH.shape[1])
-        place_BT = place_BT + place_BT // size * size
-        before_BC = state.offset_B[:, None] - size + jnp.arange(size)  # of the entries of k_BCKH; negative: an older segment's
-        seg = seg.replace(position_BT=place_BT)
-        near = partial(KeySet, window=size, gaps=True)
-        sources = [near(state.k_BCKH, state.v_BCKH, before_BC, before_BC >= 0, lead=size, often_empty=True)]
+        segment_BT = (state.offset_B[:, None] + jnp.arange(q_BTNH.shape[1])) // size  # 0 is the one under way
+        begun_BC = jnp.arange(size) >= size - state.offset_B[:, None]
+        before = KeySet.recent(state.k_BCKH, state.v_BCKH, begun_BC, window=size, often_empty=True)
+        sets = [before.within_chunks(segment_BT, jnp.zeros_like(begun_BC, jnp.int32))]
         if k_BTKH is not None:
-            sources.append(near(k_BTKH, v_BTKH, place_BT, seg.mask_BT, lead=0))
-        return attend(q_BTNH, sources, seg, self.dims)
+            sets.append(KeySet.call(k_BTKH, v_BTKH, seg, window=size).within_chunks(segment_BT, segment_BT))
+        return attend(q_BTNH, sets, seg, self.dims)
 
     def remote(self, q_BTNH, k_BTKH, v_BTKH, state: Compressed, seg: Segment) -> tuple[Array, Compressed]:
         """A_mem of every token, in float32, and the state after the call."""

@@ -30,8 +30,11 @@ from memtx.core import Dims, Memory, Segment, collect, emit, pytree, segment, wa
 from memtx.errors import UserError, positive
 from memtx.memory import bank
 from memtx.memory.bank import Bank
-from memtx.nn.attention import MASKED
+from memtx.ops.attention import MASKED
 from memtx.ops.rows import take
+from memtx.ops.skip import skip_unless
+
+LABELS = ("id", "source", "position")  # of an entry that was read
 
 
 @pytree
@@ -114,17 +117,11 @@ class KNNLM(Memory):
             score, index = bank.search(pairs, query, self.config.neighbours, first_BT=first_BT, end_BT=end_BT, **how)
             read, found = bank.gather(pairs, index[:, :, 0]), score[:, :, 0] > -jnp.inf
             distance = jnp.square(read.key - f[:, :, None]).sum(-1)
-            labels = {name: jnp.where(found, getattr(read, name), -1) for name in ("id", "source", "position")}
+            labels = {name: jnp.where(found, getattr(read, name), -1) for name in LABELS}
             return labels | {"token": read.value, "score": jnp.where(found, -distance / self.config.temperature, MASKED)}
 
-        def skip(*args):
-            def nothing(a):
-                return jnp.full(a.shape, MASKED if a.dtype == jnp.float32 else -1, a.dtype)
-
-            return jax.tree.map(nothing, jax.eval_shape(work, *args)) | {"token": jnp.zeros(shape, jnp.int32)}
-
-        shape = (*f_BTD.shape[:2], self.config.neighbours)
-        return lax.cond((jnp.asarray(end_BT) > 0).any(), work, skip, f_BTD, pairs)
+        nothing = dict.fromkeys(LABELS, -1) | {"token": 0, "score": MASKED}
+        return skip_unless((jnp.asarray(end_BT) > 0).any(), work, nothing, f_BTD, pairs)
 
     def mix(self, logits_BTV: Array, reads: dict[str, dict[str, Array]]) -> Array:
         """The mixture, on the scale of the model's logits; one softmax over all pairs that were read."""
@@ -141,7 +138,7 @@ class KNNLM(Memory):
             weights = jnp.split(lam * weight, len(reads), -1)
             for (name, read), part in zip(reads.items(), weights, strict=True):
                 prefix = "attribution/" + ("" if name == "cache" else "datastore_")
-                for label in ("id", "source", "position", "token"):
+                for label in (*LABELS, "token"):
                     emit(prefix + label, read[label])
                 emit(prefix + "weight", part)
         return y

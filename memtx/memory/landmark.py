@@ -33,8 +33,8 @@ from memtx.core import Dims, Memory, Segment, emit, pytree, wants
 from memtx.errors import UserError, positive
 from memtx.memory import bank
 from memtx.memory.bank import Bank
-from memtx.nn.attention import MASKED
 from memtx.nn.positions import alibi_slopes, rope, t5_bucket
+from memtx.ops.attention import MASKED
 from memtx.ops.grid import Grid
 from memtx.ops.rows import put, take
 

@@ -30,8 +30,9 @@ from memtx.memory import bank
 from memtx.memory.bank import Bank
 from memtx.memory.sink import Sink, Sinks
 from memtx.memory.window import Recent, Window
-from memtx.nn.attention import MASKED
 from memtx.nn.linear import unit
+from memtx.ops.attention import MASKED
+from memtx.ops.skip import skip_unless
 
 
 @pytree
@@ -141,10 +142,7 @@ class Memorizing(Memory):
             read = bank.gather(full, index, head_N1)
             return read.key, read.value, index, score > -jnp.inf
 
-        def skip(q):
-            return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(work, q))
-
-        found = lax.cond((end_BT > 0).any(), work, skip, lax.stop_gradient(q_BTNH))
+        found = skip_unless((end_BT > 0).any(), work, 0, lax.stop_gradient(q_BTNH))
         key, value, index, found_BTNR = lax.stop_gradient(found)
         score = jnp.einsum("BTNH,BTNRH->BTNR", q_BTNH.astype(jnp.float32), key) * self.dims.scale
         weight = jax.nn.softmax(jnp.where(found_BTNR, score, MASKED), -1) * found_BTNR

@@ -18,7 +18,7 @@ from jax import Array
 
 from memtx.core import Dims, Memory, Segment, pytree
 from memtx.errors import positive
-from memtx.memory.window import Recent, own
+from memtx.memory.window import Recent
 from memtx.nn.attention import KeySet, attend
 from memtx.ops.rows import put
 
@@ -71,13 +71,9 @@ class Sink(Memory):
             valid_BS=index < written[:, None],
             query_position_BT=jnp.minimum(seg.position_BT, sinks + window - 1),
         )
-        sources = [first, _without(sinks, recent.source(seg, window))]
+        before_BM = recent.count_B[:, None] - window + jnp.arange(window)  # positions of the recent keys
+        sets = [first, recent.keys(window).without(before_BM < sinks)]
         if k is None:
-            return attend(q, sources, seg, self.dims), state
-        y = attend(q, [*sources, _without(sinks, own(k, v, seg, window))], seg, self.dims)
-        return y, dataclasses.replace(state, recent=recent.write(k, v, seg))
-
-
-def _without(sinks: int, source: KeySet) -> KeySet:
-    recent_BS = source.position_BS >= sinks
-    return dataclasses.replace(source, valid_BS=recent_BS if source.valid_BS is None else source.valid_BS & recent_BS)
+            return attend(q, sets, seg, self.dims), state
+        own = KeySet.call(k, v, seg, window=window).without(seg.position_BT < sinks)
+        return attend(q, [*sets, own], seg, self.dims), dataclasses.replace(state, recent=recent.write(k, v, seg))

@@ -31,7 +31,7 @@ from jax import Array
 from memtx.core import Dims, Memory, Segment, pytree, where_rows
 from memtx.errors import positive
 from memtx.memory.titans import Fast, NeuralMemory, Settings, apply, chunk_start, finish
-from memtx.memory.window import Recent, own
+from memtx.memory.window import Recent
 from memtx.nn.attention import KeySet, Projections, attend
 from memtx.nn.conv import ShortConv
 from memtx.nn.linear import Linear, Norm, normal, unit
@@ -103,7 +103,7 @@ class MemoryAndWindow(Memory):
         """Return window attention over x, [B, T, D], and the window's new state."""
         attention, size = self.near.attention, self.config.window
         q, (k, v) = attention.queries(x_BTD), attention.keys_values(x_BTD)
-        y_BTD = self.near.attend(q, [recent.source(seg, size), own(k, v, seg, size)], seg)
+        y_BTD = self.near.attend(q, [recent.keys(size), KeySet.call(k, v, seg, window=size)], seg)
         return y_BTD, recent.write(k, v, seg)
 
 

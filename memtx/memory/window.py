@@ -49,16 +49,9 @@ class Recent:
             self.count_B + seg.length_B,
         )
 
-    def source(self, seg: Segment, window: int | None) -> KeySet:
-        """The tokens before this call's, one position each."""
-        lead = self.k_BMKH.shape[1]
-        position_BM = seg.position_BT[:, :1] - lead + jnp.arange(lead)
-        return KeySet(self.k_BMKH, self.v_BMKH, position_BM, self.valid_BM, window=window, lead=lead)
-
-
-def own(k_BTKH: Array, v_BTKH: Array, seg: Segment, window: int | None) -> KeySet:
-    """The call's own tokens as a source."""
-    return KeySet(k_BTKH, v_BTKH, seg.position_BT, None, window=window, lead=0)  # padding comes last: only padding sees it
+    def keys(self, window: int) -> KeySet:
+        """Return the keys of the tokens before the call."""
+        return KeySet.recent(self.k_BMKH, self.v_BMKH, self.valid_BM, window=window)
 
 
 class Window(Memory):
@@ -87,6 +80,6 @@ class Window(Memory):
         q, k, v = x
         window = self.config.window
         if k is None:
-            return attend(q, [state.source(seg, window)], seg, self.dims), state
-        y = attend(q, [state.source(seg, window), own(k, v, seg, window)], seg, self.dims)
+            return attend(q, [state.keys(window)], seg, self.dims), state
+        y = attend(q, [state.keys(window), KeySet.call(k, v, seg, window=window)], seg, self.dims)
         return y, state.write(k, v, seg)

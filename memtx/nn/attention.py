@@ -1,41 +1,29 @@
-"""Attention over several sources of keys with one softmax, computed in tiles of scores.
+"""Attention of a mechanism: sets of keys, positions, and the projections around them.
 
-A memory and the call's own tokens are two sources. They are not concatenated in time, so a memory that needs no gradient costs
-no backward products. A mechanism at the attention site declares which keys exist and which queries see them. This file does
-the rest.
+A mechanism at the attention site declares which keys exist and which queries see them, as KeySets: for example its memory and
+the call's own tokens. `attend` computes one softmax over all of them. The arithmetic is in ops/attention.py.
 
-A tile of scores (some queries x some keys) stays in cache, and tiles that no query sees are skipped. For each group of queries
-a source returns the sums of its softmax, relative to the group's own maximum m:
-
-    y = sum_j e^(s_j - m) v_j ,   total = sum_j e^(s_j - m)
-
-The sums of all sources are added after scaling each by e^(m - max of all m). The result is y / total.
-
-The result does not depend on m, so m carries no gradient. Autodiff then yields the short backward pass.
-
-B stream, T query time, S source time, N query heads, K kv heads, G = N / K, H head dim.
+B stream, T query time, S key time, N query heads, K kv heads, H head dim.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from functools import reduce
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike
 
 from memtx.core import Dims, Segment
 from memtx.nn.linear import Linear
 from memtx.nn.positions import alibi_slopes, rope, t5_bucket
-
-TILE = 128  # the least number of queries and of keys in a tile, as measured in benchmarks/speed
-MASKED = -1e30
-Positions = Array | np.ndarray  # NumPy if known at compile time
+from memtx.ops import attention
+from memtx.ops.attention import MASKED, Bias, Positions, Sums, View
+from memtx.ops.skip import skip_unless
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,191 +33,133 @@ class KeySet:
     The age is the query's position minus the key's. If `future`, queries see all valid keys of any age, and `window` is
     ignored.
 
+    `recent` and `call` build the two usual sets, whose positions are known at compile time. Tiles that no query sees then cost
+    nothing. Other sets give the position of each key.
+
     k_BSKH, v_BSKH     un-rotated
-    position_BS        int32, the positions of the keys
+    position_BS        int32, the positions of the keys. None in sets from `recent` and `call`
     valid_BS           bool. None: every key is valid
     query_position_BT  the positions of the queries relative to these keys. None: their positions in the document
     window             how many positions back a query sees. None: all
     future             whether queries see later keys
-    lead               a promise that saves work: keys are in order of time, and key `lead + t` has the position of query t
-    gaps               whether positions may jump between neighbours. With `lead`, ages are then unknown at compile time
-    often_empty        whether to skip this source at run time in calls in which no row has a valid key (needs valid_BS)
+    chunk_BS           with `query_chunk_BT`: the number of each key's chunk. Queries see only keys of their own chunk
+    query_chunk_BT     the number of each query's chunk
+    bias               a function of a slice of queries and one of keys: scores to add, [B or 1, N or 1, T, S]
+    often_empty        whether to skip this set at run time in calls in which no row has a valid key (needs valid_BS)
     """
 
     k_BSKH: Array
     v_BSKH: Array
-    position_BS: Array
+    position_BS: Array | None
     valid_BS: Array | None
     query_position_BT: Array | None = None
     window: int | None = None
     future: bool = False
-    lead: int | None = None
-    gaps: bool = False
+    chunk_BS: Array | None = None
+    query_chunk_BT: Array | None = None
+    bias: Bias | None = None
     often_empty: bool = False
+    _start: int | None = None  # the position of key 0 relative to the call's first query, if keys have one position each
+
+    def __post_init__(self):
+        if (self.position_BS is None) == (self._start is None):
+            raise ValueError("a KeySet needs position_BS, or is made by KeySet.recent or KeySet.call")
+
+    @classmethod
+    def recent(
+        cls, k_BSKH: Array, v_BSKH: Array, valid_BS: Array, *, window: int | None = None, often_empty: bool = False
+    ) -> KeySet:
+        """Return the set of the S tokens just before the call, in order of time, with one position each."""
+        start = -k_BSKH.shape[1]
+        return cls(k_BSKH, v_BSKH, None, valid_BS, window=window, often_empty=often_empty, _start=start)
+
+    @classmethod
+    def call(cls, k_BTKH: Array, v_BTKH: Array, seg: Segment, *, window: int | None = None, future: bool = False) -> KeySet:
+        """Return the set of the call's own tokens.
+
+        Padding comes last, so real queries do not see it, unless they see later keys.
+        """
+        return cls(k_BTKH, v_BTKH, None, seg.mask_BT if future else None, window=window, future=future, _start=0)
+
+    def within_chunks(self, query_chunk_BT: Array, chunk_BS: Array) -> KeySet:
+        """Return the set as it is seen by queries that see only keys of their own chunk, by its number."""
+        return dataclasses.replace(self, query_chunk_BT=query_chunk_BT, chunk_BS=chunk_BS)
+
+    def without(self, hidden_BS: Array) -> KeySet:
+        """Return the set without the keys that are True."""
+        valid_BS = ~hidden_BS if self.valid_BS is None else self.valid_BS & ~hidden_BS
+        return dataclasses.replace(self, valid_BS=valid_BS)
 
     def positions(self, seg: Segment) -> tuple[Positions, Positions]:
         """Return the positions of queries [B or 1, T] and keys [B or 1, S], relative to each row's first query.
 
-        They are NumPy arrays if they are known at compile time.
+        They are NumPy arrays if they are known at compile time. The positions of a call's tokens are consecutive.
         """
         at_BT = seg.position_BT if self.query_position_BT is None else self.query_position_BT
         origin_B1 = at_BT[:, :1]
-        queries, keys = at_BT - origin_B1, self.position_BS - origin_B1
-        if not self.gaps and self.query_position_BT is None:  # tokens of one call are consecutive
-            queries = np.arange(at_BT.shape[1])[None]
-        if not self.gaps and self.lead is not None:
-            keys = np.arange(self.k_BSKH.shape[1])[None] - self.lead
-        return queries, keys
-
-    def visible(self, start: int, stop: int) -> tuple[int, int]:
-        """Return the range (first, end) of keys that queries start..stop-1 can see."""
-        size = self.k_BSKH.shape[1]
-        if self.lead is None or self.future:
-            return 0, size
-        first = 0 if self.window is None else max(0, self.lead + start - self.window + 1)
-        return first, min(size, self.lead + stop)
+        queries = np.arange(at_BT.shape[1])[None] if self.query_position_BT is None else at_BT - origin_B1
+        if self.position_BS is not None:
+            return queries, self.position_BS - origin_B1
+        assert self._start is not None
+        return queries, self._start + np.arange(self.k_BSKH.shape[1])[None]
 
 
-def attend(q_BTNH: Array, sources: list[KeySet], seg: Segment, dims: Dims) -> Array:
-    """Return softmax(q k^T dims.scale + position bias) v over all sources together, [B, T, N, H] in q's dtype.
+def attend(q_BTNH: Array, sets: Sequence[KeySet], seg: Segment, dims: Dims) -> Array:
+    """Return softmax(q k^T dims.scale + position bias) v over all sets together, [B, T, N, H] in q's dtype.
 
     A query that sees no key at all (padding) gets finite values without meaning.
     """
-    reads = [(read_unless_empty if source.often_empty else read)(q_BTNH, source, seg, dims) for source in sources]
-    top = reduce(jnp.maximum, [m for _, _, m in reads])
-    weights = [jnp.exp(m - top) for _, _, m in reads]
-    y = add(y * w for (y, _, _), w in zip(reads, weights, strict=True))
-    total = add(total * w for (_, total, _), w in zip(reads, weights, strict=True))
-    out_BKGTH = (y / total).astype(q_BTNH.dtype)
-    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(q_BTNH.shape)
+    reads = [(_read_unless_empty if keys.often_empty else _read)(q_BTNH, keys, seg, dims) for keys in sets]
+    return attention.combine(reads).astype(q_BTNH.dtype)
 
 
-def read(q_BTNH: Array, source: KeySet, seg: Segment, dims: Dims) -> tuple[Array, Array, Array]:
-    """Return the float32 sums of one source: y [B, K, G, T, H], total and m [B, K, G, T, 1]."""
-    batch, time, _, head_dim = q_BTNH.shape
-    q, k, v = q_BTNH, source.k_BSKH.astype(q_BTNH.dtype), source.v_BSKH.astype(q_BTNH.dtype)
-    at_BT, at_BS = source.positions(seg)
+def view(q_BTNH: Array, keys: KeySet, seg: Segment, dims: Dims) -> View:
+    """Return the arrays of one softmax: rotated keys and scaled queries, their positions, and the bias of their scores."""
+    q, k, v = q_BTNH, keys.k_BSKH.astype(q_BTNH.dtype), keys.v_BSKH.astype(q_BTNH.dtype)
+    at_BT, at_BS = keys.positions(seg)
     if dims.position == "rope":
         q, k = (rope(x, at, dims.rope_base, dims.rope_scaling) for x, at in ((q, at_BT), (k, at_BS)))
-    q_BKGTH = (q * dims.scale).reshape(batch, time, dims.num_kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
-    k_BKSH, v_BKSH = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    rows, columns = tile_shape(time, k.shape[1])
-    ks, vs, qs = pieces(k_BKSH, columns, 2), pieces(v_BKSH, columns, 2), pieces(q_BKGTH, rows, 3)
-    groups = []
-    for start, q in zip(range(0, time, rows), qs, strict=True):
-        stop = start + q.shape[3]
-        first, end = source.visible(start, stop)
-        tiles = range(first // columns, -(-end // columns))
-        scores = []
-        for i in tiles:
-            keys = slice(i * columns, (i + 1) * columns)
-            score = dot("BKTH,BKSH->BKTS", q, ks[i])
-            age_BTS = at_BT[:, start:stop, None] - at_BS[:, None, keys]
-            scores.append(score + position_bias(age_BTS, source.future, seg, dims) + hidden(age_BTS, source, keys))
-        groups.append(sums(scores, [vs[i] for i in tiles], q))
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts, 3), *groups)
+
+    def bias(queries: slice, columns: slice) -> ArrayLike:
+        age_BTS = at_BT[:, queries, None] - at_BS[:, None, columns]
+        by_position = position_bias(age_BTS, keys.future, seg, dims)
+        return by_position if keys.bias is None else by_position + keys.bias(queries, columns)
+
+    return View(
+        *(q * dims.scale, k, v, at_BT, at_BS, keys.valid_BS, keys.query_chunk_BT, keys.chunk_BS, keys.window, keys.future),
+        bias=bias if keys.bias or dims.position in ("alibi", "t5") else None,
+    )
 
 
-def pieces(x: Array, size: int, axis: int) -> list[Array]:
-    """Cut along an axis. The gradient of `split` is one concatenation."""
-    return jnp.split(x, list(range(size, x.shape[axis], size)), axis)
+def _read(q_BTNH: Array, keys: KeySet, seg: Segment, dims: Dims) -> Sums:
+    return attention.read(view(q_BTNH, keys, seg, dims))
 
 
-def hidden(age_BTS: Positions, source: KeySet, keys: slice) -> ArrayLike:
-    """Return a bias that hides keys, [B or 1, 1, 1, T or 1, S], or 0 if every key is known at compile time to be visible."""
-    bias, window = 0.0, source.window
-    static = isinstance(age_BTS, np.ndarray)
-    if not source.future and not (static and age_BTS.min() >= 0 and (window is None or age_BTS.max() < window)):
-        if static:  # computing the ages is faster than reading a constant
-            before, after = (lax.broadcasted_iota(jnp.int32, age_BTS.shape, axis) for axis in (1, 2))
-            age_BTS = before - after + int(age_BTS[0, 0, 0])
-        seen_BTS = (age_BTS >= 0) if window is None else (age_BTS >= 0) & (age_BTS < window)
-        bias = jnp.where(seen_BTS, 0.0, MASKED)[:, None, None]
-    if source.valid_BS is not None:
-        bias = bias + jnp.where(source.valid_BS[:, keys], 0.0, MASKED)[:, None, None, None]
-    return bias
+def _read_unless_empty(q_BTNH: Array, keys: KeySet, seg: Segment, dims: Dims) -> Sums:
+    """`_read`, skipped at run time if no row has a valid key.
 
-
-def tile_shape(queries: int, keys: int) -> tuple[int, int]:
-    """Return the rows and columns of a tile.
-
-    Each is at least TILE. Few queries get wide tiles with as many scores. Long texts get larger tiles, which limits how many
-    are compiled.
-    """
-    rows = TILE * max(1, -(-queries // (8 * TILE)))
-    return rows, TILE * max(TILE // queries, 1, -(-keys // (8 * TILE)))
-
-
-def sums(scores: list[Array], values: list[Array], q_BKGTH: Array) -> tuple[Array, Array, Array]:
-    """Return y, total and m of one group of queries."""
-    if not scores:
-        nothing = jnp.zeros((*q_BKGTH.shape[:-1], 1), jnp.float32)
-        return jnp.zeros(q_BKGTH.shape, jnp.float32), nothing, nothing + MASKED
-    m = lax.stop_gradient(over_keys(jnp.maximum, jnp.max, scores))
-    exps = [jnp.exp(score - m) for score in scores]
-    y = add(dot("BKTS,BKSH->BKTH", e.astype(v.dtype), v) for e, v in zip(exps, values, strict=True))
-    return y, over_keys(jnp.add, jnp.sum, exps), m
-
-
-def over_keys(combine: Callable, along: Callable, tiles: list[Array]) -> Array:
-    """Reduce tiles [..., S] to [..., 1].
-
-    Tiles of one width are combined first, so that only one pass runs along the keys, the slow axis.
-    """
-    widths: dict[int, Array] = {}
-    for tile in tiles:
-        width = tile.shape[-1]
-        widths[width] = combine(widths[width], tile) if width in widths else tile
-    return reduce(combine, [along(tile, -1, keepdims=True) for tile in widths.values()])
-
-
-def dot(spec: str, x_BKGT_: Array, y_BKSH: Array) -> Array:
-    """Compute an einsum without G in float32, -> BKGT_.
-
-    G and T are one axis of it, so its gradients transpose no tile.
-    """
-    batch, kv_heads, groups, time, _ = x_BKGT_.shape
-    flat = x_BKGT_.reshape(batch, kv_heads, groups * time, -1)
-    return jnp.einsum(spec, flat, y_BKSH, preferred_element_type=jnp.float32).reshape(batch, kv_heads, groups, time, -1)
-
-
-def add(terms: Iterable[Array]) -> Array:
-    """Sum arrays."""
-    return reduce(jnp.add, terms)
-
-
-def read_unless_empty(q_BTNH: Array, source: KeySet, seg: Segment, dims: Dims) -> tuple[Array, Array, Array]:
-    """`read`, skipped at run time if no row has a valid key.
-
-    The backward pass recomputes the branch from its arguments. Saved residuals would be filled with zeros in calls that skip
-    it.
+    The backward pass recomputes it from its arguments. Saved residuals would be filled with zeros in calls that skip it.
     """
 
     def work(q, k, v):
-        return read(q, dataclasses.replace(source, k_BSKH=k, v_BSKH=v), seg, dims)
+        return _read(q, dataclasses.replace(keys, k_BSKH=k, v_BSKH=v), seg, dims)
 
-    def skip(*_):
-        y, total, m = jax.eval_shape(work, q_BTNH, source.k_BSKH, source.v_BSKH)
-        return jnp.zeros(y.shape, y.dtype), jnp.zeros(total.shape, total.dtype), jnp.full(m.shape, MASKED, m.dtype)
-
-    assert source.valid_BS is not None
-    some = source.valid_BS.any()
-    return lax.cond(some, jax.checkpoint(work), skip, q_BTNH, source.k_BSKH, source.v_BSKH)
+    assert keys.valid_BS is not None
+    nothing = (0.0, 0.0, MASKED)
+    return skip_unless(keys.valid_BS.any(), jax.checkpoint(work), nothing, q_BTNH, keys.k_BSKH, keys.v_BSKH)
 
 
 def position_bias(age_BTS: Positions, future: bool, seg: Segment, dims: Dims) -> ArrayLike:
-    """Return the position bias of the scores, [B, K, G, T, S]: ALiBi's slope * -age, T5's bucketed table, or 0.
+    """Return the position bias of the scores, [B or 1, N, T, S]: ALiBi's slope * -age, T5's bucketed table, or 0.
 
     future: whether later keys are visible. ALiBi is then slope * -|age|, and T5 has buckets for both directions.
     """
     if dims.position == "alibi":
-        slope_KG = alibi_slopes(dims.num_heads).reshape(dims.num_kv_heads, -1)
         far_BTS = jnp.abs(age_BTS) if future else jnp.maximum(age_BTS, 0)
-        return -slope_KG[:, :, None, None] * far_BTS[:, None, None].astype(jnp.float32)
+        return -alibi_slopes(dims.num_heads)[:, None, None] * far_BTS[:, None].astype(jnp.float32)
     if dims.position == "t5":
         table = seg.shared["relative_bias"].astype(jnp.float32)  # [buckets, N], one leaf of the model
-        bias = jnp.moveaxis(table[t5_bucket(age_BTS, future)], -1, 1)
-        return bias.reshape(bias.shape[0], dims.num_kv_heads, -1, *bias.shape[2:])
+        return jnp.moveaxis(table[t5_bucket(age_BTS, future)], -1, 1)
     return 0.0
 
 

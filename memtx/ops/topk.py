@@ -3,8 +3,10 @@
     score_j = q . k_j                    ("dot")
     score_j = q . k_j - |k_j|^2 / 2      ("l2": the nearest in Euclidean distance has the highest score)
 
-*Blocks.* Only the scores of TILE queries and `block` entries exist at a time, never [B, N, T, M]. A block is skipped at run
-time if no query may see any of its entries, so an empty bank costs nothing.
+`search_plain` is the definition. `search` returns the same and never makes all scores [B, N, T, M].
+
+*Blocks.* Only the scores of TILE queries and `block` entries exist at a time. A block is skipped at run time if no query may
+see any of its entries, so an empty bank costs nothing.
 
 *Approximate.* Entry j is in bucket j mod L. Only the best of each bucket is kept, and then the best k of those. This takes a
 maximum instead of a selection, which suits a TPU. The entry of rank r is lost if one of the r - 1 better ones shares its
@@ -12,15 +14,15 @@ bucket, so the expected recall is about 1 - (k - 1) / 2L, which determines L (Ch
 L = k).
 
 *Devices.* A partitioner gathers the operand of `lax.top_k`, even if only the rows are divided. On a mesh the search therefore
-runs under `shard_map`, with rows over `data`. Entries may be divided over another axis: local top-k, then top-k of all devices'
-results, which is exact and moves k entries per device.
+runs under `shard_map`, with rows over `data`.
 
 B stream (or 1: a bank that all streams share), T queries, M entries, N query heads, K key heads, G = N / K, H head dim,
-R = k neighbours, L buckets.
+R = k neighbours, L buckets, I tiles of queries, C entries of a block.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import partial
 
@@ -29,61 +31,83 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
+from memtx.ops.backend import masked_dot
 from memtx.ops.select import group, select
 
 BLOCK, TILE = 32_768, 128
 LAST = jnp.iinfo(jnp.int32).max
+Span = tuple[Array, Array]  # first_BT and end_BT: a query sees the entries with id >= 0 and first <= id < end
+Found = tuple[Array, Array]  # scores, descending, and indices
+
+
+def search_plain(q_BTNH: Array, key_BMKH: Array, id_BM: Array, span_BT: Span, k: int, *, metric: str = "dot") -> Found:
+    """Return the result of an exact `search` by its definition, a stable sort of all scores."""
+    first_BT, end_BT = span_BT
+    key_BMNH = jnp.repeat(key_BMKH.astype(jnp.float32), q_BTNH.shape[2] // key_BMKH.shape[2], 2)
+    score_BTNM = jnp.einsum("BTNH,BMNH->BTNM", q_BTNH, jnp.broadcast_to(key_BMNH, (len(q_BTNH), *key_BMNH.shape[1:])))
+    if metric == "l2":
+        score_BTNM -= 0.5 * jnp.square(key_BMNH).sum(-1).swapaxes(1, 2)[:, None]
+    seen_BTM = _seen(id_BM[:, None], first_BT[..., None], end_BT[..., None])
+    score_BTNM = jnp.where(seen_BTM[:, :, None], score_BTNM, -jnp.inf)
+    index_BTNR = jnp.argsort(-score_BTNM, -1, stable=True)[..., :k]
+    return jnp.take_along_axis(score_BTNM, index_BTNR, -1), index_BTNR
 
 
 def search(
     q_BTNH: Array,
     key_BMKH: Array,
     id_BM: Array,
-    first_BT: Array,
-    end_BT: Array,
+    span_BT: Span,
     k: int,
     *,
     metric: str = "dot",
     recall: float = 1.0,
     block: int = BLOCK,
-    entries_axis: str | None = None,
-) -> tuple[Array, Array]:
+) -> Found:
     """Return the k best entries of each query: score_BTNR, descending, and index_BTNR. No gradient passes.
 
-    A query sees the entries with id >= 0 and first <= id < end. If it sees fewer than k, the remaining scores are -inf. Of
-    equal scores the lower index comes first.
+    If a query sees fewer than k entries, the remaining scores are -inf. Of equal scores the lower index comes first.
 
-    recall: 1 is exact, less is approximate. entries_axis: the mesh axis over which the entries are divided.
-    Raises ValueError unless 0 < k <= M.
+    recall: 1 is exact, less is approximate. Raises ValueError unless 0 < k <= M.
     """
     if not 0 < k <= key_BMKH.shape[1]:
         raise ValueError(f"k={k} must be between 1 and the {key_BMKH.shape[1]} entries of the bank")
-    args = lax.stop_gradient((q_BTNH, key_BMKH, id_BM, first_BT, end_BT))
-    local = partial(_blocks, k=k, metric=metric, recall=recall, block=block)
-    mesh = next((m for a in args if not (m := jax.typeof(a).sharding.mesh).empty), None)
+    args = lax.stop_gradient((q_BTNH, key_BMKH, id_BM, span_BT))
+    on_device = partial(_over_blocks, plan=make_plan(key_BMKH.shape[1], k, metric, recall, block))
+    mesh = next((m for a in jax.tree.leaves(args) if not (m := jax.typeof(a).sharding.mesh).empty), None)
     if mesh is None:
-        return local(*args)
-    divided = "data" in mesh.shape and q_BTNH.shape[0] % mesh.shape["data"] == 0 and entries_axis != "data"
-    rows = "data" if divided else None
-    bank = P(None if key_BMKH.shape[0] == 1 else rows, entries_axis)
-
-    def on_device(*args):
-        score, index = local(*args)
-        if entries_axis is None:
-            return score, index
-        index = index + lax.axis_index(entries_axis) * args[1].shape[1]
-        score, index = (lax.all_gather(a, entries_axis, axis=-1, tiled=True) for a in (score, index))
-        return _best(score, index, k)
-
-    specs = (P(rows), bank, bank, P(rows), P(rows))
+        return on_device(*args)
+    rows = P("data") if "data" in mesh.shape and q_BTNH.shape[0] % mesh.shape["data"] == 0 else P(None)
+    bank = P(None) if key_BMKH.shape[0] == 1 else rows
     # Per-device control flow: a device whose rows see nothing skips its blocks.
-    return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=P(rows), check_vma=False)(*args)
+    return jax.shard_map(on_device, mesh=mesh, in_specs=(rows, bank, bank, rows), out_specs=rows, check_vma=False)(*args)
 
 
-def measured_recall(found_TR: Array, exact_TR: Array) -> Array:
-    """Return the share of the exact neighbours that were found, a scalar. Negative ids are not neighbours."""
-    hit_TR = (exact_TR[..., :, None] == found_TR[..., None, :]).any(-1) & (exact_TR >= 0)
-    return hit_TR.sum(dtype=jnp.int32) / jnp.maximum((exact_TR >= 0).sum(dtype=jnp.int32), 1)
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The static numbers of a search.
+
+    k, metric   as in `search`
+    size        C, entries of a block
+    kept        entries kept of each query from block to block: k, or the L buckets of an approximate search
+    exact       whether the search is exact
+    """
+
+    k: int
+    metric: str
+    size: int
+    kept: int
+    exact: bool
+
+
+def make_plan(entries: int, k: int, metric: str, recall: float, block: int) -> Plan:
+    """Return the Plan of a search for the k best of M `entries`, in equal blocks of about `block`."""
+    size = -(-entries // -(-entries // block))
+    size = min(-(-size // group(size, k)) * group(size, k), entries)
+    slots = buckets(k, recall) if recall < 1 else entries
+    if slots >= entries:
+        return Plan(k, metric, size, k, exact=True)
+    return Plan(k, metric, min(-(-size // slots) * slots, entries // slots * slots), slots, exact=False)
 
 
 def buckets(k: int, target: float) -> int:
@@ -91,96 +115,73 @@ def buckets(k: int, target: float) -> int:
     return max(k, math.ceil((k - 1) / (2 * (1 - target)) - 1e-6))
 
 
-def _blocks(q_BTNH, key_BMKH, id_BM, first_BT, end_BT, *, k, metric, recall, block):
-    """Search one block of entries after the other, and in each block one tile of queries after the other."""
-    shape, (entries, heads, head_dim) = q_BTNH.shape, key_BMKH.shape[1:]
+def _over_blocks(q_BTNH: Array, key_BMKH: Array, id_BM: Array, span_BT: Span, plan: Plan) -> Found:
+    """Search one block of entries after the other."""
+    (batch, time), (entries, heads) = q_BTNH.shape[:2], key_BMKH.shape[1:3]
     if len(key_BMKH) == 1:  # one bank for all streams: their queries are one row
-        q_BTNH, first_BT, end_BT = (a.reshape(1, -1, *a.shape[2:]) for a in (q_BTNH, first_BT, end_BT))
-    rows, time = first_BT.shape
+        q_BTNH, span_BT = jax.tree.map(lambda a: a.reshape(1, -1, *a.shape[2:]), (q_BTNH, span_BT))
+    first_B1, end_B1 = span_BT[0].min(1, keepdims=True), span_BT[1].max(1, keepdims=True)
+    tiles = _tiles(q_BTNH, span_BT, heads)
+
+    def step(best: Found, begin: Array):
+        start = jnp.minimum(begin, entries - plan.size)  # the last block overlaps the one before
+        key_BCKH, id_BC = (lax.dynamic_slice_in_dim(a, start, plan.size, 1) for a in (key_BMKH, id_BM))
+        id_BC = jnp.where(start + jnp.arange(plan.size) >= begin, id_BC, -1)
+
+        def search_tiles(best: Found) -> Found:
+            search_tile = lambda args: _search_tile(args[0], args[1], key_BCKH, id_BC, start, plan)  # noqa: E731
+            return lax.map(search_tile, (tiles, best))
+
+        return lax.cond(_seen(id_BC, first_B1, end_B1).any(), search_tiles, lambda best: best, best), None
+
+    shape_IBKGTR = (*tiles[0].shape[:-1], plan.kept)
+    best = jnp.full(shape_IBKGTR, -jnp.inf), jnp.zeros(shape_IBKGTR, jnp.int32)
+    best, _ = lax.scan(step, best, jnp.arange(0, entries, plan.size, dtype=jnp.int32))
+    score, index = best if plan.exact else _best(*best, plan.k)
+    return tuple(_untile(a, q_BTNH.shape[1]).reshape(batch, time, -1, plan.k) for a in (score, index))  # pyright: ignore
+
+
+def _search_tile(tile, best: Found, key_BCKH: Array, id_BC: Array, start: Array, plan: Plan) -> Found:
+    """Return the best entries of a tile of queries, [B, K, G, T, R], after a block that begins at entry `start`."""
+    q_BKGTH, (first_BT, end_BT) = tile
+
+    def seen(queries: slice) -> Array:
+        return _seen(id_BC[:, None], first_BT[:, queries, None], end_BT[:, queries, None])
+
+    alike = (first_BT == first_BT[:, :1]).all() & (end_BT == end_BT[:, :1]).all()
+    score_BKGTC = masked_dot(q_BKGTH, key_BCKH.astype(q_BKGTH.dtype).swapaxes(1, 2), seen, alike)
+    if plan.metric == "l2":
+        score_BKGTC -= 0.5 * jnp.square(key_BCKH.astype(jnp.float32)).sum(-1).swapaxes(1, 2)[:, :, None, None]
+    if not plan.exact:
+        return _best_of_buckets(best, score_BKGTC, start, plan.kept)
+    score, index = select(score_BKGTC, min(plan.k, plan.size))
+    return _best(jnp.concatenate([best[0], score], -1), jnp.concatenate([best[1], index + start], -1), plan.k)
+
+
+def _tiles(q_BTNH: Array, span_BT: Span, kv_heads: int) -> tuple[Array, Span]:
+    """Cut queries into I tiles of as many: q_IBKGTH, and first_IBT with end_IBT. The last query fills up the last tile."""
+    batch, time, heads, _ = q_BTNH.shape
     tile = min(TILE, time)
 
-    def cut(a_BT):
+    def cut(a_BT: Array) -> Array:
         a_BT = jnp.pad(a_BT, [(0, 0), (0, -time % tile), *[(0, 0)] * (a_BT.ndim - 2)], mode="edge")
-        return a_BT.reshape(rows, -1, tile, *a_BT.shape[2:]).swapaxes(0, 1)
+        return a_BT.reshape(batch, -1, tile, *a_BT.shape[2:]).swapaxes(0, 1)
 
-    queries = cut(q_BTNH.reshape(rows, time, heads, -1, head_dim)).transpose(0, 1, 3, 4, 2, 5)
-    tiles = queries, cut(first_BT), cut(end_BT)
-    size = -(-entries // -(-entries // block))  # equal blocks
-    size = min(-(-size // group(size, k)) * group(size, k), entries)
-    slots = buckets(k, recall) if recall < 1 else entries
-    approximate = slots < entries
-    if approximate:
-        size = min(-(-size // slots) * slots, entries // slots * slots)
-
-    def step(best, begin):
-        start = jnp.minimum(begin, entries - size)  # the last block overlaps the one before
-        key, id_ = (lax.dynamic_slice_in_dim(a, start, size, 1) for a in (key_BMKH, id_BM))
-        id_ = jnp.where(start + jnp.arange(size) >= begin, id_, -1)
-
-        def of_tile(args):
-            (q_BKGTH, first, end), best = args
-            score = _scores(q_BKGTH, first, end, key.astype(q_BKGTH.dtype).swapaxes(1, 2), id_)
-            if metric == "l2":
-                score = score - 0.5 * jnp.square(key.astype(jnp.float32)).sum(-1).transpose(0, 2, 1)[:, :, None, None]
-            if approximate:
-                return _best_of_buckets(best, score, start, slots)
-            score, index = select(score, min(k, size))
-            if size == entries:
-                return score, index
-            return _best(jnp.concatenate([best[0], score], -1), jnp.concatenate([best[1], index + start], -1), k)
-
-        live = _seen(id_, first_BT.min(1, keepdims=True), end_BT.max(1, keepdims=True)).any()
-        return lax.cond(live, lambda best: lax.map(of_tile, (tiles, best)), lambda best: best, best), None
-
-    none = (*queries.shape[:-1], slots if approximate else k)
-    best = jnp.full(none, -jnp.inf), jnp.zeros(none, jnp.int32)
-    best, _ = lax.scan(step, best, jnp.arange(0, entries, size, dtype=jnp.int32))
-    best = _best(*best, k) if approximate else best
-
-    def join(a):
-        return a.transpose(1, 0, 4, 2, 3, 5).reshape(rows, -1, shape[2], k)[:, :time].reshape(*shape[:3], k)
-
-    score, index = map(join, best)
-    return score, index
+    q_IBTKGH = cut(q_BTNH.reshape(batch, time, kv_heads, heads // kv_heads, -1))
+    return q_IBTKGH.transpose(0, 1, 3, 4, 2, 5), jax.tree.map(cut, span_BT)
 
 
-def _scores(q_BKGTH, first_BT, end_BT, key_BKMH, id_BM) -> Array:
-    """Return q . k in float32, [B, K, G, T, M], with -inf for entries that are not seen.
-
-    XLA's CPU backend does not fuse the mask into the product, and a pass over the scores takes as long as the product. On a
-    CPU, if all queries of a row see the same entries, the mask is therefore one more feature: 0 or -inf in the keys, and 1 in
-    the queries.
-    """
-    shape = (*q_BKGTH.shape[:-1], key_BKMH.shape[2])
-
-    def dot(q_BKGTH, key_BKMH):
-        """Return [B * K, G * T, M] from one plain product per batch entry and key head."""
-        q, key = q_BKGTH.reshape(-1, math.prod(shape[2:4]), q_BKGTH.shape[-1]), key_BKMH.reshape(-1, *key_BKMH.shape[2:])
-        return jnp.einsum("BRH,BMH->BRM", q, key, preferred_element_type=jnp.float32)
-
-    def mask_after():
-        seen_BTM = _seen(id_BM[:, None], first_BT[..., None], end_BT[..., None])
-        score = dot(q_BKGTH, key_BKMH)
-        return jnp.where(seen_BTM[:, None, None], score.reshape(shape), -jnp.inf).reshape(score.shape)
-
-    def mask_within():
-        mask_BM = jnp.where(_seen(id_BM, first_BT[:, :1], end_BT[:, :1]), 0, -jnp.inf).astype(key_BKMH.dtype)
-        mask_BKM1 = jnp.broadcast_to(mask_BM[:, None, :, None], (*key_BKMH.shape[:-1], 1))
-        one = jnp.ones_like(q_BKGTH[..., :1])
-        return dot(jnp.concatenate([q_BKGTH, one], -1), jnp.concatenate([key_BKMH, mask_BKM1], -1))
-
-    def on_cpu():
-        alike = (first_BT == first_BT[:, :1]).all() & (end_BT == end_BT[:, :1]).all()
-        return lax.cond(alike, mask_within, mask_after)
-
-    return lax.platform_dependent(cpu=on_cpu, default=mask_after).reshape(shape)
+def _untile(a_IBKGTR: Array, time: int) -> Array:
+    """Join the tiles again: [B, T, N, R]."""
+    a_BITKGR = a_IBKGTR.transpose(1, 0, 4, 2, 3, 5)
+    return a_BITKGR.reshape(len(a_BITKGR), -1, math.prod(a_BITKGR.shape[3:5]), a_BITKGR.shape[-1])[:, :time]
 
 
 def _seen(id_: Array, first: Array, end: Array) -> Array:
     return (id_ >= 0) & (id_ >= first) & (id_ < end)
 
 
-def _best_of_buckets(best, score, start, slots):
+def _best_of_buckets(best: Found, score: Array, start: Array, slots: int) -> Found:
     score = score.reshape(*score.shape[:-1], -1, slots)
     top = score.max(-2, keepdims=True)
     row = lax.broadcasted_iota(jnp.int32, score.shape, score.ndim - 2)
@@ -189,6 +190,6 @@ def _best_of_buckets(best, score, start, slots):
     return jnp.maximum(best[0], score), jnp.where(score > best[0], index, best[1])
 
 
-def _best(score: Array, index: Array, k: int) -> tuple[Array, Array]:
-    score, place = select(score, k)
-    return score, jnp.take_along_axis(index, place, -1)
+def _best(score: Array, index: Array, k: int) -> Found:
+    score, position = select(score, k)
+    return score, jnp.take_along_axis(index, position, -1)

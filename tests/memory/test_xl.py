@@ -67,7 +67,9 @@ def gradient_of_scale(name: str, seed: int, *, anew: bool) -> np.ndarray:
                 older = x[:, : max(0, start - size)]
                 memory = jnp.concatenate([older.reshape(1, -1, 2, width).mean(2), memory], 1)
             valid = jnp.ones(memory.shape[:2], bool)
-            total = total + (layer.read(own, (memory, valid), own, 0) * weight_BTD[:, start : start + size]).sum()
+            total = (
+                total + (layer.read(own, (memory, valid), own, jnp.zeros(1, int)) * weight_BTD[:, start : start + size]).sum()
+            )
         return total
 
     let_through = mock.patch.object(xl.lax, "stop_gradient", lambda x: x) if anew else contextlib.nullcontext()

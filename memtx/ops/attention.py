@@ -1,0 +1,232 @@
+"""Softmax attention over several sets of keys: the plain definition, and the same values computed in tiles of scores.
+
+    y_t = sum_j softmax_j(q_t k_j + bias_tj) v_j        over the keys j of all sets that query t sees
+
+`attend` is the definition. Everything that runs calls `attend_tiled`, or `read` and `combine`, of which it consists. A kernel
+for an accelerator takes the place of `read`.
+
+The sets are not concatenated in time, so a set that needs no gradient costs no backward products. A tile of scores (some
+queries x some keys) stays in cache, and tiles that no query sees are skipped. For each group of queries, `read` returns the
+sums of one set's softmax, relative to the group's own maximum m:
+
+    y = sum_j e^(s_j - m) v_j ,   total = sum_j e^(s_j - m)
+
+`combine` adds the sums of all sets after scaling each by e^(m - max of all m), and returns y / total. The result does not
+depend on m, so m carries no gradient. Autodiff then yields the short backward pass.
+
+B stream, T query time, S key time, N query heads, K kv heads, G = N / K, H head dim, L = T + S.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+TILE = 128  # the least number of queries and of keys in a tile
+MASKED = -1e30
+ALL = slice(None)
+
+Positions = Array | np.ndarray  # NumPy if known at compile time
+Bias = Callable[[slice, slice], ArrayLike]  # scores [B or 1, N or 1, T, S] to add for a slice of queries and one of keys
+Sums = tuple[Array, Array, Array]  # float32: y [B, K, G, T, H], total and m [B, K, G, T, 1]
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """One set of keys as the queries of a call see it.
+
+    A query sees a key that is valid, has 0 <= age < window, and is in the query's chunk. The age is the query's position minus
+    the key's. If `future`, the age and the window do not matter.
+
+    q_BTNH, k_BSKH, v_BSKH           rotated; the queries are also scaled
+    position_BT, key_position_BS     [B or 1, T] and [B or 1, S], from a common origin
+    valid_BS                         bool. None: every key is valid
+    chunk_BT, key_chunk_BS           numbers of chunks. None: there is one chunk
+    window                           how many positions back a query sees. None: all
+    bias                             scores to add. None: nothing
+    """
+
+    q_BTNH: Array
+    k_BSKH: Array
+    v_BSKH: Array
+    position_BT: Positions
+    key_position_BS: Positions
+    valid_BS: Array | None = None
+    chunk_BT: Array | None = None
+    key_chunk_BS: Array | None = None
+    window: int | None = None
+    future: bool = False
+    bias: Bias | None = None
+
+    def age_BTS(self, queries: slice = ALL, keys: slice = ALL) -> Positions:
+        """Return the ages of these keys for these queries, [B or 1, T, S], as NumPy if they are known at compile time."""
+        return self.position_BT[:, queries, None] - self.key_position_BS[:, None, keys]
+
+    def in_time(self, age_BTS: Positions) -> Positions:
+        """Return which keys are neither later than the query nor beyond its window."""
+        return (age_BTS >= 0) if self.window is None else (age_BTS >= 0) & (age_BTS < self.window)
+
+
+def attend(views: Sequence[View]) -> Array:
+    """Return y [B, T, N, H] in float32 by its definition: one softmax over the keys of all sets.
+
+    A query that sees no key at all (padding) gets finite values without meaning.
+    """
+    scores, values = [], []
+    for view in views:
+        groups = view.q_BTNH.shape[2] // view.k_BSKH.shape[2]
+        k_BSNH, v_BSNH = (jnp.repeat(a.astype(jnp.float32), groups, 2) for a in (view.k_BSKH, view.v_BSKH))
+        score_BNTS = jnp.einsum("BTNH,BSNH->BNTS", view.q_BTNH, k_BSNH) + (view.bias(ALL, ALL) if view.bias else 0.0)
+        seen_BTS = jnp.asarray(True if view.future else view.in_time(view.age_BTS()))
+        if view.valid_BS is not None:
+            seen_BTS = seen_BTS & view.valid_BS[:, None]
+        if view.chunk_BT is not None and view.key_chunk_BS is not None:
+            seen_BTS = seen_BTS & (view.chunk_BT[:, :, None] == view.key_chunk_BS[:, None])
+        scores.append(score_BNTS + jnp.where(seen_BTS, 0.0, MASKED)[..., None, :, :])
+        values.append(v_BSNH)
+    weight_BNTS = jax.nn.softmax(jnp.concatenate(scores, -1), -1)
+    return jnp.einsum("BNTS,BSNH->BTNH", weight_BNTS, jnp.concatenate(values, 1))
+
+
+# --- the same in tiles ------------------------------------------------------------------------------------------------------
+
+
+def attend_tiled(views: Sequence[View]) -> Array:
+    """Return the values of `attend` in float32. The scores of a few tiles exist at a time."""
+    return combine([read(view) for view in views])
+
+
+def combine(reads: Sequence[Sums]) -> Array:
+    """Return y [B, T, N, H] in float32 from the sums of all sets."""
+    top = reduce(jnp.maximum, [m for _, _, m in reads])
+    weights = [jnp.exp(m - top) for _, _, m in reads]
+    y = _add(y * w for (y, _, _), w in zip(reads, weights, strict=True))
+    total = _add(total * w for (_, total, _), w in zip(reads, weights, strict=True))
+    y_BTKGH = (y / total).transpose(0, 3, 1, 2, 4)
+    return y_BTKGH.reshape(*y_BTKGH.shape[:2], -1, y_BTKGH.shape[-1])
+
+
+def read(view: View) -> Sums:
+    """Return the sums of one set of keys."""
+    batch, time, _, head_dim = view.q_BTNH.shape
+    size, kv_heads = view.k_BSKH.shape[1:3]
+    q_BKGTH = view.q_BTNH.reshape(batch, time, kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
+    k_BKSH, v_BKSH = view.k_BSKH.transpose(0, 2, 1, 3), view.v_BSKH.transpose(0, 2, 1, 3)
+    rows, columns = tile_shape(time, size)
+    ks, vs = _pieces(k_BKSH, columns, 2), _pieces(v_BKSH, columns, 2)
+    groups = []
+    for start, q in zip(range(0, time, rows), _pieces(q_BKGTH, rows, 3), strict=True):
+        queries = slice(start, start + q.shape[3])
+        first, end = visible(view, queries)
+        tiles = range(first // columns, -(-end // columns))
+        keys = [slice(i * columns, min((i + 1) * columns, size)) for i in tiles]
+        scores = [_dot("BKTH,BKSH->BKTS", q, ks[i]) + hidden(view, queries, part) for i, part in zip(tiles, keys, strict=True)]
+        if view.bias and keys:  # computed for all keys of the group at once
+            bias = _by_kv_head(view.bias(queries, slice(keys[0].start, keys[-1].stop)), kv_heads)
+            scores = [score + part for score, part in zip(scores, _pieces(bias, columns, -1), strict=True)]
+        groups.append(_sums(scores, [vs[i] for i in tiles], q))
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, 3), *groups)
+
+
+def tile_shape(queries: int, keys: int) -> tuple[int, int]:
+    """Return the rows and columns of a tile.
+
+    Each is at least TILE. Few queries get wide tiles with as many scores. Long texts get larger tiles, which limits how many
+    are compiled.
+    """
+    rows = TILE * max(1, -(-queries // (8 * TILE)))
+    return rows, TILE * max(TILE // queries, 1, -(-keys // (8 * TILE)))
+
+
+def visible(view: View, queries: slice) -> tuple[int, int]:
+    """Return the range (first, end) of the keys that these queries may see, as far as it is known at compile time."""
+    age_BTS = view.age_BTS(queries)
+    if view.future or not isinstance(age_BTS, np.ndarray):
+        return 0, view.k_BSKH.shape[1]
+    seen = np.flatnonzero(np.asarray(view.in_time(age_BTS)).any((0, 1)))
+    return (int(seen[0]), int(seen[-1]) + 1) if len(seen) else (0, 0)
+
+
+def hidden(view: View, queries: slice, keys: slice) -> ArrayLike:
+    """Return scores that hide keys, [B or 1, 1, 1, T or 1, S], or 0 if every key is known at compile time to be visible."""
+    scores, age_BTS = 0.0, view.age_BTS(queries, keys)
+    static = isinstance(age_BTS, np.ndarray)
+    if not view.future and not (static and np.asarray(view.in_time(age_BTS)).all()):
+        if static and _consecutive(age_BTS):  # computing the ages is faster than reading a constant
+            before, after = (lax.broadcasted_iota(jnp.int32, age_BTS.shape, axis) for axis in (1, 2))
+            age_BTS = before - after + int(age_BTS[0, 0, 0])
+        scores = jnp.where(view.in_time(age_BTS), 0.0, MASKED)[:, None, None]
+    if view.chunk_BT is not None and view.key_chunk_BS is not None:
+        same_BTS = view.chunk_BT[:, queries, None] == view.key_chunk_BS[:, None, keys]
+        scores = scores + jnp.where(same_BTS, 0.0, MASKED)[:, None, None]
+    if view.valid_BS is not None:
+        scores = scores + jnp.where(view.valid_BS[:, keys], 0.0, MASKED)[:, None, None, None]
+    return scores
+
+
+def shear(score_BNTL: Array, size: int) -> Array:
+    """Return y[i, j] = score[i, T - 1 - i + j] for j < S = `size`, [B, N, T, S], where L = T + S.
+
+    It turns scores by distance into scores by key. A reshape to rows that are shorter by one moves each row by one more.
+    """
+    *axes, rows, length = score_BNTL.shape
+    flat = score_BNTL.reshape(*axes, rows * length)[..., : rows * (length - 1)]
+    return flat.reshape(*axes, rows, length - 1)[..., rows - 1 : rows - 1 + size]
+
+
+def _consecutive(age_BTS: np.ndarray) -> bool:
+    return len(age_BTS) == 1 and bool((np.diff(age_BTS, axis=1) == 1).all() and (np.diff(age_BTS, axis=2) == -1).all())
+
+
+def _by_kv_head(bias: ArrayLike, kv_heads: int) -> Array:
+    """Split the heads of a bias, [B or 1, N or 1, T, S] -> [B or 1, K or 1, G or 1, T, S]."""
+    bias = jnp.asarray(bias)
+    return bias.reshape(bias.shape[0], min(kv_heads, bias.shape[1]), -1, *bias.shape[2:])
+
+
+def _pieces(x: Array, size: int, axis: int) -> list[Array]:
+    """Cut an array along an axis. The gradient of `split` is one concatenation."""
+    return jnp.split(x, list(range(size, x.shape[axis], size)), axis)
+
+
+def _sums(scores: list[Array], values: list[Array], q_BKGTH: Array) -> Sums:
+    if not scores:
+        nothing = jnp.zeros((*q_BKGTH.shape[:-1], 1), jnp.float32)
+        return jnp.zeros(q_BKGTH.shape, jnp.float32), nothing, nothing + MASKED
+    m = lax.stop_gradient(_over_keys(jnp.maximum, jnp.max, scores))
+    exps = [jnp.exp(score - m) for score in scores]
+    y = _add(_dot("BKTS,BKSH->BKTH", e.astype(v.dtype), v) for e, v in zip(exps, values, strict=True))
+    return y, _over_keys(jnp.add, jnp.sum, exps), m
+
+
+def _over_keys(combine: Callable, along: Callable, tiles: list[Array]) -> Array:
+    """Reduce tiles [..., S] to [..., 1].
+
+    Tiles of one width are combined first, so that only one pass runs along the keys, the slow axis.
+    """
+    widths: dict[int, Array] = {}
+    for tile in tiles:
+        width = tile.shape[-1]
+        widths[width] = combine(widths[width], tile) if width in widths else tile
+    return reduce(combine, [along(tile, -1, keepdims=True) for tile in widths.values()])
+
+
+def _dot(spec: str, x_BKGT_: Array, y_BKSH: Array) -> Array:
+    """Compute an einsum without G in float32, -> BKGT_.
+
+    G and T are one axis of it, so its gradients transpose no tile.
+    """
+    batch, kv_heads, groups, time, _ = x_BKGT_.shape
+    flat = x_BKGT_.reshape(batch, kv_heads, groups * time, -1)
+    return jnp.einsum(spec, flat, y_BKSH, preferred_element_type=jnp.float32).reshape(batch, kv_heads, groups, time, -1)
+
+
+def _add(terms: Iterable[Array]) -> Array:
+    return reduce(jnp.add, terms)

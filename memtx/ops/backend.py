@@ -1,0 +1,42 @@
+"""Arithmetic that is written for one backend. On all others each function is its plain form.
+
+B stream, T queries, M entries, K key heads, G query heads of a key head, H head dim.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+
+def masked_dot(q_BKGTH: Array, key_BKMH: Array, seen: Callable[[slice], Array], alike: Array) -> Array:
+    """Return q . k in float32, [B, K, G, T, M], with -inf for entries that a query does not see.
+
+    seen: returns the entries that a slice of the queries sees, [B, T, M].
+    alike: whether all queries of each row see the same entries, a scalar.
+
+    XLA's CPU backend does not fuse the mask into the product, and a pass over the scores takes as long as the product. On a
+    CPU, if `alike`, the mask is therefore one more feature: 0 or -inf in the keys, and 1 in the queries.
+    """
+    shape = (*q_BKGTH.shape[:-1], key_BKMH.shape[2])
+
+    def dot(q_BKGTH, key_BKMH):
+        """Return [B * K, G * T, M] from one plain product per batch entry and key head."""
+        q, key = q_BKGTH.reshape(-1, math.prod(shape[2:4]), q_BKGTH.shape[-1]), key_BKMH.reshape(-1, *key_BKMH.shape[2:])
+        return jnp.einsum("BRH,BMH->BRM", q, key, preferred_element_type=jnp.float32)
+
+    def mask_after():
+        score = dot(q_BKGTH, key_BKMH)
+        return jnp.where(seen(slice(None))[:, None, None], score.reshape(shape), -jnp.inf).reshape(score.shape)
+
+    def mask_within():
+        mask_BM = jnp.where(seen(slice(1))[:, 0], 0, -jnp.inf).astype(key_BKMH.dtype)
+        mask_BKM1 = jnp.broadcast_to(mask_BM[:, None, :, None], (*key_BKMH.shape[:-1], 1))
+        one = jnp.ones_like(q_BKGTH[..., :1])
+        return dot(jnp.concatenate([q_BKGTH, one], -1), jnp.concatenate([key_BKMH, mask_BKM1], -1))
+
+    def on_cpu():
+        return lax.cond(alike, mask_within, mask_after)
+
+    return lax.platform_dependent(cpu=on_cpu, default=mask_after).reshape(shape)
