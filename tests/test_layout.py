@@ -89,3 +89,28 @@ def test_no_module_outside_memory_names_a_mechanism():
 
 def test_files_are_short_enough_to_read():
     assert not [f"{path.name}: {n} lines" for path in FILES if (n := len(path.read_text().splitlines())) > 400]
+
+
+FUNCTIONS = [
+    (f"{module(path)}.{node.name}", node)
+    for path, tree in FILES.items()
+    for node in ast.walk(tree)
+    if isinstance(node, ast.FunctionDef)
+]
+
+
+def test_functions_fit_on_a_screen():
+    assert not [f"{name}: {lines}" for name, f in FUNCTIONS if (lines := (f.end_lineno or 0) - f.lineno + 1) > 50]
+
+
+def test_functions_take_at_most_eight_parameters():
+    def count(f: ast.FunctionDef) -> int:
+        names = [a.arg for a in (*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs)]
+        return len([name for name in names if name not in ("self", "cls")])
+
+    assert not [f"{name}: {n}" for name, f in FUNCTIONS if (n := count(f)) > 8]
+
+
+def test_every_room_has_a_sign_on_its_door():
+    silent = [str(path) for path, tree in FILES.items() if path.name == "__init__.py" and not ast.get_docstring(tree)]
+    assert not silent
