@@ -28,12 +28,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import ArrayLike
 
 from memtx.core import Dims, Memory, Segment, emit, pytree, wants
 from memtx.errors import UserError, positive
 from memtx.memory import bank
 from memtx.memory.bank import Bank
-from memtx.nn.positions import alibi_slopes, rope, t5_bucket
+from memtx.nn.attention import position_bias
+from memtx.nn.positions import rope
 from memtx.ops.attention import MASKED
 from memtx.ops.grid import Grid
 from memtx.ops.rows import put, take
@@ -49,6 +51,22 @@ class Blocks:
     k_BCKH: Array
     v_BCKH: Array
     offset_B: Array  # tokens in it
+
+
+@dataclasses.dataclass(frozen=True)
+class Queries:
+    """The queries of a call in one line.
+
+    q_BTNH   float32, scaled, un-rotated
+    slot_BT  the index of the query in its own block
+    last_BT  the last slot of its own block that it sees
+    id_BT    the id of its own block
+    """
+
+    q_BTNH: Array
+    slot_BT: Array
+    last_BT: Array
+    id_BT: Array
 
 
 class Landmark(Memory):
@@ -85,18 +103,17 @@ class Landmark(Memory):
 
     def __call__(self, x, state: Blocks, seg: Segment, *, key: Array | None = None):
         q, k, v = x
-        if k is None:  # every query stands where the next token will
-            slot_BJQ = jnp.broadcast_to(state.offset_B[:, None, None], (len(q), 1, q.shape[1]))
-            q, k, v = (a[:, None] for a in (q, state.k_BCKH, state.v_BCKH))
-            out = self.read(q, k, v, slot_BJQ, slot_BJQ - 1, state.bank, state.bank.cursor[:, None], seg)
-            y, reads = jax.tree.map(lambda a: a[:, 0], out)
+        if k is None:  # every query has the position of the next token
+            slot_BT = jnp.broadcast_to(state.offset_B[:, None], q.shape[:2])
+            asked = self.queries(q, slot_BT, slot_BT - 1, jnp.broadcast_to(state.bank.cursor[:, None], q.shape[:2]))
+            y, reads = self.read(asked, state.k_BCKH[:, None], state.v_BCKH[:, None], state.bank, seg)
         else:
             y, reads, state = self.read_and_write(x, state, seg)
         self.report(reads)
-        return y, state
+        return y.astype(q.dtype), state
 
     def read_and_write(self, x, state: Blocks, seg: Segment):
-        """In pieces whose blocks the bank has room for."""
+        """Read and write a call in pieces whose blocks the bank has room for. Returns y_BTNH, the reads and the new state."""
         size, outs = AHEAD * self.config.block, []
         for start in range(0, seg.position_BT.shape[1], size):
             *qkv, position_BT, mask_BT = (a[:, start : start + size] for a in (*x, seg.position_BT, seg.mask_BT))
@@ -105,13 +122,13 @@ class Landmark(Memory):
         return *jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *outs), state
 
     def piece(self, x, position_BT: Array, mask_BT: Array, state: Blocks, seg: Segment):
-        """All blocks at once: finished ones are written first, and a query sees those with ids before its own block's."""
+        """Read and write all blocks at once. Complete ones are written first, and a query sees ids before its own block's."""
         q, k, v = x
         size, grid = self.config.block, Grid(mask_BT, state.offset_B, self.config.block)
         at_BT = jnp.where(mask_BT, state.offset_B[:, None] + jnp.arange(mask_BT.shape[1]), (grid.blocks + 1) * size)
 
         def line(current_BC, new_BT):
-            """The block under way and the tokens of this call, in blocks; one more stays empty."""
+            """Return the unfinished block and the tokens of this call, in blocks [B, J + 1, C, ...]. The last stays empty."""
             rest = jnp.zeros((len(current_BC), grid.blocks * size, *current_BC.shape[2:]), current_BC.dtype)
             return put(jnp.concatenate([current_BC, rest], 1), at_BT, new_BT).reshape(len(rest), -1, *current_BC.shape[1:])
 
@@ -120,70 +137,105 @@ class Landmark(Memory):
         first = position[..., 0] - slot[..., 0]
         full = jax.vmap(self.write)(state.bank, k[:, :-1], v[:, :-1], grid.complete_KB.T, seg.document_B, first)
         id_BJ = state.bank.cursor[:, None] + jnp.arange(grid.blocks)
-        out = self.read(q, k[:, :-1], v[:, :-1], slot, slot, full, id_BJ, seg)
-        y, reads = jax.tree.map(lambda a: grid.unpack(jnp.moveaxis(a, 1, 0)), out)
+        in_line = lambda a_BJQ: a_BJQ.reshape(len(a_BJQ), -1, *a_BJQ.shape[3:])  # noqa: E731
+        asked = self.queries(in_line(q), in_line(slot), in_line(slot), jnp.repeat(id_BJ, grid.slots, 1))
+        out = self.read(asked, k[:, :-1], v[:, :-1], full, seg)
+        y, reads = jax.tree.map(lambda a: grid.unpack(jnp.moveaxis(a.reshape(*slot.shape, *a.shape[2:]), 1, 0)), out)
         under_way_B1 = (state.offset_B + mask_BT.sum(1, dtype=jnp.int32))[:, None] // size
         k, v = (take(a, under_way_B1)[:, 0] for a in (k, v))
         return y, reads, Blocks(full, k, v, grid.offset_B)
 
     def write(self, full: Bank, k_JCKH: Array, v_JCKH: Array, complete_J, source, position_J) -> Bank:
-        """One stream's bank after those of J blocks that are complete."""
+        """Return one stream's bank with those of J blocks that are complete."""
         weight_JCK = jax.nn.softmax(jnp.einsum("JCKH,KH->JCK", k_JCKH, self.pool[...]) * self.dims.scale, 1)
         landmark = jnp.einsum("JCK,JCKH->JKH", weight_JCK, k_JCKH)
-        place_JC = jnp.broadcast_to(jnp.arange(self.config.block), k_JCKH.shape[:2])
-        value = {"k": self.turn(k_JCKH, place_JC).swapaxes(1, 2), "v": v_JCKH.swapaxes(1, 2)}
+        slot_JC = jnp.broadcast_to(jnp.arange(self.config.block), k_JCKH.shape[:2])
+        value = {"k": self.turn(k_JCKH, slot_JC).swapaxes(1, 2), "v": v_JCKH.swapaxes(1, 2)}
         return bank.write(full, landmark, value, mask_T=complete_J, source=source, position=position_J)
 
-    def read(self, q_BJQNH, k_BJCKH, v_BJCKH, slot_BJQ, last_BJQ, full: Bank, id_BJ, seg: Segment):
-        """The grouped softmax of queries at places slot_BJQ of blocks id_BJ, which they see up to last_BJQ, each its own."""
-        batch, blocks, queries, heads, _ = q_BJQNH.shape
-        size, groups = self.config.block, heads // self.dims.num_kv_heads
-        flat = lambda a: a.reshape(batch, -1, *a.shape[3:])  # noqa: E731  # all blocks of a row in one line
-        wide, slot = flat(q_BJQNH.astype(jnp.float32) * self.dims.scale), flat(slot_BJQ)
-        place_C = jnp.arange(size)
-        k, v = (jnp.repeat(a, groups, 3) for a in (k_BJCKH, v_BJCKH))
-        k = self.turn(flat(k), jnp.broadcast_to(jnp.tile(place_C, blocks), (batch, blocks * size))).reshape(k.shape)
-        own = jnp.einsum("BJQNH,BJCNH->BJQNC", self.turn(wide, slot).reshape(q_BJQNH.shape), k)
-        own = flat(own) + self.bias(slot[:, :, None, None] - place_C, seg)
-        own = jnp.where((place_C <= flat(last_BJQ)[:, :, None])[:, :, None], own, MASKED)
+    def queries(self, q_BTNH: Array, slot_BT: Array, last_BT: Array, id_BT: Array) -> Queries:
+        """Return queries in float32, scaled."""
+        return Queries(q_BTNH.astype(jnp.float32) * self.dims.scale, slot_BT, last_BT, id_BT)
 
-        asked = self.turn(wide, slot + 1)  # the age of a landmark at the end of the block before
-        end_BT = jnp.repeat(id_BJ, queries, 1)
-        score, index = bank.search(full, asked, self.config.neighbours, first_BT=end_BT - self.config.memory, end_BT=end_BT)
-        found = score > -jnp.inf
-        block = bank.gather(full, index, jnp.arange(heads)[:, None] // groups)
-        gate = jnp.einsum("BTNH,BTNRH->BTNR", asked, block.key) + self.bias(slot[:, :, None, None] + 1, seg)
-        p = jax.nn.softmax(jnp.concatenate([own, jnp.where(found, gate, MASKED)], -1), -1)
-        p_own, p_block = p[..., :size], p[..., size:] * found
+    def read(self, asked: Queries, k_BJCKH: Array, v_BJCKH: Array, full: Bank, seg: Segment):
+        """Return y_BTNH by the grouped softmax, and what was read, each [B, T, N, R]. The J blocks are the queries' own."""
+        own_BTNC = self.own_scores(asked, k_BJCKH, seg)
+        block, gate_BTNR = self.retrieve(asked, full, seg)
+        found_BTNR, size = gate_BTNR > MASKED, self.config.block
+        p = jax.nn.softmax(jnp.concatenate([own_BTNC, gate_BTNR], -1), -1)
+        p_own_BTNC, p_block_BTNR = p[..., :size], p[..., size:] * found_BTNR
+        reads = {name: jnp.where(found_BTNR, getattr(block, name), -1) for name in ("id", "source", "position")}
+        p_inside_BTNRC = jax.nn.softmax(self.inside_scores(asked, block, reads["id"], seg), -1)
+        v_BJCNH = jnp.repeat(v_BJCKH, self.groups, 3)
+        y_BJQNH = jnp.einsum("BJQNC,BJCNH->BJQNH", in_blocks(p_own_BTNC, v_BJCNH.shape[1]), v_BJCNH)
+        y_BTNH = jnp.einsum("BTNRC,BTNRCH->BTNH", p_inside_BTNRC * p_block_BTNR[..., None], block.value["v"])
+        return y_BJQNH.reshape(y_BTNH.shape) + y_BTNH, reads | {"weight": p_block_BTNR}
 
-        reads = {name: jnp.where(found, getattr(block, name), -1) for name in ("id", "source", "position")}
-        ago = ((reads["id"][..., None, :] >= reads["id"][..., None]) & found[..., None, :]).sum(-1, dtype=jnp.int32)
-        start = slot[:, :, None, None] + size * ago  # tokens since the block began
-        each = jnp.broadcast_to(wide[..., None, :], block.key.shape)
-        turned = self.turn(each.reshape(batch, -1, 1, each.shape[-1]), start.reshape(batch, -1)).reshape(each.shape)
-        score = jnp.einsum("BTNRH,BTNRCH->BTNRC", turned, block.value["k"])
-        inside = jax.nn.softmax(score + self.bias(start[..., None] - place_C, seg), -1) * p_block[..., None]
-        y = flat(jnp.einsum("BJQNC,BJCNH->BJQNH", p_own.reshape(*q_BJQNH.shape[:4], size), v))
-        y = y + jnp.einsum("BTNRC,BTNRCH->BTNH", inside, block.value["v"])
-        out = y.astype(q_BJQNH.dtype), reads | {"weight": p_block}
-        return jax.tree.map(lambda a: a.reshape(batch, blocks, queries, *a.shape[2:]), out)
+    def own_scores(self, asked: Queries, k_BJCKH: Array, seg: Segment) -> Array:
+        """Return the scores of the keys of each query's own block, [B, T, N, C], masked after the last one it sees."""
+        batch, blocks, size = k_BJCKH.shape[:3]
+        slot_C = jnp.arange(size)
+        key_slot = jnp.broadcast_to(jnp.tile(slot_C, blocks), (batch, blocks * size))
+        k_BSNH = self.turn(jnp.repeat(k_BJCKH, self.groups, 3).reshape(batch, blocks * size, -1, self.dims.head_dim), key_slot)
+        q_BJQNH = in_blocks(self.turn(asked.q_BTNH, asked.slot_BT), blocks)
+        score = jnp.einsum("BJQNH,BJCNH->BJQNC", q_BJQNH, in_blocks(k_BSNH, blocks)).reshape(
+            batch, -1, self.dims.num_heads, size
+        )
+        score = score + self.bias(asked.slot_BT[..., None] - slot_C, seg)
+        return jnp.where((slot_C <= asked.last_BT[..., None])[:, :, None], score, MASKED)
+
+    def retrieve(self, asked: Queries, full: Bank, seg: Segment):
+        """Return the entries of the best blocks of each query and head, and their landmarks' scores, [B, T, N, R] or MASKED."""
+        age_BT = asked.slot_BT + 1  # of a landmark at the end of the block before
+        q_BTNH = self.turn(asked.q_BTNH, age_BT)
+        first_BT = asked.id_BT - self.config.memory
+        score, index = bank.search(full, q_BTNH, self.config.neighbours, first_BT=first_BT, end_BT=asked.id_BT)
+        block = bank.gather(full, index, jnp.arange(self.dims.num_heads)[:, None] // self.groups)
+        gate_BTNR = jnp.einsum("BTNH,BTNRH->BTNR", q_BTNH, block.key) + self.bias(age_BT[..., None], seg)
+        return block, jnp.where(score > -jnp.inf, gate_BTNR, MASKED)
+
+    def inside_scores(self, asked: Queries, block, id_BTNR: Array, seg: Segment) -> Array:
+        """Return the scores of the keys in the blocks that were read, [B, T, N, R, C].
+
+        The blocks follow one another in order of time and end just before the query's own block.
+        """
+        (batch, time, heads, count), size = id_BTNR.shape, self.config.block
+        found = id_BTNR >= 0
+        ago_BTNR = ((id_BTNR[..., None, :] >= id_BTNR[..., None]) & found[..., None, :]).sum(-1, dtype=jnp.int32)
+        start_BTNR = asked.slot_BT[..., None, None] + size * ago_BTNR  # tokens since the block began
+        q_BTNRH = jnp.broadcast_to(asked.q_BTNH[..., None, :], (*id_BTNR.shape, asked.q_BTNH.shape[-1]))
+        turned = self.turn(q_BTNRH.reshape(batch, -1, 1, q_BTNRH.shape[-1]), start_BTNR.reshape(batch, -1))
+        score_BTNRC = jnp.einsum("BTNRH,BTNRCH->BTNRC", turned.reshape(q_BTNRH.shape), block.value["k"])
+        age_BTRC = asked.slot_BT[..., None, None] + size * jnp.arange(1, count + 1)[:, None] - jnp.arange(size)
+        bias_BTNRC = self.bias(age_BTRC.reshape(batch, time, -1), seg)  # of the block that began 1, 2, ... blocks ago
+        if isinstance(bias_BTNRC, Array):
+            bias_BTNRC = bias_BTNRC.reshape(batch, time, heads, count, size)
+            bias_BTNRC = jnp.take_along_axis(bias_BTNRC, jnp.maximum(ago_BTNR - 1, 0)[..., None], 3)
+        return score_BTNRC + bias_BTNRC
+
+    @property
+    def groups(self) -> int:
+        """The number of query heads per key head."""
+        return self.dims.num_heads // self.dims.num_kv_heads
 
     def turn(self, x_BTNH: Array, position_BT: Array) -> Array:
+        """Return x rotated to its position, if the model has rotary positions."""
         if self.dims.position != "rope":
             return x_BTNH
         return rope(x_BTNH, position_BT, self.dims.rope_base, self.dims.rope_scaling)
 
-    def bias(self, age_BQN_: Array, seg: Segment):
-        """ALiBi's or T5's bias; ages differ between heads, since each retrieves blocks of its own. Axis 2 is N or 1."""
-        head_N = jnp.arange(self.dims.num_heads).reshape(-1, *(1,) * (age_BQN_.ndim - 3))
-        if self.dims.position == "alibi":
-            return -jnp.asarray(alibi_slopes(self.dims.num_heads))[head_N] * age_BQN_
-        if self.dims.position == "t5":
-            return seg.shared["relative_bias"].astype(jnp.float32)[t5_bucket(age_BQN_), head_N]
-        return 0.0
+    def bias(self, age_BTS: Array, seg: Segment) -> ArrayLike:
+        """Return ALiBi's or T5's bias, [B, T, N, S], or 0."""
+        bias_BNTS = position_bias(age_BTS, False, seg, self.dims)
+        return bias_BNTS.swapaxes(1, 2) if isinstance(bias_BNTS, Array) else bias_BNTS
 
     def report(self, reads: dict[str, Array]) -> None:
-        """Which blocks were read, [B, T, N, R]: id (-1: none), source, position of the first token, weight."""
+        """Emit which blocks were read, [B, T, N, R]: id (-1: none), source, position of the first token, weight."""
         if wants("attribution"):
             for name, value in reads.items():
                 emit(f"attribution/{name}", value)
+
+
+def in_blocks(a_BT: Array, blocks: int) -> Array:
+    """Cut a line into blocks: [B, J Q, ...] -> [B, J, Q, ...]."""
+    return a_BT.reshape(len(a_BT), blocks, -1, *a_BT.shape[2:])
