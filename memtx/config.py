@@ -64,19 +64,23 @@ class Model:
 
 @dataclass(frozen=True)
 class Data:
+    """The text or the task, its tokens, and how they are cut."""
+
     corpus: str = "pycode"  # pycode | books | speeches | textdir:PATH | tfds:NAME | task:NAME
     tokenizer: str = "bytes"  # bytes | bpe:SIZE | pretrained:NAME
     segment: Count = 128  # T, tokens of one call
-    document_tokens: Natural = 0  # longer documents are cut into several of so many tokens, `bos` included; 0: none is
+    document_tokens: Natural = 0  # longer documents are cut into parts of so many tokens, `bos` included; 0: never
     task: Any = field(default_factory=dict)  # settings of a task: its Config, by name in files
     curriculum: tuple[tuple[Count, Mapping[str, Any]], ...] = ()  # of a task: (steps, settings) of the stages before `task`
-    examples: Natural = 0  # of a task: train on this many different ones; 0: ever new ones
-    mask: Share = 0.0  # share of a text's tokens that are hidden and asked for, of model.output=masked_lm
+    examples: Natural = 0  # of a task: train on this many different ones; 0: every example is new
+    mask: Share = 0.0  # share of tokens that are hidden and predicted, for model.output=masked_lm
     cache: str = ""  # "": the folder of the variable MEMTX_CACHE, or ~/.cache/memtx
 
 
 @dataclass(frozen=True)
 class Optim:
+    """The optimiser, its schedule and regularisation."""
+
     name: str = "adamw"  # adamw | adafactor | lion | muon
     lr: NonNegative = 1e-3
     schedule: str = "cosine"  # cosine | linear | constant
@@ -89,11 +93,13 @@ class Optim:
     z_loss: NonNegative = 0.0
     label_smoothing: Share = 0.0
     new_lr: NonNegative = 1.0  # of lr, for parameters that the pretrained weights do not have: a new head, memory tokens, gates
-    train: str = ""  # a regex of the paths of parameters to train, the others stay as they are; "": all
+    train: str = ""  # a regex of the paths of parameters to train; "": all
 
 
 @dataclass(frozen=True)
 class Train:
+    """The sizes and the number of train steps."""
+
     steps: Count = 1000
     batch: Count = 8  # B, parallel streams
     segments: Count = 2  # P, segments of one step: the depth of backpropagation through time
@@ -103,12 +109,14 @@ class Train:
 
 @dataclass(frozen=True)
 class Eval:
+    """When and on how much held-out data a run is evaluated."""
+
     every: Natural = 500  # steps; 0: at the end only
     batch: Count = 8
     segments: Natural = 64  # at most this many calls on the held-out text; 0: all of it
     examples: Count = 512  # of a task: held-out ones
-    task: Mapping[str, Any] = field(default_factory=dict)  # settings in which held-out examples differ from data.task
-    generate: Natural = 0  # of task:pairs: so many of them are answered by greedy texts, which are scored
+    task: Mapping[str, Any] = field(default_factory=dict)  # changes to data.task for held-out examples
+    generate: Natural = 0  # of task:pairs: so many are answered by greedy generation, and scored
     split: str = "valid"
     prompt: str = ""  # of the sample written at the end
     sample_tokens: Natural = 200
@@ -116,13 +124,15 @@ class Eval:
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """When checkpoints are saved and how many are kept."""
+
     every: Count = 500  # steps
-    keep: Count = 3  # the newest ones, and the best beside them
+    keep: Count = 3  # the newest ones; the best one is kept too
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """Devices along each axis; data = 0 takes all that model leaves."""
+    """The number of devices along each axis. data=0 uses all devices that `model` leaves."""
 
     data: Natural = 0
     model: Count = 1

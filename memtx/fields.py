@@ -34,7 +34,7 @@ class Range:
         return f"at least {self.low}" if number < self.low and self.below > 1 else f"in [{self.low}, {self.below})"
 
 
-PLAIN = {int: Range(-(2**31), 2**31), float: Range(-math.inf)}  # without a range of their own; device integers have 32 bits
+PLAIN = {int: Range(-(2**31), 2**31), float: Range(-math.inf)}  # ranges of plain types; device integers have 32 bits
 
 Natural = Annotated[int, Range(0, 2**31)]
 Count = Annotated[int, Range(1, 2**31)]

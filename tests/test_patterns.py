@@ -96,9 +96,9 @@ def test_a_memory_in_place_of_the_mlp_has_its_state_there():
 @pytest.mark.parametrize(
     ("model", "line"),
     [
-        ({"stacks": ((("window*lstm",), 1),), "closed": True}, "with model.closed write"),
-        ({"body": "window"}, "model.body=window cannot be"),
-        ({"head": "lstm"}, "model.head=lstm cannot be"),
+        ({"stacks": ((("window*lstm",), 1),), "closed": True}, "with model.closed, use"),
+        ({"body": "window"}, "model.body=window is not allowed"),
+        ({"head": "lstm"}, "model.head=lstm is not allowed"),
     ],
 )
 def test_a_memory_at_a_site_where_it_cannot_be_is_named(model, line):
@@ -111,7 +111,7 @@ def test_memories_of_a_body_or_head_do_not_stand_in_stacks(monkeypatch):
         site = "body"
 
     monkeypatch.setitem(MEMORIES, "around", Around)
-    with pytest.raises(UserError, match="around cannot stand in model.stacks; set model.body=around"):
+    with pytest.raises(UserError, match="around cannot be in model.stacks; set model.body=around"):
         build(get_config(model={**SIZES, "stacks": ((("around",), 1),)}))
 
 

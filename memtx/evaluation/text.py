@@ -80,7 +80,7 @@ class _Stemmed:
 
 
 def check_scorers() -> None:
-    """UserError if what BLEU and ROUGE need is not installed."""
+    """Raise a UserError if a package for BLEU and ROUGE is not installed."""
     for module in ("sacrebleu", "rouge_score.rouge_scorer"):
         optional(module, "eval")
 

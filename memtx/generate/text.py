@@ -151,7 +151,7 @@ def _encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str], options: Optio
 
 
 def _room(lm: LM, ids: Sequence[np.ndarray], state: LMState | None, asked: int | None) -> int:
-    """Tokens to write. UserError if those and what is read before are more than there are learned positions for."""
+    """Return how many tokens to write. Raises UserError if the model has too few learned positions for them and the prompt."""
     if lm.most_tokens is None:
         return WRITTEN if asked is None else asked
     read_B = np.zeros(len(ids), int) if state is None else np.asarray(state.position_B)

@@ -10,7 +10,7 @@
     loss/compression = mean (attn(SG h, old) - attn(SG h, f_c(old)))^2        the attention reconstruction loss; attn: softmax
                        of contents alone, with the layer's own Wq, Wk, Wv as constants
 
-What is differentiable: the language model's gradient is Transformer-XL's, and none reaches f_c; the auxiliary loss reaches
+Differentiable: the language model's gradient is Transformer-XL's, and none reaches f_c; the auxiliary loss reaches
 nothing but f_c. The gradient stops at the mechanism's own boundary. The loss is emitted once per finished segment that had a
 full memory, as a mean over rows, tokens and features; training adds it.
 

@@ -6,7 +6,7 @@
 E comes as `seg.shared["encoded/h"]` [B, S, D] with `seg.shared["encoded/length"]` [B]: how many of a row's S are real; a row
 with none keeps what it has. Calls without E read. A row that nothing was written to reads exactly nothing.
 
-What is differentiable: everything, into E too. Position policy: none, keys stand at no distance.
+Differentiable: everything, into E too. Position policy: none, keys stand at no distance.
 
 Source: Vaswani et al. 2017 (arXiv 1706.03762), the decoder; Raffel et al. 2019 (1910.10683).
 B stream, T time, S source time, K kv heads, H head dim, D model.

@@ -8,7 +8,7 @@
     O = sig(b) A_mem + (1 - sig(b)) A_local                                b: one scalar per query head;
                                                                        tanh for sig if it begins closed
 
-What is differentiable: everything, through all segments, as far back as the caller's `detach` lets it.
+Differentiable: everything, through all segments, as far back as the caller's `detach` lets it.
 
 Position policy: M sees un-rotated queries and keys, local attention tells positions apart by their distance. A segment has
 `segment` tokens of a document, wherever calls are cut; what the segment under way will add to M is summed up in the state.

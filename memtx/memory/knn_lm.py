@@ -9,7 +9,7 @@ f is the hidden state from which the model predicts; a pair is (f_{t-1}, token t
   enlarged by `extend`, from which `forget` takes a document out again; `attach` puts it into a model's state.
 Of each, `neighbours` are read. While nothing can be read, y is the model's logits, bit for bit.
 
-What is differentiable: the distances, to f and to the stream's own keys, as far as the caller's detach lets it (the paper
+Differentiable: the distances, to f and to the stream's own keys, as far as the caller's detach lets it (the paper
 trains nothing); not the search.
 
 Source: Khandelwal et al. 2020 (arXiv 1911.00172); the cache: Grave et al. 2017 (arXiv 1612.04426).

@@ -11,7 +11,7 @@ Positions never grow past what training saw: the retrieved blocks stand, in orde
 query's own; a landmark is scored as if its block were the one before. A block's keys lie in the bank rotated to their places
 0..C-1 in it, which are the same for every query.
 
-What is differentiable: everything but the choice of blocks, into the bank too, as far as the caller's detach lets it. While
+Differentiable: everything but the choice of blocks, into the bank too, as far as the caller's detach lets it. While
 training, a read keeps `neighbours` x `block` keys and values per query and head.
 
 All blocks of a call go at once: they are written first, and each query sees the last `memory` ids before its own block's, so

@@ -9,7 +9,7 @@
 The memory of a query is the last `memory` tokens before its segment: what the segments (`segment` tokens from the document's
 start) before its own wrote. Who sees what is decided by the ids of entries, so results do not depend on how text is cut.
 
-What is differentiable: the window, and the query, scale and gate of a read; not keys and values in memory, nor the search.
+Differentiable: the window, and the query, scale and gate of a read; not keys and values in memory, nor the search.
 Entries are in a Bank, cleared with the row at a document's start. While it is empty, y = o_window and nothing is searched.
 
 Source: Wu et al. 2022 (arXiv 2203.08913); where it leaves things open, google-research/meliad (Apache-2.0).

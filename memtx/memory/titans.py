@@ -19,7 +19,7 @@ its output. Within a chunk, with W and S from before it,
 so all products are chunk x chunk, as in attention. An unfinished chunk carries the weights of its start, so a text may be cut
 anywhere.
 
-What is differentiable: everything, the inner gradient included, until the caller detaches the state. The backward pass
+Differentiable: everything, the inner gradient included, until the caller detaches the state. The backward pass
 recomputes each chunk (remat).
 
 Used by titans_blocks.py. Source: Behrouz et al. 2025 (arXiv 2501.00663).

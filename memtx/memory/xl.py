@@ -5,7 +5,7 @@
     A_ij = ((q_i + u) . k_j + (q_i + w) . (Wr R_{i-j})) / sqrt(H)           R_p = [sin(p f), cos(p f)], f_m = 10000^(-2m/D)
     y = softmax(A) v Wo ;  memory <- SG(last M of [memory ; h]) at the end of each segment
 
-What is differentiable: everything inside a segment of `segment` tokens. The gradient stops at the mechanism's own boundary,
+Differentiable: everything inside a segment of `segment` tokens. The gradient stops at the mechanism's own boundary,
 not at the caller's, so results do not depend on how text is cut into calls. Hidden states are cached, not keys: cached keys
 would give Wk and Wv other gradients and go stale when weights change. They are cached as x comes, after the norm of the block.
 

@@ -96,6 +96,8 @@ POOLS = {  # (h_BTD in float32, seg) -> y_BD
 
 
 class Pool(Output):
+    """One vector per call or document: the pooled hidden states. Classes and sentence embeddings use it."""
+
     def __init__(self, model: Model, key: Array):
         self.width, self.document = model.width, model.pool == "document"
         self.pools = tuple(name for name in model.pool.split("+") if name in POOLS)
@@ -128,6 +130,8 @@ PROJECTIONS = {
 
 
 class Pooled(Pool):
+    """The pooled vector after the projections of a sentence encoder, [B, features]."""
+
     def __init__(self, model: Model, key: Array):
         super().__init__(model, key)
         self.activations = tuple(activation for _, activation, _ in model.projections)

@@ -101,24 +101,24 @@ def _check_labels(model: Model) -> None:
 
 
 def _check_sites(model: Model, stacks, classes: Mapping[str, Any]) -> None:
-    """Each mechanism stands where it can be called."""
+    """Raise a UserError unless each mechanism is at its site."""
     site = {name: cls.site for name, cls in classes.items()}
     for key, at in (("body", "body"), ("encoder_body", "body"), ("head", "head")):
         if (name := getattr(model, key)) and site[name] != at:
-            raise UserError(f"model.{key}={name} cannot be: {name} has its place in model.stacks")
+            raise UserError(f"model.{key}={name} is not allowed: {name} belongs in model.stacks")
     for entry in (entry for pattern, _ in stacks for entry in pattern):
         for branch in patterns.parse(entry):
             for name in branch.names:
                 if site.get(name) in ("body", "head"):
-                    raise UserError(f"{name} cannot stand in model.stacks; set model.{site[name]}={name}")
+                    raise UserError(f"{name} cannot be in model.stacks; set model.{site[name]}={name}")
             for name in branch.read:
                 if site.get(name) != "attention" or not classes[name].readable:
-                    readable = "memories of keys and values that are written without parameters of their own"
-                    raise UserError(f"^{name} in {entry!r} cannot be: other layers read {readable}")
+                    readable = "only key-value memories that are written without parameters"
+                    raise UserError(f"^{name} in {entry!r} is not allowed: other layers can read {readable}")
             if branch.gated and model.closed:
-                raise UserError(f"{entry!r}: a gate between memories begins half open; with model.closed write + for *")
+                raise UserError(f"{entry!r}: a gate between memories starts half open; with model.closed, use + instead of *")
 
 
 def model_group(model: Model) -> dict[str, Any]:
-    """The group `model` of a config file that gives this model; its memories are a group of their own."""
+    """Return the group `model` of a config file for this model. Its memories are a separate group."""
     return {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name != "memory"}

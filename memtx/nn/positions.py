@@ -28,10 +28,10 @@ def rope(x_BTNH: Array, position_BT: Array | np.ndarray, base: float, scaling: t
 
 
 def rotate(x_BTNH: Array, position_BT: Array, base: float) -> Array:
-    """`rope` by absolute positions, as exact at two billion as at 0: what is rotated is kept, and must fit what comes later.
+    """Apply `rope` by absolute positions, as exact at two billion as at 0. Rotated vectors are kept for later calls.
 
-    Angles are counted in turns, whose whole part does not matter: the first 32 bits of a frequency times a position in
-    integers, which wrap around; the next 32 bits, which give less than half a turn, in float32.
+    Angles are counted in turns, whose whole part does not matter. The first 32 bits of a frequency times a position are
+    integers, which wrap around. The next 32 bits give less than half a turn, in float32.
     """
     turns = rope_frequencies(x_BTNH.shape[-1], base) / (2 * np.pi) * 2.0**32  # per position, in 2^-32 of a turn
     high, low = np.floor(turns), turns % 1

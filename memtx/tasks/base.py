@@ -101,6 +101,7 @@ class TextTask(Task):
 
     @property
     def length(self) -> int:
+        """The number of bytes of an example."""
         return self.config.length
 
     def build_example(self, prompt: str, answer: str, **slices) -> Example:

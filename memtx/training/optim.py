@@ -1,10 +1,10 @@
 """Optimisers by config, with the needs that mechanisms declare on their parameters.
 
-A parameter with `optim="no_decay"` gets no weight decay; one with `lr=5.0` learns five times as fast, and what a pretrained
-model's weights do not have (a head, a memory) `optim.new_lr` times as fast. Muon treats the matrices inside blocks; embeddings,
-heads, vectors and what declares `optim="no_decay"` are left to Adam.
+A parameter with `optim="no_decay"` gets no weight decay. One with `lr=5.0` learns five times as fast. Parameters that the
+pretrained weights lack (a head, a memory) learn `optim.new_lr` times as fast. Muon updates the matrices inside blocks. Adam
+updates embeddings, heads, vectors and parameters with `optim="no_decay"`.
 
-`optim.train`, a regex of paths ("memories/0", "embed|to_logits"), leaves all others as they are, without optimiser state.
+`optim.train` is a regex of paths ("memories/0", "embed|to_logits"). All other parameters are frozen and have no optimiser state.
 """
 
 import re
@@ -33,7 +33,7 @@ def make_schedule(optim: Optim, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(optim: Optim, steps: int, lm: LM, cache: str = "") -> optax.GradientTransformation:
-    """Clip, precondition, decay, scale: one optax chain, for the parameters that are trained. cache: as in data.cache."""
+    """Return one optax chain for the trained parameters: clip, precondition, decay, scale. cache: as in data.cache."""
     chain = _chain(optim, steps, lm, _factors(optim, lm, cache))
     if not optim.train:
         return chain
@@ -42,7 +42,7 @@ def make_optimizer(optim: Optim, steps: int, lm: LM, cache: str = "") -> optax.G
 
 
 def trained(optim: Optim, lm: LM) -> Params:
-    """Per parameter, whether it is trained. UserError if none is."""
+    """Return whether each parameter is trained. Raises UserError if none is."""
     try:
         pattern = re.compile(optim.train)
     except re.error as error:
@@ -50,7 +50,7 @@ def trained(optim: Optim, lm: LM) -> Params:
     shapes = flat(lm.abstract_params)
     chosen = [bool(pattern.search(path)) for path in shapes]
     if not any(chosen):
-        raise UserError(f"optim.train={optim.train!r} is in no parameter's path; they read like {next(reversed(shapes))}")
+        raise UserError(f"no parameter path matches optim.train={optim.train!r}; paths look like {next(reversed(shapes))}")
     return jax.tree.unflatten(jax.tree.structure(lm.abstract_params), chosen)
 
 

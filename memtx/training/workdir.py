@@ -14,7 +14,7 @@ from memtx.errors import UserError, check_utf8
 from memtx.memory import MEMORIES
 
 LOCK, RECORD, LOG = ".lock", "run.json", "log.txt"
-OURS = (LOCK, RECORD, LOG)  # may be in the folder of a run that has not begun: a sweep's record of it and what it printed
+OURS = (LOCK, RECORD, LOG)  # files of a sweep, which may exist before the run starts
 # The keys that a resumed run may change.
 FREE = ("train.steps", "train.log_every", "eval", "checkpoint", "mesh", "data.cache", "data.task.cache", "own")
 
@@ -24,10 +24,10 @@ class InUse(UserError):
 
 
 def claim(workdir: Path, config: Mapping) -> BaseFileLock:
-    """Make the folder if need be, lock it, and note in it that it is this config's run. Release what is returned at the end.
+    """Create the folder if needed, lock it and write the config into it. The caller releases the lock that is returned.
 
-    Raises UserError if it holds something else, or the run of a config that differs in more than FREE, or is in use, or if
-    the run is past the config's last step.
+    Raises UserError if the folder contains other files, is in use, has the run of a config that differs in more than FREE, or
+    has a run that is past the config's last step.
     """
     check_utf8(workdir.absolute(), "the workdir")
     path = workdir / "config.json"

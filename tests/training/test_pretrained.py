@@ -97,7 +97,10 @@ def test_a_config_is_evaluated_as_it_begins(tmp_path, backbone):
 
 
 def test_a_regex_that_trains_nothing_is_one_line(tmp_path, backbone):
-    for regex, line in (("nothing", "is in no parameter's path; they read like"), ("(", "is not a regular expression")):
+    for regex, line in (
+        ("nothing", "no parameter path matches optim.train='nothing'; paths look like"),
+        ("(", "is not a regular expression"),
+    ):
         with pytest.raises(UserError, match=line):
             train(config(tmp_path, backbone, optim={"train": regex}), tmp_path / "run", say=lambda _: None)
     assert not (tmp_path / "run").exists()
