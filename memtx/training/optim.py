@@ -4,7 +4,7 @@ A parameter with `optim="no_decay"` gets no weight decay. One with `lr=5.0` lear
 pretrained weights lack (a head, a memory) learn `optim.new_lr` times as fast. Muon updates the matrices inside blocks. Adam
 updates embeddings, heads, vectors and parameters with `optim="no_decay"`.
 
-`optim.train` is a regex of paths ("memories/0", "embed|to_logits"). All other parameters are frozen and have no optimiser state.
+`optim.train` is a regex of paths ("memories/0", "embed|to_logits"). Other parameters are frozen and have no optimiser state.
 """
 
 import re

@@ -268,7 +268,7 @@ def test_two_layers_match_float64_and_the_gradient_reaches_the_writers_keys_and_
         (((("full/^full",), 1),), "needs an earlier layer with full"),
         (((("^full", "full"), 2),), "needs an earlier layer with full"),
         (((("full",), 1), (("^full", "full"), 2)), r"put full before it in the pattern, or write each group as a stack"),
-        (((("lstm", "^lstm"), 1),), r"\^lstm in '\^lstm' cannot be"),
+        (((("lstm", "^lstm"), 1),), r"\^lstm in '\^lstm' is not allowed"),
         (((("window", "window/^mlp"), 1),), r"\^mlp in 'window/\^mlp' cannot be"),
         (((("landmark", "^landmark"), 1),), r"\^landmark in '\^landmark' cannot be"),
         (((("full", "^^full"), 1),), "cannot parse"),
