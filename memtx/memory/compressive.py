@@ -86,6 +86,7 @@ class Compressive(TransformerXL):
         return y_BTD, dataclasses.replace(state, loss_B=())
 
     def remembered(self, state: Compressed) -> tuple[Array, Array]:
+        """Return the compressed and the other hidden states, oldest first, and which were written: [B, S + M, D], [B, S + M]."""
         memory_BMD, valid_BM = super().remembered(state)
         if isinstance(state.compressed_BSD, tuple):
             return memory_BMD, valid_BM
@@ -95,6 +96,7 @@ class Compressive(TransformerXL):
         return jnp.concatenate([state.compressed_BSD, memory_BMD], 1), jnp.concatenate([valid_BS, valid_BM], 1)
 
     def finish(self, state: Compressed) -> Compressed:
+        """Return the state after a segment, with the states that leave the memory compressed."""
         new = super().finish(state)
         if isinstance(state.compressed_BSD, tuple):
             return new
