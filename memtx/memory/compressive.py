@@ -86,7 +86,7 @@ class Compressive(TransformerXL):
         return y_BTD, dataclasses.replace(state, loss_B=())
 
     def remembered(self, state: Compressed) -> tuple[Array, Array]:
-        """Return the compressed and the other hidden states, oldest first, and which were written: [B, S + M, D], [B, S + M]."""
+        """Return compressed and other hidden states, oldest first, and which were written: [B, S + M, D], [B, S + M]."""
         memory_BMD, valid_BM = super().remembered(state)
         if isinstance(state.compressed_BSD, tuple):
             return memory_BMD, valid_BM
