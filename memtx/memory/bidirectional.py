@@ -1,11 +1,11 @@
-"""Bidirectional attention: every token sees every token of its call, those after it too, as in an encoder.
+"""Bidirectional attention: every token sees every token of its call, including later ones, as in an encoder.
 
     y_t = softmax(q_t k_j / sqrt(H)) v_j   over all tokens j of the call
 
-It remembers nothing: a text must come in one call, unless the body around it carries something from call to call (`rmt`).
+It remembers nothing. A text must come in one call, unless the body around it carries a state between calls, as `rmt` does.
 It is not causal, so a model with it cannot be trained to predict the next token.
 
-Position policy: rotary by distance; ALiBi and T5's bias by distance in both directions (T5: half of the buckets for each).
+Positions: rotary by distance, or ALiBi's or T5's bias by distance in both directions (T5 has half of its buckets for each).
 
 Source: Vaswani et al. 2017 (arXiv 1706.03762), the encoder; Devlin et al. 2018 (1810.04805).
 B stream, T time, N query heads, H head dim.
@@ -21,7 +21,7 @@ from memtx.nn.attention import KeySet, attend
 
 
 class Bidirectional(Memory):
-    """Attention site."""
+    """Attention within a call in both directions, at the attention site."""
 
     site = "attention"
     kind = "nothing"

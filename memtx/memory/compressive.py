@@ -10,12 +10,12 @@
     loss/compression = mean (attn(SG h, old) - attn(SG h, f_c(old)))^2        the attention reconstruction loss; attn: softmax
                        of contents alone, with the layer's own Wq, Wk, Wv as constants
 
-Differentiable: the language model's gradient is Transformer-XL's, and none reaches f_c; the auxiliary loss reaches
-nothing but f_c. The gradient stops at the mechanism's own boundary. The loss is emitted once per finished segment that had a
-full memory, as a mean over rows, tokens and features; training adds it.
+Gradient: the language model's gradient is that of Transformer-XL and does not reach f_c. The auxiliary loss trains f_c only.
+Each finished segment with a full memory adds to the loss, as a mean over rows, tokens and features. Training adds the emitted
+loss to its own.
 
-Deviations: usage (most_used) is the content attention of the segment that pushes the entries out, not a sum over their stay;
-the rest as for Transformer-XL.
+Deviations: usage (most_used) is the content attention of the segment that pushes the entries out, and not a sum over the time
+that they were stored. The others are those of Transformer-XL.
 
 Source: Rae et al. 2019 (arXiv 1911.05507).
 B stream, T time, M memory slots, C segment, c rate, S compressed slots, U = C / c, N heads, H head dim, D model.
@@ -36,20 +36,20 @@ from memtx.ops.rows import take
 
 @pytree
 class Compressed(Hidden):
-    """Hidden states and what became of older ones, newest last; () where nothing is compressed."""
+    """Hidden states, and the compressed older ones, newest last. () if the config has no compressed states."""
 
     compressed_BSD: Array | tuple = ()
     loss_B: Array | tuple = ()  # only within a call
 
 
 class Compressive(TransformerXL):
-    """Residual site: x_BTD -> x_BTD."""
+    """Transformer-XL with compressed older states, at the residual site: x_BTD -> x_BTD."""
 
     kind = "ring of hidden states, ring of compressed ones"
 
     @dataclasses.dataclass(frozen=True)
     class Config(TransformerXL.Config):
-        compressed: int = 128  # compressed states kept; 0: Transformer-XL
+        compressed: int = 128  # compressed states kept, or 0 for Transformer-XL
         rate: int = 4  # hidden states that become one
         compression: str = "conv"  # conv | mean | max | most_used
 
@@ -86,6 +86,7 @@ class Compressive(TransformerXL):
         return y_BTD, dataclasses.replace(state, loss_B=())
 
     def remembered(self, state: Compressed) -> tuple[Array, Array]:
+        """Return compressed and other hidden states, oldest first, and which were written: [B, S + M, D], [B, S + M]."""
         memory_BMD, valid_BM = super().remembered(state)
         if isinstance(state.compressed_BSD, tuple):
             return memory_BMD, valid_BM
@@ -95,6 +96,7 @@ class Compressive(TransformerXL):
         return jnp.concatenate([state.compressed_BSD, memory_BMD], 1), jnp.concatenate([valid_BS, valid_BM], 1)
 
     def finish(self, state: Compressed) -> Compressed:
+        """Return the state after a segment, with the states that leave the memory compressed."""
         new = super().finish(state)
         if isinstance(state.compressed_BSD, tuple):
             return new
@@ -110,7 +112,7 @@ class Compressive(TransformerXL):
         return dataclasses.replace(new, compressed_BSD=joined[:, squeezed_BUD.shape[1] :], loss_B=loss_B)
 
     def compress(self, old_BCD: Array, h_BCD: Array) -> Array:
-        """f_c: [B, C, D] -> [B, C / c, D]."""
+        """Return f_c(old), [B, C, D] -> [B, C / c, D]. h_BCD is the segment that pushes it out."""
         batch, size, width = old_BCD.shape
         c = self.config
         groups = old_BCD.reshape(batch, size // c.rate, c.rate, width)
@@ -125,7 +127,10 @@ class Compressive(TransformerXL):
         return take(old_BCD, jnp.sort(most_BU, -1))
 
     def content(self, h_BCD: Array, entries_BSD: Array) -> tuple[Array, Array]:
-        """Attention of h to entries by content alone, weights as constants: what is read [B, C, N H], and how [B, N, C, S]."""
+        """Attend from h to entries by content alone. Returns values [B, C, N H] and weights [B, N, C, S].
+
+        Wq, Wk and Wv are constants here.
+        """
         q, kv = (dense(a, lax.stop_gradient(w.w[...])) for a, w in ((h_BCD, self.q), (entries_BSD, self.kv)))
         split = lambda a: a.reshape(*a.shape[:2], self.dims.num_heads, self.dims.head_dim)  # noqa: E731
         k_BSNH, v_BSNH = map(split, jnp.split(kv, 2, -1))

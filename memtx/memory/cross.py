@@ -1,12 +1,12 @@
-"""Cross-attention: a memory that an encoder writes once, and every later token reads.
+"""Cross-attention: a memory that is written once from an encoder's output, and that every later token reads.
 
-    K, V <- E Wk, E Wv              where a call brings E, what an encoder gave, of S tokens: it replaces what was there
+    K, V <- E Wk, E Wv              in a call with an encoder's output E of S tokens, which replaces the earlier keys
     y_t = Wo softmax(q_t k_j / sqrt(H)) v_j   over all of K, V;     q_t = x_t Wq
 
-E comes as `seg.shared["encoded/h"]` [B, S, D] with `seg.shared["encoded/length"]` [B]: how many of a row's S are real; a row
-with none keeps what it has. Calls without E read. A row that nothing was written to reads exactly nothing.
+E is `seg.shared["encoded/h"]` [B, S, D]. `seg.shared["encoded/length"]` [B] is the number of real tokens in each row. A row
+without any keeps its keys. Calls without E only read. The output of a row that was never written is exactly zero.
 
-Differentiable: everything, into E too. Position policy: none, keys stand at no distance.
+Gradient: everything is differentiable, E included. Positions: none.
 
 Source: Vaswani et al. 2017 (arXiv 1706.03762), the decoder; Raffel et al. 2019 (1910.10683).
 B stream, T time, S source time, K kv heads, H head dim, D model.
@@ -14,7 +14,6 @@ B stream, T time, S source time, K kv heads, H head dim, D model.
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -25,13 +24,15 @@ from memtx.nn.attention import KeySet, Projections, attend
 
 @pytree
 class Encoded:
+    """The keys and values of an encoder's output."""
+
     k_BSKH: Array
     v_BSKH: Array
     count_B: Array  # how many of the S are real
 
 
 class Cross(Memory):
-    """Residual site: x_BTD -> x_BTD."""
+    """Attention to an encoder's output, at the residual site: x_BTD -> x_BTD."""
 
     site = "residual"
     kind = "bank of keys and values of an encoder"
@@ -64,10 +65,11 @@ class Cross(Memory):
         return jnp.where((state.count_B > 0)[:, None, None], y_BTD, 0), state
 
     def write(self, state: Encoded, h_BSD: Array, length_B: Array) -> Encoded:
+        """Return the state with the keys and values of h, in rows with real tokens. Raises UserError if S is too large."""
         room = self.config.capacity - h_BSD.shape[1]
         if room < 0:
             raise UserError(
                 f"memory.cross.capacity={self.config.capacity} is too small: the source has {h_BSD.shape[1]} tokens"
             )
         k, v = (jnp.pad(a.astype(jnp.float32), ((0, 0), (0, room), (0, 0), (0, 0))) for a in self.attention.keys_values(h_BSD))
-        return where_rows(length_B > 0, Encoded(k, v, length_B), state, jax.tree.map(lambda _: 0, state))
+        return where_rows(length_B > 0, Encoded(k, v, length_B), state)

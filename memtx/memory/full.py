@@ -2,9 +2,9 @@
 
     y_t = softmax(q_t k_j / sqrt(H)) v_j   over all j <= t
 
-Past its capacity the oldest entries leave first, so it is then a window of `capacity` tokens. Entries are written in place
-at id mod capacity, so that a step of decoding writes one entry, not all of them; in a train step whose rows all begin a
-document, the empty cache is skipped.
+Beyond its capacity it drops the oldest entries, and is then a window of `capacity` tokens. Entries are written in place at
+id mod capacity, so a step of decoding writes one entry. A train step in which every row starts a document skips the empty
+cache.
 
 Source: Vaswani et al. 2017 (arXiv 1706.03762).
 B stream, T time, M memory slots, K kv heads, H head dim.
@@ -23,7 +23,7 @@ from memtx.ops.rows import put
 
 @pytree
 class Cache:
-    """M slots; the token with id n stands in slot n mod M."""
+    """M entries. The token with id n is entry n mod M."""
 
     k_BMKH: Array
     v_BMKH: Array
@@ -32,7 +32,7 @@ class Cache:
 
 
 class Full(Memory):
-    """Attention site."""
+    """Attention to every token of the document, at the attention site."""
 
     site = "attention"
     kind = "ring of keys and values"
@@ -70,7 +70,7 @@ class Full(Memory):
             return attend(q, [past], seg, self.dims), state
         y = attend(q, [past, KeySet.call(k, v, seg, window=size)], seg, self.dims)
         rank = jnp.arange(k.shape[1])
-        kept = seg.mask_BT & (rank >= seg.length_B[:, None] - size)  # what this very call would overwrite is not written
+        kept = seg.mask_BT & (rank >= seg.length_B[:, None] - size)  # not tokens that this call overwrites
         slot = jnp.where(kept, (state.count_B[:, None] + rank) % size, size)
         return y, Cache(
             put(state.k_BMKH, slot, k),

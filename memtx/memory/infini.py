@@ -1,22 +1,22 @@
 """Infini-attention: attention within a segment, and a matrix of all the segments before it, mixed by a gate per head.
 
     s(x) = elu(x) + 1
-    A_mem = s(Q) M / (s(Q) z)                                              read before write; 0 while nothing was written
+    A_mem = s(Q) M / (s(Q) z)                                              read before write, 0 from an empty memory
     at the end of a segment, with the M and z from before it:
         linear   M <- M + s(K)^T V                          z <- z + sum_t s(K_t)
         delta    M <- M + s(K)^T (V - s(K) M / (s(K) z))    z <- z + sum_t s(K_t)
     O = sig(b) A_mem + (1 - sig(b)) A_local                                b: one scalar per query head;
-                                                                       tanh for sig if it begins closed
+                                                                       tanh instead of sig if the gate starts closed
 
-Differentiable: everything, through all segments, as far back as the caller's `detach` lets it.
+Gradient: everything is differentiable, through all segments, until the caller detaches the state.
 
-Position policy: M sees un-rotated queries and keys, local attention tells positions apart by their distance. A segment has
-`segment` tokens of a document, wherever calls are cut; what the segment under way will add to M is summed up in the state.
+Positions: M sees un-rotated queries and keys. Local attention uses distances. A segment has `segment` tokens of a document
+for all cuts into calls. The state sums up the terms that the unfinished segment will add to M.
 
-Deviations: query heads that share a key head share its M and z; the state is cleared at the start of a document. The gate
-gets no weight decay and learns `gate_lr` times as fast, without which published attempts saw it stuck near its first value.
+Deviations: query heads that share a key head share its M and z. The state is cleared at the start of a document. The gate
+gets no weight decay and learns `gate_lr` times as fast. Without this, published attempts saw it stuck near its first value.
 
-Source: Munkhdalai et al. 2024 (arXiv 2404.07143); the gate's needs: Hugging Face's account of an attempt to reproduce it.
+Source: Munkhdalai et al. 2024 (arXiv 2404.07143). The gate follows Hugging Face's account of an attempt to reproduce it.
 B stream, T time, Q slots in a block, C segment, N query heads, K kv heads, G = N / K, R = G Q rows, H head dim.
 """
 
@@ -47,17 +47,17 @@ class Sums:
 
 @pytree
 class Compressed:
-    """What finished segments left, what the one under way will add, and its keys and values (newest last)."""
+    """The memory of finished segments, the terms that the unfinished one will add, and its keys and values, newest last."""
 
     memory: Sums
     pending: Sums
     k_BCKH: Array
     v_BCKH: Array
-    offset_B: Array  # tokens in the segment under way
+    offset_B: Array  # tokens in the unfinished segment
 
 
 class Infini(Memory):
-    """Attention site."""
+    """Attention within a segment and to a matrix of earlier ones, at the attention site."""
 
     site = "attention"
     kind = "fixed matrix"
@@ -65,7 +65,7 @@ class Infini(Memory):
 
     @dataclasses.dataclass(frozen=True)
     class Config:
-        segment: int = 512  # tokens between two writes; local attention stays within them
+        segment: int = 512  # tokens between two writes, and the reach of local attention
         rule: str = "delta"  # delta | linear
         gate_lr: float = 10.0  # learning rate of the gates, as a multiple
 
@@ -105,7 +105,7 @@ class Infini(Memory):
     def local(self, q_BTNH, k_BTKH, v_BTKH, state: Compressed, seg: Segment) -> Array:
         """Attend to the query's own segment, up to the query."""
         size = self.config.segment
-        segment_BT = (state.offset_B[:, None] + jnp.arange(q_BTNH.shape[1])) // size  # 0 is the one under way
+        segment_BT = (state.offset_B[:, None] + jnp.arange(q_BTNH.shape[1])) // size  # 0 is the unfinished one
         begun_BC = jnp.arange(size) >= size - state.offset_B[:, None]
         before = KeySet.recent(state.k_BCKH, state.v_BCKH, begun_BC, window=size, often_empty=True)
         sets = [before.within_chunks(segment_BT, jnp.zeros_like(begun_BC, jnp.int32))]
@@ -114,7 +114,7 @@ class Infini(Memory):
         return attend(q_BTNH, sets, seg, self.dims)
 
     def remote(self, q_BTNH, k_BTKH, v_BTKH, state: Compressed, seg: Segment) -> tuple[Array, Compressed]:
-        """A_mem of every token, in float32, and the state after the call."""
+        """Return A_mem of every token, in float32, and the state after the call."""
 
         def close(carry):
             memory, pending = carry
@@ -140,7 +140,7 @@ class Infini(Memory):
         return y_BTNH, Compressed(memory, pending, k_BCKH, v_BCKH, offset_B)
 
     def grouped_read(self, q_BQNH: Array, memory: Sums) -> Array:
-        """A_mem, each query head reading its key head's memory."""
+        """Return A_mem in float32, [B, Q, N, H]. Each query head reads the memory of its key head."""
         shape = (*q_BQNH.shape[:2], self.dims.num_kv_heads, -1, self.dims.head_dim)
         q_BKGQH = q_BQNH.astype(jnp.float32).reshape(shape).transpose(0, 2, 3, 1, 4)
         y_BKRH = read(elu_plus_one(q_BKGQH.reshape(*q_BKGQH.shape[:2], -1, self.dims.head_dim)), memory)  # plain matmuls
@@ -148,5 +148,5 @@ class Infini(Memory):
 
 
 def read(s_BKRH: Array, memory: Sums) -> Array:
-    """s M / (s z); 0 from an empty memory."""
+    """Return s M / (s z), or 0 from an empty memory."""
     return s_BKRH @ memory.matrix_BKHH / jnp.maximum(s_BKRH @ memory.norm_BKH[..., None], EPSILON)

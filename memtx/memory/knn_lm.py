@@ -3,16 +3,16 @@
     p_knn(y) ~ sum over the nearest pairs (k_i, v_i) of  1[v_i = y] exp(-|k_i - f|^2 / temperature)
     p = lam p_knn + (1 - lam) p_lm                                     y = log p + logsumexp(logits)
 
-f is the hidden state from which the model predicts; a pair is (f_{t-1}, token t). Pairs come from
-- the stream itself: its last `memory` pairs, written as it reads (the continuous cache), cleared with the row;
-- a datastore of `datastore` entries that all streams share and none writes: built once from many documents by `build`,
-  enlarged by `extend`, from which `forget` takes a document out again; `attach` puts it into a model's state.
-Of each, `neighbours` are read. While nothing can be read, y is the model's logits, bit for bit.
+f is the hidden state from which the model predicts. A pair is (f_{t-1}, token t). Pairs come from
+- the stream itself: its last `memory` pairs, which it writes as it reads (the continuous cache). They are cleared with the row.
+- a datastore of `datastore` entries, which all streams share and none writes. `build` makes it from many documents, `extend`
+  adds documents, `forget` removes one, and `attach` puts it into a model's state.
+`neighbours` pairs of each are read. While there is none, y is the model's logits, bit for bit.
 
-Differentiable: the distances, to f and to the stream's own keys, as far as the caller's detach lets it (the paper
-trains nothing); not the search.
+Gradient: the distances are differentiable, in f and in the stream's keys until the caller detaches the state. The paper trains
+nothing. The search is not differentiable.
 
-Source: Khandelwal et al. 2020 (arXiv 1911.00172); the cache: Grave et al. 2017 (arXiv 1612.04426).
+Source: Khandelwal et al. 2020 (arXiv 1911.00172), and Grave et al. 2017 (arXiv 1612.04426) for the cache.
 B stream, T time, M entries, D model, R neighbours, V vocabulary.
 """
 
@@ -39,7 +39,7 @@ LABELS = ("id", "source", "position")  # of an entry that was read
 
 @pytree
 class Cache:
-    """A stream's own pairs, and the hidden state that waits for the next token (if the document has begun)."""
+    """The pairs of a stream, and the hidden state of the last token, which waits for the next (if the document has begun)."""
 
     bank: Bank
     hidden_BD: Array
@@ -48,25 +48,27 @@ class Cache:
 
 @pytree
 class Pairs:
+    """All pairs that a stream can read."""
+
     cache: Any  # Cache, or () if memory=0
     datastore: Any  # Bank without a batch axis, or () if datastore=0
 
 
 class KNNLM(Memory):
-    """Head site: (h_BTD, logits_BTV) -> logits of the mixture."""
+    """A nearest-neighbour language model, at the head site: (h_BTD, logits_BTV) -> logits of the mixture."""
 
     site = "head"
     kind = "bank of pairs (hidden state, next token)"
 
     @dataclasses.dataclass(frozen=True)
     class Config:
-        memory: int = 2048  # pairs of its own that a stream keeps; 0: none
-        datastore: int = 0  # entries of the shared datastore; 0: none
-        neighbours: int = 32  # pairs read, of each
+        memory: int = 2048  # pairs that a stream keeps, or 0
+        datastore: int = 0  # entries of the shared datastore, or 0
+        neighbours: int = 32  # pairs read of each
         lam: float = 0.25  # weight of p_knn
         temperature: float = 1.0
-        chunk: int = 64  # tokens written, then searched for, at a time: bounds what a read takes
-        recall: float = 1.0  # of the search: 1 is exact
+        chunk: int = 64  # tokens that are written and then searched for at a time, which bounds the memory of a read
+        recall: float = 1.0  # of the search. 1 is exact
 
         def __post_init__(self):
             positive(self, "neighbours", "chunk")
@@ -109,7 +111,7 @@ class KNNLM(Memory):
         return self.mix(logits_BTV.astype(jnp.float32), reads).astype(logits_BTV.dtype), Pairs(cache, state.datastore)
 
     def read(self, f_BTD: Array, pairs: Bank, first_BT: ArrayLike, end_BT: ArrayLike) -> dict[str, Array]:
-        """The nearest pairs of each query, [B, T, R]: token, score, and where they come from (id -1: none)."""
+        """Return the nearest pairs of each query, [B, T, R]: token, score and the labels of the entry, with id -1 for none."""
 
         def work(f, pairs):
             how = {"metric": "l2", "recall": self.config.recall}
@@ -124,7 +126,7 @@ class KNNLM(Memory):
         return skip_unless((jnp.asarray(end_BT) > 0).any(), work, nothing, f_BTD, pairs)
 
     def mix(self, logits_BTV: Array, reads: dict[str, dict[str, Array]]) -> Array:
-        """The mixture, on the scale of the model's logits; one softmax over all pairs that were read."""
+        """Return the mixture, on the scale of the model's logits, with one softmax over all pairs that were read."""
         score, token, id_ = (jnp.concatenate([read[name] for read in reads.values()], -1) for name in ("score", "token", "id"))
         weight = jax.nn.softmax(score, -1) * (id_ >= 0)
         zeros = jnp.zeros(logits_BTV.shape, jnp.float32)
@@ -145,11 +147,12 @@ class KNNLM(Memory):
 
 
 def empty(capacity: int, width: int) -> Bank:
+    """Return an empty bank of pairs."""
     return bank.empty(capacity, jax.ShapeDtypeStruct((width,), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32))
 
 
 def remember(cache: Cache, f_BTD, token_BT, position_BT, mask_BT, document_B) -> tuple[Array, Cache]:
-    """Write the pairs (f_{t-1}, token t) -> the id after that of each token's pair, and the cache."""
+    """Write the pairs (f_{t-1}, token t). Returns the id after that of each token's pair, [B, T], and the cache."""
     keys = jnp.concatenate([cache.hidden_BD[:, None], f_BTD[:, :-1]], 1)
     paired_BT = mask_BT.at[:, 0].set(mask_BT[:, 0] & cache.begun_B)
     end_BT = cache.bank.cursor[:, None] + jnp.cumsum(paired_BT, 1, dtype=jnp.int32)
@@ -168,12 +171,12 @@ def remember(cache: Cache, f_BTD, token_BT, position_BT, mask_BT, document_B) ->
 
 
 def build(lm, params, documents: Iterable[tuple[int, ArrayLike]], *, time: int = 256) -> Bank:
-    """A datastore of the (source id, tokens) documents, each read by `lm` alone from its start, `time` tokens a call."""
+    """Build a datastore from documents (id, tokens). `lm` reads each from its start and alone, `time` tokens per call."""
     return extend(empty(1, lm.model.width), lm, params, documents, time=time)
 
 
 def extend(store: Bank, lm, params, documents: Iterable[tuple[int, ArrayLike]], *, time: int = 256) -> Bank:
-    """The datastore with more documents in it, bit for bit as if all had been built at once."""
+    """Return the datastore with more documents. It equals, bit for bit, the one that is built from all at once."""
     run = jax.jit(collect(lm, "hidden"))
     parts = []
     for source, tokens in documents:
@@ -192,12 +195,15 @@ def extend(store: Bank, lm, params, documents: Iterable[tuple[int, ArrayLike]], 
 
 
 def forget(store: Bank, source: int) -> Bank:
-    """The datastore as if this document had never been in it."""
+    """Return the datastore without a document, as if it had never been added."""
     return bank.forget(store, source=source)
 
 
 def attach(state, store: Bank):
-    """A language model's state with this datastore. The config's `datastore` must be at least the store's capacity."""
+    """Return a language model's state with this datastore.
+
+    Raises UserError if the config's `datastore` is below the store's capacity.
+    """
     room = state.head.datastore.capacity if state.head.datastore else 0
     if room < store.capacity:
         raise UserError(f"the datastore has {store.capacity} entries: set memory.knn_lm.datastore to that, not to {room}")

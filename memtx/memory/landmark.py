@@ -1,23 +1,23 @@
-"""Landmark attention: a landmark key stands for each block of the past and gates what is read of it.
+"""Landmark attention: each block of the past has a landmark key, which gates the values that are read from the block.
 
     a_j = softmax_j(w_h . k_j / sqrt(H)) over the tokens of block b ;  landmark_b = sum_j a_j k_j
     p = softmax over { q k_j : j in the query's own block, j <= t } and { q landmark_b : b retrieved }
     y = sum_j p_j v_j + sum_b p_b sum_(j in b) softmax_(j in b)(q k_j) v_j                      (grouped softmax)
 
-Each query and head retrieves the `neighbours` finished blocks whose landmarks it likes best, of the last `memory` blocks;
-with all of them retrieved this is the grouped softmax over everything.
+Each query and head retrieves the `neighbours` finished blocks whose landmarks have the highest scores, of the last `memory`
+blocks. If it retrieves all of them, this is the grouped softmax over all tokens.
 
-Positions never grow past what training saw: the retrieved blocks stand, in order of time, as if they came right before the
-query's own; a landmark is scored as if its block were the one before. A block's keys lie in the bank rotated to their places
-0..C-1 in it, which are the same for every query.
+Positions never exceed those of training. The retrieved blocks get positions, in order of time, as if they came just before the
+query's block. A landmark is scored as if its block came immediately before the query's. The keys of a block are stored in the
+bank rotated to their slots 0..C-1, which are the same for every query.
 
-Differentiable: everything but the choice of blocks, into the bank too, as far as the caller's detach lets it. While
+Gradient: everything is differentiable except the choice of blocks, also into the bank until the caller detaches the state. In
 training, a read keeps `neighbours` x `block` keys and values per query and head.
 
-All blocks of a call go at once: they are written first, and each query sees the last `memory` ids before its own block's, so
-the bank has AHEAD slots more than `memory`, and longer calls go in pieces of as many blocks.
+All blocks of a call are read at once. They are written first, and each query sees the last `memory` ids before that of its
+block. The bank therefore has AHEAD more entries than `memory`, and longer calls are read in pieces of as many blocks.
 
-Source: Mohtashami & Jaggi 2023 (arXiv 2305.16300). Deviations: see the card; no token is inserted into the text.
+Source: Mohtashami & Jaggi 2023 (arXiv 2305.16300). Deviations: see the card. No token is inserted into the text.
 B stream, T time, J blocks of a call, Q queries in one, C tokens in a block, N query heads, K kv heads, H head dim,
 R neighbours.
 """
@@ -45,12 +45,12 @@ AHEAD = 16  # blocks written before they are read
 
 @pytree
 class Blocks:
-    """Finished blocks (key: landmark [K, H]; value: k and v, [K, C, H]), and the block that is under way."""
+    """Finished blocks, whose key is a landmark [K, H] and whose value is k and v [K, C, H], and the unfinished block."""
 
     bank: Bank
     k_BCKH: Array
     v_BCKH: Array
-    offset_B: Array  # tokens in it
+    offset_B: Array  # tokens in the unfinished block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +58,9 @@ class Queries:
     """The queries of a call in one line.
 
     q_BTNH   float32, scaled, un-rotated
-    slot_BT  the index of the query in its own block
-    last_BT  the last slot of its own block that it sees
-    id_BT    the id of its own block
+    slot_BT  the index of the query in its block
+    last_BT  the last slot of its block that it sees
+    id_BT    the id of its block
     """
 
     q_BTNH: Array
@@ -70,15 +70,15 @@ class Queries:
 
 
 class Landmark(Memory):
-    """Attention site."""
+    """Attention to retrieved blocks, at the attention site."""
 
     site = "attention"
     kind = "bank of blocks of keys and values"
-    readable = False  # landmarks are made by `pool`
+    readable = False  # `pool` makes the landmarks
 
     @dataclasses.dataclass(frozen=True)
     class Config:
-        block: int = 32  # tokens that a landmark stands for
+        block: int = 32  # tokens of a block
         memory: int = 256  # blocks kept
         neighbours: int = 4  # blocks that each query and head reads
 
@@ -102,7 +102,7 @@ class Landmark(Memory):
         return Blocks(full, jnp.zeros(current), jnp.zeros(current), jnp.zeros(batch_size, jnp.int32))
 
     def __call__(self, x, state: Blocks, seg: Segment, *, key: Array | None = None):
-        q, k, v = x
+        q, k, _ = x
         if k is None:  # every query has the position of the next token
             slot_BT = jnp.broadcast_to(state.offset_B[:, None], q.shape[:2])
             asked = self.queries(q, slot_BT, slot_BT - 1, jnp.broadcast_to(state.bank.cursor[:, None], q.shape[:2]))
@@ -158,7 +158,7 @@ class Landmark(Memory):
         return Queries(q_BTNH.astype(jnp.float32) * self.dims.scale, slot_BT, last_BT, id_BT)
 
     def read(self, asked: Queries, k_BJCKH: Array, v_BJCKH: Array, full: Bank, seg: Segment):
-        """Return y_BTNH by the grouped softmax, and what was read, each [B, T, N, R]. The J blocks are the queries' own."""
+        """Return y_BTNH by the grouped softmax, and the reads, each [B, T, N, R]. k and v are of the queries' J blocks."""
         own_BTNC = self.own_scores(asked, k_BJCKH, seg)
         block, gate_BTNR = self.retrieve(asked, full, seg)
         found_BTNR, size = gate_BTNR > MASKED, self.config.block
@@ -172,17 +172,15 @@ class Landmark(Memory):
         return y_BJQNH.reshape(y_BTNH.shape) + y_BTNH, reads | {"weight": p_block_BTNR}
 
     def own_scores(self, asked: Queries, k_BJCKH: Array, seg: Segment) -> Array:
-        """Return the scores of the keys of each query's own block, [B, T, N, C], masked after the last one it sees."""
+        """Return the scores of the keys in each query's block, [B, T, N, C], masked after the last one it sees."""
         batch, blocks, size = k_BJCKH.shape[:3]
         slot_C = jnp.arange(size)
         key_slot = jnp.broadcast_to(jnp.tile(slot_C, blocks), (batch, blocks * size))
         k_BSNH = self.turn(jnp.repeat(k_BJCKH, self.groups, 3).reshape(batch, blocks * size, -1, self.dims.head_dim), key_slot)
         q_BJQNH = in_blocks(self.turn(asked.q_BTNH, asked.slot_BT), blocks)
-        score = jnp.einsum("BJQNH,BJCNH->BJQNC", q_BJQNH, in_blocks(k_BSNH, blocks)).reshape(
-            batch, -1, self.dims.num_heads, size
-        )
-        score = score + self.bias(asked.slot_BT[..., None] - slot_C, seg)
-        return jnp.where((slot_C <= asked.last_BT[..., None])[:, :, None], score, MASKED)
+        score_BJQNC = jnp.einsum("BJQNH,BJCNH->BJQNC", q_BJQNH, in_blocks(k_BSNH, blocks))
+        score_BTNC = score_BJQNC.reshape(batch, -1, *score_BJQNC.shape[3:]) + self.bias(asked.slot_BT[..., None] - slot_C, seg)
+        return jnp.where((slot_C <= asked.last_BT[..., None])[:, :, None], score_BTNC, MASKED)
 
     def retrieve(self, asked: Queries, full: Bank, seg: Segment):
         """Return the entries of the best blocks of each query and head, and their landmarks' scores, [B, T, N, R] or MASKED."""
@@ -197,7 +195,7 @@ class Landmark(Memory):
     def inside_scores(self, asked: Queries, block, id_BTNR: Array, seg: Segment) -> Array:
         """Return the scores of the keys in the blocks that were read, [B, T, N, R, C].
 
-        The blocks follow one another in order of time and end just before the query's own block.
+        The blocks follow one another in order of time and end just before the query's block.
         """
         (batch, time, heads, count), size = id_BTNR.shape, self.config.block
         found = id_BTNR >= 0

@@ -4,15 +4,16 @@
     o_window = softmax(q k_j) v_j                                over the window, with the model's positions; with `sinks`,
                                                                  the document's first tokens too, as in sink.py
     o_memory = softmax(q SG(k_j)) SG(v_j)                        over the `neighbours` best of the memory, without positions
-    y = g o_memory + (1 - g) o_window ,   g = sigmoid(b_h)       b_h learned per head; g = tanh(b_h) if it begins closed
+    y = g o_memory + (1 - g) o_window ,   g = sigmoid(b_h)       b_h learned per head, g = tanh(b_h) if it starts closed
 
-The memory of a query is the last `memory` tokens before its segment: what the segments (`segment` tokens from the document's
-start) before its own wrote. Who sees what is decided by the ids of entries, so results do not depend on how text is cut.
+The memory of a query is the last `memory` tokens before its segment. Segments have `segment` tokens, counted from the start of
+the document. Visibility depends on the ids of entries, so results do not depend on how a text is cut into calls.
 
-Differentiable: the window, and the query, scale and gate of a read; not keys and values in memory, nor the search.
-Entries are in a Bank, cleared with the row at a document's start. While it is empty, y = o_window and nothing is searched.
+Gradient: the window is differentiable, and so are the query, the scale and the gate of a read. Keys and values in the memory
+and the search are not. Entries are in a Bank, which is cleared with the row at the start of a document. While it is empty,
+y = o_window and nothing is searched.
 
-Source: Wu et al. 2022 (arXiv 2203.08913); where it leaves things open, google-research/meliad (Apache-2.0).
+Source: Wu et al. 2022 (arXiv 2203.08913), and google-research/meliad (Apache-2.0) for details that the paper leaves open.
 B stream, T time, M bank slots, N query heads, K kv heads, H head dim, R neighbours.
 """
 
@@ -37,12 +38,14 @@ from memtx.ops.skip import skip_unless
 
 @pytree
 class Memories:
+    """The window and the bank."""
+
     recent: Recent | Sinks
     bank: Bank
 
 
 class Memorizing(Memory):
-    """Attention site."""
+    """Attention to retrieved keys beside a window, at the attention site."""
 
     site = "attention"
     context = "window"
@@ -55,13 +58,13 @@ class Memorizing(Memory):
     @dataclasses.dataclass(frozen=True)
     class Config:
         window: int = 512  # tokens that a query sees directly, itself included
-        sinks: int = 0  # first tokens of the document that it sees directly too, as a pretrained backbone may need
+        sinks: int = 0  # first tokens of the document that a query also sees directly, as a pretrained backbone may need
         segment: int = 512  # tokens after which the memory of a query moves on
-        memory: int = 8192  # tokens it then holds
-        neighbours: int = 32  # of them, read by each query and head
-        recall: float = 1.0  # of the search: 1 is exact, less is approximate and faster on a TPU
+        memory: int = 8192  # tokens in the memory of a query
+        neighbours: int = 32  # of them that each query and head reads
+        recall: float = 1.0  # of the search. 1 is exact, less is approximate and faster on a TPU
         gate: float = 0.0  # b_h at the start
-        normalise: bool = True  # False for a pretrained backbone: q and k as they are, scores / sqrt(H)
+        normalise: bool = True  # False for a pretrained backbone: q and k stay unchanged, and scores are divided by sqrt(H)
 
         def __post_init__(self):
             positive(self, "window", "segment", "memory", "neighbours")
@@ -79,7 +82,7 @@ class Memorizing(Memory):
 
     @classmethod
     def on_backbone(cls, attention: type[Memory] | None) -> dict[str, Any]:
-        """Queries and keys as the backbone has them, and the sinks that its other layers see."""
+        """Return settings that keep the backbone's queries and keys, and add the sinks that its other layers have."""
         sinks = attention.Config.sinks if attention is not None and issubclass(attention, Sink) else 0
         return {"normalise": False, "sinks": sinks}
 
@@ -95,7 +98,7 @@ class Memorizing(Memory):
 
     @property
     def slots(self) -> int:
-        """A call writes before it reads: up to a segment before the query's own memory ends, and one after it begins."""
+        """The bank's capacity. Calls write before they read, so the bank needs one extra segment at each end."""
         return self.config.memory + 2 * self.config.segment
 
     def init_state(self, batch_size: int) -> Memories:
@@ -104,7 +107,7 @@ class Memorizing(Memory):
 
     def __call__(self, x, state: Memories, seg: Segment, *, key: Array | None = None):
         q, k, v = x
-        if self.config.normalise:  # in float32, by whose scores entries are chosen
+        if self.config.normalise:  # in float32, because its scores choose the entries
             scale_NH = jnp.abs(self.scale[...])[:, None] / self.dims.scale  # which attention multiplies by
             q = unit(q.astype(jnp.float32)) * scale_NH
             k = None if k is None else unit(k.astype(jnp.float32))
@@ -121,7 +124,10 @@ class Memorizing(Memory):
         return (near + gate_BTN[..., None] * (far - near)).astype(near.dtype), state
 
     def read_and_write(self, q, k, v, full: Bank, seg: Segment):
-        """In pieces that the bank has room for. Each is written first: its own ids are beyond what its queries see."""
+        """Write and read pieces that the bank has room for. A piece is written first, and its queries do not see its ids.
+
+        Returns o_memory, the reads and the bank.
+        """
         size, time, outs = self.config.segment, q.shape[1], []
         for start in range(0, time, size):
             part = slice(start, min(start + size, time))
@@ -131,7 +137,7 @@ class Memorizing(Memory):
         return *jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *outs), full
 
     def read(self, q_BTNH: Array, full: Bank, id_BT: Array) -> tuple[Array, dict[str, Array]]:
-        """o_memory of the queries of tokens id_BT in float32, and what was read: [B, T, N, R], id -1 where nothing was."""
+        """Return o_memory of the queries of tokens id_BT in float32, and the entries read, [B, T, N, R] (id -1: none)."""
         end_BT = id_BT // self.config.segment * self.config.segment
         first_BT = jnp.maximum(end_BT - self.config.memory, 0)
         heads, c = self.dims.num_heads, self.config
@@ -152,5 +158,6 @@ class Memorizing(Memory):
 
 
 def write(full: Bank, k_TKH, v_TKH, mask_T, source, position_T) -> Bank:
+    """Return one stream's bank with these tokens, without gradient."""
     k_TKH, v_TKH = lax.stop_gradient((k_TKH, v_TKH))
     return bank.write(full, k_TKH, v_TKH, mask_T=mask_T, source=source, position=position_T)

@@ -1,11 +1,11 @@
 """StreamingLLM: the document's first `sinks` tokens and the last `window`, at positions counted inside the cache.
 
-    cache_t = tokens 0..s-1 and (t-W, t]         a query stands at place min(t, s+W-1) of it
-    distance to sink i   = min(t, s+W-1) - i     so it never grows past what training saw
+    cache_t = tokens 0..s-1 and (t-W, t]         a query has position min(t, s+W-1) in it
+    distance to sink i   = min(t, s+W-1) - i     so it never exceeds the distances of training
     distance to others   = t - j
 
-Not a memory (what leaves the window is lost), but the constant-memory baseline that every memory must beat. Keys are stored
-un-rotated, since their place in the cache moves. Sinks are counted once: the window skips them.
+It does not remember tokens that leave the window. It is the baseline of constant size that every memory must beat. Keys are
+stored un-rotated, since their positions in the cache change. Sinks are counted once, because the window skips them.
 
 Source: Xiao et al. 2023 (arXiv 2309.17453).
 B stream, T time, M memory slots, S sinks, K kv heads, H head dim.
@@ -25,13 +25,15 @@ from memtx.ops.rows import put
 
 @pytree
 class Sinks:
+    """The window, and the keys and values of the first S tokens."""
+
     recent: Recent
     k_BSKH: Array
     v_BSKH: Array
 
 
 class Sink(Memory):
-    """Attention site. Needs relative positions (rope, alibi, t5) for the position rule to have an effect."""
+    """Attention to sinks and a window, at the attention site. The rule for positions needs rope, alibi or t5."""
 
     site = "attention"
     context = "window"
@@ -58,7 +60,7 @@ class Sink(Memory):
         q, k, v = x
         sinks, window = self.config.sinks, self.config.window
         recent = state.recent
-        seg = seg.replace(position_BT=recent.count_B[:, None] + jnp.arange(q.shape[1]))  # place in what the memory has read
+        seg = seg.replace(position_BT=recent.count_B[:, None] + jnp.arange(q.shape[1]))  # counted from the reset
         if k is not None:
             slot = jnp.where(seg.mask_BT, seg.position_BT, sinks)
             state = dataclasses.replace(state, k_BSKH=put(state.k_BSKH, slot, k), v_BSKH=put(state.v_BSKH, slot, v))

@@ -2,9 +2,9 @@
 
     y_t = softmax(q_t k_j / sqrt(H)) v_j   over j in (t - window, t]
 
-The memory is kept in the order of time (newest last), so that a block of queries slices just the keys it can see; writing
-shifts it. Keys are stored un-rotated and rotated at their distance from the query when read. Gradients flow into the memory
-as far as the caller's `detach` lets them. Nothing beyond window * layers tokens can be recovered.
+The keys are in order of time with the newest last, so a group of queries reads one slice of them. Writing shifts them. Keys
+are stored un-rotated and are rotated at their distance from the query when they are read. Gradients flow into the state until
+the caller detaches it. Nothing beyond window * layers tokens can be recovered.
 
 Source: Beltagy et al. 2020 (arXiv 2004.05150); Child et al. 2019 (1904.10509).
 B stream, T time, M memory slots, K kv heads, H head dim.
@@ -23,7 +23,7 @@ from memtx.ops.rows import shift
 
 @pytree
 class Recent:
-    """The last M keys and values, newest last; the first M - count_B of them are empty."""
+    """The last M keys and values, newest last. The first M - count_B of them are empty."""
 
     k_BMKH: Array
     v_BMKH: Array
@@ -31,18 +31,19 @@ class Recent:
 
     @staticmethod
     def empty(batch: int, size: int, dims: Dims) -> "Recent":
+        """Return the state of `batch` streams that have read nothing, with M = `size`."""
         shape = (batch, size, dims.num_kv_heads, dims.head_dim)
         zeros = jnp.zeros(shape)
         return Recent(zeros, jnp.zeros(shape), jnp.zeros(batch, jnp.int32))
 
     @property
     def valid_BM(self) -> Array:
+        """Which keys were written."""
         size = self.k_BMKH.shape[1]
         return jnp.arange(size) >= size - self.count_B[:, None]
 
     def write(self, k_BTKH: Array, v_BTKH: Array, seg: Segment) -> "Recent":
-        """Shift in this call's real tokens."""
-
+        """Return the state with this call's real tokens."""
         return Recent(
             shift(self.k_BMKH, k_BTKH, seg.length_B),
             shift(self.v_BMKH, v_BTKH, seg.length_B),
@@ -55,7 +56,7 @@ class Recent:
 
 
 class Window(Memory):
-    """Attention site."""
+    """Sliding-window attention, at the attention site."""
 
     site = "attention"
     context = "window"

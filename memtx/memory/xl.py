@@ -5,16 +5,18 @@
     A_ij = ((q_i + u) . k_j + (q_i + w) . (Wr R_{i-j})) / sqrt(H)           R_p = [sin(p f), cos(p f)], f_m = 10000^(-2m/D)
     y = softmax(A) v Wo ;  memory <- SG(last M of [memory ; h]) at the end of each segment
 
-Differentiable: everything inside a segment of `segment` tokens. The gradient stops at the mechanism's own boundary,
-not at the caller's, so results do not depend on how text is cut into calls. Hidden states are cached, not keys: cached keys
-would give Wk and Wv other gradients and go stale when weights change. They are cached as x comes, after the norm of the block.
+Gradient: everything inside a segment of `segment` tokens is differentiable. The gradient stops at these boundaries and not at
+those of calls, so results do not depend on how a text is cut into calls. The state has hidden states and not keys, because
+stored keys would give Wk and Wv other gradients and become stale when weights change. Hidden states are stored after the norm
+of the block.
 
-Deviations: u and w belong to each layer (the paper's code can share them); the state is cleared at the start of a document
-(the paper's streams run on); blocks are pre-norm, and the norm's scale gets no gradient through the memory (the authors' code
-norms the memory again); `position="rope"` replaces the relative terms by rotary positions.
+Deviations: Each layer has its u and w (the paper's code can share them). The state is cleared at the start of a document, while
+the paper's streams continue. Blocks are pre-norm, and the norm's scale gets no gradient through the memory (the authors' code
+norms the memory again). `position="rope"` replaces the relative terms by rotary positions.
 
 Source: Dai et al. 2019 (arXiv 1901.02860).
-B stream, T time, K blocks, Q slots in a block, M memory slots, C segment, S = M + C, N heads, H head dim, D model.
+B stream, T time, Q slots in a part of a segment, M memory slots, C segment, S = M + C, N heads, H head dim, D model,
+L distances.
 """
 
 import dataclasses
@@ -35,16 +37,16 @@ from memtx.ops.rows import put
 
 @pytree
 class Hidden:
-    """Hidden states: those of finished segments (newest last), and those of the segment that is under way."""
+    """The hidden states of finished segments, newest last, and those of the unfinished segment."""
 
     memory_BMD: Array
     current_BCD: Array
-    offset_B: Array  # tokens in the segment under way
+    offset_B: Array  # tokens in the unfinished segment
     segments_B: Array  # finished segments
 
 
 class TransformerXL(Memory):
-    """Residual site: x_BTD -> x_BTD."""
+    """Transformer-XL's attention, at the residual site: x_BTD -> x_BTD."""
 
     site = "residual"
     positions = ("rope", "alibi", "learned", "none")  # T5's bias is not added to its scores
@@ -91,7 +93,7 @@ class TransformerXL(Memory):
         return y_BTD, dataclasses.replace(state, offset_B=(state.offset_B + seg.length_B) % size)
 
     def step(self, state: Hidden, x_BQD: Array, part: ChunkPart) -> tuple[Hidden, Array]:
-        """Read and store a part of a segment."""
+        """Read and store a part of a segment. Returns the new state and y_BQD."""
         index_BQ = part.slot_BQ + self.config.segment * ~part.valid_BQ  # slots without a token are out of range: dropped
         state = dataclasses.replace(state, current_BCD=put(state.current_BCD, index_BQ, x_BQD))
         y_BQD = self.read(x_BQD, self.remembered(state), state.current_BCD, part.slot_BQ[:, 0])

@@ -42,7 +42,7 @@ class KeySet:
     query_position_BT  the positions of the queries relative to these keys. None: their positions in the document
     window             how many positions back a query sees. None: all
     future             whether queries see later keys
-    chunk_BS           with `query_chunk_BT`: the number of each key's chunk. Queries see only keys of their own chunk
+    chunk_BS           with `query_chunk_BT`: the number of each key's chunk. Queries see only keys in their chunk
     query_chunk_BT     the number of each query's chunk
     bias               a function of a slice of queries and one of keys: scores to add, [B or 1, N or 1, T, S]
     often_empty        whether to skip this set at run time in calls in which no row has a valid key (needs valid_BS)
@@ -82,7 +82,7 @@ class KeySet:
         return cls(k_BTKH, v_BTKH, None, seg.mask_BT if future else None, window=window, future=future, _start=0)
 
     def within_chunks(self, query_chunk_BT: Array, chunk_BS: Array) -> KeySet:
-        """Return the set as it is seen by queries that see only keys of their own chunk, by its number."""
+        """Return the set for queries that see only keys in their chunk. Chunks have numbers."""
         return dataclasses.replace(self, query_chunk_BT=query_chunk_BT, chunk_BS=chunk_BS)
 
     def without(self, hidden_BS: Array) -> KeySet:

@@ -39,7 +39,7 @@ def product_top_k(left_NM: Array, right_NM: Array, k: int) -> tuple[Array, Array
     rank = np.arange(1, side + 1)
     product = np.multiply.outer(rank, rank)
     a, b = np.nonzero(product <= k)
-    likely = np.argsort(product[a, b], kind="stable")  # of equal sums, the pair of better ranks comes first
+    likely = np.argsort(product[a, b], kind="stable")  # of equal sums, the pair with better ranks comes first
     a, b = a[likely], b[likely]
     place_Nk = top_k(left[..., a] + right[..., b], k)[1]
     i, j = (jnp.take_along_axis(x, jnp.asarray(ranks)[place_Nk], -1) for x, ranks in ((i, a), (j, b)))
