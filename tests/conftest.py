@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from memtx.contract.environment import prepare
+from memtx.contract.environment import limit_memory, prepare
 
 # A process that a script starts with `&` ignores Ctrl-C, and so do its children. Some tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -22,6 +22,10 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     prepare(config)
+
+
+def pytest_runtest_logfinish():
+    limit_memory()
 
 
 @pytest.fixture(scope="session")

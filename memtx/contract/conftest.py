@@ -2,12 +2,17 @@
 
 import pytest
 
-from memtx.contract.environment import prepare
+from memtx.contract.environment import limit_memory, prepare
 
 
 def pytest_configure(config):
     """Set up JAX before a test imports it."""
     prepare(config)
+
+
+def pytest_runtest_logfinish():
+    """Keep the memory of a long session small."""
+    limit_memory()
 
 
 def pytest_generate_tests(metafunc):

@@ -1,5 +1,7 @@
 """The set-up of JAX for tests: host devices, fast compilation and a compilation cache."""
 
+import ctypes
+import gc
 import os
 import tempfile
 from importlib.metadata import version
@@ -23,3 +25,32 @@ def prepare(config) -> None:
     jax.config.update("jax_compilation_cache_dir", os.environ.get("MEMTX_TEST_CACHE", str(cache)))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+_limit = 1.5 * 2**30  # bytes of memory at which the process forgets its programs
+
+
+def limit_memory() -> None:
+    """Free the compiled programs of earlier tests if the process has grown too large. Call it after each test.
+
+    Later tests read their programs from the compilation cache again. glibc returns the memory only on request. Where there is
+    no /proc, nothing happens.
+    """
+    global _limit
+    if _resident() < _limit:
+        return
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+    _limit = max(_limit, _resident() + 2**29)
+
+
+def _resident() -> int:
+    """Return the memory of this process in bytes, or 0 if it is unknown."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
