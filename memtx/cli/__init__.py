@@ -31,7 +31,7 @@ CACHE = (
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command and return, or exit with status 2 after one line about a mistake that the user can mend.
+    """Run a command and return, or exit with status 2 after printing one line about a mistake that the user can fix.
 
     argv: the arguments after `memtx`. None takes those of the process.
     """

@@ -70,7 +70,7 @@ def compute_row(name: str) -> dict[str, Any]:
 
 
 def compute_catalog() -> str:
-    """Return the contents of catalog.json, computed anew."""
+    """Compute the contents of catalog.json."""
     from memtx.memory import MEMORIES
 
     rows = [compute_row(name) for name in MEMORIES if name not in MEMORIES.origins]

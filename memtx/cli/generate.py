@@ -45,7 +45,7 @@ def define(values: flags.FlagValues) -> None:
 
 
 def act(values) -> None:
-    """Print the prompt and the text as it is written. Raises UserError for a mistake that the user can mend."""
+    """Print the prompt and the text as it is written. Raises UserError for a mistake that the user can fix."""
     from memtx.generate import Sampling, chat, generate
     from memtx.runs.load import load, load_run
 

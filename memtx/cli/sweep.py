@@ -33,7 +33,7 @@ def define(values: flags.FlagValues) -> None:
 
 
 def act(values) -> None:
-    """Run or list the runs. Raises UserError for a mistake that the user can mend.
+    """Run or list the runs. Raises UserError for a mistake that the user can fix.
 
     Exits with status 1 if a run failed, and 130 if the sweep was interrupted.
     """

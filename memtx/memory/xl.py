@@ -1,4 +1,4 @@
-"""Transformer-XL: attention over the hidden states of the previous segment, projected anew, at relative positions.
+"""Transformer-XL: attention over the hidden states of the previous segment, projected again, at relative positions.
 
     h~ = [SG(memory) ; h]                                   memory: the last M hidden states before this segment
     q = h Wq ;  k = h~ Wk ;  v = h~ Wv

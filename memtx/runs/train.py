@@ -48,7 +48,7 @@ class Trained:
 def train(config: ml_collections.ConfigDict | Mapping | Config, workdir: str | Path, *, say: Callable = print) -> Trained:
     """Train for `train.steps` steps, or continue the run in `workdir`.
 
-    say: prints a line for the user. Raises UserError for a mistake that the user can mend, if possible before anything is
+    say: prints a line for the user. Raises UserError for a mistake that the user can fix, if possible before anything is
     written.
     """
     config = configure(config)

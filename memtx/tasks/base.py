@@ -80,7 +80,7 @@ class Task(abc.ABC):
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the settings and one example. The example reveals a NumPy version with other random numbers."""
+        """A digest of the settings and one example. The example detects NumPy versions that draw different random numbers."""
         first = self.draw(0, "train", 0)
         return digest(type(self).__name__, dataclasses.asdict(self.config), first.token_L.tolist(), first.label_L.tolist())
 

@@ -2,7 +2,7 @@
 
 `path` is a folder with files for train, valid (or validation, val, dev) and test, or one file. One file is split 90/5/5 by the
 first value of each line, so that no source or text is in two splits. A file has JSON Lines, or is a .csv or .tsv with a header
-(see memtx.data.rows). Each epoch of training shuffles the examples anew. Held-out examples keep the file's order.
+(see memtx.data.rows). Each epoch of training shuffles the examples again. Held-out examples keep the file's order.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class FileTask(Task):
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the settings, except the cache, and of the files' content."""
+        """A digest of the settings, except the cache, and of the content of the files."""
         return digest(type(self).__name__, dataclasses.asdict(self.config) | {"cache": ""}, self._content)
 
 

@@ -27,14 +27,14 @@ from memtx.tasks.files import FileTask, Rows
 
 
 class Labelled(FileTask):
-    """Documents with a class each. `names` lists the classes."""
+    """Documents, each with a class. `names` lists the classes."""
 
     keys = ("text", "label")
 
     @dataclasses.dataclass(frozen=True)
     class Config(FileTask.Config):
         tokens: int = 0  # the number of tokens used of each document, from its start (0: all)
-        anywhere: bool = False  # training uses `tokens` from a random position instead, drawn anew in each epoch
+        anywhere: bool = False  # training uses `tokens` from a random position instead, drawn again in each epoch
         every: int = 0  # training repeats the label after each `every` tokens (0: only at the end)
         labels: tuple[str, ...] = ()  # the classes in order: those of model.labels; (): those of the data
 
@@ -62,7 +62,7 @@ class Labelled(FileTask):
 
     @property
     def fingerprint(self) -> str:
-        """Of the labels that the data have, and not of others that a model knows."""
+        """A digest of the settings and of the labels in the data, without other labels that a model knows."""
         settings = dataclasses.asdict(dataclasses.replace(self.config, labels=()))
         return digest(type(self).__name__, settings, self._content, self._class_of)
 
@@ -90,10 +90,10 @@ def _place_labels(length: int, label: int, every: int = 0) -> np.ndarray:
 
 
 def class_names(found: Iterable[str], known: Sequence[str] = ()) -> Sequence[str]:
-    """The names of the classes, in order.
+    """Return the names of the classes, in order.
 
-    found: the labels of the data. known: the names that a model has for its classes. They decide. If they are only LABEL_0,
-    LABEL_1 and so on, the data may have other words: these are sorted, and classes that are left keep their names.
+    found: the labels of the data. known: the model's names for its classes, which take precedence. If these are only LABEL_0,
+    LABEL_1, ..., the sorted labels of the data replace them in order, and the remaining classes keep their names. Raises
     UserError, which lists both, if the data have a label that the model does not know.
     """
     labels = sorted(set(found), key=_order)
@@ -108,7 +108,7 @@ def class_names(found: Iterable[str], known: Sequence[str] = ()) -> Sequence[str
 
 
 def _numbers(names: Sequence[str]) -> dict[str, int]:
-    """The class of each label. Where classes have no names, their numbers are labels too."""
+    """Return the class of each label. If classes have no names, their numbers are also labels."""
     numbers = {str(i): i for i in range(len(names))} if _unnamed(names) else {}
     return numbers | {name: i for i, name in enumerate(names)}
 
@@ -118,7 +118,7 @@ def _unnamed(names: Sequence[str]) -> bool:
 
 
 def _order(label: str) -> tuple[float, str]:
-    """Numbers by their value, before all words; numbers within words by their value too."""
+    """Return a sort key that orders numbers by value, before all words, and numbers within words by value too."""
     return float(label) if _is_number(label) else math.inf, re.sub("[0-9]+", lambda digits: digits[0].zfill(20), label)
 
 

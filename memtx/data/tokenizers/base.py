@@ -196,8 +196,8 @@ class Pretrained(Tokenizer):
     def within(self, rows: int) -> Pretrained:
         """Return a tokenizer for an embedding with this number of rows. Added tokens beyond the rows are unusable.
 
-        A text that needs one raises UserError. Returns this tokenizer unchanged if all tokens fit, or if others than added
-        tokens do not.
+        A text that needs such a token raises UserError. Returns this tokenizer unchanged if all tokens fit, or if a token of
+        the base vocabulary does not fit.
         """
         beyond = {id for id in self._ids if id >= rows}
         stored: dict[str, Any] = self.stored() | {"rows": rows}
