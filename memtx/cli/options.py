@@ -75,7 +75,8 @@ def parse(values: flags.FlagValues, command: str, rest: list[str]) -> flags.Flag
 
 @contextlib.contextmanager
 def default_cache(rest: list[str]):
-    """Make the folder of --cache or --config.data.cache the default cache while the context lasts, also for config files."""
+    """Make the folder of --cache or --config.data.cache the default cache while the context lasts, including in config
+    files."""
     before = os.environ.get(VARIABLE)
     for name, _, value in (arg.partition("=") for arg in rest):
         if value and name in ("--config.data.cache", "--cache"):
@@ -106,7 +107,7 @@ def needed(values: flags.FlagValues, name: str, example: str):
 def parse_settings(text: str | None, option: str) -> dict | None:
     """Return the mapping that `key=value,key=value` describes, or None for no text.
 
-    Values are Python literals, or else words. Raises UserError for a text of another form, with the name of the option.
+    Values are Python literals, or else words. Raises UserError, with the name of the option, for text of any other form.
     """
     if not text:
         return None

@@ -11,7 +11,7 @@
 | C5 | an empty memory contributes exactly nothing |
 | C6 | truncated backpropagation stops exactly at the boundary |
 | C7 | a state can be saved, restored and continued |
-| C8 | shapes and dtypes never change, also in bfloat16 |
+| C8 | shapes and dtypes never change, including in bfloat16 |
 | C9 | eight devices compute the same as one, without communication (needs `--devices=8`) |
 | C10 | the declared bytes are the bytes in use |
 

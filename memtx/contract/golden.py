@@ -35,7 +35,7 @@ class Golden:
 
     memory    the name of the mechanism
     oracle    `oracle(inputs of one stream, position=, **config) -> y`, y [16, ...]
-    shapes    of the inputs. Those with names "x.*" are per stream and do not include the axis of streams
+    shapes    the shapes of the inputs. Those with names "x.*" are per stream and do not include the axis of streams
     config    the settings of the mechanism's Config
     position  the position encoding of the model: "rope", "alibi", "t5" or "none"
     scale     the standard deviation of the parameters, for mechanisms for which N(0, 1) makes float32 too coarse

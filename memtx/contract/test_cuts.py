@@ -54,7 +54,7 @@ def test_c2_rows_out_of_step(case, time):
 
 
 def run_ragged(case, x, second, time: int, ignore: bool = False):
-    """Give each row a few tokens per call, never across the start of its second document (which one may `ignore`)."""
+    """Feed each row a few tokens per call. With `ignore`, a call may cross the start of the second document."""
     state, taken_B, call = case.init_state(), np.zeros(BATCH, int), 0
     x = jax.tree.map(np.asarray, x)
     y_out = None
@@ -74,7 +74,7 @@ def run_ragged(case, x, second, time: int, ignore: bool = False):
 
 
 def take_padded(a, start_B, length_B, time: int):
-    """Take each row's own slice, padded with 50."""
+    """Take a different slice of each row, padded with 50."""
     out = np.full((BATCH, time, *a.shape[2:]), 50.0, a.dtype)
     for row, (start, n) in enumerate(zip(start_B, length_B, strict=True)):
         out[row, :n] = a[row, start : start + n]

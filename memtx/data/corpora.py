@@ -57,7 +57,7 @@ class Corpus:
 
 
 def load_corpus(name: str, cache: str | Path) -> Corpus:
-    """Return the corpus of that name. It is built in `cache` at the first use.
+    """Return the corpus with this name. It is built in `cache` on first use.
 
     Raises UserError if the name is unknown, the text cannot be read or fetched, or there are too few documents to split.
     """

@@ -26,8 +26,8 @@ MASKED, REPLACED = 0.8, 0.1  # shares of the chosen tokens
 class Masked(Iterator[Batch]):
     """The batches of a stream, with a share of their tokens hidden.
 
-    stream: must have a cursor if that of this iterator is used. share: of tokens to hide. first_row: the index, over all
-    processes, of the first row of this one. Raises UserError if the tokenizer has no mask token.
+    stream: must have a cursor if the cursor of this iterator is used. share: the share of tokens to hide. first_row: the index
+    of the first row of this process over all processes. Raises UserError if the tokenizer has no mask token.
     """
 
     def __init__(self, stream: Iterator[Batch], tokenizer: Tokenizer, share: float, *, seed: int, first_row: int = 0):

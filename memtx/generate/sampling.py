@@ -58,7 +58,7 @@ def draw(logits_V: Array, key: Array, temperature: ArrayLike, top_k: ArrayLike, 
 
 
 def _likeliest(p_V: Array, enough: Callable[[Array], Array]) -> Array:
-    """Return which tokens are the fewest of the most likely ones that are enough.
+    """Return the mask of the smallest set of most likely tokens whose total probability is enough.
 
     It bisects the bits of their probability, which costs less than a sort. As integers, the bits of positive floats sort like
     the floats.

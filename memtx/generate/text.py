@@ -34,7 +34,7 @@ class Completion:
 class Options:
     """The keyword arguments of `generate` and `complete`.
 
-    max_tokens      the most tokens to write. None: 200, or as many as there are learned positions for
+    max_tokens      the maximum number of tokens to write. None: 200, or as many as the learned positions allow
     sampling        how tokens are drawn. Row b draws with the seed `seed + b`
     beams           more than 1 searches for the highest sum of log-probabilities / tokens**length_penalty
     stop            texts that end a row. They are not part of the result, but the state has read them
@@ -45,7 +45,7 @@ class Options:
     chunk           how many tokens of a prompt are read at a time
     look            how many tokens are written before the host sees them, at most 16 (1 if there are stop texts)
 
-    Raises UserError if the options do not fit together.
+    Raises UserError if options are incompatible.
     """
 
     max_tokens: int | None = None
@@ -89,8 +89,8 @@ def generate(
 def complete(lm: LM, params: Params, tokenizer: Tokenizer, prompts: Sequence[str], **options) -> Completion:
     """Write after each prompt until the text ends or has max_tokens tokens. No row depends on the others.
 
-    The keyword arguments are the fields of `Options`. Raises UserError if they do not fit together or the model does not
-    predict next tokens.
+    The keyword arguments are the fields of `Options`. Raises UserError if they are incompatible or the model does not predict
+    next tokens.
     """
     texts = ["" for _ in prompts]
     pieces = _stream(lm, params, tokenizer, prompts, Options(**options))
@@ -192,7 +192,7 @@ def _masks(tokenizer: Tokenizer, size: int) -> tuple[np.ndarray, np.ndarray]:
 class _Text:
     """The text of one row. It shows only text that no later token can change.
 
-    fresh: whether it starts a text. The blank that some tokenizers put before the first word is then left out.
+    fresh: whether this is the start of a text. The space that some tokenizers put before the first word is then left out.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], fresh: bool):

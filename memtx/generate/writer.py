@@ -28,9 +28,9 @@ LOOK = 16  # how many tokens are written before the host sees them
 class Writer:
     """B streams. The state has read all but each row's last token, which is in `token_B`. `state` belongs to the writing model.
 
-    ids: a prompt of one token or more per row. state: that of an earlier call, which is copied. None starts documents.
+    ids: a prompt of at least one token per row. state: the state after an earlier call, which is copied. None starts documents.
     source: the input of an encoder-decoder's encoder.
-    Raises UserError if a prompt is empty or the state has another number of streams.
+    Raises UserError if a prompt is empty or the state has a different number of streams.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Writer:
         chunk: int = CHUNK,
     ):
         if not ids or not all(len(row) for row in ids):
-            raise UserError("every prompt must have at least one token, also if a state is given")
+            raise UserError("every prompt must have at least one token, even if a state is given")
         if state is not None and len(state.position_B) != len(ids):
             raise UserError(f"the state has {len(state.position_B)} streams, but there are {len(ids)} prompts")
         memory: LMState = jax.tree.map(jnp.copy, state) if state is not None else _fresh(lm, len(ids))

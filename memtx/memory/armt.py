@@ -12,7 +12,7 @@ All M tokens of a segment write against the A from before the segment. Wv starts
 As in RMT, the state of the layers inside is reset at the start of each segment (segmented.py). A and z are kept. With
 write=False the memory is only read, and there are no memory tokens. The paper generates text in this way.
 
-Differentiable: everything but gamma. Gradients pass through A and z until the caller detaches the state. The backward
+Everything is differentiable except gamma. Gradients pass through A and z until the caller detaches the state. The backward
 pass recomputes each segment (remat).
 
 phi has length 1, as in the authors' later code. With keys of any length, as in their first code, writes do not always

@@ -164,6 +164,6 @@ def forget(bank: Bank, *, source: int | None = None, namespace: int | None = Non
 
 
 def resize(bank: Bank, capacity: int) -> Bank:
-    """Return a bank of another capacity with the same entries and ids, or the newest ones if there is less room."""
+    """Return a bank of a different capacity with the same entries and ids, or the newest ones if not all fit."""
     one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (bank.entries.key, bank.entries.value))
     return put(empty(capacity, *one), bank.entries, bank.cursor)

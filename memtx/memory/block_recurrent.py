@@ -10,7 +10,7 @@
 
 S starts at a learned value, drawn from N(0, 0.1^2). The ids are learned too, drawn from N(0, 1), so that slots differ.
 
-Differentiable: everything. Gradients pass through the window and through S until the caller detaches the state. The
+Everything is differentiable. Gradients pass through the window and through S until the caller detaches the state. The
 attentions to and from S have no positions. The tokens of an unfinished block are in the window, so the state has nothing else.
 
 Deviations: the window slides, has exactly `window` tokens, and its cache can carry gradient. The paper's previous segment

@@ -6,7 +6,7 @@
 E is `seg.shared["encoded/h"]` [B, S, D]. `seg.shared["encoded/length"]` [B] is the number of real tokens in each row. A row
 without any keeps its keys. Calls without E only read. The output of a row that was never written is exactly zero.
 
-Gradient: everything is differentiable, E included. Positions: none.
+Everything is differentiable, including E. There are no positions.
 
 Source: Vaswani et al. 2017 (arXiv 1706.03762), the decoder; Raffel et al. 2019 (1910.10683).
 B stream, T time, S source time, K kv heads, H head dim, D model.

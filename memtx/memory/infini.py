@@ -8,7 +8,7 @@
     O = sig(b) A_mem + (1 - sig(b)) A_local                                b: one scalar per query head;
                                                                        tanh instead of sig if the gate starts closed
 
-Gradient: everything is differentiable, through all segments, until the caller detaches the state.
+Everything is differentiable, through all segments, until the caller detaches the state.
 
 Positions: M sees un-rotated queries and keys. Local attention uses distances. A segment has `segment` tokens of a document
 for all cuts into calls. The state sums up the terms that the unfinished segment will add to M.

@@ -11,7 +11,7 @@ Positions never exceed those of training. The retrieved blocks get positions, in
 query's block. A landmark is scored as if its block came immediately before the query's. The keys of a block are stored in the
 bank rotated to their slots 0..C-1, which are the same for every query.
 
-Gradient: everything is differentiable except the choice of blocks, also into the bank until the caller detaches the state. In
+Everything is differentiable except the choice of blocks. Gradients pass into the bank until the caller detaches the state. In
 training, a read keeps `neighbours` x `block` keys and values per query and head.
 
 All blocks of a call are read at once. They are written first, and each query sees the last `memory` ids before that of its

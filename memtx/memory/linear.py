@@ -208,7 +208,7 @@ class GLA(MatrixMemory):
 
     @dataclasses.dataclass(frozen=True)
     class Config(MatrixMemory.Config):
-        """Settings. rank: of the map from x to the decays."""
+        """The settings of GLA. rank: the rank of the map from x to the decays."""
 
         rank: int = 16
 

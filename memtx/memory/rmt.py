@@ -6,7 +6,7 @@
 `Segmented` (segmented.py) calls the body. The layers inside see one segment and its memory tokens: their own state is reset at
 the start of each segment, row by row. With inner="keep" it is kept, as in the paper's Transformer-XL with memory tokens.
 
-Differentiable: everything. Gradients pass through the memory tokens until the caller detaches the state. The backward
+Everything is differentiable. Gradients pass through the memory tokens until the caller detaches the state. The backward
 pass recomputes each segment (remat). `rmt_encoder` is the form for layers that see all of a segment.
 
 Deviations: RMT has a norm for m'. In the paper's code m' has passed the model's final norm, and without a norm it would grow

@@ -19,7 +19,7 @@ its output. Within a chunk, with W and S from before it,
 so all products are chunk x chunk, as in attention. An unfinished chunk carries the weights of its start, so a text may be cut
 anywhere.
 
-Differentiable: everything, the inner gradient included, until the caller detaches the state. The backward pass
+Everything is differentiable, including the inner gradient, until the caller detaches the state. The backward pass
 recomputes each chunk (remat).
 
 Used by titans_blocks.py. Source: Behrouz et al. 2025 (arXiv 2501.00663).
@@ -234,7 +234,7 @@ def chunk_start(fast: Fast, part: ChunkPart) -> Weights:
 
 
 def finish(old: Fast, new: Fast, seg: Segment, chunk: int) -> Fast:
-    """Return the state after a call. Rows without a token keep `old` to the bit."""
+    """Return the state after a call. Rows without a token keep `old` bit for bit."""
     offset_B = (old.offset_B + seg.length_B) % chunk
     new = dataclasses.replace(new, offset_B=offset_B, fresh_B=jnp.zeros_like(old.fresh_B))
     return where_rows(seg.length_B > 0, new, old)

@@ -9,7 +9,7 @@ titans_mal  memory as layer:  y = M(x),  o = WindowAttention([P ; y])
 
     y (x) m = norm(y) * sig(norm(m))
 
-Differentiable: everything, until the caller detaches the state.
+Everything is differentiable, until the caller detaches the state.
 Positions: attention uses distances within the segment or the window. h_j has the position of x_j. P is at distance 0 from
 every query.
 

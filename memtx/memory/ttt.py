@@ -12,7 +12,7 @@ r_i = max(1/(i+1) + tau_i, 0) and s_j = base_lr sigmoid(x_j Wl + bl) / H. q and 
 Within a call, q_i G_i = tril(Q K^T + 1) s u for each layer's input k and output gradient u (dual form). Because eta is a
 product, the state of an unfinished mini-batch is the sum G alone.
 
-Differentiable: everything, the inner gradients included, until the caller detaches the state.
+Everything is differentiable, including the inner gradients, until the caller detaches the state.
 
 Deviations: the state is the distance of the weights from their learned first values. These values therefore get a gradient
 from every call, not only from a document's first. Of the published "Mamba backbone" there is only the gate (`gate=True`).

@@ -46,7 +46,7 @@ class Branch(nnx.Module):
         self.gain = nnx.Param(jnp.zeros(len(self.added)), optim="no_decay") if self.added else None
 
     def init_state(self, batch_size: int):
-        """Return the states of its memories."""
+        """Return the states of the memories."""
         return tuple(memory.init_state(batch_size) for memory in self.memories)
 
     def __call__(self, x_BTD: Array, state, seg: Segment, *, key: Array | None = None):
@@ -95,7 +95,7 @@ class Block(nnx.Module):
         self.norms = nnx.List([Norm(model.norm, dims.width, model.norm_epsilon) for _ in makes])
 
     def init_state(self, batch_size: int):
-        """Return the states of its branches."""
+        """Return the states of the branches."""
         return tuple(branch.init_state(batch_size) for branch in self.branches)
 
     def __call__(self, x_BTD: Array, state, seg: Segment, *, key: Array | None = None):

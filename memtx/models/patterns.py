@@ -30,12 +30,12 @@ class Branch:
 
     @property
     def read(self) -> list[str]:
-        """The mechanisms that read the memory of an earlier layer."""
+        """Return the mechanisms that read the memory of an earlier layer."""
         return [self.names[i] for i in self.readers]
 
     @property
     def written(self) -> list[str]:
-        """The mechanisms that write their own memory."""
+        """Return the mechanisms that write their own memory."""
         return [name for i, name in enumerate(self.names) if i not in self.readers]
 
 

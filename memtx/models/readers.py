@@ -45,7 +45,7 @@ class Written(nnx.Module):
 
 
 class Reader(Written):
-    """A memory at the attention site that reads the memory of another layer. Of x it uses the queries only."""
+    """A memory at the attention site that reads the memory of another layer. It uses only the queries of x."""
 
     def init_state(self, batch_size: int):
         """Return (): a reader has no state."""
@@ -61,7 +61,7 @@ class Reader(Written):
 def publish(seg: Segment, emitted: Mapping[str, tuple], of=lambda value: value) -> tuple[Segment, dict[str, tuple]]:
     """Return the Segment for later layers, with the emitted memories in `shared`, and the other emissions.
 
-    of: a function that is applied to each memory, such as `last_group`.
+    of: a function to apply to each memory, such as `last_group`.
     """
     memories = {name: of(values[-1]) for name, values in emitted.items() if name.startswith(f"{KIND}/")}
     others = {name: values for name, values in emitted.items() if name not in memories}

@@ -30,7 +30,7 @@ class Stack(nnx.Module):
         self.layers = nnx.List([stacked(make, k, groups) for make, k in zip(makes, keys, strict=True)])
 
     def init_state(self, batch_size: int):
-        """Return the states of its layers, with a leading axis G."""
+        """Return the states of the layers, with a leading axis G."""
         one = tuple(layer.init_state(batch_size) for layer in self.layers)
         return jax.tree.map(lambda s: jnp.broadcast_to(s, (self.groups, *s.shape)), one)
 
@@ -66,11 +66,11 @@ class Sequence(nnx.Module):
         self.bodies = nnx.List(bodies)
 
     def init_state(self, batch_size: int):
-        """Return the states of its stacks."""
+        """Return the states of the stacks."""
         return tuple(body.init_state(batch_size) for body in self.bodies)
 
     def local_position(self, position_BT: Array) -> Array:
-        """The positions at which learned position embeddings are read, [B, T]: unchanged, as in `Memory.local_position`."""
+        """Return the positions unchanged (see `Memory.local_position`)."""
         return position_BT
 
     def __call__(self, x_BTD: Array, state, seg: Segment, *, key: Array | None = None):

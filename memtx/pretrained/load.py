@@ -208,7 +208,7 @@ def export(
     A sentence encoder also gets the modules of sentence-transformers.
 
     tokenizer: None writes the one of the pretrained model that `lm` was built from, if its files still exist.
-    dtype: of the weights. shard: the largest size of a weights file in bytes.
+    dtype: the dtype of the stored weights. shard: the largest size of a weights file in bytes.
 
     Raises UserError if the family at Hugging Face lacks a part of this model, if the folder exists, or if the tokenizer does
     not fit the model.

@@ -38,7 +38,7 @@ class Comparison:
 def compare(stored: Table, again: Table, floor: float) -> list[Comparison]:
     """Compare all measured cells of the stored table except speeds, which depend on the machine.
 
-    floor: the least allowed difference, also for cells of one seed, which have no standard deviation.
+    floor: the least allowed difference. It is the only one for cells of one seed, which have no standard deviation.
     """
     reruns = {row.labels: row for row in again.rows}
     found = []

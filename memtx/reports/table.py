@@ -78,7 +78,7 @@ class Row:
         return ", ".join(self.labels)
 
     def budget(self, name: str) -> tuple[float, float] | None:
-        """Return the least and the most of a budget among the row's runs, None if no run has it."""
+        """Return the minimum and maximum of a budget among the row's runs, or None if no run has it."""
         ranges = [cell.budget[name] for cell in self.cells.values() if name in cell.budget]
         return (min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None
 

@@ -130,8 +130,8 @@ def configure(config: ml_collections.ConfigDict | Mapping | Config) -> Config:
 def build(config, *, vocab_size: int = 0, subwords: Sequence[bytes] = ()) -> lm.LM:
     """Build the language model of a whole config (ConfigDict, mapping or Config), or of a Model.
 
-    vocab_size, subwords: those of the tokenizer, see memtx.models.lm.build. Raises UserError for the `model` group of a
-    ConfigDict alone, since the settings of its memories are in another group.
+    vocab_size, subwords: from the tokenizer, see memtx.models.lm.build. Raises UserError for the `model` group of a ConfigDict
+    alone, since the settings of its memories are in another group.
     """
     if not isinstance(config, Model | Config) and "model" not in config:
         raise UserError("build takes a whole config, not its group `model` alone: the settings of memories are in `memory`")
@@ -161,7 +161,7 @@ def complete_task(data: Data, labels: tuple[str, ...] = ()) -> Data:
 
 
 def with_cache(config: Config, cache: str | None) -> Config:
-    """Return the config with another cache, also for its task. None returns the same config."""
+    """Return the config with a different cache for itself and its task. None returns the config unchanged."""
     if cache is None:
         return config
     task = config.data.task

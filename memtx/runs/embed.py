@@ -24,9 +24,9 @@ from memtx.runs.load import Loaded
 def embed(loaded: Loaded, texts: Sequence[str], *, max_tokens: int | None = None, batch: int = 32) -> np.ndarray:
     """Return the vectors of texts, [len(texts), E] in float32. They have length 1 unless `model.unit` is False.
 
-    max_tokens: the most tokens to read of a text, special tokens included. None takes the number in the files of the model
-    (MiniLM: 256), or else the number of its learned positions. batch: the number of texts in a call. Raises UserError if the
-    model gives no vectors, if it has fewer learned positions than max_tokens, or if a text has no tokens.
+    max_tokens: the maximum number of tokens to read of a text, including special tokens. None uses the number in the files of
+    the model (MiniLM: 256), or else the number of its learned positions. batch: the number of texts in a call. Raises UserError
+    if the model gives no vectors, if it has fewer learned positions than max_tokens, or if a text has no tokens.
     """
     lm, params, model = loaded.lm, loaded.params, loaded.lm.model
     if model.output != "pooled":
@@ -57,7 +57,7 @@ def embed(loaded: Loaded, texts: Sequence[str], *, max_tokens: int | None = None
 
 
 def _most(lm: LM, asked: int | None) -> int:
-    """Return the most tokens to read of a text, or 0 for no limit."""
+    """Return the maximum number of tokens to read of a text, or 0 for no limit."""
     room = lm.most_tokens
     if asked is None:
         return min(lm.model.max_tokens or room or 0, room or lm.model.max_tokens)

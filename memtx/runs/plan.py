@@ -28,8 +28,8 @@ LARGEST = 2**40  # the largest value of a solved key that is tried
 class Budget:
     """The cost of a model.
 
-    params: the number of parameters. flops_per_token: of the forward pass, in calls of data.segment tokens. state_bytes: of one
-    stream.
+    params: the number of parameters. flops_per_token: the FLOPs of the forward pass, in calls of data.segment tokens.
+    state_bytes: the bytes of the state of one stream.
     """
 
     params: int
@@ -46,7 +46,8 @@ COSTS: dict[str, Callable] = {
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """config: the config with the solved keys. solved: their values by dotted name. budget: the cost of that config."""
+    """A config that meets a budget. config: the config with the solved keys. solved: their values by dotted name. budget: the
+    cost of that config."""
 
     config: Config
     solved: dict[str, int]
@@ -62,7 +63,7 @@ def budget(config: Config, vocab_size: int) -> Budget:
 def make_plan(values: Mapping[str, Any], match: Mapping[str, float], solve: str = "") -> Plan:
     """Find the config with the cost nearest to the target, such as {"params": 1e6}.
 
-    values: those of a config file, `ConfigDict.to_dict()`.
+    values: the values of a config file, from `ConfigDict.to_dict()`.
 
     match: the target. Without one, the config stays as it is.
 

@@ -72,7 +72,8 @@ class Source(Protocol):
 def make_source(config: Config, tokenizer: Tokenizer | None = None) -> Source:
     """Return the data of a config.
 
-    tokenizer: that of a trained run. None builds the tokenizer of the config. Raises UserError if the data cannot be loaded.
+    tokenizer: the tokenizer of a trained run. None builds the tokenizer of the config. Raises UserError if the data cannot be
+    loaded.
     """
     return TaskSource(config) if config.data.corpus.startswith("task:") else TextSource(config, tokenizer)
 

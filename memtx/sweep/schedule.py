@@ -41,7 +41,8 @@ def choose(sweep: Sweep, only: str) -> list[str]:
 
 
 def claim(sweep: Sweep, workdir: Path) -> None:
-    """Write sweep.json into the workdir. Raises UserError if other files or a finished run of another config are in it."""
+    """Write sweep.json into the workdir. Raises UserError if the workdir has other files or a finished run with a different
+    config."""
     note = workdir / "sweep.json"
     ours = {LOCK, f"{note.name}.part", SUBMITIT}
     if workdir.exists() and not note.exists() and (not workdir.is_dir() or any(p.name not in ours for p in workdir.iterdir())):

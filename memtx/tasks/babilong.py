@@ -78,7 +78,7 @@ class Babilong(TextTask):
         return self.build_example(text + end, " " + story.answer, task=task, length=self.length, depth=depth)
 
     def _background(self, rng, room: int) -> list[str]:
-        """Return as many sentences as fit into `room` bytes, each counted with one blank."""
+        """Return as many sentences as fit into `room` bytes, counting one space for each."""
         book = None if self.config.background == "noise" else sentences(self.config.background)
         at = int(rng.integers(len(book))) if book else 0
         hay = []

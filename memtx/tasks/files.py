@@ -83,7 +83,7 @@ def _order(seed: int, stage: int, epoch: int, count: int) -> np.ndarray:
 
 @lru_cache(8)
 def make_tokenizer(name: str, cache: str) -> Tokenizer:
-    """Return the tokenizer `bytes` or `pretrained:NAME`. Raises UserError for another name."""
+    """Return the tokenizer `bytes` or `pretrained:NAME`. Raises UserError for any other name."""
     kind, _, model = name.partition(":")
     if kind == "pretrained":
         return tokenizers.pretrained(find(model, cache))

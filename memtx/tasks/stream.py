@@ -99,7 +99,7 @@ class Examples(Iterator[Batch]):
         return {**self._identity(), "step": self._step}
 
     def set_state(self, state: dict) -> None:
-        """Resume from a cursor. Raises UserError if it belongs to other tasks, sizes or another seed."""
+        """Resume from a cursor. Raises UserError if it belongs to different tasks, sizes or a different seed."""
         for name, mine in self._identity().items():
             if state.get(name) != mine:
                 raise UserError(

@@ -111,9 +111,9 @@ class Checkpointer:
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def restore(self, *, params, opt_state, memory) -> Restored | None:
-        """Read the newest sound checkpoint with the shardings of these abstract pytrees. Returns None if there are no steps.
+        """Read the newest intact checkpoint with the shardings of these abstract pytrees. Returns None if there are no steps.
 
-        Damaged newer steps are reported to `warn` and moved to workdir/damaged. Raises UserError if no step is sound, or the
+        Damaged newer steps are reported to `warn` and moved to workdir/damaged. Raises UserError if no step is intact, or the
         pytrees do not match.
         """
         self.wait()
@@ -129,7 +129,7 @@ class Checkpointer:
         return found
 
     def latest_step(self) -> int | None:
-        """Return the newest step, None if there are none."""
+        """Return the newest step, or None without checkpoints."""
         return self._manager.latest_step()
 
     def wait(self) -> None:
@@ -176,11 +176,11 @@ class Checkpointer:
 
 
 def restore(workdir: str | Path, *, params=None, opt_state=None, memory=None, warn: Warn = print) -> Restored:
-    """Read the newest sound checkpoint of a run without changing the workdir.
+    """Read the newest intact checkpoint of a run without changing the workdir.
 
     params, opt_state, memory: pytrees of jax.ShapeDtypeStruct whose shardings the arrays get (default: the first local device).
-    Items that are None are not read. Damaged newer steps are reported to `warn`. Raises UserError if there is no sound step, or
-    a pytree does not match.
+    Items that are None are not read. Damaged newer steps are reported to `warn`. Raises UserError if there is no intact step,
+    or a pytree does not match.
     """
     folder = checkpoints_of(workdir)
     step = folder / str(_newest_sound(folder, warn))
@@ -201,7 +201,7 @@ def restore(workdir: str | Path, *, params=None, opt_state=None, memory=None, wa
 
 
 def read_meta(workdir: str | Path) -> dict:
-    """Read meta (see `Checkpointer.save`) of the newest step whose meta is sound. Raises UserError if there is no such step."""
+    """Read the newest intact meta of a run (see `Checkpointer.save`). Raises UserError if there is none."""
     folder = checkpoints_of(workdir)
     for step in reversed(steps_in(folder)):
         if not faults(folder / str(step), "meta"):
@@ -226,7 +226,7 @@ def _newest_sound(folder: Path, warn: Warn) -> int:
     if found == none:
         raise UserError(f"no checkpoint in {folder}")
     if found == unsound:
-        raise UserError(f"no sound checkpoint in {folder}: {'; '.join(reports)}; delete the run's folder to start again")
+        raise UserError(f"no intact checkpoint in {folder}: {'; '.join(reports)}; delete the run's folder to start again")
     for report in reports:
         warn(f"{report}; using an older one, {found}")
     return found

@@ -22,7 +22,7 @@ def write_seal(step: Path) -> None:
 
 
 def faults(step: Path, item: str | None = None) -> list[str]:
-    """Return the differences from the seal, one phrase per folder, [] for a sound step. `item` limits it to one top folder."""
+    """Describe the differences from the seal, one phrase per folder. item: check only this folder of the step."""
     try:
         sealed = json.loads((step / SEAL).read_text())
     except FileNotFoundError:

@@ -102,7 +102,7 @@ class Tokenizer:
         """Return the number of UTF-8 bytes of each token, int32, 0 for specials.
 
         The sum over the ids of a text is its length in bytes if the tokenizer is lossless. SentencePiece counts one more, for
-        the blank before the first word. Characters that a tokenizer drops, such as the blanks of WordPiece, are not counted.
+        the space before the first word. Characters that a tokenizer drops, such as spaces in WordPiece, are not counted.
         """
         return np.asarray([len(piece) for piece in self.pieces], np.int32)
 
@@ -150,8 +150,8 @@ class Tokenizer:
 class Pretrained(Tokenizer):
     """The tokenizer of a pretrained model. Its ids may have gaps, and its vocabulary may have added tokens.
 
-    ids: of all tokens. added: ids of added tokens. specials: ids by name. rows: of the model's embedding if that is smaller,
-    see `within`. ending: the token that ends a text, or None for the last of `eos`.
+    ids: the ids of all tokens. added: the ids of added tokens. specials: ids by name. rows: the rows of the model's embedding
+    if these are fewer, see `within`. ending: the token that ends a text, or None for the last of `eos`.
     """
 
     def __init__(

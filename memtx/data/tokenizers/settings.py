@@ -74,7 +74,7 @@ class Settings:
         """Return the tokens that the files add to a vocabulary, by id in order: those listed with an id, then other specials.
 
         A token of the vocabulary keeps its id. defaults: the tokens that are special in this family. Raises UserError if a file
-        gives a token the id of another one, or an impossible id.
+        gives a token the id of another token, or an impossible id.
         """
         named = {token: token for token in defaults if token in vocab} | {_content(value): value for value in self._specials()}
         content_of = {id: content for content, id in vocab.items()}
@@ -102,7 +102,7 @@ class Settings:
                 yield _checked_id(id, content), _token(content, content in named)
 
     def _specials(self) -> list:
-        """Return the specials as written in the files: those with a common role, those with another role, and the rest."""
+        """Return the specials as written in the files: those with a common role, those with a different role, and the rest."""
         own = [key for key in self.options if key.endswith("_token") and key not in NAMED]
         found = [self.options.get(key) for key in (*NAMED, *own)]
         for key in ("extra_special_tokens", "additional_special_tokens"):
@@ -113,8 +113,8 @@ class Settings:
     def ends(self, ids: Mapping[str, int], default: str = "") -> dict[str, Any]:
         """Return `eos`, the tokens at which generation stops, and `ending`, the token that the tokenizer puts after a text.
 
-        `eos` comes from generation_config.json, else from config.json, else it is `ending`. ids: of the vocabulary. default:
-        the text of `ending` if no file names one. Raises UserError if a file names an invalid id.
+        `eos` comes from generation_config.json, else from config.json, else it is `ending`. ids: the ids of the vocabulary.
+        default: the text of `ending` if no file names one. Raises UserError if a file names an invalid id.
         """
         own = ids.get(self.token("eos_token") or self.token("sep_token", default))
         for file, stored in (("generation_config.json", self._generation), ("config.json", self.model)):
