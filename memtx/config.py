@@ -109,7 +109,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Eval:
-    """When and on how much held-out data a run is evaluated."""
+    """When a run is evaluated, and on how much held-out data."""
 
     every: Natural = 500  # steps; 0: only at the end
     batch: Count = 8
@@ -132,7 +132,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Mesh:
-    """The number of devices along each axis. data=0 uses all devices that `model` leaves."""
+    """The number of devices along each axis. data=0 uses all remaining devices."""
 
     data: Natural = 0
     model: Count = 1
@@ -141,8 +141,7 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Config:
-    """The complete config of a run. own: the origins of memories that memtx does not contain, by name; see
-    memtx.memory.registry."""
+    """A complete config. own: the origins, by name, of memories outside memtx (see memtx.memory.registry)."""
 
     model: Model = Model()
     data: Data = Data()

@@ -47,7 +47,7 @@ def printable(name: str) -> str:
 def check_utf8(path: object, what: str) -> None:
     """Raise a UserError unless a path is UTF-8, as libraries that write to it require."""
     if printable(str(path)) != str(path):
-        raise UserError(f"{what} {printable(str(path))} has a name that is not UTF-8; choose another")
+        raise UserError(f"{what} {printable(str(path))} has a name that is not UTF-8; choose another name")
 
 
 def quoted(names: Iterable[object], most: int = 10) -> str:

@@ -15,6 +15,6 @@
 | C9 | eight devices compute the same as one, without communication (needs `--devices=8`) |
 | C10 | the declared bytes are the bytes in use |
 
-Each check has a control that must fail. A few checks repeat through a whole language model. A mechanism that is not causal
-is a function of one call. C2 and C3 then check that its output depends on the whole call.
+Each check has a control that must fail. A few checks also run through a whole language model. The result of a mechanism that is
+not causal depends on one call only. C2 and C3 then check that its output depends on the whole call.
 """

@@ -34,7 +34,7 @@ def test_c2_control_every_part_of_the_state_is_carried(case):
 
 @pytest.mark.parametrize("time", [4, pytest.param(7, marks=pytest.mark.thorough)])
 def test_c2_rows_out_of_step(case, time):
-    """Ragged calls, padded with large junk. Each row starts a second document in the middle of calls."""
+    """Ragged calls, padded with large junk values, give the same result. Each row starts a second document within a call."""
     if not case.causal:
         pytest.skip("not causal: its output depends on how the text is cut")
     x, second = case.x(0), np.array([5, 3, 9, 14])

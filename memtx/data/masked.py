@@ -61,7 +61,7 @@ class Masked(Iterator[Batch]):
         self._batches = batches
 
     def _hide(self, token_PT: np.ndarray, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return (token_PT as the encoder sees them, chosen_PT)."""
+        """Return (token_PT, chosen_PT): the tokens for the encoder, and which tokens it must predict."""
         rng = np.random.Generator(np.random.PCG64([self._seed, self._batches, row]))
         drawn_PT, kind_PT, other_PT = rng.random((3, *token_PT.shape))
         chosen_PT = self._text_V[token_PT] & (drawn_PT < self._share)

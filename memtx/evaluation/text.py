@@ -124,7 +124,7 @@ def _mean_of_best(predictions: Sequence[str], references: References, score: Cal
 def _checked(predictions: Sequence[str], references: References) -> list[list[str]]:
     """Return the list of references of each example. Raises UserError if there are none."""
     if len(predictions) != len(references) or not predictions:
-        raise UserError(f"{len(predictions)} predictions and {len(references)} references: give as many, at least one")
+        raise UserError(f"{len(predictions)} predictions and {len(references)} references; give equal numbers, at least one")
     texts = [[one] if isinstance(one, str) else list(one) for one in references]
     if not all(texts):
         raise UserError(f"example {[*map(bool, texts)].index(False)} has no reference")

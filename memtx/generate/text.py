@@ -1,4 +1,4 @@
-"""From prompts to texts: special tokens, stop texts, and characters of several tokens.
+"""Text generation from prompts, with special tokens, stop texts, and characters that span several tokens.
 
 B stream, V vocabulary.
 """
@@ -66,7 +66,7 @@ class Options:
         if self.beams < 1:
             raise UserError(f"beams must be 1 or more, not {self.beams}")
         if isinstance(self.stop, str):
-            raise UserError(f"stop must be a list of texts, such as [{self.stop!r}]")
+            raise UserError(f"stop must be a list of strings, such as [{self.stop!r}]")
         if self.beams > 1 and self.sampling is not None and self.sampling.temperature > 0:
             raise UserError("beams > 1 does not sample; set the temperature to 0, or beams to 1")
 
@@ -74,7 +74,7 @@ class Options:
 def generate(
     lm: LM, params: Params, tokenizer: Tokenizer, prompt: str, *, source: str | None = None, look: int = 4, **options
 ) -> Generator[str, None, LMState]:
-    """Yield text while it is written, and return the state. The options are those of `complete`, for one stream."""
+    """Yield text while it is generated, and return the state. The options are those of `complete`, for one stream."""
     chosen = Options(source=None if source is None else [source], look=look, **options)
     pieces = _stream(lm, params, tokenizer, [prompt], chosen)
     while True:
@@ -143,7 +143,7 @@ def _frame_sources(tokenizer: Tokenizer, sources: Sequence[str | np.ndarray] | N
 
 
 def _encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str], options: Options) -> list[np.ndarray]:
-    """Return the tokens of each prompt, after the first token of a document if it starts one."""
+    """Return the tokens of each prompt. A prompt that starts a document begins with the first token of documents."""
     fresh, start = options.state is None, options.start
     if start is None and options.source is not None:
         start = tokenizer.start
@@ -151,7 +151,7 @@ def _encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str], options: Optio
 
 
 def _room(lm: LM, ids: Sequence[np.ndarray], state: LMState | None, asked: int | None) -> int:
-    """Return how many tokens to write. Raises UserError if the model has too few learned positions for them and the prompt."""
+    """Return how many tokens to write. Raises UserError if the learned positions are too few for the whole text."""
     if lm.most_tokens is None:
         return WRITTEN if asked is None else asked
     read_B = np.zeros(len(ids), int) if state is None else np.asarray(state.position_B)
@@ -179,9 +179,9 @@ def _ids(tokenizer: Tokenizer, prompt: str, start: int | None, begins: bool, spe
 
 
 def _masks(tokenizer: Tokenizer, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return which tokens are drawable and which end a text, over the model's vocabulary.
+    """Return masks of the drawable tokens and of the end tokens over the model's vocabulary.
 
-    That may be larger than the tokenizer's.
+    The vocabulary of the model may be larger than that of the tokenizer.
     """
     drawable_V, ends_V = np.zeros(size, bool), np.zeros(size, bool)
     drawable_V[: tokenizer.vocab_size] = tokenizer.drawable_V
@@ -225,5 +225,5 @@ class _Text:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Return how many characters at the end of a text may start a stop text."""
+    """Return the number of characters at the end of a text that may be the start of a stop text."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,5 +1,5 @@
-"""Memory mechanisms. MEMORIES is the registry. A mechanism is one file, one line here and one card, and passes the contract
-tests."""
+"""Memory mechanisms. MEMORIES is the registry. Each mechanism has one file, one line here and one card, and passes the
+contract."""
 
 from memtx.memory.armt import ARMT
 from memtx.memory.bidirectional import Bidirectional

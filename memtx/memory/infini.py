@@ -14,7 +14,8 @@ Positions: M sees un-rotated queries and keys. Local attention uses distances. A
 for all cuts into calls. The state sums up the terms that the unfinished segment will add to M.
 
 Deviations: query heads that share a key head share its M and z. The state is cleared at the start of a document. The gate
-gets no weight decay and learns `gate_lr` times as fast. Without this, published attempts saw it stuck near its first value.
+gets no weight decay and learns `gate_lr` times as fast. Without this, the gate stays near its first value, as in published
+attempts.
 
 Source: Munkhdalai et al. 2024 (arXiv 2404.07143). The gate follows Hugging Face's account of an attempt to reproduce it.
 B stream, T time, Q slots in a block, C segment, N query heads, K kv heads, G = N / K, R = G Q rows, H head dim.

@@ -8,7 +8,7 @@
     y_t = M_{W_t}(q_t)                   forward only: the token's own write is read
     M(x) = silu(.. silu(x W^1) ..) W^L   L = depth. There are no biases. The first weights are learned
 
-Unlike in the paper, G_i is scaled down where its norm exceeds `clip`. Without this, depth 2 was NaN within 600 tokens of noise.
+Unlike in the paper, G_i is scaled down if its norm exceeds `clip`. Otherwise depth 2 gave NaN within 600 tokens of noise.
 
 The weights of a single token are never computed. G_i has rank one in each layer: a_i d_i^T, the layer's input and the error at
 its output. Within a chunk, with W and S from before it,
@@ -46,7 +46,7 @@ Weights = tuple[Array, ...]  # one [B, N, I, O] per layer
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The settings of the memory of every Titans. The defaults are the paper's where it gives them, except for `clip`."""
+    """The memory settings of all Titans. Defaults are those of the paper if it gives them, except `clip`."""
 
     chunk: int = 32  # tokens whose gradients are taken at the same weights
     depth: int = 2  # layers of the memory's MLP
@@ -111,7 +111,7 @@ def gradient(weights: Weights, k_BNQH: Array, v_BNQH: Array) -> tuple[list[Array
 
 
 def decay(log_BNQ: Array) -> Array:
-    """Return the products of the factors after j up to t as [t, j] for j <= t, else 0. The argument is their logarithm."""
+    """Return, as [t, j], the product of the factors after j up to t, or 0 if j > t. The argument has the logarithms."""
     return jnp.exp(between(log_BNQ))
 
 
@@ -154,7 +154,7 @@ def outer(a_BNQI: Array, scale_BNQ: Array, d_BNQO: Array) -> Array:
 
 
 class NeuralMemory(nnx.Module):
-    """The long-term memory as a layer: x_BTD -> y_BTD. Its state is (Fast, the convolution's tail)."""
+    """The long-term memory as a layer: x_BTD -> y_BTD. Its state is (Fast, the last inputs of the convolution)."""
 
     def __init__(self, config: Settings, dims: Dims, key: Array):
         qkv, conv, gates, first, out = jax.random.split(key, 5)
@@ -195,7 +195,7 @@ class NeuralMemory(nnx.Module):
         return self.merge(y_BTNH, x_BTD.dtype), (finish(old, fast, seg, size), tail)
 
     def project(self, x_BTD: Array, tail, length_B: Array):
-        """Return q, k, v and the logits of the gates side by side, float32 [B, T, N, F], and the convolution's tail."""
+        """Return q, k, v and the gate logits concatenated, float32 [B, T, N, F], and the last inputs of the convolution."""
         qkv, tail = self.conv(self.qkv(x_BTD), tail, length_B)
         shape = (*x_BTD.shape[:2], self.dims.num_heads, -1)
         q, k, v = jnp.split(qkv.reshape(shape).astype(jnp.float32), 3, -1)
@@ -215,7 +215,7 @@ class NeuralMemory(nnx.Module):
         return dataclasses.replace(fast, now=now, start=start, momentum=momentum), y_BNQH.swapaxes(1, 2)
 
     def initialise(self, fast: Fast) -> Fast:
-        """Put the learned first weights into the rows that have read nothing yet."""
+        """Put the learned first weights into rows that have not read anything."""
 
         def put(old):
             return tuple(jnp.where(fast.fresh_B[:, None, None, None], p[...], w) for p, w in zip(self.first, old, strict=True))
@@ -223,7 +223,7 @@ class NeuralMemory(nnx.Module):
         return dataclasses.replace(fast, now=put(fast.now), start=put(fast.start))
 
     def merge(self, y_BTNH: Array, dtype) -> Array:
-        """Norm each head's output and map the heads to [B, T, D]."""
+        """Normalise the output of each head and map the heads to [B, T, D]."""
         y = y_BTNH * lax.rsqrt((y_BTNH * y_BTNH).mean(-1, keepdims=True) + 1e-6) * self.norm[...]
         return self.out(y.reshape(*y.shape[:2], -1).astype(dtype))
 

@@ -14,8 +14,9 @@ product, the state of an unfinished mini-batch is the sum G alone.
 
 Everything is differentiable, including the inner gradients, until the caller detaches the state.
 
-Deviations: the state is the distance of the weights from their learned first values. These values therefore get a gradient
-from every call, not only from a document's first. Of the published "Mamba backbone" there is only the gate (`gate=True`).
+Deviations: the state is the distance of the weights from their learned first values. These values therefore get a gradient from
+every call, not only from the first one of a document. The only part of the published "Mamba backbone" is the gate
+(`gate=True`).
 
 Source: Sun et al. 2024 (arXiv 2407.04620).
 B stream, T time, N heads, Q slots of a part of a mini-batch, H head dim, I in, O out, n mini-batch.
@@ -42,7 +43,7 @@ Layers = Any  # ((w [..., N, I, O], b [..., N, 1, O]), ...), or the same of grad
 
 @pytree
 class FastWeights:
-    """The weights of B streams, and their unfinished mini-batch."""
+    """The weights of B streams, and the gradient of their unfinished mini-batches."""
 
     moved: Layers  # the weights minus their learned first values
     gradient: Layers  # G of the unfinished mini-batch

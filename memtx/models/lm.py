@@ -203,7 +203,7 @@ class LM:
             remedy = f"set model.body's segment to {self.model.max_position} or less"
         if tokens > self.model.max_position:
             raise UserError(
-                f"a text has {tokens} tokens, the model learned positions for {self.model.max_position} "
+                f"a text has {tokens} tokens, but the model has {self.model.max_position} learned positions "
                 f"(model.max_position): {remedy}"
             )
 
@@ -233,7 +233,7 @@ class LM:
             )
         counts_anew = hasattr(getattr(self._static.encoder, "body", None), "local_position")
         if self.model.position == "learned" and not counts_anew and tokens > (room := self.model.max_position):
-            raise UserError(f"a source has {tokens} tokens, the model learned positions for {room}: cut the source")
+            raise UserError(f"a source has {tokens} tokens, but the model has {room} learned positions: cut the source")
 
     def check_learns(self, classes: int) -> None:
         """Raise a UserError unless the model gives logits of `classes` classes, or of next tokens if `classes` is 0."""
@@ -248,7 +248,7 @@ class LM:
             raise UserError(f"model.output={self.model.output} does not predict next tokens; set model.output=''")
         for name in names(self.model.stacks, self.model.body):
             if not MEMORIES[name].causal:
-                raise UserError(f"{name} sees later tokens, so the model cannot predict them; set model.output")
+                raise UserError(f"{name} sees later tokens, so the model cannot be trained to predict them; set model.output")
 
     def declared(self, name: str, default: Any) -> Params:
         """Return the metadata `name` that modules set on their parameters, as a tree like the parameters."""

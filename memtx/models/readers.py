@@ -4,7 +4,7 @@
     reader   y' = memory'(q', k, v, S)        the reader has its own q', output map and parameters of memory' (gates, scales)
 
 A reader calls the mechanism with the writer's keys, values and state, and drops the state that comes back. At each token it
-therefore sees the entries that the writer sees there, however the text is cut. Gradients pass through the writer's k, v and
+therefore sees the same entries as the writer, however the text is cut. Gradients pass through the writer's k, v and
 S as they do in the writer. (The state after the call would show the reader the future.)
 
 The parameters of the mechanism must not affect its writes (`Memory.readable`).
@@ -69,5 +69,5 @@ def publish(seg: Segment, emitted: Mapping[str, tuple], of=lambda value: value) 
 
 
 def last_group(written):
-    """Return the part of the last group from arrays that a stack emitted, which have a leading axis G."""
+    """Return the last group of arrays that a stack emitted. The arrays have a leading axis G."""
     return jax.tree.map(lambda a: a[-1], written)

@@ -85,7 +85,7 @@ def _sizes(model: Model) -> dict[str, Any]:
     if model.position == "rope" and head_dim % 2:
         raise UserError(f"rope needs an even head_dim, not {head_dim}; change model.width, model.num_heads or model.head_dim")
     if len(model.rope_scaling) not in (0, 4):
-        raise UserError(f"model.rope_scaling is (factor, low, high, length) or (), not {model.rope_scaling}")
+        raise UserError(f"model.rope_scaling must be (factor, low, high, length) or (), not {model.rope_scaling}")
     gated = model.activation in GATED
     ff_dim = model.ff_dim or (-(-8 * model.width // 24) * 8 if gated else 4 * model.width)
     embed_scale = model.embed_scale or (model.width**0.5 if model.tied else 1.0)
@@ -95,7 +95,7 @@ def _sizes(model: Model) -> dict[str, Any]:
 def _check_labels(model: Model) -> None:
     """Raise a UserError unless there is one name per class and all names differ."""
     if not all(isinstance(label, str) for label in model.labels) or len(set(model.labels)) < len(model.labels):
-        raise UserError(f"model.labels should be different texts, not {quoted(model.labels)}")
+        raise UserError(f"model.labels must be distinct strings, not {quoted(model.labels)}")
     if model.labels and len(model.labels) != model.classes:
         raise UserError(f"model.classes={model.classes}, but model.labels has {len(model.labels)}: {quoted(model.labels)}")
 

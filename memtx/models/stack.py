@@ -1,6 +1,6 @@
 """Bodies made of layers: a Stack repeats a pattern of layers under a scan, and a Sequence runs stacks in order.
 
-Both are layers themselves. The parameters and states of a Stack have a leading axis G (groups).
+Both are also layers. The parameters and states of a Stack have a leading axis G (groups).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from memtx.models.readers import KIND, last_group, publish
 
 
 class Stack(nnx.Module):
-    """`groups` repetitions of a pattern. Each of `makes` builds one layer of the pattern from a key.
+    """`groups` repetitions of a pattern. Each function in `makes` builds one layer of the pattern from a key.
 
     scan=True keeps compile time independent of depth. scan=False unrolls the loop, which runs faster on a CPU.
     remat=True recomputes each layer in the backward pass, except a mechanism's reads from a bank (named "read").
@@ -60,7 +60,7 @@ class Stack(nnx.Module):
 
 
 class Sequence(nnx.Module):
-    """Stacks in order. Each may read memories that earlier ones wrote."""
+    """Stacks in sequence. Each may read memories that earlier stacks wrote."""
 
     def __init__(self, bodies):
         self.bodies = nnx.List(bodies)

@@ -42,9 +42,9 @@ def evaluate_run(
 
 
 def evaluate_config(config, **given) -> Result:
-    """Evaluate the model of a config before training. A pretrained model has its weights.
+    """Evaluate the model of a config before training, with pretrained weights if it has any.
 
-    given: arguments of `evaluate_run`. Raises UserError as it does, and for a config that is not valid.
+    given: arguments of `evaluate_run`. Raises UserError like `evaluate_run`, and if the config is not valid.
     """
     config = _changed(configure(config), "the config", **given)
     data = make_source(config)

@@ -52,7 +52,7 @@ def load(source: str | Path, *, context: int = pretrained.CONTEXT, **changes) ->
 
 
 def _is_pretrained(folder: Path) -> bool:
-    """Return whether a folder has the files of Hugging Face. The config.json of a workdir has other groups."""
+    """Return whether a folder is from Hugging Face. The config.json of a workdir has different keys."""
     try:
         config = read_json(folder / "config.json")
     except UserError:

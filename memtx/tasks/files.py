@@ -93,7 +93,7 @@ def make_tokenizer(name: str, cache: str) -> Tokenizer:
 
 
 def _find_files(path: str) -> tuple[tuple[Path, int, int], ...]:
-    """Return (file, time of modification, size) of each file with examples. `_load` is cached by them."""
+    """Return (file, time of modification, size) of each file with examples. They are the cache key of `_load`."""
     if not path:
         raise UserError("data.task.path is not set: give a folder with train.jsonl, valid.jsonl and test.jsonl, or one file")
     try:
@@ -104,14 +104,12 @@ def _find_files(path: str) -> tuple[tuple[Path, int, int], ...]:
 
 @lru_cache(8)
 def _load(cls: type[FileTask], config, files) -> tuple[dict[str, list[Example]], str]:
-    """Return the examples of each split and a digest of them. Cached because a run builds its tasks several times."""
+    """Return the examples of each split and their digest. The result is cached, because a run builds tasks several times."""
     found = [rows.read(file, cls.keys) for file, *_ in files]
     if len(files) == 1:
         split = by_hash(sorted({row[0] for row in found[0]}))
         if not all(split.values()):
-            raise UserError(
-                f"{files[0][0]} has too little to split: it needs at least three different values of {cls.keys[0]!r}"
-            )
+            raise UserError(f"{files[0][0]} is too small to split: it needs at least three different values of {cls.keys[0]!r}")
         split_of = {value: name for name, values in split.items() for value in values}
         by_split = {name: [row for row in found[0] if split_of[row[0]] == name] for name in SPLITS}
     else:

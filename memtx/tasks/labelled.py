@@ -2,9 +2,9 @@
 
 Lines are {"text": "...", "label": "..."} (see memtx.tasks.files). The label belongs to the document's last token, even if the
 model needs many calls to read the document. Set `model.output=classes`. Training may use a piece of each document (`anywhere`)
-and may add labels within it (`every`). Held-out documents have one label, at their end.
+and may add labels within it (`every`). Held-out documents have a single label, at the end.
 
-If the model has names for its classes (`model.labels`), they decide the class of a label. Otherwise the data decide.
+If the model has names for its classes (`model.labels`), they determine the class of a label. Otherwise the data do.
 
 Legend: L tokens of a document, or of a piece of it.
 """
@@ -55,7 +55,7 @@ class Labelled(FileTask):
             whole = split == "train" and config.anywhere
             token_L = tokenizer.cut(tokenizer.frame(text)[0], 0 if whole else config.tokens)
             if not len(token_L):
-                raise UserError(f"the tokenizer {tokenizer.name} makes no token of the text {quoted([text])}")
+                raise UserError(f"the tokenizer {tokenizer.name} gives no tokens for the text {quoted([text])}")
             return Example(token_L, _place_labels(len(token_L), class_of[label]), {"class": label})
 
         return {split: [example(split, *row) for row in found] for split, found in rows.items()}
@@ -81,7 +81,7 @@ class Labelled(FileTask):
 
 
 def _place_labels(length: int, label: int, every: int = 0) -> np.ndarray:
-    """Return label_L with `label` at the last token, and after each `every` tokens unless that is 0."""
+    """Return label_L with `label` at the last token, and also at every `every`-th token if that is not 0."""
     label_L = np.full(length, NOTHING, np.int32)
     label_L[-1] = label
     if every:
@@ -104,7 +104,7 @@ def class_names(found: Iterable[str], known: Sequence[str] = ()) -> Sequence[str
     numbers = len(labels) == len(known) and all(map(_is_number, labels))
     if _unnamed(known) and len(labels) <= len(known) and (words or numbers):
         return [*labels, *known[len(labels) :]]
-    raise UserError(f"the data have labels that the model does not know: {quoted(unknown)}; it knows {quoted(known)}")
+    raise UserError(f"the data have labels that the model does not know: {quoted(unknown)}; its labels are {quoted(known)}")
 
 
 def _numbers(names: Sequence[str]) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
     workdir/config.json            the config of the run, which marks the folder as a run's workdir
     workdir/checkpoints/STEP/      params, opt_state, memory (the state) as arrays, cursor, meta as JSON, and a seal over them
-    workdir/damaged/STEP/          steps that were found damaged when the run resumed
+    workdir/damaged/STEP/          steps that turned out to be damaged when the run resumed
 
 Pytrees are saved by the path of each leaf ("stacks.0.ring"), so only names, shapes and dtypes matter, and `()` is not saved.
 This module adds two checks to Orbax: digests of all data (seal.py), and dtypes and shapes, since Orbax casts dtypes silently.
@@ -58,10 +58,11 @@ class Restored:
 
 
 class Checkpointer:
-    """Saves a run's checkpoints and resumes from them. Create it before anything else writes into the workdir.
+    """A manager that saves the checkpoints of a run and resumes from them. Create it before anything else writes into the
+    workdir.
 
     config: a nested dict of JSON values. keep: the number of newest steps to keep besides the best. warn: called with one line
-    for each damaged step. If a run has several processes, they share the workdir, and each creates a Checkpointer and makes the
+    for each damaged step. If a run has several processes, they share the workdir. Each creates a Checkpointer and makes the
     same calls. The workdir is locked until `close`. Raises UserError if the workdir belongs to another run or to no run.
     """
 
@@ -87,9 +88,10 @@ class Checkpointer:
     def save(self, step: int, *, params, opt_state, memory, cursor: Mapping, metrics: Mapping | None = None) -> None:
         """Start saving a step. Arrays may be donated after this returns, but NumPy leaves must not be changed.
 
-        memory: the state. Older steps are deleted only after this step is complete and sealed. An existing step is not saved
-        again. The saved meta has the keys step, config, versions, machine, metrics and leaves (shape and dtype by name).
-        Raises UserError if the disk was full, now or while the previous step was written.
+        memory: the state of the model. Older steps are deleted only after this step is complete and sealed. An existing step is
+        not saved again. The saved meta has the keys step, config, versions, machine, metrics and leaves (shape and dtype by
+        name).
+        Raises UserError if the disk is full, or was full while the previous step was written.
         """
         self.wait()
         if step in self._manager.all_steps():
@@ -113,8 +115,8 @@ class Checkpointer:
     def restore(self, *, params, opt_state, memory) -> Restored | None:
         """Read the newest intact checkpoint with the shardings of these abstract pytrees. Returns None if there are no steps.
 
-        Damaged newer steps are reported to `warn` and moved to workdir/damaged. Raises UserError if no step is intact, or the
-        pytrees do not match.
+        Damaged newer steps are reported to `warn` and moved to workdir/damaged. Raises UserError if no step is intact, or if
+        the pytrees do not match.
         """
         self.wait()
         if not self._manager.all_steps():
@@ -248,7 +250,7 @@ def _handlers() -> dict:
 
 @dataclass
 class _Keep(ocp.checkpoint_managers.PreservationPolicy):
-    """Keeps the newest steps and the best. scores: step -> score, lower is better, NaN if it has none."""
+    """The policy that keeps the newest steps and the best one. scores: the score of each step (lower is better), or NaN."""
 
     newest: int
     scores: dict[int, float]

@@ -9,7 +9,7 @@ _HEAP = 2**26  # glibc's HEAP_MAX_SIZE, the size in bytes of a thread's heap
 
 
 def keep_pages() -> None:
-    """Keep freed pages in the process. Must be called before JAX starts.
+    """Keep freed pages in the process. Call this before JAX starts.
 
     glibc returns a step's large block of buffers to the system after every step, and the next step then faults on each page.
     This setting keeps the pages, both of the main heap and of the threads' heaps, from which matrix products take small blocks.

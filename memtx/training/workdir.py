@@ -34,7 +34,7 @@ def claim(workdir: Path, config: Mapping) -> BaseFileLock:
     if workdir.exists() and not path.exists():
         allowed = {_part(path).name, *OURS}
         if not workdir.is_dir() or any(p.name not in allowed for p in workdir.iterdir()):
-            raise UserError(f"{workdir} holds something that is not a memtx run (no {path.name}); choose another workdir")
+            raise UserError(f"{workdir} is not the workdir of a run (it has no {path.name}); choose another workdir")
     lock = hold(workdir)
     try:
         if path.exists():
@@ -82,12 +82,12 @@ def _read(path: Path) -> dict:
     try:
         return dict(json.loads(path.read_text()))
     except (ValueError, TypeError):
-        raise UserError(f"{path} is damaged: it is no JSON object; choose another workdir") from None
+        raise UserError(f"{path} is damaged: it is not a JSON object; choose another workdir") from None
 
 
 def _check_same(here: Mapping, there: Mapping, workdir: Path) -> None:
     if different := differences(here, there):
-        raise UserError(f"{workdir} is the run of another config ({'; '.join(different)}); choose another workdir")
+        raise UserError(f"{workdir} belongs to a run with a different config ({'; '.join(different)}); choose another workdir")
 
 
 def _check_steps(last: int, workdir: Path) -> None:

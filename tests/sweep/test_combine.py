@@ -17,7 +17,7 @@ def test_product_is_every_combination_the_last_fastest():
 
 def test_zip_goes_in_step():
     assert list(zip_(SEEDS, RATES)) == [{"seed": 0, "lr": 0.1}, {"seed": 1, "lr": 0.2}]
-    with pytest.raises(UserError, match="equally many"):
+    with pytest.raises(UserError, match="the numbers must be equal"):
         zip_(SEEDS, {"lr": [0.1]})
 
 

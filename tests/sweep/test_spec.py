@@ -68,7 +68,7 @@ def test_names_are_folders(sweep_file):
         ("[{'config': 'configs/task.py:memory=xxl'}]", "did you mean xl"),
         ("[{'match': {'parms': 1}}]", "did you mean params"),
         ("[{'seed': 1}, {'seed': 1}]", "twice"),
-        ("[1]", "yields dicts"),
+        ("[1]", "must yield dicts"),
         ("[]", "no runs"),
         ("product({'seed': 3})", "takes a list"),
     ],

@@ -40,7 +40,7 @@ class Cut:
 
 
 def _matches(pattern: str) -> PreTokenizer:
-    """Return a step that separates matches from the rest."""
+    """Return a step that separates the matches of a pattern from the rest."""
     return pre_tokenizers.Split(Regex(pattern), "isolated")
 
 

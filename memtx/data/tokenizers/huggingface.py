@@ -53,7 +53,7 @@ class HuggingFace(Pretrained):
         return self._checked(found.ids), np.asarray(found.type_ids, np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ids by the decoder of the tokenizer. Specials are dropped."""
+        """Decode ids with the decoder of the tokenizer. Special tokens are dropped."""
         if self._kinds == {"ByteLevel"}:  # this decoder would read the characters of an added token as bytes
             return super().decode(ids)
         return self._model.decode([int(id) for id in ids], skip_special_tokens=True)
@@ -86,7 +86,7 @@ class HuggingFace(Pretrained):
 
 
 def frame(model: hf.Tokenizer, begin: Sequence[int], end: Sequence[int]) -> None:
-    """Let a model put at most one token before and one after a text."""
+    """Make a model put at most one token before and one after a text."""
     if begin or end:
         single = " ".join([*("BEGIN" for _ in begin), "$A", *("END" for _ in end)])
         model.post_processor = template(model, single, "$A $B:1", {"BEGIN": begin, "END": end})

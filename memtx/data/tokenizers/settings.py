@@ -1,4 +1,4 @@
-"""The small files beside a vocabulary, which decide added tokens, the ends of texts, and the family.
+"""The small files beside a vocabulary, which set the added tokens, the end tokens and the family.
 
 They are tokenizer_config.json, special_tokens_map.json, added_tokens.json, generation_config.json, config.json and
 chat_template.jinja. Each may be missing. If two of them disagree, their precedence is that of transformers.
@@ -62,7 +62,7 @@ class Settings:
 
     @property
     def chat_template(self) -> str:
-        """Return the chat template, or "". Of several named ones in a tokenizer_config.json it is the default."""
+        """Return the chat template, or "". If tokenizer_config.json has several named templates, the default one is used."""
         template = self._template or ""
         return template if isinstance(template, str) else {t["name"]: t["template"] for t in template}.get("default", "")
 
@@ -71,7 +71,8 @@ class Settings:
         return _content(self.options.get(key)) or default
 
     def added(self, vocab: Mapping[str, int], *defaults: str) -> dict[int, AddedToken]:
-        """Return the tokens that the files add to a vocabulary, by id in order: those listed with an id, then other specials.
+        """Return the tokens that the files add to a vocabulary, by id: first tokens listed with an id, then other special
+        tokens.
 
         A token of the vocabulary keeps its id. defaults: the tokens that are special in this family. Raises UserError if a file
         gives a token the id of another token, or an impossible id.
@@ -172,6 +173,6 @@ def _fields(token: AddedToken) -> dict[str, Any]:
 
 
 def _token(value: Any, special: bool) -> AddedToken:
-    """Return a token. As in transformers, only special tokens are matched before normalisation, unless a flag decides it."""
+    """Return a token. By default only special tokens are matched before normalisation, as in transformers."""
     flags = {flag: bool(value[flag]) for flag in FLAGS if flag in value} if isinstance(value, Mapping) else {}
     return AddedToken(_content(value), special=special, **{"normalized": not special, **flags})
