@@ -51,7 +51,7 @@ class Segment:
 
     @property
     def mask_BT(self) -> Array:
-        """Which tokens are real."""
+        """The mask of the real tokens."""
         return jnp.arange(self.position_BT.shape[1]) < self.length_B[:, None]
 
     def replace(self, **changes) -> Segment:

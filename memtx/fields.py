@@ -1,8 +1,8 @@
 """Conversion of mappings to frozen dataclasses. The type hint of a field determines its valid values.
 
 `steps: Count` takes whole numbers of at least 1, `dropout: Share` takes numbers in [0, 1), and `tuple[tuple[str, int], ...]`
-takes
-any number of such pairs, as tuples or lists. Any other value raises a UserError that names the field and the expected form.
+takes any number of such pairs, as tuples or lists. Any other value raises a UserError that names the field and the expected
+form.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def test_c6_truncation_is_exact_in_depth(case):
 
 @pytest.mark.thorough
 def test_c6_gradients_do_not_depend_on_cuts(case):
-    """One call of 15 tokens gives the same gradients as five of three, with other boundaries than the mechanism's."""
+    """One call of 15 tokens gives the same gradients as five calls of three, which do not align with the chunks."""
     if not case.causal:
         pytest.skip("not causal: its output depends on how the text is cut")
 

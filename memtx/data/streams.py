@@ -85,8 +85,7 @@ class Cursor:
 
 
 class Stream(Iterator[Batch]):
-    """Endless batches of `tokens`, or batches of one epoch if `repeat` is False. The epoch ends when no row has a document
-    left.
+    """Endless batches of `tokens`, or one epoch if `repeat` is False. It ends when no row has a document left.
 
     shape: (B, P, T) of a batch over all processes.
     process: the index of this process and the number of processes. Each one yields a contiguous block of B / number rows.

@@ -24,7 +24,7 @@ WRITTEN = 200  # tokens written by default
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """texts: the text written after each prompt. state: the state that has read prompts and texts."""
+    """The texts that continue each prompt, and the state after prompts and texts have been read."""
 
     texts: list[str]
     state: LMState

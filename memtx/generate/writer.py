@@ -131,7 +131,7 @@ def step(lm: LM, params: Params, token_BT: Array, length_B: Array, state: LMStat
 
 @pytree
 class Rule:
-    """How tokens are drawn.
+    """The rule by which tokens are drawn.
 
     drawable_V  which tokens may be written
     ends_V      which tokens end a row

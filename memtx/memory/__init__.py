@@ -1,5 +1,4 @@
-"""Memory mechanisms. MEMORIES is the registry. Each mechanism has one file, one line here and one card, and passes the
-contract."""
+"""Memory mechanisms. MEMORIES is the registry. A mechanism has a file, a line here and a card, and passes the contract."""
 
 from memtx.memory.armt import ARMT
 from memtx.memory.bidirectional import Bidirectional

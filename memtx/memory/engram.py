@@ -13,8 +13,7 @@ the slope of the root is infinite at 0. The table learns 5 times as fast as the 
 
 Deviations: all layers of a stack share one hash, which depends on `seed` and not on the number of the layer. Each has its own
 table. h is the normalised input of the block, and the result is added beside attention, not before it. There is one residual
-stream. Wk
-and Wv have no bias.
+stream. Wk and Wv have no bias.
 
 Source: Cheng et al. 2026 (arXiv 2601.07372).
 B stream, T time, L earlier tokens, S earlier inputs, D model, E = orders x heads x dim, K taps.

@@ -4,13 +4,13 @@
     p = lam p_knn + (1 - lam) p_lm                                     y = log p + logsumexp(logits)
 
 f is the hidden state from which the model predicts. A pair is (f_{t-1}, token t). Pairs come from
-- the stream itself: its last `memory` pairs, which it writes as it reads (the continuous cache). They are cleared with the row.
-- a datastore of `datastore` entries, which all streams share and none writes. `build` makes it from many documents, `extend`
-  adds documents, `forget` removes one, and `attach` puts it into a model's state.
+- the stream itself: its last `memory` pairs, which it writes as it reads (the continuous cache). A reset of the row clears
+them. - a datastore of `datastore` entries, which all streams share and only read. `build` makes it from many documents,
+`extend` adds documents, `forget` removes one, and `attach` puts it into a model's state.
 `neighbours` pairs of each are read. While there are no pairs, y equals the model's logits, bit for bit.
 
-Gradient: the distances are differentiable, in f and in the stream's keys until the caller detaches the state. The paper trains
-nothing. The search is not differentiable.
+The distances are differentiable with respect to f and, until the caller detaches the state, to the keys of the stream. The
+search is not differentiable. The paper trains nothing.
 
 Source: Khandelwal et al. 2020 (arXiv 1911.00172), and Grave et al. 2017 (arXiv 1612.04426) for the cache.
 B stream, T time, M entries, D model, R neighbours, V vocabulary.
@@ -73,7 +73,7 @@ class KNNLM(Memory):
         def __post_init__(self):
             positive(self, "neighbours", "chunk")
             if min(self.memory, self.datastore) < 0 or not self.memory + self.datastore:
-                raise UserError("memory or datastore must be at least 1, and neither below 0")
+                raise UserError("memory and datastore must be at least 0, and one of them at least 1")
             if self.neighbours > min(size for size in (self.memory, self.datastore) if size):
                 raise UserError(f"neighbours={self.neighbours} is more than the entries of memory or datastore")
             if not 0 < self.lam < 1 or not self.temperature > 0 or not 0 < self.recall <= 1:

@@ -10,9 +10,8 @@ The memory of a query is the last `memory` tokens before its segment. Segments h
 the document. Visibility depends on the ids of entries, so results do not depend on how a text is cut into calls.
 
 Gradient: the window is differentiable, and so are the query, the scale and the gate of a read. Keys and values in the memory
-are not differentiable, and neither is the search. Entries are in a Bank, which is cleared with the row at the start of a
-document. While it is empty,
-y = o_window and nothing is searched.
+are not differentiable, and neither is the search. Entries are in a Bank, which is cleared for a row at the start of a document.
+If it is empty, y = o_window and nothing is searched.
 
 Source: Wu et al. 2022 (arXiv 2203.08913), and google-research/meliad (Apache-2.0) for details that the paper leaves open.
 B stream, T time, M bank slots, N query heads, K kv heads, H head dim, R neighbours.

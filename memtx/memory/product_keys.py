@@ -10,8 +10,8 @@
 All entries are parameters, so the state is `()`. Gradients reach the scores and values of the chosen entries, and through the
 scores the queries and keys. They do not reach the choice. The cost of a token, given in the cards, grows with n, while the
 table grows with n^2. Rows are read one by one (see memtx.ops.table). Values have `value_lr` times the learning rate of the
-model and no weight
-decay. Metrics on request: metric/usage, the share of entries that a call read, and metric/kl, KL(weights || uniform) in nats.
+model and no weight decay. Metrics on request: metric/usage, the share of entries that a call read, and metric/kl, KL(weights ||
+uniform) in nats.
 
 Deviations: maps have no bias unless `bias` is set, unlike in the references. Queries pass a LayerNorm in place of a BatchNorm,
 whose statistics would couple streams and times. Optimiser updates are dense instead of sparse. The learning rate of Memory+

@@ -185,7 +185,7 @@ class NeuralMemory(nnx.Module):
         return fast, self.conv.init_state(batch_size)
 
     def __call__(self, x_BTD: Array, state, seg: Segment) -> tuple[Array, tuple]:
-        """Read and learn the call's tokens: x_BTD -> y_BTD."""
+        """Read the tokens of the call and learn from them: x_BTD -> y_BTD."""
         old, tail = state
         tokens_BTNF, tail = self.project(x_BTD, tail, seg.length_B)
         if wants("metric"):
@@ -203,7 +203,7 @@ class NeuralMemory(nnx.Module):
         return jnp.concatenate([unit(q), unit(k), v, logits.reshape(shape)], -1), tail
 
     def step(self, fast: Fast, tokens_BQNF: Array, part: ChunkPart) -> tuple[Fast, Array]:
-        """Read and learn one part of a chunk. Returns the new memories and y_BQNH."""
+        """Read one part of a chunk and learn from it. Returns the new memories and y_BQNH."""
         size, start = self.dims.head_dim, chunk_start(fast, part)
         q, k, v, logits = jnp.split(tokens_BQNF.swapaxes(1, 2), [size, 2 * size, 3 * size], -1)
         theta, eta, alpha = jnp.moveaxis(logits, -1, 0)

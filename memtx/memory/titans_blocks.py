@@ -115,7 +115,7 @@ class MAG(MemoryAndWindow):
         self.gate = Gate(dims.width)
 
     def __call__(self, x_BTD: Array, state, seg: Segment, *, key: Array | None = None):
-        """Read and learn the call's tokens: x_BTD -> o_BTD."""
+        """Read the tokens of the call and learn from them: x_BTD -> o_BTD."""
         memory, recent = state
         y_BTD, recent = self.window(x_BTD, recent, seg)
         m_BTD, memory = self.memory(x_BTD, memory, seg)
@@ -126,7 +126,7 @@ class MAL(MemoryAndWindow):
     """Residual site: window attention over the memory's output."""
 
     def __call__(self, x_BTD: Array, state, seg: Segment, *, key: Array | None = None):
-        """Read and learn the call's tokens: x_BTD -> o_BTD."""
+        """Read the tokens of the call and learn from them: x_BTD -> o_BTD."""
         memory, recent = state
         y_BTD, memory = self.memory(x_BTD, memory, seg)
         o_BTD, recent = self.window(y_BTD, recent, seg)
@@ -187,7 +187,7 @@ class MAC(Memory):
         return Context(fast, tail, query_tail, jnp.zeros(shape), jnp.zeros(shape))
 
     def __call__(self, x_BTD: Array, state: Context, seg: Segment, *, key: Array | None = None):
-        """Read and learn the call's tokens: x_BTD -> o_BTD."""
+        """Read the tokens of the call and learn from them: x_BTD -> o_BTD."""
         query, query_tail = self.conv(self.query(x_BTD), state.query_tail, seg.length_B)
         query_BTNH = unit(query.astype(jnp.float32).reshape(*x_BTD.shape[:2], self.dims.num_heads, -1))
         tokens = *self.near.attention.heads(x_BTD), query_BTNH
@@ -201,7 +201,7 @@ class MAC(Memory):
         return o_BTD, dataclasses.replace(after, fast=fast)
 
     def step(self, context: Context, tokens, part: ChunkPart, seg: Segment) -> tuple[Context, Array]:
-        """Read and learn one part of a segment. Returns the new context and o_BQD."""
+        """Read one part of a segment and learn from it. Returns the new context and o_BQD."""
         q, k, v, query_BQNH = tokens
         read_BQNH = apply(chunk_start(context.fast, part), query_BQNH.swapaxes(1, 2))
         h_k, h_v = self.near.attention.keys_values(self.memory.merge(read_BQNH.swapaxes(1, 2), q.dtype))

@@ -28,8 +28,7 @@ def rope(x_BTNH: Array, position_BT: Array | np.ndarray, base: float, scaling: t
 
 
 def rotate(x_BTNH: Array, position_BT: Array, base: float) -> Array:
-    """Apply `rope` at absolute positions, with the same precision at two billion as at 0. The result can be kept for later
-    calls.
+    """Apply `rope` at absolute positions, with the same precision at two billion as at 0. Later calls may use the result.
 
     Angles are counted in turns, whose whole part does not matter. The first 32 bits of a frequency times a position are
     integers, which wrap around. The next 32 bits give less than half a turn, in float32.
@@ -68,8 +67,7 @@ def cos_sin(position_BT1: Array, frequency_F: Array) -> tuple[Array, Array]:
     """Return cos and sin of position * frequency, [B, T, F].
 
     They are computed in a loop of two steps, because XLA stores the results of a loop. Without the loop, XLA's CPU backend
-    fuses
-    the sines into their users and recomputes them for every head, tile and gradient.
+    fuses the sines into their users and recomputes them for every head, tile and gradient.
     """
 
     def tables(frequency):

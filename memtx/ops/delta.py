@@ -85,7 +85,7 @@ def chunks(x_BTN: Array, size: int) -> Array:
 
 
 def sums(g_CG: Array) -> tuple[Array, Array]:
-    """Return the summed decays of the chunk up to and including each token, and those after it."""
+    """Return two sums of decays for each token: over the chunk up to and including it, and over the rest of the chunk."""
     after_CG = jnp.concatenate([g_CG[..., 1:, :], jnp.zeros_like(g_CG[..., :1, :])], -2)
     axis = g_CG.ndim - 2
     return lax.cumsum(g_CG, axis), lax.cumsum(after_CG, axis, reverse=True)

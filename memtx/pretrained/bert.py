@@ -77,8 +77,7 @@ NAMES = Names(
 
 
 def model(hf: Mapping[str, Any], context: int) -> Model:
-    """Return the Model that a config.json describes. `context` is ignored, because an encoder without memory sees only one
-    call.
+    """Return the Model that a config.json describes. `context` is ignored, because an encoder sees only one call.
 
     Raises UserError for settings that memtx does not support.
     """
@@ -86,7 +85,7 @@ def model(hf: Mapping[str, Any], context: int) -> Model:
     if architecture not in OUTPUTS:
         raise UserError(f"a {brief(architecture)} is not supported; supported: {', '.join(OUTPUTS)}")
     if text(hf, "position_embedding_type", "absolute") != "absolute" or flag(hf, "is_decoder", False):
-        raise UserError("a bert with relative positions or as a decoder is not supported")
+        raise UserError("a bert that has relative positions or is a decoder is not supported")
     if OUTPUTS[architecture] == "masked_lm" and not flag(hf, "tie_word_embeddings", True):
         raise UserError("a bert with an untied head (tie_word_embeddings=false) is not supported")
     activation = text(hf, "hidden_act", "gelu")

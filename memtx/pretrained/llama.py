@@ -51,8 +51,7 @@ NAMES = Names(
 
 
 def model(hf: Mapping[str, Any], context: int) -> Model:
-    """Return the Model that a config.json describes. context: the number of tokens that full attention keeps, at most the
-    model's maximum.
+    """Return the Model that a config.json describes. context: how many tokens full attention keeps, up to the maximum.
 
     Raises UserError for settings that memtx does not support.
     """

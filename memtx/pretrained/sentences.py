@@ -5,7 +5,7 @@
     2_Dense/                      a linear map and an activation, with weights: `Model.projections`
     sentence_bert_config.json     `Model.max_tokens` and `Model.lower_case`
 
-Other modules are errors. Source: sentence-transformers 6.2 (Reimers and Gurevych 2019, arXiv 1908.10084).
+Other modules raise UserError. Source: sentence-transformers 6.2 (Reimers and Gurevych 2019, arXiv 1908.10084).
 """
 
 from __future__ import annotations

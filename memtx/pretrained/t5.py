@@ -64,8 +64,7 @@ NAMES = Names(
 
 
 def model(hf: Mapping[str, Any], context: int) -> Model:
-    """Return the Model that a config.json describes. context: the number of tokens that cross-attention and full attention
-    keep.
+    """Return the Model that a config.json describes. context: how many tokens full and cross-attention keep.
 
     It may exceed `n_positions`, because positions are relative. Raises UserError for settings that memtx does not support.
     """

@@ -38,8 +38,7 @@ class Board:
             self._live.stop()
 
     def changed(self, name: str, state: str, note: str) -> None:
-        """Record the new state of a run, and print it unless there is a live table. note: a description, "" for the usual
-        one."""
+        """Record the new state of a run, and print it unless there is a live table. note: the description, or ""."""
         if (self._states[name], self._notes.get(name)) == (state, note):
             return
         self._states[name], self._notes[name] = state, note

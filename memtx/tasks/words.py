@@ -1,5 +1,4 @@
-"""Common English words and names for text tasks. No adjective, noun or verb is a person, place or thing in the story of a
-task."""
+"""Common English words and names for text tasks. No adjective, noun or verb is a person, place or thing in a story."""
 
 from collections.abc import Sequence
 

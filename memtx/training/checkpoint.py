@@ -58,8 +58,7 @@ class Restored:
 
 
 class Checkpointer:
-    """A manager that saves the checkpoints of a run and resumes from them. Create it before anything else writes into the
-    workdir.
+    """A manager that saves and restores checkpoints. Create it before anything else writes into the workdir.
 
     config: a nested dict of JSON values. keep: the number of newest steps to keep besides the best. warn: called with one line
     for each damaged step. If a run has several processes, they share the workdir. Each creates a Checkpointer and makes the

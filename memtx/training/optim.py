@@ -73,7 +73,7 @@ def _factors(optim: Optim, lm: LM, cache: str) -> Params:
         return factors
     new = set(new_parameters(lm, cache=cache)) if lm.model.pretrained else set()
     if not new:
-        raise UserError(f"optim.new_lr={optim.new_lr} needs a pretrained model with new parameters beside it; set optim.lr")
+        raise UserError(f"optim.new_lr={optim.new_lr} needs new parameters beside pretrained ones; set optim.lr instead")
     paths = jax.tree.unflatten(jax.tree.structure(factors), list(flat(lm.abstract_params)))
     return jax.tree.map(lambda path, factor: factor * optim.new_lr if path in new else factor, paths, factors)
 

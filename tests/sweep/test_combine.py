@@ -40,5 +40,5 @@ def test_sample_is_of_the_product_without_repeats_and_the_same_for_a_seed():
 def test_mistakes_are_said():
     with pytest.raises(UserError, match="seed is set by two parts"):
         list(product(SEEDS, SEEDS))
-    with pytest.raises(UserError, match="takes a list"):
+    with pytest.raises(UserError, match="must be a list"):
         list(product({"memory": "xl"}))

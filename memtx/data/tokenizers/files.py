@@ -127,8 +127,7 @@ def _huggingface(name: str, model: hf.Tokenizer, settings: Settings, end: str = 
 
 
 def _sentencepiece(name: str, file: Path, settings: Settings) -> Pretrained:
-    """Read a SentencePiece model. By default, texts get a start token if the model has one (Llama), or else an end token
-    (T5)."""
+    """Read a SentencePiece model. By default, texts get a start token if there is one (Llama), or an end token (T5)."""
     family, options = settings.check_family("Llama", "T5", "MT5"), settings.options
     t5, content = family in ("T5", "MT5"), file.read_bytes()
     model = optional("sentencepiece.sentencepiece_model_pb2").ModelProto.FromString(content)

@@ -71,8 +71,7 @@ class Settings:
         return _content(self.options.get(key)) or default
 
     def added(self, vocab: Mapping[str, int], *defaults: str) -> dict[int, AddedToken]:
-        """Return the tokens that the files add to a vocabulary, by id: first tokens listed with an id, then other special
-        tokens.
+        """Return the tokens that the files add to a vocabulary, by id. Special tokens listed without an id come last.
 
         A token of the vocabulary keeps its id. defaults: the tokens that are special in this family. Raises UserError if a file
         gives a token the id of another token, or an impossible id.
