@@ -99,7 +99,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """This package. `memtx.generate` is the function, also after an import of the subpackage with the same name."""
+    """This package. `memtx.generate` is the function, even after the subpackage of the same name is imported."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOME and isinstance(value, ModuleType)):

@@ -1,7 +1,7 @@
-"""Configs: ml_collections files at the edge, frozen dataclasses inside.
+"""Configs: users write ml_collections files, and memtx uses frozen dataclasses.
 
-A config file has `get_config(arg)` returning a ConfigDict with the groups below (`configs/lm.py` is the general one).
-`configure` turns it, once, into a `Config`; an unknown key is an error that names the nearest known one.
+A config file defines `get_config(arg)`, which returns a ConfigDict with the groups below. `configs/lm.py` is the most general
+one. `configure` converts it into a `Config`. An unknown key is an error that names the nearest valid key.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Model:
     classes: Count = 2
     labels: tuple[str, ...] = ()  # the names of the classes, in order; (): they have none until a model learns from data
     memory: Mapping[str, Any] = field(default_factory=dict)  # settings by mechanism name: the config group `memory`
-    pretrained: str = ""  # begin with its weights: a folder, a .gguf file, smollm2, a name of the hub; see memtx.files.hub
+    pretrained: str = ""  # start with its weights: a folder, a .gguf file, smollm2, a name of the hub; see memtx.files.hub
     vocab_size: Natural = 0  # 0: the tokenizer's
     width: Count = 128
     num_heads: Count = 4
@@ -55,7 +55,7 @@ class Model:
     tied: bool = True
     embed_scale: NonNegative = 0.0  # of embedded tokens; 0: sqrt(width) if tied, else 1
     logit_scale: NonNegative = 1.0  # tied T5 has width^-1/2
-    closed: bool = False  # memories added to a pretrained backbone begin as nothing: gains and gates at 0
+    closed: bool = False  # memories added to a pretrained backbone contribute nothing at first: gains and gates are 0
     dropout: Share = 0.0
     dtype: str = "float32"  # of activations; parameters and states are float32
     remat: bool = False
@@ -69,7 +69,7 @@ class Data:
     corpus: str = "pycode"  # pycode | books | speeches | textdir:PATH | tfds:NAME | task:NAME
     tokenizer: str = "bytes"  # bytes | bpe:SIZE | pretrained:NAME
     segment: Count = 128  # T, tokens of one call
-    document_tokens: Natural = 0  # longer documents are cut into parts of so many tokens, `bos` included; 0: never
+    document_tokens: Natural = 0  # cut longer documents into parts of this many tokens, including `bos`; 0: never
     task: Any = field(default_factory=dict)  # settings of a task: its Config, by name in files
     curriculum: tuple[tuple[Count, Mapping[str, Any]], ...] = ()  # of a task: (steps, settings) of the stages before `task`
     examples: Natural = 0  # of a task: train on this many different ones; 0: every example is new
@@ -109,14 +109,14 @@ class Train:
 
 @dataclass(frozen=True)
 class Eval:
-    """When and on how much held-out data a run is evaluated."""
+    """When a run is evaluated, and on how much held-out data."""
 
-    every: Natural = 500  # steps; 0: at the end only
+    every: Natural = 500  # steps; 0: only at the end
     batch: Count = 8
     segments: Natural = 64  # at most this many calls on the held-out text; 0: all of it
     examples: Count = 512  # of a task: held-out ones
     task: Mapping[str, Any] = field(default_factory=dict)  # changes to data.task for held-out examples
-    generate: Natural = 0  # of task:pairs: so many are answered by greedy generation, and scored
+    generate: Natural = 0  # for task:pairs: the number of examples to answer by greedy generation and score
     split: str = "valid"
     prompt: str = ""  # of the sample written at the end
     sample_tokens: Natural = 200
@@ -132,7 +132,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Mesh:
-    """The number of devices along each axis. data=0 uses all devices that `model` leaves."""
+    """The number of devices along each axis. data=0 uses all remaining devices."""
 
     data: Natural = 0
     model: Count = 1
@@ -141,7 +141,7 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Config:
-    """own: the origins of memories that memtx does not contain, by name; see memtx.memory.registry."""
+    """A complete config. own: the origins, by name, of memories outside memtx (see memtx.memory.registry)."""
 
     model: Model = Model()
     data: Data = Data()
@@ -155,7 +155,7 @@ class Config:
 
 
 def to_json(config: Config) -> dict:
-    """The config as plain JSON values, in the groups that a ConfigDict has; `configure` reads it back."""
+    """Return the config as JSON values, in the groups of a ConfigDict. `configure` reads it back."""
     values = json.loads(json.dumps(plain(config)))
     values["memory"] = values["model"].pop("memory")
     return values

@@ -1,7 +1,7 @@
 """The contract: everything that remembers is one pure call, `(x, state, seg) -> (y, state)`.
 
-A *Module* holds parameters and nothing else. A *state* is a pytree that the caller owns. Its tree, shapes and dtypes never
-change between calls. A *Segment* describes the tokens of one call. This file defines the three, the operations on any state
+A *Module* has parameters and nothing else. A *state* is a pytree that the caller owns. Its tree, shapes and dtypes never change
+between calls. A *Segment* describes the tokens of one call. This file defines the three, the operations on any state
 (`batch_axes`, `reset`, `detach`) and the wrappers around any call (`emit`, `collect`, `rematerialised`, `scan`).
 
 Legend: B stream, T query time, S source time, M memory slots, N query heads, K kv heads, H head dim, D model.
@@ -51,7 +51,7 @@ class Segment:
 
     @property
     def mask_BT(self) -> Array:
-        """Which tokens are real."""
+        """The mask of the real tokens."""
         return jnp.arange(self.position_BT.shape[1]) < self.length_B[:, None]
 
     def replace(self, **changes) -> Segment:
@@ -74,7 +74,7 @@ class Stateful(Protocol):
     """An object that has a state."""
 
     def init_state(self, batch_size: int) -> State:
-        """Return the empty state of `batch_size` streams. It depends on the static config only, not on parameters or keys."""
+        """Return the empty state of `batch_size` streams. It depends only on the static config, not on parameters or keys."""
         ...
 
 
@@ -83,7 +83,7 @@ class Layer(Stateful, Protocol):
 
     At the *attention* site x is (q_BTNH, k_BTKH, v_BTKH), un-rotated, and y is BTNH. If k and v are None, nothing is written.
     At the *residual* and *body* sites x and y are BTD. At the *head* site x is (h_BTD, logits_BTV) and y are the new logits.
-    y has x's dtype, at the head site that of the logits. With key=None the call is deterministic.
+    y has the dtype of x, or that of the logits at the head site. With key=None the call is deterministic.
     """
 
     def __call__(self, x, state: State, seg: Segment, /, *, key: Array | None = None) -> tuple[Any, State]: ...
@@ -93,7 +93,7 @@ class Layer(Stateful, Protocol):
 class Dims:
     """The static sizes of a layer, and the way it encodes positions.
 
-    position: "rope", "alibi", "t5", or "none" (also for learned positions, which the embedding adds).
+    position: "rope", "alibi", "t5", or "none" (including learned positions, which the embedding adds).
     score_scale: the factor of attention scores. 0 means head_dim^-1/2. Mechanisms read it as `scale`.
     vocab_size: for mechanisms that store or hash tokens.
     closed: whether memories that are added to a pretrained backbone contribute exactly nothing at first.
@@ -112,7 +112,7 @@ class Dims:
 
     @property
     def scale(self) -> float:
-        """The factor of attention scores q k."""
+        """The factor by which attention scores q k are multiplied."""
         return self.score_scale or self.head_dim**-0.5
 
     def gate(self, b: Array) -> Array:
@@ -135,7 +135,7 @@ SITES = ("attention", "residual", "body", "head")
 
 
 class Memory(nnx.Module):
-    """The base class of every mechanism: a Layer built as `cls(config, dims, key)`, and the hooks that describe it.
+    """The base class of mechanisms: a Layer that `cls(config, dims, key)` builds, with hooks that describe it.
 
     A mechanism sets `site`, `kind`, `Config` and `tiny`. It overrides a hook if the default does not fit. The rest of memtx
     reads these attributes, so no module outside `memtx/memory` needs to know a mechanism by its name.
@@ -174,10 +174,10 @@ class Memory(nnx.Module):
     """At the body site: `wrap_layer(config, dims, key, layer)` builds the layer that takes the place of each inner layer."""
 
     def __init__(self, config: Any, dims: Dims, key: Array, *body: Layer):
-        """Create the parameters. `body` is given at the body site only."""
+        """Create the parameters. `body` is given only at the body site."""
 
     def init_state(self, batch_size: int) -> State:
-        """The state of `batch_size` streams that have read nothing. It depends on the config, not on parameters."""
+        """Return the empty state of `batch_size` streams. It depends on the config, not on parameters."""
         raise NotImplementedError(f"{type(self).__name__}.init_state")
 
     def __call__(self, x, state: State, seg: Segment, /, *, key: Array | None = None) -> tuple[Any, State]:
@@ -196,34 +196,34 @@ class Memory(nnx.Module):
 
     @classmethod
     def shared(cls, config, dims: Dims, key: Array) -> dict[str, nnx.Param]:
-        """Return the parameters that all its layers share, by name. A layer finds them in `seg.shared["NAME/name"]`."""
+        """Return the parameters that all layers of the mechanism share, by name. Layers read `seg.shared["NAME/name"]`."""
         return {}
 
     @classmethod
     def room(cls, config) -> int | None:
-        """At the body site: return how many tokens the inner layers see before their state is reset, or None if it never is."""
+        """Return how many tokens the inner layers see between resets, or None without resets. Only for the body site."""
         return None
 
     @classmethod
     def within(cls, config, room: int):
-        """Return its config inside a body that resets it after `room` tokens. More capacity than that is of no use."""
+        """Return the config to use inside a body that resets the state every `room` tokens. More capacity would be unused."""
         return config
 
     @classmethod
     def of_tokens(cls, config, pieces: Sequence[bytes]):
-        """Its config with settings that depend on the texts of the tokenizer's tokens, if it has any."""
+        """Return the config with the settings that depend on the text of each token. By default there are none."""
         return config
 
     @classmethod
     def on_backbone(cls, attention: type[Memory] | None) -> dict[str, Any]:
-        """Return the settings with which it starts like the attention of a pretrained backbone.
+        """Return the settings with which the mechanism starts like the attention of a pretrained backbone.
 
         attention: the mechanism that replaces the backbone's attention in the other layers, or None if they keep it.
         """
         return {}
 
     def local_position(self, position_BT: Array) -> Array:
-        """At the body site: return the positions at which learned position embeddings are read, [B, T]."""
+        """Return the positions at which learned position embeddings are read, [B, T]. Only for the body site."""
         return position_BT
 
 
@@ -270,7 +270,7 @@ def take_rows(state: State, index_B: Array, axes: State) -> State:
 def reset(layer: Stateful, state: State, reset_B: Array) -> State:
     """Replace the state by a fresh one in the rows that are True.
 
-    Without such a row it costs nothing. A plain `where` would rewrite every ring in each call.
+    If no row is True, this costs nothing. A plain `where` would rewrite every ring in each call.
     """
     fresh = partial(layer.init_state, reset_B.shape[0])
     axes = batch_axes(layer.init_state)
@@ -327,8 +327,8 @@ def emit_all(aux: Mapping[str, tuple[Array, ...]]) -> None:
 def collect(f: Callable, *kinds: str, also: tuple[str, ...] = ()) -> Callable:
     """Return `g(*args) -> (f(*args), {name: values emitted inside})`, for use inside jit.
 
-    Without kinds, g collects the kinds of the enclosing collect. In this way emissions cross a scan, a checkpoint or a vmap.
-    `also`: further kinds, which f need not emit.
+    Without kinds, g collects the kinds of the enclosing collect. Emissions cross a scan, a checkpoint or a vmap in this way.
+    also: further kinds, which f need not emit.
     Raises LookupError if f emits nothing of a named kind other than "loss". A compiled f emits only while it is traced.
     """
 
@@ -348,7 +348,7 @@ def collect(f: Callable, *kinds: str, also: tuple[str, ...] = ()) -> Callable:
 
 
 def rematerialised(f: Callable) -> Callable:
-    """Put f under `jax.checkpoint`, which saves only reads from a bank (named "read") for the backward pass. f may emit."""
+    """Wrap f in `jax.checkpoint`, which saves only reads from a bank (named "read") for the backward pass. f may emit."""
     tapped = jax.checkpoint(collect(f), policy=jax.checkpoint_policies.save_only_these_names("read"))
 
     def g(*args):

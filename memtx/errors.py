@@ -1,4 +1,4 @@
-"""Errors that a user can mend: one exception, and checks that name the nearest known name."""
+"""Errors that the user can fix: one exception, and checks that suggest the nearest valid name."""
 
 import difflib
 import importlib
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class UserError(Exception):
-    """An error that a user can mend. The command line shows it as one line, without a traceback, and exits with status 2."""
+    """An error that the user can fix. The command line shows it as one line, without a traceback, and exits with status 2."""
 
 
 def check_known(name: str, known, what: str) -> None:
@@ -40,25 +40,25 @@ def optional(module: str, extra: str = "hf") -> ModuleType:
 
 
 def printable(name: str) -> str:
-    """The name of a file as text that can be printed and stored: bytes that are not UTF-8 become \\xe9 and the like."""
+    """Return a file name that can be printed and stored. Bytes that are not UTF-8 become escapes such as \\xe9."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def check_utf8(path: object, what: str) -> None:
-    """UserError if the name of a file, or of a folder around it, is not UTF-8, which libraries that write there need."""
+    """Raise a UserError unless a path is UTF-8, as libraries that write to it require."""
     if printable(str(path)) != str(path):
-        raise UserError(f"{what} {printable(str(path))} has a name that is not UTF-8; choose another")
+        raise UserError(f"{what} {printable(str(path))} has a name that is not UTF-8; choose another name")
 
 
 def quoted(names: Iterable[object], most: int = 10) -> str:
-    """For a message: the first `most` of them, each shortened, and how many more there are."""
+    """Return a list of names for an error message: the first `most`, each shortened, and the number of the others."""
     names = list(names)
     shown = ", ".join(repr(textwrap.shorten(str(name), 60) or str(name)[:60]) for name in names[:most])
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the end of an error message: "; the nearest: a, b, c", or some of the known names if none is near."""
+    """Return the end of an error message: "; the nearest: a, b, c", or a few known names if none is similar."""
     names = list(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     shown = near or names[:3]
@@ -66,13 +66,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def brief(value: Any) -> str:
-    """A value, or the text of an exception, as an error message shows it: on one line, and cut if it is long."""
+    """Return a value, or the text of an exception, on one line for an error message. Long text is cut."""
     shown = str(value) if isinstance(value, Exception) else reprlib.repr(value)
     return " ".join(shown.split())[:120]
 
 
 def listed(items: Iterable[str], most: int = 6, separator: str = ", ") -> str:
-    """At most so many items for an error message, each on one line: "a, b, ... and 7 more"."""
+    """Return a list of at most `most` items for an error message, each on one line: "a, b, ... and 7 more"."""
     found = [" ".join(item.split())[:120] for item in items]
     more = [f"... and {len(found) - most} more"] if len(found) > most else []
     return separator.join([*found[:most], *more])

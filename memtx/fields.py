@@ -1,7 +1,8 @@
-"""Mappings to frozen dataclasses. The type hint of a field says which values it takes.
+"""Conversion of mappings to frozen dataclasses. The type hint of a field determines its valid values.
 
-`steps: Count` takes whole numbers from 1, `dropout: Share` takes numbers in [0, 1), and `tuple[tuple[str, int], ...]` takes
-any number of such pairs, as tuples or as lists. Any other value is a UserError that names the field and shows the right form.
+`steps: Count` takes whole numbers of at least 1, `dropout: Share` takes numbers in [0, 1), and `tuple[tuple[str, int], ...]`
+takes any number of such pairs, as tuples or lists. Any other value raises a UserError that names the field and the expected
+form.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from memtx.errors import UserError, check_known
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Finite numbers x with low <= x < below."""
+    """The finite numbers x with low <= x < below."""
 
     low: float
     below: float = math.inf
 
     def misses(self, number: float) -> str:
-        """A wrong number's right form; "" if the number is in the range."""
+        """Return a description of the valid numbers, or "" if this number is valid."""
         if not math.isfinite(number):
             return "a finite number"
         if self.low <= number < self.below:
@@ -38,19 +39,19 @@ PLAIN = {int: Range(-(2**31), 2**31), float: Range(-math.inf)}  # ranges of plai
 
 Natural = Annotated[int, Range(0, 2**31)]
 Count = Annotated[int, Range(1, 2**31)]
-Seed = Annotated[int, Range(0, 2**32)]  # jax.random.key has no more different ones
+Seed = Annotated[int, Range(0, 2**32)]  # jax.random.key distinguishes only these
 Share = Annotated[float, Range(0, 1)]
 NonNegative = Annotated[float, Range(0)]
 
 
 class _MisfitError(Exception):
-    """Carries the right form of a value in words."""
+    """A value has the wrong form. The message describes the right one."""
 
 
 def to_dataclass(cls, values: Mapping, path: str = ""):
-    """A dataclass from a mapping of some of its fields. Lists become tuples; whole numbers pass for floats.
+    """Build a dataclass from a mapping of some of its fields. Lists become tuples, and integers are valid floats.
 
-    path: of the mapping in the config, for errors. Raises UserError for an unknown field or a wrong value.
+    path: the path of the mapping in the config, for errors. Raises UserError for an unknown field or a wrong value.
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{path or 'a config'} is a group of keys, not {_short(values)}")
@@ -61,14 +62,14 @@ def to_dataclass(cls, values: Mapping, path: str = ""):
         fits[name] = fitted(value, hints[name], f"{path}.{name}" if path else name, _default(fields[name]))
     try:
         return cls(**fits)
-    except UserError as error:  # of its __post_init__, which does not know its place in the config
+    except UserError as error:  # raised by __post_init__, which does not know the path in the config
         raise UserError(f"{path}: {error}") from None
 
 
 def fitted(value: Any, hint: Any, name: str, default: Any = None) -> Any:
-    """The value as the type hint has it. UserError, with `name` and the right form, if it does not fit.
+    """Return the value converted to its type hint. Raises UserError, with `name` and the expected form, if it is not valid.
 
-    default: an example of a tuple's form, in place of one made from the hint.
+    default: if it is a tuple, the error shows it as an example instead of one made from the hint.
     """
     if dataclasses.is_dataclass(hint) and not isinstance(value, typing.cast(type, hint)):
         return to_dataclass(hint, value, name)
@@ -80,7 +81,7 @@ def fitted(value: Any, hint: Any, name: str, default: Any = None) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses and mappings as dicts, numpy's and jax's numbers as Python's, paths as text, all the way down."""
+    """Convert dataclasses and mappings to dicts, NumPy and JAX numbers to Python numbers, and paths to strings, recursively."""
     if dataclasses.is_dataclass(value):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -137,7 +138,7 @@ def _any_of(value: Any, hints: tuple) -> Any:
 
 
 def _form(hint: Any) -> str:
-    """An example of a hint's values, as one writes it: ((('text', ...), 1), ...)."""
+    """Return an example of a hint's values as Python source: ((('text', ...), 1), ...)."""
     args = typing.get_args(hint)
     if typing.get_origin(hint) is Annotated:
         return _form(args[0])
@@ -150,7 +151,7 @@ def _form(hint: Any) -> str:
 def _hints(cls) -> dict[str, Any]:
     try:
         return typing.get_type_hints(cls, include_extras=True)
-    except NameError:  # of a class in a function: its names cannot be looked up
+    except NameError:  # a class in a function: its names cannot be looked up
         return {f.name: type(_default(f)) for f in dataclasses.fields(cls)}
 
 

@@ -1,8 +1,8 @@
 """The distribution of arrays over devices: modules declare the mesh axes of their parameters, and a Layout applies them.
 
 The mesh has the axes `data` (streams, and parameters under FSDP) and `model` (tensor parallelism). State is sharded over
-`data` by stream, and the optimiser state like the parameters it belongs to. A dimension stays whole if the size of its mesh
-axis does not divide it.
+`data` by stream, and the optimiser state like its parameters. A dimension is replicated if the size of its mesh axis does not
+divide it.
 """
 
 import jax
@@ -16,7 +16,7 @@ from memtx.core import batch_axes
 from memtx.errors import UserError
 from memtx.models.lm import LM
 
-FSDP_SMALLEST = 4096  # FSDP leaves parameters with fewer elements whole
+FSDP_SMALLEST = 4096  # FSDP replicates parameters with fewer elements
 
 
 class Layout:
@@ -55,7 +55,7 @@ class Layout:
     def opt_state(self, tx: optax.GradientTransformation, lm: LM):
         """Return the shardings of the optimiser state.
 
-        An array with the shape of its parameter is sharded like it. All others are whole on every device.
+        An array with the shape of its parameter is sharded like it. All others are replicated on every device.
         """
 
         def like_param(leaf, sharding, param):
@@ -77,7 +77,7 @@ class Layout:
         )
 
     def state(self, init_state):
-        """Return the shardings of a state: over `data` along the batch axis. Leaves that all streams share stay whole."""
+        """Return the shardings of a state: over `data` along the batch axis. Leaves that all streams share are replicated."""
 
         def sharding(axis):
             return self.whole if axis < 0 else NamedSharding(self.mesh, P(*[None] * axis, "data"))

@@ -64,7 +64,7 @@ def only(memory: str) -> dict:
         ({"model": {"num_kv_heads": 3}}, "num_kv_heads=3 does not divide"),
         ({"model": {"width": 12}}, "even head_dim"),
         ({"model": {"activation": "gelux"}}, "did you mean gelu"),
-        ({"model": {"rope_scaling": (8.0,)}}, "rope_scaling is"),
+        ({"model": {"rope_scaling": (8.0,)}}, "rope_scaling must be"),
         ({"train": {"batch": 6, "accumulate": 4}}, "accumulate=4 does not divide train.batch=6"),
         ({"train": {"steps": 0}}, "train.steps must be at least 1"),
         ({"optim": {"name": "adam"}}, "did you mean adamw"),

@@ -176,7 +176,7 @@ def test_layers_without_stacks_write_the_same(monkeypatch):
     [
         ({"beams": 0}, "beams must be"),
         ({"beams": 2, "sampling": Sampling()}, "temperature to 0"),
-        ({"stop": "abc"}, "list of texts"),
+        ({"stop": "abc"}, "list of strings"),
         ({"source": ["a", "b"]}, "2 sources for 1"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The command line: a module for each command, named like it.
+"""The command line, with one module per command. Each module has the name of its command.
 
 Each module has `define(values)`, which defines the flags, and `act(values)`, which runs the command with the parsed flags. Its
 docstring and the texts of its flags are the help of the command. A module imports JAX in `act` or later, so that help is quick.
@@ -31,9 +31,9 @@ CACHE = (
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command and return, or exit with status 2 after one line about a mistake that the user can mend.
+    """Run a command and return, or exit with status 2 after printing one line about a mistake that the user can fix.
 
-    argv: the arguments after `memtx`. None takes those of the process.
+    argv: the arguments after `memtx`. None uses the arguments of the process.
     """
     argv = sys.argv[1:] if argv is None else argv
     for stream in (sys.stdout, sys.stderr):

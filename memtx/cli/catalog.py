@@ -20,7 +20,7 @@ GROUP = "memtx.memories"  # the entry points of packages, see memtx.memory.regis
 
 
 def read_catalog() -> list[dict[str, Any]]:
-    """Return one row per mechanism, as `compute_row` makes it. Those of installed packages are computed, the others stored."""
+    """Return one row per mechanism (see `compute_row`). Rows of installed packages are computed. The others are stored."""
     rows = _stored()
     if importlib.metadata.entry_points(group=GROUP):
         from memtx.memory import MEMORIES
@@ -30,7 +30,7 @@ def read_catalog() -> list[dict[str, Any]]:
 
 
 def find_settings(given: str) -> tuple[str, dict[str, Any]]:
-    """Return the name of a mechanism and its settings with their defaults.
+    """Return the name of a mechanism and the defaults of its settings.
 
     given: a name, or path/to/file.py:ClassName. Raises UserError if it is unknown or cannot be loaded.
     """
@@ -70,7 +70,7 @@ def compute_row(name: str) -> dict[str, Any]:
 
 
 def compute_catalog() -> str:
-    """Return the contents of catalog.json, computed anew."""
+    """Compute the contents of catalog.json."""
     from memtx.memory import MEMORIES
 
     rows = [compute_row(name) for name in MEMORIES if name not in MEMORIES.origins]

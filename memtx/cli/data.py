@@ -29,7 +29,7 @@ def define(values: flags.FlagValues) -> None:
 
 
 def act(values) -> None:
-    """Print the corpus or the example. Raises UserError for a mistake that the user can mend."""
+    """Print the corpus or the example. Raises UserError for a mistake that the user can fix."""
     from memtx.cli.describe import describe
     from memtx.config import Data
     from memtx.runs.configure import configure

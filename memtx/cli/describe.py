@@ -14,8 +14,8 @@ from memtx.data.tokens import tokenize
 class SplitSize:
     """The size of one split.
 
-    documents, bytes, tokens: their number; bytes are those of the tokens. longest: the name of the longest document.
-    longest_tokens: its tokens.
+    documents, bytes, tokens: the number of each. The bytes are those of the tokens. longest: the name of the longest document.
+    longest_tokens: the number of its tokens.
     """
 
     split: str
@@ -40,7 +40,7 @@ class Description:
 
 
 def describe(data: config.Data) -> Description:
-    """Describe the corpus of `data`. Builds the corpus, the tokenizer and the tokens if they are not in the cache.
+    """Describe the corpus of `data`. If the corpus, tokenizer or tokens are not in the cache, they are built.
 
     Raises UserError if one of them cannot be built.
     """

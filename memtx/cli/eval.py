@@ -40,7 +40,7 @@ def define(values: flags.FlagValues) -> None:
 
 
 def act(values) -> None:
-    """Evaluate, and print the result. Raises UserError for a mistake that the user can mend."""
+    """Evaluate, and print the result. Raises UserError for a mistake that the user can fix."""
     from memtx.runs.evaluate import evaluate_config, evaluate_run
 
     given = {name: values[name].value for name in ("split", "segments", "examples")}

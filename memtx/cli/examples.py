@@ -1,4 +1,4 @@
-"""An example of a task for people: its tokens, with the labels in bold."""
+"""Display of an example of a task: the tokens, with the labels in bold."""
 
 from __future__ import annotations
 

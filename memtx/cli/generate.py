@@ -45,7 +45,7 @@ def define(values: flags.FlagValues) -> None:
 
 
 def act(values) -> None:
-    """Print the prompt and the text as it is written. Raises UserError for a mistake that the user can mend."""
+    """Print the prompt and the text as it is written. Raises UserError for a mistake that the user can fix."""
     from memtx.generate import Sampling, chat, generate
     from memtx.runs.load import load, load_run
 
@@ -57,7 +57,7 @@ def act(values) -> None:
         raise UserError("give either --workdir or --model, not both")
     context = values["context"].value
     if context and not model:
-        raise UserError("--context is for --model; the config of a run sets its own")
+        raise UserError("--context is for --model; the config of a run sets its context")
     kept = {"context": context} if context else {}
     loaded = load(model, **kept) if model else load_run(Path(needed(values, "workdir", "runs/first")))
     prompt = _prompt(values)

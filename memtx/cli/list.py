@@ -60,5 +60,5 @@ def details(given: str) -> str:
 
 
 def _literal(value: object) -> object:
-    """Return a value of catalog.json as a flag takes it. JSON has no tuples."""
+    """Convert a value of catalog.json to the form that a flag takes. JSON has no tuples."""
     return tuple(value) if isinstance(value, list) else value

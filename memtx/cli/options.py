@@ -1,4 +1,4 @@
-"""Flags of a command: their help, their values, and one line about a mistake in them."""
+"""Flags of a command: help, parsing, and errors on one line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLACEHOLDERS = {"int": "N", "float": "X"}
 def flags_help(values: flags.FlagValues) -> str:
     """Return a paragraph for each flag: its name, its text and its default.
 
-    In the text of a flag, the first words in backquotes are the placeholder of its value: "The folder `DIR`" gives --name=DIR.
+    The first words in backquotes in the text of a flag are the placeholder of its value. "The folder `DIR`" gives --name=DIR.
     """
     return "".join(f"{_flag_help(values[name])}\n" for name in values)
 
@@ -41,8 +41,8 @@ def _flag_help(flag: flags.Flag) -> str:
 def parse(values: flags.FlagValues, command: str, rest: list[str]) -> flags.FlagValues:
     """Parse the arguments of a command into its flags, and return them.
 
-    The name of an installed config is completed to its path. Raises UserError for a config file that cannot be found or read,
-    for an unknown key of it and for an argument that is not a flag, and absl's flags.Error for other mistakes.
+    The name of an installed config is completed to its path. Raises UserError if a config file cannot be found or read, if it
+    lacks a key, or if an argument is not a flag. Raises absl's flags.Error for other mistakes.
     """
     spec = next((arg.partition("=")[2] for arg in rest if arg.startswith("--config=")), None)
     if spec is not None:
@@ -64,7 +64,7 @@ def parse(values: flags.FlagValues, command: str, rest: list[str]) -> flags.Flag
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         if "Error whilst parsing config file" in str(error):  # a traceback follows
-            raise UserError(f"{spec} fails with {str(error).strip().splitlines()[-1]}") from None
+            raise UserError(f"{spec} raises {str(error).strip().splitlines()[-1]}") from None
         raise
     finally:
         sys.argv = program
@@ -75,7 +75,7 @@ def parse(values: flags.FlagValues, command: str, rest: list[str]) -> flags.Flag
 
 @contextlib.contextmanager
 def default_cache(rest: list[str]):
-    """Make the folder of --cache or --config.data.cache the default cache while the context lasts, also for config files."""
+    """Use the folder of --cache or --config.data.cache as the default cache within the context, even in config files."""
     before = os.environ.get(VARIABLE)
     for name, _, value in (arg.partition("=") for arg in rest):
         if value and name in ("--config.data.cache", "--cache"):
@@ -104,9 +104,10 @@ def needed(values: flags.FlagValues, name: str, example: str):
 
 
 def parse_settings(text: str | None, option: str) -> dict | None:
-    """Return the mapping that `key=value,key=value` describes, or None for no text.
+    """Parse `key=value,key=value`. Returns a mapping, or None if there is no text.
 
-    Values are Python literals, or else words. Raises UserError for a text of another form, with the name of the option.
+    Values are Python literals, or words if they are not literals. Raises UserError, with the name of the option, for text of
+    any other form.
     """
     if not text:
         return None
@@ -117,5 +118,5 @@ def parse_settings(text: str | None, option: str) -> dict | None:
         except (ValueError, SyntaxError):
             settings[name] = value
     if not settings:
-        raise UserError(f"--{option}={text!r} should read key=value,key=value")
+        raise UserError(f"--{option}={text!r} must have the form key=value,key=value")
     return settings

@@ -29,7 +29,7 @@ def define(values: flags.FlagValues) -> None:
 
 
 def act(values) -> None:
-    """Print the costs and the solved keys. Raises UserError for a mistake that the user can mend."""
+    """Print the costs and the solved keys. Raises UserError for a mistake that the user can fix."""
     from memtx.runs.plan import make_plan
 
     config = needed(values, "config", "configs/lm.py:memory=xl")

@@ -41,7 +41,7 @@ def define(values: flags.FlagValues) -> None:
 
 
 def act(values) -> None:
-    """Print the report and write its files. Raises UserError for a mistake that the user can mend.
+    """Print the report and write its files. Raises UserError for a mistake that the user can fix.
 
     Exits with status 1 if --check finds a cell that disagrees.
     """

@@ -1,8 +1,8 @@
-"""Run the runs of a sweep file, several at a time.
+"""Execute the runs of a sweep file, several at a time.
 
   memtx sweep --sweep=experiments/mqar/sweep.py --workdir=runs/mqar --parallel=2
 
-The same command continues a sweep that was stopped. Finished runs are not run again.
+The same command continues a sweep that was stopped. Finished runs are not repeated.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def define(values: flags.FlagValues) -> None:
 
 
 def act(values) -> None:
-    """Run or list the runs. Raises UserError for a mistake that the user can mend.
+    """Execute or list the runs. Raises UserError for a mistake that the user can fix.
 
     Exits with status 1 if a run failed, and 130 if the sweep was interrupted.
     """
@@ -65,7 +65,7 @@ def act(values) -> None:
 
 
 def _one(path: Path, name: str, workdir: Path) -> int:
-    """Run one run in this process. Returns the exit status."""
+    """Execute one run in this process. Returns the exit status."""
     from memtx.sweep.execute import execute
     from memtx.sweep.schedule import BUSY
     from memtx.sweep.spec import load_sweep

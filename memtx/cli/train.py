@@ -34,7 +34,7 @@ def define(values: flags.FlagValues) -> None:
 
 
 def act(values) -> None:
-    """Train, and print the evaluation and a sample. Raises UserError for a mistake that the user can mend."""
+    """Train, and print the evaluation and a sample. Raises UserError for a mistake that the user can fix."""
     from memtx.runs.configure import configure
     from memtx.runs.train import train
 

@@ -11,10 +11,10 @@
 | C5 | an empty memory contributes exactly nothing |
 | C6 | truncated backpropagation stops exactly at the boundary |
 | C7 | a state can be saved, restored and continued |
-| C8 | shapes and dtypes never change, also in bfloat16 |
+| C8 | shapes and dtypes never change, including in bfloat16 |
 | C9 | eight devices compute the same as one, without communication (needs `--devices=8`) |
 | C10 | the declared bytes are the bytes in use |
 
-Each check has a control that must fail. A few checks repeat through a whole language model. A mechanism that is not causal
-is a function of one call. C2 and C3 then check that its output depends on the whole call.
+Each check has a control that must fail. A few checks also run through a whole language model. The result of a mechanism that is
+not causal depends on one call only. C2 and C3 then check that its output depends on the whole call.
 """

@@ -1,4 +1,4 @@
-"""Tools of the contract tests. A Case is one mechanism at tiny settings, and its call is compiled once per shape.
+"""Tools of the contract tests. A Case is one mechanism with tiny settings. Its call is compiled once per shape.
 
 B stream, T time, N query heads, K kv heads, H head dim, D model.
 """
@@ -46,7 +46,7 @@ def mesh(data: int = 0):
 
 
 def shard(tree, axes=0, on=None):
-    """Shard a tree over `data` along its batch axes: a tree of ints, or one int for all leaves. -1: no batch axis."""
+    """Shard a tree over `data`. axes: the batch axis of each leaf, or one int for all leaves. -1 means no batch axis."""
     on = on or mesh()
     if on is None:
         return jax.tree.map(jnp.asarray, tree)
@@ -78,7 +78,7 @@ class Case:
 
     @cached_property
     def model(self) -> Model:
-        """The smallest model with the mechanism: one block, or one block inside it."""
+        """The smallest model with the mechanism: one block, or a body or head mechanism with one block."""
         entry = (self.cls.block or "window") if self.cls.site in ("body", "head") else self.name
         around = {self.cls.site: self.name} if self.cls.site in ("body", "head") else {}
         inner = {name: MEMORIES[name].tiny[0] for name in patterns.names([((entry,), 1)]) if name != self.name}
@@ -94,41 +94,41 @@ class Case:
 
     @cached_property
     def params(self):
-        """Its parameters."""
+        """The parameters of the mechanism."""
         with jax.ensure_compile_time_eval():
             return shard(nnx.to_pure_dict(nnx.state(self.layer)), -1)
 
     @cached_property
     def axes(self):
-        """The batch axes of its state."""
+        """The batch axes of the state."""
         return batch_axes(self.layer.init_state)
 
     @cached_property
     def remembers(self) -> bool:
-        """Whether it has a state. A table of parameters has none."""
+        """Whether the mechanism has a state. A table of parameters has none."""
         return bool(jax.tree.leaves(self.axes))
 
     @property
     def causal(self) -> bool:
-        """As `Memory.causal`."""
+        """Whether the mechanism is causal (`Memory.causal`)."""
         return self.cls.causal
 
     @property
     def encoded(self) -> bool:
-        """As `Memory.encoded`."""
+        """Whether the mechanism reads an encoder's output (`Memory.encoded`)."""
         return self.cls.encoded
 
     @property
     def keeps_x(self) -> bool:
-        """Whether its state depends on x."""
+        """Whether the state depends on x."""
         return self.remembers and not self.encoded
 
     def init_state(self):
-        """Return its empty state."""
+        """Return the empty state."""
         return shard(self.layer.init_state(BATCH), self.axes)
 
     def apply(self, params, x, state, seg: Segment):
-        """Call it as a model does: reset, then the layer."""
+        """Reset the state and call the layer, as a model does."""
         graph, abstract = nnx.split(self.layer)
         nnx.replace_by_pure_dict(abstract, params)
         layer = nnx.merge(graph, abstract)
@@ -137,15 +137,15 @@ class Case:
 
     @cached_property
     def jitted(self):
-        """`apply` under jit."""
+        """The compiled `apply`."""
         return jax.jit(self.apply)
 
     def call(self, x, state, seg: Segment):
-        """Call it with its own parameters, sharded and under jit."""
+        """Call the compiled mechanism with `params`, on sharded arrays."""
         return self.jitted(self.params, shard(x), state, shard(seg))
 
     def x(self, seed: int, time: int = 16, dtype=jnp.float32):
-        """Return random input of the mechanism's site, a pytree of [B, T, ...]."""
+        """Return a random input for the mechanism's site, a pytree of [B, T, ...]."""
         rng = np.random.default_rng(seed)
         dims = self.dims
         if self.cls.site == "attention":
@@ -155,7 +155,7 @@ class Case:
         return (x, jnp.asarray(rng.normal(size=(BATCH, time, dims.vocab_size)), dtype)) if self.cls.site == "head" else x
 
     def run(self, x, cuts, state=None, start: int = 0, between=lambda state: state):
-        """Feed x[:, start:] in calls of `cuts` tokens, and return y of all calls and the final state.
+        """Feed x[:, start:] in calls of `cuts` tokens. Returns y of all calls and the final state.
 
         between: a function that changes the state before each call.
         """
@@ -167,12 +167,12 @@ class Case:
         return np.concatenate(outs, 1), state
 
     def warm(self, time: int = 7):
-        """Return a state after one call in which each row had another number of tokens."""
+        """Return the state after one call in which each row has a different number of tokens."""
         return self.call(self.x(99, time), self.init_state(), at(0, time, [7, 4, 6, 5]))[1]
 
 
 class Alone(nnx.Module):
-    """The mechanism as a model uses it: around a body if that is its site, with its shared parameters. It is a layer."""
+    """The mechanism as a layer with its shared parameters, as a model uses it. At the body site it has a body inside."""
 
     def __init__(self, case: Case, key):
         for_memory, for_shared = jax.random.split(key)
@@ -184,16 +184,16 @@ class Alone(nnx.Module):
             self.shared = build_shared(case.model, case.dims, for_shared)
 
     def init_state(self, batch_size: int):
-        """Return its empty state."""
+        """Return the empty state."""
         return self.memory.init_state(batch_size)
 
     def __call__(self, x, state, seg: Segment):
-        """Call it with its shared parameters in `seg.shared`."""
+        """Call the mechanism with its shared parameters in `seg.shared`."""
         return self.memory(x, state, seg.replace(shared={**collect_shared(self.shared), **seg.shared}))
 
 
 def token(x):
-    """Return token ids from the first numbers of x, so that moving x moves them. tests/golden/base.py has the same in NumPy."""
+    """Return token ids derived from the first numbers of x, so that they change with x. NumPy version: tests/golden/base.py."""
     first_BT = jax.tree.leaves(x)[0].astype(jnp.float32).reshape(*jax.tree.leaves(x)[0].shape[:2], -1)[..., 0]
     return jnp.floor(first_BT * 8).astype(jnp.int32) % DIMS.vocab_size
 
@@ -232,7 +232,7 @@ def load(given: str) -> type[Memory]:
 
 
 def cut(x, start: int, time: int):
-    """Return `time` tokens of x from `start` on."""
+    """Return the `time` tokens of x that start at `start`."""
     return jax.tree.map(lambda a: a[:, start : start + time], x)
 
 
@@ -265,7 +265,7 @@ def distance(a, b) -> float:
 
 
 def rows_differ(a, b, axes=0) -> np.ndarray:
-    """Return, per row, whether any bit differs between two trees. axes: as in `shard`. NaN differs from everything."""
+    """Return for each row whether any bit differs between two trees. axes: see `shard`. NaN differs from everything."""
     axes = axes if not isinstance(axes, int) else jax.tree.map(lambda _: axes, a)
     differs = np.zeros(BATCH, bool)
     for m, n, axis in zip(*map(jax.tree.leaves, (a, b, axes)), strict=True):

@@ -1,4 +1,4 @@
-"""Parametrises the checks: `case` is a mechanism at one of its tiny settings, `golden` its expected outputs."""
+"""Parametrisation of the checks: `case` is a mechanism with tiny settings, `golden` has its expected outputs."""
 
 import pytest
 

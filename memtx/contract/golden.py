@@ -35,7 +35,7 @@ class Golden:
 
     memory    the name of the mechanism
     oracle    `oracle(inputs of one stream, position=, **config) -> y`, y [16, ...]
-    shapes    of the inputs. Those with names "x.*" are per stream and do not include the axis of streams
+    shapes    the shapes of the inputs. Those with names "x.*" are per stream and do not include the axis of streams
     config    the settings of the mechanism's Config
     position  the position encoding of the model: "rope", "alibi", "t5" or "none"
     scale     the standard deviation of the parameters, for mechanisms for which N(0, 1) makes float32 too coarse
@@ -107,7 +107,7 @@ class Expected:
         return self.name or self.path.stem
 
     def load(self) -> dict[str, np.ndarray]:
-        """Return the arrays. Raises pytest.UsageError if the Python file has no Golden of that name."""
+        """Return the arrays. Raises pytest.UsageError if the Python file has no Golden with this name."""
         if not self.name:
             return dict(np.load(self.path))
         spec = importlib.util.spec_from_file_location(self.path.stem, self.path)
@@ -124,8 +124,8 @@ class Expected:
 def find(given: str, memory: str, root: Path) -> list[Expected]:
     """Return the goldens that `--golden` names.
 
-    A folder has those of memtx's own mechanisms, so it is ignored if `memory` is set. Raises pytest.UsageError if nothing is at
-    that path.
+    A folder has the goldens of memtx's own mechanisms, so it is ignored if `memory` is set. Raises pytest.UsageError if the
+    path does not exist.
     """
     if not given:
         return []

@@ -34,7 +34,7 @@ def test_c2_control_every_part_of_the_state_is_carried(case):
 
 @pytest.mark.parametrize("time", [4, pytest.param(7, marks=pytest.mark.thorough)])
 def test_c2_rows_out_of_step(case, time):
-    """Ragged calls, padded with large junk. Each row starts a second document in the middle of calls."""
+    """Ragged calls, padded with large junk values, give the same result. Each row starts a second document within a call."""
     if not case.causal:
         pytest.skip("not causal: its output depends on how the text is cut")
     x, second = case.x(0), np.array([5, 3, 9, 14])
@@ -54,7 +54,7 @@ def test_c2_rows_out_of_step(case, time):
 
 
 def run_ragged(case, x, second, time: int, ignore: bool = False):
-    """Give each row a few tokens per call, never across the start of its second document (which one may `ignore`)."""
+    """Feed each row a few tokens per call. With `ignore`, a call may cross the start of the second document."""
     state, taken_B, call = case.init_state(), np.zeros(BATCH, int), 0
     x = jax.tree.map(np.asarray, x)
     y_out = None
@@ -74,7 +74,7 @@ def run_ragged(case, x, second, time: int, ignore: bool = False):
 
 
 def take_padded(a, start_B, length_B, time: int):
-    """Take each row's own slice, padded with 50."""
+    """Take a different slice of each row, padded with 50."""
     out = np.full((BATCH, time, *a.shape[2:]), 50.0, a.dtype)
     for row, (start, n) in enumerate(zip(start_B, length_B, strict=True)):
         out[row, :n] = a[row, start : start + n]

@@ -13,9 +13,10 @@ from memtx.core import detach, segment
 
 @pytest.mark.thorough
 def test_c6_truncation_is_exact_in_depth(case):
-    """The Jacobian of the loss of call p to the input of call q, with the state detached every second call of two tokens.
+    """The loss of call p has a gradient for the input of call q only if no detached boundary lies between them.
 
-    One token comes before, so that boundaries of the mechanism (every 4 tokens) differ from those of the detached calls.
+    Calls have two tokens, and every second call detaches. One token comes first, so that boundaries of the mechanism (every 4
+    tokens) differ from those of the detached calls.
     """
     x, state = calls_of(2, case.x(2, 8)), case.call(case.x(3, 1), case.init_state(), at(0, 1))[1]
 
@@ -48,7 +49,7 @@ def test_c6_truncation_is_exact_in_depth(case):
 
 @pytest.mark.thorough
 def test_c6_gradients_do_not_depend_on_cuts(case):
-    """One call of 15 tokens, or five of three, whose boundaries differ from the mechanism's."""
+    """One call of 15 tokens gives the same gradients as five calls of three, which do not align with the chunks."""
     if not case.causal:
         pytest.skip("not causal: its output depends on how the text is cut")
 

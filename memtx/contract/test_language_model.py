@@ -52,7 +52,7 @@ def test_language_model_goes_on_and_begins_anew(case, monkeypatch):
 
 @pytest.mark.thorough
 def test_language_model_unrolled_is_the_one_scanned_and_rematerialised(case, monkeypatch):
-    """Values and gradients, with dropout: the same key gives the same numbers for each way to run the stack."""
+    """With the same key for dropout, each way to run the stack gives the same values and gradients."""
     token = shard(np.random.default_rng(0).integers(0, DIMS.vocab_size, (BATCH, 4)))
     lm = language_model(case, monkeypatch)
     params, state = shard(lm.init(jax.random.key(0)), -1), shard(lm.init_state(BATCH), batch_axes(lm.init_state))

@@ -1,4 +1,4 @@
-"""C4 and C5: rows do not see each other, and an empty memory contributes nothing."""
+"""C4 and C5: rows do not influence each other, and an empty memory contributes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""C7 and C8: a state can be saved, restored and continued, and its types never change, also in bfloat16."""
+"""C7 and C8: a state can be saved, restored and continued, and its types never change, including in bfloat16."""
 
 from __future__ import annotations
 

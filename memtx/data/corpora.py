@@ -1,4 +1,4 @@
-"""Corpora: documents of text, split by whole document into train, valid and test, and kept as ArrayRecord in the cache.
+"""Corpora: text documents that are split into train, valid and test and kept as ArrayRecord in the cache.
 
 A config names a corpus by one of CORPORA, by `textdir:PATH`, or by `tfds:NAME[:CONFIG]` (see `records.py`).
 The `fingerprint` of a corpus is a hash of its content and split. Derived files use it to detect a change.
@@ -39,7 +39,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus that is ready to be read. Only `documents` imports tensorflow_datasets."""
+    """A corpus that is ready for reading. Only `documents` imports tensorflow_datasets."""
 
     name: str
     about: str
@@ -57,7 +57,7 @@ class Corpus:
 
 
 def load_corpus(name: str, cache: str | Path) -> Corpus:
-    """Return the corpus of that name. It is built in `cache` at the first use.
+    """Return the corpus with this name. It is built in `cache` on first use.
 
     Raises UserError if the name is unknown, the text cannot be read or fetched, or there are too few documents to split.
     """
@@ -106,7 +106,7 @@ def _build(part: Path, name: str, origin: Origin, documents: Documents) -> None:
 
 
 def _listing(documents: Documents) -> dict:
-    """Return values that change when a file does, without reading it. For files of pinned packages the names suffice."""
+    """Return values that change when a file changes, without reading it. For files of pinned packages, names are enough."""
     stats = {id: (file, file.stat()) for id, file in documents.items() if isinstance(file, Path)}
     return dict.fromkeys(documents) | {id: (str(file), stat.st_size, stat.st_mtime_ns) for id, (file, stat) in stats.items()}
 
@@ -154,7 +154,7 @@ def _speeches(argument: str, cache: Path) -> tuple[Documents, Left]:
 
 
 def by_hash(ids: list[str]) -> Splits:
-    """Split 90/5/5 in the order of the ids' hashes, with at least one document to train on and one held out.
+    """Split 90/5/5 in the order of the hashes of the ids. At least one document is for training and one is held out.
 
     The split is the same on every machine.
     """
@@ -165,13 +165,13 @@ def by_hash(ids: list[str]) -> Splits:
 
 
 def by_play(ids: list[str]) -> Splits:
-    """Split the plays: 33 to train on, two to validate and three to test, of different kinds."""
+    """Split the plays: 33 for training, two for validation and three for testing, of different genres."""
     valid, test = ["king-john", "twelfth-night"], ["hamlet", "henry-v", "the-tempest"]
     return {"train": [id for id in ids if id not in valid + test], "valid": valid, "test": test}
 
 
 def by_year(ids: list[str]) -> Splits:
-    """Split by the year with which ids begin, so that the future is held out: 228, 12 and 9 speeches."""
+    """Split by the year at the start of each id into 228, 12 and 9 speeches. The latest speeches are held out."""
     return {
         "train": [id for id in ids if id < "2002"],
         "valid": [id for id in ids if "2002" <= id < "2015"],

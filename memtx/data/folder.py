@@ -1,4 +1,4 @@
-"""The text files of a folder: finding and decoding them, and reporting files that are left out."""
+"""The text files of a folder: how to find and decode them, and to report files that are left out."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ NAMED = 3  # files that a note lists by name
 
 
 def files_in(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """Return the regular files below a folder by relative path, and the reason for each other entry that is left out.
+    """Return the regular files below a folder by relative path, and the reason for each entry that is left out.
 
-    Links are followed, once per folder. Hidden entries are skipped. Raises OSError, with the path, for a folder that cannot be
-    listed and for a broken link.
+    Links are followed, once per folder. Hidden entries are skipped. Raises OSError, with the path, if a folder cannot be listed
+    or a link is broken.
     """
     found, left, seen = {}, {}, {_identity(folder)}
     pending = [folder]
@@ -72,7 +72,7 @@ def is_damaged(content: bytes) -> bool:
 
 
 def notes(left: dict[str, str], damaged: list[str]) -> list[str]:
-    """Return one line per reason for leaving files out, with their number and first names, and one for damaged files."""
+    """Return one line per reason to leave files out, and one for damaged files, each with a count and the first names."""
     by_fault: dict[str, list[str]] = {}
     for id, reason in left.items():
         by_fault.setdefault(f"left out ({reason})", []).append(id)

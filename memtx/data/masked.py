@@ -26,8 +26,8 @@ MASKED, REPLACED = 0.8, 0.1  # shares of the chosen tokens
 class Masked(Iterator[Batch]):
     """The batches of a stream, with a share of their tokens hidden.
 
-    stream: must have a cursor if that of this iterator is used. share: of tokens to hide. first_row: the index, over all
-    processes, of the first row of this one. Raises UserError if the tokenizer has no mask token.
+    stream: must have a cursor if the cursor of this iterator is used. share: the share of tokens to hide. first_row: the index
+    of the first row of this process over all processes. Raises UserError if the tokenizer has no mask token.
     """
 
     def __init__(self, stream: Iterator[Batch], tokenizer: Tokenizer, share: float, *, seed: int, first_row: int = 0):
@@ -61,7 +61,7 @@ class Masked(Iterator[Batch]):
         self._batches = batches
 
     def _hide(self, token_PT: np.ndarray, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return (token_PT as the encoder sees them, chosen_PT)."""
+        """Return (token_PT, chosen_PT): the tokens for the encoder, and which tokens it must predict."""
         rng = np.random.Generator(np.random.PCG64([self._seed, self._batches, row]))
         drawn_PT, kind_PT, other_PT = rng.random((3, *token_PT.shape))
         chosen_PT = self._text_V[token_PT] & (drawn_PT < self._share)

@@ -57,7 +57,7 @@ def write(folder: Path, files: dict[str, list[tuple[str, Path | zipfile.Path]]])
 
 
 def read(folder: Path, split: str, name: str) -> Iterator[tuple[str, str]]:
-    """Yield (id, text) of each document of a TFDS split, in the order of the records. name: of the corpus, for errors."""
+    """Yield (id, text) of each document of a TFDS split, in the order of the records. name: the corpus, for errors."""
     builder = tfds.builder_from_directory(next(folder.rglob("dataset_info.json")).parent)
     feature = _text_feature(name, builder.info.features)
     examples = builder.as_data_source(split)  # pyright: ignore[reportCallIssue]  (TFDS decorates its signature away)
@@ -70,8 +70,8 @@ def read(folder: Path, split: str, name: str) -> Iterator[tuple[str, str]]:
 def catalogue(argument: str, cache: Path) -> dict[str, Any]:
     """Return the fields of the Corpus for `NAME[:CONFIG]` of the TFDS catalogue, in the data folder of TFDS ($TFDS_DATA_DIR).
 
-    The dataset is first prepared there if necessary. Missing splits are cut from the end of its train split. Raises UserError
-    if the dataset is unknown, cannot be prepared, has no text, or was prepared in a format that needs TensorFlow.
+    The dataset is prepared there if necessary. If splits are missing, they are cut from the end of the train split. Raises
+    UserError if the dataset is unknown, cannot be prepared, has no text, or was prepared in a format that needs TensorFlow.
     """
     name = f"tfds:{argument}"
     builder = _prepared(argument, cache)
@@ -130,7 +130,7 @@ def _one_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet():
-    """Silence TFDS, which reports its progress on stdout, in the log, and in three progress bars."""
+    """Silence TFDS, which reports progress on stdout, in the log, and in three progress bars."""
     log = logging.getLogger("absl")
     level = log.level
     log.setLevel(logging.ERROR)

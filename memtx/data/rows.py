@@ -25,7 +25,7 @@ csv.field_size_limit(2**31 - 1)  # a document may be one field
 def find(given: Path) -> list[Path]:
     """Return the files of train, valid and test in a folder, or the given file alone.
 
-    SPLITS lists the accepted names. Raises UserError if the folder has no file, or two, for a split.
+    SPLITS lists the accepted names. Raises UserError if a split has no file or several.
     """
     if not given.is_dir():
         return [given]

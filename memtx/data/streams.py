@@ -4,7 +4,7 @@ A document of tokens d0 ... dn-1 is read as inputs bos d0 ... dn-1 with targets 
 token of a call, so the last call of the document before it is padded. A row whose document has ended takes the next document
 of a queue. The queue has the documents of an epoch in an order drawn from (seed, epoch). The lowest free row is served first.
 
-Every process keeps the layout of all rows (B numbers, no tokens) and gathers only the tokens of its rows. The cursor is
+Every process knows the layout of all rows (B numbers, no tokens) and gathers only the tokens of its own rows. The cursor is
 therefore the same on all processes and can be restored on a different number of them.
 
 B stream, P segments per step, T tokens per segment, D documents.
@@ -85,7 +85,7 @@ class Cursor:
 
 
 class Stream(Iterator[Batch]):
-    """Endless batches of `tokens`, or one epoch without `repeat`. The epoch ends when no row has a document left.
+    """Endless batches of `tokens`, or one epoch if `repeat` is False. It ends when no row has a document left.
 
     shape: (B, P, T) of a batch over all processes.
     process: the index of this process and the number of processes. Each one yields a contiguous block of B / number rows.
@@ -139,11 +139,11 @@ class Stream(Iterator[Batch]):
         return {**self._identity(), "epoch": cursor.epoch, "taken": cursor.taken, **rows}
 
     def set_state(self, state: dict) -> None:
-        """Continue from a cursor. Raises UserError if its tokens, batch, seed or shuffle differ, or it is damaged."""
+        """Continue from a cursor. Raises UserError if it is damaged or has other tokens, batch, seed or shuffle."""
         for name, mine in self._identity().items():
             if state.get(name) != mine:
                 raise UserError(
-                    f"the saved data cursor has {name} {state.get(name)}, this run {mine}; keep them the same to resume"
+                    f"the saved data cursor has {name} {state.get(name)}, but this run has {mine}; keep them the same to resume"
                 )
         try:
             document_B, offset_B = (

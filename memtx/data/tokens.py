@@ -34,7 +34,7 @@ class Tokens:
         return np.diff(self.offset_D1)
 
     def cut(self, most: int) -> Tokens:
-        """Return these tokens with longer documents cut into pieces of `most` tokens, of which the last may be shorter."""
+        """Return these tokens with longer documents cut into pieces of `most` tokens. The last piece may be shorter."""
         pieces_D = np.maximum(-(-self.length_D // most), 1)
         document_P = np.repeat(np.arange(len(pieces_D)), pieces_D)
         piece_P = np.arange(len(document_P)) - np.repeat(np.cumsum(pieces_D) - pieces_D, pieces_D)
@@ -48,7 +48,7 @@ class Tokens:
 
 
 def tokenize(corpus: Corpus, tokenizer: Tokenizer, split: str, cache: str | Path) -> Tokens:
-    """Return the tokens of a split. They are computed at the first use and kept in `cache`.
+    """Return the tokens of a split. They are computed on first use and kept in `cache`.
 
     Raises UserError if the corpus has no such split or the split is empty.
     """

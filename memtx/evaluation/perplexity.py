@@ -51,7 +51,7 @@ class Sums:
 
 @dataclasses.dataclass(frozen=True)
 class Perplexity:
-    """Results of one pass. Losses are in nats per token: overall, by position in the segment, by position in the document."""
+    """The results of one pass. Losses are in nats per token: overall, and by position in the segment and in the document."""
 
     bits_per_byte: float
     loss: float
@@ -65,7 +65,7 @@ class Perplexity:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Results with the state carried and with the state wiped."""
+    """The results with the state carried and with the state wiped."""
 
     carried: Perplexity
     wiped: Perplexity

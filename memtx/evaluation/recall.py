@@ -3,7 +3,7 @@
 The same weights read the same held-out examples twice: with the state carried from segment to segment, and with the state wiped
 before every segment. An encoder-decoder with wiped state reads no source, because its state contains the source.
 A label is right if it is the most likely token at its position. An example is an exact match if all its labels are right. If
-the labels are next tokens, this agrees with greedy generation, which writes the whole answer only if each step of it is right.
+the labels are next tokens, this agrees with greedy generation, which generates the answer only if each of its tokens is right.
 
 Legend: B streams, T tokens of a segment, E examples, L tokens of an example, A labels of an example, W carried and wiped.
 """
@@ -26,7 +26,7 @@ from memtx.tasks.base import Example
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Results of one pass.
+    """The results of one pass.
 
     accuracy        the share of labels that are right
     exact           the share of examples with all labels right
@@ -44,9 +44,9 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Recall:
-    """Results with the state carried and with the state wiped.
+    """The results with the state carried and with the state wiped.
 
-    text: the metrics of memtx.evaluation.written, if any. signature: sacrebleu's, of their BLEU.
+    text: the metrics of memtx.evaluation.written, if any. signature: sacrebleu's signature of the BLEU among them.
     """
 
     carried: Score

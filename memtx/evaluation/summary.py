@@ -53,7 +53,7 @@ def plot(evaluation: Evaluation, path: Path, title: str) -> None:
 
 
 def recall_table(recall: Recall, title: str) -> Table:
-    """Return a table of both passes over a task: overall, by slice, and the scores of generated text."""
+    """Return a table of both passes over a task: overall, by slice, and scores of generated text."""
     carried, wiped = recall.carried, recall.wiped
     caption = f"{recall.examples:,} held-out examples, {recall.labels:,} labels"
     caption += f"\nBLEU: {recall.signature}" if recall.signature else ""

@@ -1,6 +1,6 @@
-"""Scores of written text against references, from 0 to 100: BLEU, ROUGE, exact match and F1 of tokens.
+"""Scores of generated text against references, from 0 to 100: BLEU, ROUGE, exact match and token F1.
 
-`predictions` has one text per example; `references` has a text, or several of which the best counts, per example.
+`predictions` has one text per example. `references` has one text or several per example. The best of several counts.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ References = Sequence[str | Sequence[str]]
 
 
 def bleu(predictions: Sequence[str], references: References, tokenizer: str = "") -> float:
-    """Corpus BLEU by sacrebleu (Papineni et al. 2002; Post 2018). Examples may differ in how many references they have.
+    """Return corpus BLEU by sacrebleu (Papineni et al. 2002; Post 2018). The number of references may vary by example.
 
-    tokenizer: of sacrebleu; "" chooses by the script of the references, see memtx.evaluation.words. Where no prediction has
-    four tokens, the longest n-grams that there are count instead (sacrebleu's `effective_order`). So texts that all equal a
-    reference have 100, however short; where a prediction has four tokens the score is sacrebleu's default.
+    tokenizer: the name of a sacrebleu tokenizer. "" chooses one by the script of the references (see memtx.evaluation.words).
+    If no prediction has four tokens, shorter n-grams count instead (sacrebleu's `effective_order`). Predictions that all equal
+    a reference therefore score 100, even if they are short. If any prediction has four tokens, the score is sacrebleu's
+    default.
     """
     texts = _checked(predictions, references)
     if all(text in several for text, several in zip(predictions, texts, strict=True)):
@@ -31,7 +32,7 @@ def bleu(predictions: Sequence[str], references: References, tokenizer: str = ""
 
 
 def bleu_signature(predictions: Sequence[str], references: References, tokenizer: str = "") -> str:
-    """sacrebleu's signature of `bleu`: its tokenizer, its smoothing, its version."""
+    """Return sacrebleu's signature of `bleu`: tokenizer, smoothing and version."""
     texts = _checked(predictions, references)
     metric = _bleu(texts, tokenizer)
     metric.corpus_score(list(predictions), _streams(texts))
@@ -49,15 +50,15 @@ def _bleu(texts: list[list[str]], tokenizer: str):
 
 
 def _streams(texts: list[list[str]]) -> list[list[str | None]]:
-    """The first reference of each example, the second of each, and so on."""
+    """Return one list with the first reference of each example, one with the second, and so on."""
     return [[several[i] if i < len(several) else None for several in texts] for i in range(max(map(len, texts)))]
 
 
 def rouge(predictions: Sequence[str], references: References, kinds: Sequence[str] = ("rouge1", "rouge2", "rougeL")) -> dict:
-    """Mean F1 by kind: overlap of words, of pairs of words, and of the longest common subsequence (Lin 2004).
+    """Return the mean F1 by kind: overlap of words, of word pairs, and of the longest common subsequence (Lin 2004).
 
-    Words are those of memtx.evaluation.words, English ones stemmed. For ASCII texts they are rouge-score's own. Texts with the
-    same words have 100, also if they are too short for pairs.
+    memtx.evaluation.words splits texts into words, and English words are stemmed. For ASCII texts the words are those of
+    rouge-score. Texts with the same words score 100, even if they are too short to have word pairs.
     """
     texts = _checked(predictions, references)
     scorer = optional("rouge_score.rouge_scorer", "eval").RougeScorer(list(kinds), tokenizer=_Stemmed())
@@ -70,7 +71,7 @@ def rouge(predictions: Sequence[str], references: References, kinds: Sequence[st
 
 
 class _Stemmed:
-    """rouge-score's interface of a tokenizer. English words of more than three letters lose their endings."""
+    """A tokenizer for rouge-score, which stems English words of more than three letters."""
 
     def __init__(self):
         self._stem = optional("nltk.stem.porter", "eval").PorterStemmer().stem
@@ -86,20 +87,20 @@ def check_scorers() -> None:
 
 
 def exact_match(predictions: Sequence[str], references: References) -> float:
-    """How many are a reference once both are normalised (Rajpurkar et al. 2016, SQuAD)."""
+    """Return the percentage of predictions that equal a reference after normalisation (Rajpurkar et al. 2016, SQuAD)."""
     return _mean_of_best(predictions, references, lambda a, b: float(normalised(a) == normalised(b)))
 
 
 def token_f1(predictions: Sequence[str], references: References) -> float:
-    """Mean F1 of normalised words as bags (SQuAD); of characters where a script has no blanks (Lewis et al. 2020, MLQA)."""
+    """Return the mean F1 of bags of words (SQuAD), or of characters in scripts without spaces (Lewis et al. 2020, MLQA)."""
     return _mean_of_best(predictions, references, _f1)
 
 
 def normalised(text: str) -> str:
-    """SQuAD's: lower case, without punctuation, without the articles a, an, the, one blank between words.
+    """Normalise text as SQuAD does: lower case, no punctuation, no articles (a, an, the), one space between words.
 
-    As in MLQA, punctuation is that of all scripts, and characters of scripts without blanks are words. Full-width letters are
-    as narrow ones.
+    As in MLQA, the punctuation of all scripts is removed, and each character of a script without spaces is a word. Full-width
+    letters become narrow ones.
     """
     characters = unicodedata.normalize("NFKC", text).lower()
     bare = "".join(c for c in characters if c not in string.punctuation and unicodedata.category(c)[0] != "P")
@@ -121,9 +122,9 @@ def _mean_of_best(predictions: Sequence[str], references: References, score: Cal
 
 
 def _checked(predictions: Sequence[str], references: References) -> list[list[str]]:
-    """Each example's references as a list."""
+    """Return the list of references of each example. Raises UserError if there are none."""
     if len(predictions) != len(references) or not predictions:
-        raise UserError(f"{len(predictions)} predictions and {len(references)} references: give as many, at least one")
+        raise UserError(f"{len(predictions)} predictions and {len(references)} references; give equal numbers, at least one")
     texts = [[one] if isinstance(one, str) else list(one) for one in references]
     if not all(texts):
         raise UserError(f"example {[*map(bool, texts)].index(False)} has no reference")

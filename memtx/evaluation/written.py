@@ -29,7 +29,7 @@ def bits_per_byte(recall: Recall, examples: Sequence[Example], bytes_V: np.ndarr
 def greedy_scores(
     lm: LM, params: Params, tokenizer: Tokenizer, examples: Sequence[Example], *, batch: int, max_tokens: int
 ) -> tuple[dict[str, float], str]:
-    """Generate a text for each example's source, and score it against its answer -> metrics, sacrebleu's signature."""
+    """Generate a text for the source of each example and score it. Returns the metrics and sacrebleu's signature."""
     texts: list[str] = []
     while len(texts) < len(examples):
         rows = examples[len(texts) : len(texts) + batch]

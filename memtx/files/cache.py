@@ -1,4 +1,4 @@
-"""Folders of the cache. Each is built once, by one process, and is either complete or absent."""
+"""Folders of the cache. One process builds each folder once. A folder is either complete or absent."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _build(part: Path, build: Callable[[Path], None]) -> None:
 
 
 def root(cache: str | Path) -> Path:
-    """Return the folder of the cache. "" is the folder in the variable MEMTX_CACHE, or else ~/.cache/memtx.
+    """Return the folder of the cache. "" means the environment variable MEMTX_CACHE, or ~/.cache/memtx if it is not set.
 
     Raises UserError if the user has no home folder for a path with ~, or if the name is not UTF-8.
     """
@@ -55,7 +55,7 @@ def root(cache: str | Path) -> Path:
     try:
         folder = absolute(path)
     except UserError as error:
-        raise UserError(f"no folder for the cache: {error}, in --cache=DIR, data.cache or {VARIABLE}") from None
+        raise UserError(f"there is no folder for the cache: {error}; set --cache=DIR, data.cache or {VARIABLE}") from None
     check_utf8(folder, "data.cache")
     return folder
 

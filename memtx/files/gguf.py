@@ -21,7 +21,7 @@ SHORT = 4096  # bytes that are read without comparing with the rest of the file
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of the file. shape: in NumPy's order. kind: ggml's number of its format. offset: of its first byte."""
+    """A tensor of the file: its shape in NumPy's order, ggml's number for its format, and the offset of its first byte."""
 
     shape: tuple[int, ...]
     kind: int
@@ -54,7 +54,7 @@ def damaged(path: Path, why: str) -> UserError:
 
 
 class _Reader:
-    """A reader of consecutive values. Raises ValueError at the end of the file, before it allocates missing bytes."""
+    """A reader of consecutive values. Raises ValueError if the file ends too early, before it allocates memory."""
 
     def __init__(self, file: BinaryIO, size: int):
         self.file, self.size = file, size
@@ -86,7 +86,7 @@ class _Reader:
 def _head(reader: _Reader) -> Head:
     magic, version = reader.content(4), reader.scalar("I")
     if magic != b"GGUF" or version not in (2, 3):
-        raise ValueError(f"it begins with {magic!r}, version {version}")
+        raise ValueError(f"it starts with {magic!r}, version {version}")
     tensors, pairs = reader.scalar("Q"), reader.scalar("Q")
     metadata = {reader.string(): reader.value(reader.scalar("I")) for _ in range(pairs)}
     found = {}

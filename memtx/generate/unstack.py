@@ -1,7 +1,7 @@
 """A large model with one stack per layer, which writes tokens faster.
 
-If layers are scanned over, XLA copies each layer's parameters and state out of the stacked arrays, and the state back. For one
-token that is as much work as the token itself. Programs without stacks take longer to compile.
+In a scan over layers, XLA copies the parameters and the state of each layer out of the stacked arrays, and the state back. For
+a single token these copies cost as much as the computation. Programs without stacks take longer to compile.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def unstacked(lm: LM) -> LM:
 
 @partial(jax.jit, static_argnames="lm")
 def unstack_params(lm: LM, params: Params) -> Params:
-    """Return the parameters of `unstacked(lm)`."""
+    """Convert the parameters of `lm` to parameters of `unstacked(lm)`."""
     bodies = dict(params["body"]["bodies"])
     apart = [part for s, (_, groups) in enumerate(lm.model.stacks) for part in _apart(bodies[s], groups)]
     return {**params, "body": {**params["body"], "bodies": dict(enumerate(apart))}}
@@ -36,7 +36,7 @@ def unstack_params(lm: LM, params: Params) -> Params:
 
 @partial(jax.jit, static_argnames="lm")
 def unstack_state(lm: LM, state: LMState) -> LMState:
-    """Return the state of `unstacked(lm)`."""
+    """Convert the state of `lm` to a state of `unstacked(lm)`."""
     apart = (part for body, (_, groups) in zip(state.body, lm.model.stacks, strict=True) for part in _apart(body, groups))
     return dataclasses.replace(state, body=tuple(apart))
 

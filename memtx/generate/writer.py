@@ -26,11 +26,11 @@ LOOK = 16  # how many tokens are written before the host sees them
 
 
 class Writer:
-    """B streams. The state has read all but each row's last token, which is in `token_B`. `state` belongs to the writing model.
+    """B streams. `state`, a state of `unstacked(lm)`, has read all tokens except the last one of each row (`token_B`).
 
-    ids: a prompt of one token or more per row. state: that of an earlier call, which is copied. None starts documents.
+    ids: a prompt of at least one token per row. state: the state after an earlier call, which is copied. None starts documents.
     source: the input of an encoder-decoder's encoder.
-    Raises UserError if a prompt is empty or the state has another number of streams.
+    Raises UserError if a prompt is empty or the state has a different number of streams.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Writer:
         chunk: int = CHUNK,
     ):
         if not ids or not all(len(row) for row in ids):
-            raise UserError("every prompt must have at least one token, also if a state is given")
+            raise UserError("every prompt must have at least one token, even if a state is given")
         if state is not None and len(state.position_B) != len(ids):
             raise UserError(f"the state has {len(state.position_B)} streams, but there are {len(ids)} prompts")
         memory: LMState = jax.tree.map(jnp.copy, state) if state is not None else _fresh(lm, len(ids))
@@ -74,14 +74,14 @@ class Writer:
         return np.asarray(token_BN)[:, :count]
 
     def memory(self) -> LMState:
-        """Read the last tokens too, and return the state of `lm`. The writer cannot be used afterwards."""
+        """Read the last tokens, and return the state of `lm`. The writer cannot be used afterwards."""
         token_BT = jnp.asarray(self.token_B)[:, None]
         state = _read(self.lm, self.params, token_BT, jnp.ones(len(token_BT), jnp.int32), self.state)
         return state if self.lm is self.stacked else stack_state(self.stacked, state)
 
 
 def read(lm: LM, params: Params, ids: Sequence[np.ndarray], state: LMState, chunk: int) -> LMState:
-    """Return the state after each row's tokens, of which there may be none. `state` is donated."""
+    """Return the state after each row has read its tokens, if any. `state` is donated."""
     sizes = [*(size for size in (chunk // 16, chunk // 4) if size >= LEAST), chunk]
     longest, start = max(map(len, ids)), 0
     while start < longest:
@@ -101,7 +101,7 @@ def padded(ids: Sequence[np.ndarray], size: int = 0) -> tuple[np.ndarray, np.nda
 
 
 def _padded_sources(lm: LM, source: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Pad sources to a few lengths, since each one is compiled. Raises UserError if the model's encoder cannot read them."""
+    """Pad sources to a few lengths, because each length is compiled. Raises UserError if the encoder cannot read them."""
     longest = max(map(len, source))
     lm.check_reads(longest)
     return padded(source, min(-(-longest // LEAST) * LEAST, lm.source_capacity))
@@ -131,13 +131,13 @@ def step(lm: LM, params: Params, token_BT: Array, length_B: Array, state: LMStat
 
 @pytree
 class Rule:
-    """How tokens are drawn.
+    """The rule by which tokens are drawn.
 
     drawable_V  which tokens may be written
     ends_V      which tokens end a row
     settings    temperature, top_k and top_p, float32
     seed_B      the seed of each row
-    first       how many tokens the writer has written before
+    first       how many tokens the writer has already written
     """
 
     drawable_V: ArrayLike
@@ -159,7 +159,7 @@ class Rule:
 def _write(lm: LM, params: Params, rows: tuple[Array, Array, LMState], rule: Rule, count: Array, *, greedy: bool):
     """Write `count` tokens, at most LOOK, in one program. Rows that have ended stay as they are.
 
-    rows: the last token of each row, the rows that are live, and the state. Returns token_BN and the new rows.
+    rows: the last token of each row, which rows are live, and the state. Returns token_BN and the new rows.
     """
 
     def one(carry):

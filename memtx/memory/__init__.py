@@ -1,5 +1,4 @@
-"""Memory mechanisms. MEMORIES is the registry. A mechanism is one file, one line here and one card, and passes the contract
-tests."""
+"""Memory mechanisms. MEMORIES is the registry. A mechanism has a file, a line here and a card, and passes the contract."""
 
 from memtx.memory.armt import ARMT
 from memtx.memory.bidirectional import Bidirectional

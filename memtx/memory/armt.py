@@ -8,11 +8,12 @@
             z <- z + sum_m gamma k
     phi     DPFP: r = [relu u ; relu -u],  phi(u) = [r * roll(r, 1) ; ... ; r * roll(r, nu)] / its length        e = 1e-5
 
-All M tokens of a segment write against the A from before the segment. Wv starts at 0, so the memory does nothing at first.
+All M tokens of a segment compute their errors with the A from before the segment. Wv starts at 0, so the memory does nothing at
+first.
 As in RMT, the state of the layers inside is reset at the start of each segment (segmented.py). A and z are kept. With
 write=False the memory is only read, and there are no memory tokens. The paper generates text in this way.
 
-Differentiable: everything but gamma. Gradients pass through A and z until the caller detaches the state. The backward
+Everything is differentiable except gamma. Gradients pass through A and z until the caller detaches the state. The backward
 pass recomputes each segment (remat).
 
 phi has length 1, as in the authors' later code. With keys of any length, as in their first code, writes do not always
@@ -44,7 +45,7 @@ EPSILON, TINY = 1e-5, 1e-12
 
 @pytree
 class Matrix:
-    """The state of a layer, and its A and z."""
+    """The state of a layer, and the memory A and z."""
 
     layer: State
     a_BFD: Array
@@ -101,7 +102,7 @@ def dpfp(u_BTE: Array, nu: int) -> Array:
 
 
 def recall(a_BFD: Array, z_BF: Array, key_BTF: Array) -> tuple[Array, Array]:
-    """Return the values that the matrix has for these keys, [B, T, D], and z . key + e, [B, T, 1]."""
+    """Return the values that the matrix stores for these keys, [B, T, D], and z . key + e, [B, T, 1]."""
     z_k_BT1 = jnp.einsum("BTF,BF->BT", key_BTF, z_BF)[..., None] + EPSILON
     return jnp.einsum("BTF,BFD->BTD", key_BTF, a_BFD) / z_k_BT1, z_k_BT1
 

@@ -1,11 +1,11 @@
 """Bank: a store of entries that can be addressed, searched, edited and traced to their origin.
 
 An entry is a key, values, and its provenance. The entry with id n is at index n mod M. Ids count up and are never reused, so
-the oldest entries leave first once the bank is full. An empty index has id -1.
+the oldest entries are overwritten first once the bank is full. An empty index has id -1.
 
 All functions are pure. With one bank per stream, `vmap` the functions that change a bank. A bank without a stream axis is
 shared by all streams and is only read inside a call. `search` and `gather` accept both. The search is not differentiable, but
-the gathered entries are. They are named "read", so that under `save_only_these_names("read")` a train step keeps them and not
+the gathered entries are. They are named "read", so that with `save_only_these_names("read")` a train step keeps them instead of
 the bank.
 
 B stream, T entries written or queries, M slots, N query heads, K key heads, H head dim, R neighbours.
@@ -53,7 +53,7 @@ class Bank:
 
     @property
     def valid_M(self) -> Array:
-        """Return which indices have an entry, bool."""
+        """Return a mask of the indices that have an entry."""
         return self.entries.id >= 0
 
 
@@ -128,7 +128,7 @@ def search(
 def gather(bank: Bank, index: Array, head: Array | None = None) -> Entries:
     """Return the entries at these indices, [B, ...], named "read".
 
-    head: for keys and values with a leading axis of K heads, the head to take. It broadcasts against the indices of a stream.
+    head: the head to take, if keys and values have a leading axis of K heads. It broadcasts against the indices of a stream.
     """
 
     def pick(a: Array, *at) -> Array:
@@ -145,7 +145,7 @@ def gather(bank: Bank, index: Array, head: Array | None = None) -> Entries:
 def forget(bank: Bank, *, source: int | None = None, namespace: int | None = None, id: int | None = None) -> Bank:
     """Erase the entries that match all arguments, with their keys and values. Other entries keep their index and id.
 
-    Raises ValueError without any argument.
+    Raises ValueError if there are no arguments.
     """
     given = {"source": source, "namespace": namespace, "id": id}
     if all(value is None for value in given.values()):
@@ -164,6 +164,6 @@ def forget(bank: Bank, *, source: int | None = None, namespace: int | None = Non
 
 
 def resize(bank: Bank, capacity: int) -> Bank:
-    """Return a bank of another capacity with the same entries and ids, or the newest ones if there is less room."""
+    """Return a bank of a different capacity with the same entries and ids, or the newest ones if not all fit."""
     one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (bank.entries.key, bank.entries.value))
     return put(empty(capacity, *one), bank.entries, bank.cursor)

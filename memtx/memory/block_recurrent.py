@@ -10,7 +10,7 @@
 
 S starts at a learned value, drawn from N(0, 0.1^2). The ids are learned too, drawn from N(0, 1), so that slots differ.
 
-Differentiable: everything. Gradients pass through the window and through S until the caller detaches the state. The
+Everything is differentiable. Gradients pass through the window and through S until the caller detaches the state. The
 attentions to and from S have no positions. The tokens of an unfinished block are in the window, so the state has nothing else.
 
 Deviations: the window slides, has exactly `window` tokens, and its cache can carry gradient. The paper's previous segment
@@ -48,7 +48,7 @@ class Recurrence:
 
 @pytree
 class Block:
-    """Within a call: state vectors, keys and values of the last blocks, and the number of finished blocks.
+    """The values carried within a call: state vectors, keys and values of the last blocks, and number of finished blocks.
 
     The unfinished block is the last `block` of the R entries.
     """
@@ -81,7 +81,7 @@ class BlockRecurrent(Memory):
 
     @classmethod
     def preset_layers(cls, layers: int) -> tuple[int, ...]:
-        """Return the one layer in which the paper has it."""
+        """Return the single layer that the paper gives this mechanism."""
         return (3 * layers // 4,)
 
     @dataclasses.dataclass(frozen=True)
@@ -99,16 +99,16 @@ class BlockRecurrent(Memory):
             positive(self, "block", "window", "states", "blocks")
             check_known(self.gate, ("fixed", "lstm"), "gate")
             if self.window < self.block:
-                raise UserError(f"window={self.window} must hold a block: at least block={self.block}")
+                raise UserError(f"window={self.window} must be at least block={self.block}")
 
         @property
         def read(self) -> int:
-            """The number of tokens that the states read."""
+            """The number of tokens that the state vectors read."""
             return self.blocks * self.block
 
         @property
         def kept(self) -> int:
-            """The number of tokens whose keys and values the state has."""
+            """The number of tokens whose keys and values the state keeps."""
             return max(self.window, self.read)
 
     tiny = (
@@ -164,7 +164,7 @@ class BlockRecurrent(Memory):
         return self.out(y.reshape(*x_BTD.shape[:2], -1)), after
 
     def last_blocks(self, recent: Recent) -> tuple[Array, Array]:
-        """Return keys and values of the blocks that the states read next. The entries after the newest token mean nothing."""
+        """Return keys and values of the blocks that the state vectors read next. Entries after the newest token are invalid."""
         c = self.config
         newest_B1 = c.kept - recent.count_B[:, None] % c.block
         at_BR = jnp.minimum(newest_B1 + jnp.arange(c.read) - (c.read - c.block), c.kept - 1)
@@ -175,7 +175,7 @@ class BlockRecurrent(Memory):
         return (self.norm(state_BSD) + self.ids[...]).astype(dtype)
 
     def change(self, block: Block, s_BSD: Array, kv_state: tuple[Array, Array]) -> Block:
-        """Return the state after a block has ended. kv_state: the keys and values of s."""
+        """Return the new state vectors after a block has ended. kv_state: the keys and values of s."""
         k, v = (a.astype(s_BSD.dtype) for a in (block.k_BRKH, block.v_BRKH))
         read_BR = jnp.arange(-self.config.read, 0) >= -self.config.block * (1 + block.before_B[:, None])
         within = self.look(self.q_state(s_BSD), *kv_state)

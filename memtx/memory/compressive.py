@@ -10,12 +10,12 @@
     loss/compression = mean (attn(SG h, old) - attn(SG h, f_c(old)))^2        the attention reconstruction loss; attn: softmax
                        of contents alone, with the layer's own Wq, Wk, Wv as constants
 
-Gradient: the language model's gradient is that of Transformer-XL and does not reach f_c. The auxiliary loss trains f_c only.
+Gradient: the language model's gradient is that of Transformer-XL and does not reach f_c. The auxiliary loss trains only f_c.
 Each finished segment with a full memory adds to the loss, as a mean over rows, tokens and features. Training adds the emitted
 loss to its own.
 
 Deviations: usage (most_used) is the content attention of the segment that pushes the entries out, and not a sum over the time
-that they were stored. The others are those of Transformer-XL.
+that they were stored. Other deviations are those of xl.py.
 
 Source: Rae et al. 2019 (arXiv 1911.05507).
 B stream, T time, M memory slots, C segment, c rate, S compressed slots, U = C / c, N heads, H head dim, D model.
@@ -86,7 +86,7 @@ class Compressive(TransformerXL):
         return y_BTD, dataclasses.replace(state, loss_B=())
 
     def remembered(self, state: Compressed) -> tuple[Array, Array]:
-        """Return compressed and other hidden states, oldest first, and which were written: [B, S + M, D], [B, S + M]."""
+        """Return all hidden states, compressed ones first, [B, S + M, D], and which were written, [B, S + M]."""
         memory_BMD, valid_BM = super().remembered(state)
         if isinstance(state.compressed_BSD, tuple):
             return memory_BMD, valid_BM
@@ -112,7 +112,7 @@ class Compressive(TransformerXL):
         return dataclasses.replace(new, compressed_BSD=joined[:, squeezed_BUD.shape[1] :], loss_B=loss_B)
 
     def compress(self, old_BCD: Array, h_BCD: Array) -> Array:
-        """Return f_c(old), [B, C, D] -> [B, C / c, D]. h_BCD is the segment that pushes it out."""
+        """Return f_c(old), [B, C, D] -> [B, C / c, D]. h_BCD is the segment that pushes `old` out."""
         batch, size, width = old_BCD.shape
         c = self.config
         groups = old_BCD.reshape(batch, size // c.rate, c.rate, width)

@@ -1,12 +1,12 @@
 """Cross-attention: a memory that is written once from an encoder's output, and that every later token reads.
 
-    K, V <- E Wk, E Wv              in a call with an encoder's output E of S tokens, which replaces the earlier keys
+    K, V <- E Wk, E Wv              in a call with an encoder's output E of S tokens. They replace earlier keys
     y_t = Wo softmax(q_t k_j / sqrt(H)) v_j   over all of K, V;     q_t = x_t Wq
 
 E is `seg.shared["encoded/h"]` [B, S, D]. `seg.shared["encoded/length"]` [B] is the number of real tokens in each row. A row
-without any keeps its keys. Calls without E only read. The output of a row that was never written is exactly zero.
+without real tokens keeps its keys. Calls without E only read. The output of a row that was never written is exactly zero.
 
-Gradient: everything is differentiable, E included. Positions: none.
+Everything is differentiable, including E. There are no positions.
 
 Source: Vaswani et al. 2017 (arXiv 1706.03762), the decoder; Raffel et al. 2019 (1910.10683).
 B stream, T time, S source time, K kv heads, H head dim, D model.

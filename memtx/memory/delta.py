@@ -32,7 +32,7 @@ class DeltaNet(MatrixMemory):
 
     @dataclasses.dataclass(frozen=True)
     class Config(MatrixMemory.Config):
-        """Settings, with a convolution of 4 taps by default."""
+        """The settings of DeltaNet. By default the convolution has 4 taps."""
 
         conv: int = 4
         gate: bool = False
@@ -65,7 +65,7 @@ class GatedDeltaNet(DeltaNet):
 
     @dataclasses.dataclass(frozen=True)
     class Config(DeltaNet.Config):
-        """Settings, with an output gate by default."""
+        """The settings of Gated DeltaNet and KDA. By default there is an output gate."""
 
         gate: bool = True
 

@@ -7,13 +7,13 @@
     y = SiLU(conv(RMS(v))) + v                        depthwise, causal, `kernel` taps `dilation` tokens apart, zero initially
 
 Before the first token of a document, n-grams see pads and the convolution sees zeros. The state has the last tokens and the
-last inputs of the convolution. The gradient reaches every parameter, and earlier tokens through the convolution, as far back
+last inputs of the convolution. Gradients reach every parameter and, through the convolution, earlier tokens, as far back
 as the caller's `detach` allows. Ids are not differentiable. As in the authors' code, |a| below 1e-6 counts as 1e-6, because
 the slope of the root is infinite at 0. The table learns 5 times as fast as the model and has no weight decay.
 
-Deviations: all layers of a stack share one hash, set by `seed` and not by the number of the layer, but not their tables. h is
-the normalised input of the block, and the result is added beside attention, not before it. There is one residual stream. Wk
-and Wv have no bias.
+Deviations: all layers of a stack share one hash, which depends on `seed` and not on the number of the layer. Each has its own
+table. h is the normalised input of the block, and the result is added beside attention, not before it. There is one residual
+stream. Wk and Wv have no bias.
 
 Source: Cheng et al. 2026 (arXiv 2601.07372).
 B stream, T time, L earlier tokens, S earlier inputs, D model, E = orders x heads x dim, K taps.
@@ -37,7 +37,7 @@ from memtx.ops.rows import slice_rows
 
 @pytree
 class Tail:
-    """The state: the last canonical tokens, or pads, and the last inputs of the convolution, of which count_B are valid."""
+    """The state: the last canonical tokens or pads, and the last inputs of the convolution. count_B of these are valid."""
 
     token_BL: Array
     input_BSD: Array
@@ -58,7 +58,7 @@ class Engram(Memory):
 
     @dataclasses.dataclass(frozen=True)
     class Config:
-        """Settings. Raises UserError if one is out of range."""
+        """The settings of Engram. Raises UserError if a setting is out of range."""
 
         orders: tuple[int, ...] = (2, 3)  # lengths n of the n-grams
         heads: int = 8  # tables per order, each with a different prime
@@ -171,7 +171,7 @@ class Engram(Memory):
         return sum(taps[1:], taps[0])
 
 
-BLANK = "\ue000"  # a placeholder for a token of white space only, which `Strip` would empty
+BLANK = "\ue000"  # a placeholder for a token that is only white space, which `Strip` would remove
 CANONICAL = normalizers.Sequence(
     [
         normalizers.NFKC(),

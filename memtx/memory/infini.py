@@ -8,13 +8,14 @@
     O = sig(b) A_mem + (1 - sig(b)) A_local                                b: one scalar per query head;
                                                                        tanh instead of sig if the gate starts closed
 
-Gradient: everything is differentiable, through all segments, until the caller detaches the state.
+Everything is differentiable, through all segments, until the caller detaches the state.
 
 Positions: M sees un-rotated queries and keys. Local attention uses distances. A segment has `segment` tokens of a document
 for all cuts into calls. The state sums up the terms that the unfinished segment will add to M.
 
 Deviations: query heads that share a key head share its M and z. The state is cleared at the start of a document. The gate
-gets no weight decay and learns `gate_lr` times as fast. Without this, published attempts saw it stuck near its first value.
+gets no weight decay and learns `gate_lr` times as fast. Without this, the gate stays near its first value, as in published
+attempts.
 
 Source: Munkhdalai et al. 2024 (arXiv 2404.07143). The gate follows Hugging Face's account of an attempt to reproduce it.
 B stream, T time, Q slots in a block, C segment, N query heads, K kv heads, G = N / K, R = G Q rows, H head dim.

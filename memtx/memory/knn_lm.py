@@ -4,13 +4,13 @@
     p = lam p_knn + (1 - lam) p_lm                                     y = log p + logsumexp(logits)
 
 f is the hidden state from which the model predicts. A pair is (f_{t-1}, token t). Pairs come from
-- the stream itself: its last `memory` pairs, which it writes as it reads (the continuous cache). They are cleared with the row.
-- a datastore of `datastore` entries, which all streams share and none writes. `build` makes it from many documents, `extend`
-  adds documents, `forget` removes one, and `attach` puts it into a model's state.
-`neighbours` pairs of each are read. While there is none, y is the model's logits, bit for bit.
+- the stream itself: its last `memory` pairs, which it writes as it reads (the continuous cache). A reset of the row clears
+them. - a datastore of `datastore` entries, which all streams share and only read. `build` makes it from many documents,
+`extend` adds documents, `forget` removes one, and `attach` puts it into a model's state.
+`neighbours` pairs of each are read. While there are no pairs, y equals the model's logits, bit for bit.
 
-Gradient: the distances are differentiable, in f and in the stream's keys until the caller detaches the state. The paper trains
-nothing. The search is not differentiable.
+The distances are differentiable with respect to f and, until the caller detaches the state, to the keys of the stream. The
+search is not differentiable. The paper trains nothing.
 
 Source: Khandelwal et al. 2020 (arXiv 1911.00172), and Grave et al. 2017 (arXiv 1612.04426) for the cache.
 B stream, T time, M entries, D model, R neighbours, V vocabulary.
@@ -39,7 +39,7 @@ LABELS = ("id", "source", "position")  # of an entry that was read
 
 @pytree
 class Cache:
-    """The pairs of a stream, and the hidden state of the last token, which waits for the next (if the document has begun)."""
+    """The pairs of a stream, and the hidden state of the last token, which forms a pair with the next token."""
 
     bank: Bank
     hidden_BD: Array
@@ -73,11 +73,11 @@ class KNNLM(Memory):
         def __post_init__(self):
             positive(self, "neighbours", "chunk")
             if min(self.memory, self.datastore) < 0 or not self.memory + self.datastore:
-                raise UserError("memory or datastore must be at least 1, and neither below 0")
+                raise UserError("memory and datastore must be at least 0, and one of them at least 1")
             if self.neighbours > min(size for size in (self.memory, self.datastore) if size):
-                raise UserError(f"neighbours={self.neighbours} is more than memory or datastore holds")
+                raise UserError(f"neighbours={self.neighbours} is more than the entries of memory or datastore")
             if not 0 < self.lam < 1 or not self.temperature > 0 or not 0 < self.recall <= 1:
-                raise UserError("it needs 0 < lam < 1, temperature > 0 and 0 < recall <= 1")
+                raise UserError("lam must be in (0, 1), temperature above 0 and recall in (0, 1]")
 
     tiny = (Config(memory=6, neighbours=4, temperature=8.0, chunk=4),)
 
@@ -126,7 +126,7 @@ class KNNLM(Memory):
         return skip_unless((jnp.asarray(end_BT) > 0).any(), work, nothing, f_BTD, pairs)
 
     def mix(self, logits_BTV: Array, reads: dict[str, dict[str, Array]]) -> Array:
-        """Return the mixture, on the scale of the model's logits, with one softmax over all pairs that were read."""
+        """Return the logits of the mixture, at the scale of the model's, with one softmax over all pairs that were read."""
         score, token, id_ = (jnp.concatenate([read[name] for read in reads.values()], -1) for name in ("score", "token", "id"))
         weight = jax.nn.softmax(score, -1) * (id_ >= 0)
         zeros = jnp.zeros(logits_BTV.shape, jnp.float32)
@@ -171,12 +171,12 @@ def remember(cache: Cache, f_BTD, token_BT, position_BT, mask_BT, document_B) ->
 
 
 def build(lm, params, documents: Iterable[tuple[int, ArrayLike]], *, time: int = 256) -> Bank:
-    """Build a datastore from documents (id, tokens). `lm` reads each from its start and alone, `time` tokens per call."""
+    """Build a datastore from documents (id, tokens). `lm` reads each document separately, `time` tokens per call."""
     return extend(empty(1, lm.model.width), lm, params, documents, time=time)
 
 
 def extend(store: Bank, lm, params, documents: Iterable[tuple[int, ArrayLike]], *, time: int = 256) -> Bank:
-    """Return the datastore with more documents. It equals, bit for bit, the one that is built from all at once."""
+    """Return the datastore with more documents. It equals, bit for bit, one that is built from all documents at once."""
     run = jax.jit(collect(lm, "hidden"))
     parts = []
     for source, tokens in documents:
@@ -202,9 +202,11 @@ def forget(store: Bank, source: int) -> Bank:
 def attach(state, store: Bank):
     """Return a language model's state with this datastore.
 
-    Raises UserError if the config's `datastore` is below the store's capacity.
+    Raises UserError if `datastore` in the config is smaller than the capacity of the store.
     """
     room = state.head.datastore.capacity if state.head.datastore else 0
     if room < store.capacity:
-        raise UserError(f"the datastore has {store.capacity} entries: set memory.knn_lm.datastore to that, not to {room}")
+        raise UserError(
+            f"the datastore has {store.capacity} entries: set memory.knn_lm.datastore to {store.capacity} instead of {room}"
+        )
     return dataclasses.replace(state, head=dataclasses.replace(state.head, datastore=bank.resize(store, room)))

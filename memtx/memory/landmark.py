@@ -11,11 +11,11 @@ Positions never exceed those of training. The retrieved blocks get positions, in
 query's block. A landmark is scored as if its block came immediately before the query's. The keys of a block are stored in the
 bank rotated to their slots 0..C-1, which are the same for every query.
 
-Gradient: everything is differentiable except the choice of blocks, also into the bank until the caller detaches the state. In
+Everything is differentiable except the choice of blocks. Gradients pass into the bank until the caller detaches the state. In
 training, a read keeps `neighbours` x `block` keys and values per query and head.
 
-All blocks of a call are read at once. They are written first, and each query sees the last `memory` ids before that of its
-block. The bank therefore has AHEAD more entries than `memory`, and longer calls are read in pieces of as many blocks.
+All blocks of a call are read at once. They are written first, and each query sees the last `memory` ids before the id of its
+block. The bank therefore has AHEAD more entries than `memory`, and longer calls are read in pieces of AHEAD blocks.
 
 Source: Mohtashami & Jaggi 2023 (arXiv 2305.16300). Deviations: see the card. No token is inserted into the text.
 B stream, T time, J blocks of a call, Q queries in one, C tokens in a block, N query heads, K kv heads, H head dim,
@@ -55,7 +55,7 @@ class Blocks:
 
 @dataclasses.dataclass(frozen=True)
 class Queries:
-    """The queries of a call in one line.
+    """The queries of a call, in one sequence of slots.
 
     q_BTNH   float32, scaled, un-rotated
     slot_BT  the index of the query in its block
@@ -85,7 +85,7 @@ class Landmark(Memory):
         def __post_init__(self):
             positive(self, "block", "memory", "neighbours")
             if self.neighbours > self.memory:
-                raise UserError(f"neighbours={self.neighbours} is more than memory={self.memory} keeps")
+                raise UserError(f"neighbours={self.neighbours} is more than memory={self.memory}")
 
     tiny = (Config(block=3, memory=3, neighbours=2),)
 
@@ -113,7 +113,7 @@ class Landmark(Memory):
         return y.astype(q.dtype), state
 
     def read_and_write(self, x, state: Blocks, seg: Segment):
-        """Read and write a call in pieces whose blocks the bank has room for. Returns y_BTNH, the reads and the new state."""
+        """Read and write a call in pieces that fit into the bank. Returns y_BTNH, the reads and the new state."""
         size, outs = AHEAD * self.config.block, []
         for start in range(0, seg.position_BT.shape[1], size):
             *qkv, position_BT, mask_BT = (a[:, start : start + size] for a in (*x, seg.position_BT, seg.mask_BT))
@@ -122,13 +122,13 @@ class Landmark(Memory):
         return *jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *outs), state
 
     def piece(self, x, position_BT: Array, mask_BT: Array, state: Blocks, seg: Segment):
-        """Read and write all blocks at once. Complete ones are written first, and a query sees ids before its own block's."""
+        """Read and write all blocks at once. Complete blocks are written first. Queries see ids below that of their block."""
         q, k, v = x
         size, grid = self.config.block, Grid(mask_BT, state.offset_B, self.config.block)
         at_BT = jnp.where(mask_BT, state.offset_B[:, None] + jnp.arange(mask_BT.shape[1]), (grid.blocks + 1) * size)
 
         def line(current_BC, new_BT):
-            """Return the unfinished block and the tokens of this call, in blocks [B, J + 1, C, ...]. The last stays empty."""
+            """Return the unfinished block and the call as blocks [B, J + 1, C, ...]. The last block stays empty."""
             rest = jnp.zeros((len(current_BC), grid.blocks * size, *current_BC.shape[2:]), current_BC.dtype)
             return put(jnp.concatenate([current_BC, rest], 1), at_BT, new_BT).reshape(len(rest), -1, *current_BC.shape[1:])
 
@@ -146,7 +146,7 @@ class Landmark(Memory):
         return y, reads, Blocks(full, k, v, grid.offset_B)
 
     def write(self, full: Bank, k_JCKH: Array, v_JCKH: Array, complete_J, source, position_J) -> Bank:
-        """Return one stream's bank with those of J blocks that are complete."""
+        """Return the bank of one stream with the complete ones among J blocks added."""
         weight_JCK = jax.nn.softmax(jnp.einsum("JCKH,KH->JCK", k_JCKH, self.pool[...]) * self.dims.scale, 1)
         landmark = jnp.einsum("JCK,JCKH->JKH", weight_JCK, k_JCKH)
         slot_JC = jnp.broadcast_to(jnp.arange(self.config.block), k_JCKH.shape[:2])
@@ -158,7 +158,7 @@ class Landmark(Memory):
         return Queries(q_BTNH.astype(jnp.float32) * self.dims.scale, slot_BT, last_BT, id_BT)
 
     def read(self, asked: Queries, k_BJCKH: Array, v_BJCKH: Array, full: Bank, seg: Segment):
-        """Return y_BTNH by the grouped softmax, and the reads, each [B, T, N, R]. k and v are of the queries' J blocks."""
+        """Return y_BTNH by the grouped softmax, and the reads, each [B, T, N, R]. k and v: of the blocks of the call."""
         own_BTNC = self.own_scores(asked, k_BJCKH, seg)
         block, gate_BTNR = self.retrieve(asked, full, seg)
         found_BTNR, size = gate_BTNR > MASKED, self.config.block
@@ -172,7 +172,7 @@ class Landmark(Memory):
         return y_BJQNH.reshape(y_BTNH.shape) + y_BTNH, reads | {"weight": p_block_BTNR}
 
     def own_scores(self, asked: Queries, k_BJCKH: Array, seg: Segment) -> Array:
-        """Return the scores of the keys in each query's block, [B, T, N, C], masked after the last one it sees."""
+        """Return the scores of the keys in each query's block, [B, T, N, C], masked after the last key that the query sees."""
         batch, blocks, size = k_BJCKH.shape[:3]
         slot_C = jnp.arange(size)
         key_slot = jnp.broadcast_to(jnp.tile(slot_C, blocks), (batch, blocks * size))
@@ -228,12 +228,12 @@ class Landmark(Memory):
         return bias_BNTS.swapaxes(1, 2) if isinstance(bias_BNTS, Array) else bias_BNTS
 
     def report(self, reads: dict[str, Array]) -> None:
-        """Emit which blocks were read, [B, T, N, R]: id (-1: none), source, position of the first token, weight."""
+        """Emit the blocks that were read, [B, T, N, R]: id (-1: none), source, position of the first token, weight."""
         if wants("attribution"):
             for name, value in reads.items():
                 emit(f"attribution/{name}", value)
 
 
 def in_blocks(a_BT: Array, blocks: int) -> Array:
-    """Cut a line into blocks: [B, J Q, ...] -> [B, J, Q, ...]."""
+    """Cut a sequence of slots into blocks: [B, J Q, ...] -> [B, J, Q, ...]."""
     return a_BT.reshape(len(a_BT), blocks, -1, *a_BT.shape[2:])

@@ -56,7 +56,7 @@ class MatrixMemory(Memory):
 
     @dataclasses.dataclass(frozen=True)
     class Config:
-        """Settings that all matrix memories share."""
+        """The settings that all matrix memories share."""
 
         key_dim: int = 0  # of a head; 0: the model's head_dim
         value_dim: int = 0  # of a head; 0: the model's head_dim
@@ -120,7 +120,7 @@ class MatrixMemory(Memory):
         return q_BTNK * self.key_dim**-0.5, k_BTNK, v_BTNV
 
     def rates(self, x_BTD: Array) -> tuple[Array | None, Array | None]:
-        """Return the log decay [B, T, N, 1 or K] <= 0 and beta [B, T, N, 1], float32, or None for a mechanism without them."""
+        """Return the log decay [B, T, N, 1 or K] <= 0 and beta [B, T, N, 1], float32, or None if the mechanism lacks one."""
         return None, None
 
     def read_out(self, o_BTNV: Array, x_BTD: Array) -> Array:
@@ -136,7 +136,7 @@ class LinearAttention(MatrixMemory):
 
     @dataclasses.dataclass(frozen=True)
     class Config(MatrixMemory.Config):
-        """Settings. The default has no gate."""
+        """The settings of linear attention. By default there is no gate."""
 
         gate: bool = False
         normaliser: bool = True  # divide by the sum of the weights; False: a norm per head
@@ -163,7 +163,7 @@ class LinearAttention(MatrixMemory):
 
 
 def divided(o_BTNV: Array) -> Array:
-    """Return o without its last entry, divided by that entry, or 0 if nothing was read."""
+    """Divide o by its last entry, and drop this entry. Returns 0 if nothing was read."""
     return o_BTNV[..., :-1] / jnp.maximum(o_BTNV[..., -1:], 1e-6)
 
 
@@ -184,7 +184,7 @@ class RetNet(MatrixMemory):
         return q * self.key_dim**-0.5, k, v_BTNV
 
     def rates(self, x_BTD):
-        """Return the fixed decay of each head."""
+        """Return the fixed log decay of each head and no beta."""
         log_gamma_N1 = np.log1p(-(2.0 ** (-5 - np.arange(self.num_heads)[:, None])))
         return jnp.broadcast_to(jnp.asarray(log_gamma_N1, jnp.float32), (*x_BTD.shape[:2], self.num_heads, 1)), None
 
@@ -208,7 +208,7 @@ class GLA(MatrixMemory):
 
     @dataclasses.dataclass(frozen=True)
     class Config(MatrixMemory.Config):
-        """Settings. rank: of the map from x to the decays."""
+        """The settings of GLA. rank: the rank of the map from x to the decays."""
 
         rank: int = 16
 
@@ -224,6 +224,6 @@ class GLA(MatrixMemory):
         self.decay = LowRank(key, self.width, self.config.rank, self.num_heads * self.key_dim, bias=True)
 
     def rates(self, x_BTD):
-        """Return a decay per key dimension."""
+        """Return the log decay of each key dimension and no beta."""
         logit_BTNK = self.decay(x_BTD).astype(jnp.float32).reshape(*x_BTD.shape[:2], self.num_heads, -1)
         return jax.nn.log_sigmoid(logit_BTNK) / self.temperature, None

@@ -10,8 +10,8 @@ The memory of a query is the last `memory` tokens before its segment. Segments h
 the document. Visibility depends on the ids of entries, so results do not depend on how a text is cut into calls.
 
 Gradient: the window is differentiable, and so are the query, the scale and the gate of a read. Keys and values in the memory
-and the search are not. Entries are in a Bank, which is cleared with the row at the start of a document. While it is empty,
-y = o_window and nothing is searched.
+are not differentiable, and neither is the search. Entries are in a Bank, which is cleared for a row at the start of a document.
+If it is empty, y = o_window and nothing is searched.
 
 Source: Wu et al. 2022 (arXiv 2203.08913), and google-research/meliad (Apache-2.0) for details that the paper leaves open.
 B stream, T time, M bank slots, N query heads, K kv heads, H head dim, R neighbours.
@@ -71,7 +71,7 @@ class Memorizing(Memory):
             if self.sinks < 0:
                 raise UserError(f"sinks must be 0 or more, not {self.sinks}")
             if self.neighbours > self.memory:
-                raise UserError(f"neighbours={self.neighbours} is more than memory={self.memory} holds")
+                raise UserError(f"neighbours={self.neighbours} is more than memory={self.memory}")
             if not 0 < self.recall <= 1:
                 raise UserError(f"recall must be above 0 and at most 1, not {self.recall}")
 
@@ -98,7 +98,7 @@ class Memorizing(Memory):
 
     @property
     def slots(self) -> int:
-        """The bank's capacity. Calls write before they read, so the bank needs one extra segment at each end."""
+        """The capacity of the bank. Calls write before they read, so the bank needs one extra segment at each end."""
         return self.config.memory + 2 * self.config.segment
 
     def init_state(self, batch_size: int) -> Memories:
@@ -124,7 +124,7 @@ class Memorizing(Memory):
         return (near + gate_BTN[..., None] * (far - near)).astype(near.dtype), state
 
     def read_and_write(self, q, k, v, full: Bank, seg: Segment):
-        """Write and read pieces that the bank has room for. A piece is written first, and its queries do not see its ids.
+        """Write and read a call in pieces that fit into the bank. A piece is written first, and its queries do not see its ids.
 
         Returns o_memory, the reads and the bank.
         """

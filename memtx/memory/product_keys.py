@@ -7,10 +7,11 @@
     memory_plus   y = (SiLU(x W1) * sum_heads sum_I w V_I) Wo    Memory+: one table V for all layers, gated
     peer          y = sum_heads sum_I w gelu(u_I x) v_I          PEER: entries are experts with a single neuron
 
-All entries are parameters, so the state is `()`. The gradient reaches the chosen entries (their scores, and so queries and
-keys, and their values), not the choice. The cost of a token, given in the cards, grows with n, while the table grows with n^2.
-Rows are read one by one (see memtx.ops.table). Values have `value_lr` times the learning rate of the model and no weight
-decay. Metrics on request: metric/usage, the share of entries that a call read, and metric/kl, KL(weights || uniform) in nats.
+All entries are parameters, so the state is `()`. Gradients reach the scores and values of the chosen entries, and through the
+scores the queries and keys. They do not reach the choice. The cost of a token, given in the cards, grows with n, while the
+table grows with n^2. Rows are read one by one (see memtx.ops.table). Values have `value_lr` times the learning rate of the
+model and no weight decay. Metrics on request: metric/usage, the share of entries that a call read, and metric/kl, KL(weights ||
+uniform) in nats.
 
 Deviations: maps have no bias unless `bias` is set, unlike in the references. Queries pass a LayerNorm in place of a BatchNorm,
 whose statistics would couple streams and times. Optimiser updates are dense instead of sparse. The learning rate of Memory+
@@ -38,7 +39,7 @@ from memtx.ops.table import dots, pool
 
 @dataclasses.dataclass(frozen=True)
 class Keys:
-    """The settings of the search for entries. Raises UserError if one is out of range."""
+    """The settings of the search for entries. Raises UserError if a setting is out of range."""
 
     subkeys: int = 64  # n sub-keys on each side: a table of n^2 entries
     heads: int = 4
@@ -93,14 +94,14 @@ class Search(nnx.Module):
 
 
 def products(q_NHC: Array, keys_HMC: Array) -> Array:
-    """Return the products of queries with the sub-keys of their head, or with a shared set, [N, H, M], as 2-D dots."""
+    """Return the products of queries with the sub-keys of their head, or with shared sub-keys, [N, H, M], from 2-D dots."""
     if len(keys_HMC) == 1:
         return (q_NHC.reshape(-1, q_NHC.shape[-1]) @ keys_HMC[0].T).reshape(*q_NHC.shape[:2], -1)
     return jnp.stack([q_NHC[:, h] @ keys.T for h, keys in enumerate(keys_HMC)], 1)
 
 
 def observe(weight_NR: Array, index_NR: Array, mask_N: Array, size: int) -> None:
-    """Emit metrics of the use of the table by the real tokens of a call."""
+    """Emit metrics of how the real tokens of a call use the table."""
     weight_NR = lax.stop_gradient(jnp.where(mask_N[:, None], weight_NR, 0))
     share = jnp.zeros(size).at[index_NR].add(weight_NR)
     share = share / jnp.maximum(share.sum(), 1e-30)
@@ -161,7 +162,7 @@ class MemoryPlus(Table):
 
     @dataclasses.dataclass(frozen=True)
     class Config(Keys):
-        """Settings of Memory+."""
+        """The settings of Memory+."""
 
         top_k: int = 32
         value_dim: int = 0  # 0: the model's width
@@ -201,7 +202,7 @@ class PEER(Table):
 
     @dataclasses.dataclass(frozen=True)
     class Config(Keys):
-        """Settings of PEER."""
+        """The settings of PEER."""
 
         heads: int = 8
         value_lr: float = 1.0

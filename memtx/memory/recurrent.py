@@ -43,7 +43,7 @@ def lstm(inputs_BE: Array, h_EE: Array, state: Cell) -> tuple[Cell, Array]:
 
 
 def gru(inputs_BE: Array, h_EE: Array, h_BE: Array) -> tuple[Array, Array]:
-    """Return the next state and the output, which are the same. inputs_BE: x W + b of all gates."""
+    """Return the next state twice, because it is also the output. inputs_BE: x W + b of all gates."""
     r_in, z_in, n_in = jnp.split(inputs_BE, 3, -1)
     r_h, z_h, n_h = jnp.split(h_BE @ h_EE, 3, -1)
     r, z = jax.nn.sigmoid(r_in + r_h), jax.nn.sigmoid(z_in + z_h)
@@ -62,7 +62,7 @@ class Recurrent(Memory):
 
     @dataclasses.dataclass(frozen=True)
     class Config:
-        """Settings. hidden: E, or 0 for the width of the model."""
+        """The settings. hidden: E, or 0 for the width of the model."""
 
         hidden: int = 0
 

@@ -50,7 +50,7 @@ def load_class(given: str) -> type[Memory]:
 
 
 def is_own(name: str) -> bool:
-    """Return whether the name of a memory is a file and a class."""
+    """Return whether the name of a memory has the form path/to/file.py:ClassName."""
     return ".py:" in name
 
 
@@ -62,7 +62,7 @@ def snake_case(name: str) -> str:
 class Registry(dict[str, type[Memory]]):
     """Mechanisms by name: those of memtx, of installed packages, and of files that were added.
 
-    origins: for each mechanism outside memtx, a text for `restore`.
+    origins: for each mechanism outside memtx, its origin as `restore` takes it.
     """
 
     def __init__(self, contained: dict[str, type[Memory]]):

@@ -6,8 +6,8 @@
 `Segmented` (segmented.py) calls the body. The layers inside see one segment and its memory tokens: their own state is reset at
 the start of each segment, row by row. With inner="keep" it is kept, as in the paper's Transformer-XL with memory tokens.
 
-Differentiable: everything. Gradients pass through the memory tokens until the caller detaches the state. The backward
-pass recomputes each segment (remat). `rmt_encoder` is the form for layers that see all of a segment.
+Everything is differentiable. Gradients pass through the memory tokens until the caller detaches the state. The backward
+pass recomputes each segment (remat). `rmt_encoder` is the version for layers that see all of a segment.
 
 Deviations: RMT has a norm for m'. In the paper's code m' has passed the model's final norm, and without a norm it would grow
 from segment to segment. `rmt` is causal everywhere, like the authors' decoder. A reset at the start of a document clears the
@@ -37,7 +37,7 @@ class Tokens:
 
     @staticmethod
     def empty(batch_size: int, tokens: int, width: int) -> "Tokens":
-        """Return the tokens of rows that have finished no segment."""
+        """Return the memory tokens of rows that have not finished a segment."""
         return Tokens(jnp.zeros((batch_size, tokens, width)), jnp.zeros(batch_size, jnp.int32))
 
     def read(self, initial_MD: Array) -> Array:
@@ -45,7 +45,7 @@ class Tokens:
         return jnp.where((self.segments_B == 0)[:, None, None], initial_MD, self.memory_BMD)
 
     def write(self, new_BMD: Array) -> "Tokens":
-        """Return the tokens after one more segment."""
+        """Return the memory tokens after one more segment."""
         return Tokens(new_BMD, self.segments_B + 1)
 
 
@@ -69,7 +69,7 @@ class RMT(Segmented):
 
     @classmethod
     def room(cls, config) -> int | None:
-        """Return the tokens of a segment and of the memory around it, or None with inner="keep"."""
+        """Return the number of tokens in a segment with its memory tokens, or None with inner="keep"."""
         return None if config.inner == "keep" else super().room(config)
 
     def __init__(self, config: Config, dims: Dims, key: Array, body: Layer):
@@ -92,5 +92,5 @@ class RMT(Segmented):
         return body, memory.segments_B * (self.config.segment + sum(self.around))
 
     def write(self, memory: Tokens, written_BMD: Array) -> Tokens:
-        """Return the memory after m <- norm m'."""
+        """Apply m <- norm m' and return the new memory."""
         return memory.write(self.norm(written_BMD.astype(jnp.float32)))

@@ -3,10 +3,11 @@
     [m' ; y] = body([m ; x])            x: n tokens of a segment, m: M memory tokens, m': the body's outputs at m
     m <- norm m'                        at the end of each segment. m starts at a learned value in each document
 
-Such a segment cannot come in parts, so each call is cut into segments from its first token, and a shorter one at its end is a
-segment too. Calls of a multiple of n tokens therefore equal one call. The state of the layers inside is fresh in each segment.
+Such a segment cannot be split over calls, so each call is cut into segments from its first token. A shorter rest at the end is
+also a segment. Calls of a multiple of n tokens therefore give the same result as one call. The state of the layers inside is
+fresh in each segment.
 
-Differentiable: everything. Gradients pass through the memory tokens until the caller detaches the state. The backward
+Everything is differentiable. Gradients pass through the memory tokens until the caller detaches the state. The backward
 pass recomputes each segment (remat). Deviation: RMT has a norm for m', as in rmt.py.
 
 Source: Bulatov et al. 2022 (arXiv 2207.06881), 2023 (2304.11062).

@@ -1,12 +1,12 @@
-"""A body that reads a text in segments, with memory tokens around each: the part that RMT and ARMT share.
+"""A body that reads a text in segments, with memory tokens around each segment. RMT and ARMT share it.
 
     [. ; y ; m'] = body([m ; x ; m])        x: n tokens of a segment, m: memory tokens, m': the body's outputs at the last m
 
-Layers must be causal. They read the tokens of a segment in the order of the text, over one call or many: the read tokens come
+Layers must be causal. They read the tokens of a segment in the order of the text, in one call or several: the read tokens come
 before its first token, the write tokens after its last. Results therefore do not depend on how a text is cut into calls. A
 key-value memory inside must hold a whole segment, n + 2 M tokens, for a token to see all of its segment. `full` is sized
 automatically. Set the window of `window` yourself. Other causal layers work too, within their own reach. Inner positions count
-from 0 in each segment, read tokens included. The backward pass recomputes each segment (remat).
+from 0 in each segment, including read tokens. The backward pass recomputes each segment (remat).
 
 B stream, T time, Q slots of a part of a segment, M memory tokens, I tokens of an inner call, D model.
 """
@@ -64,7 +64,7 @@ class Segmented(Memory):
 
     @classmethod
     def room(cls, config) -> int | None:
-        """Return the tokens of a segment and of the memory around it."""
+        """Return the number of tokens in a segment with its memory tokens."""
         return config.segment + 2 * config.memory
 
     def __init__(self, config, dims: Dims, key: Array, body: Layer):
@@ -137,11 +137,11 @@ class Segmented(Memory):
 
 
 def inner_indices(part: ChunkPart, before: int, after: int, memory: int) -> tuple[Any, ...]:
-    """Return the indices that make an inner call, and those that read it.
+    """Return the indices that assemble an inner call, and those that read its results.
 
     A row of [before ; Q ; after] tokens has read tokens if its segment starts in this part, then its text, then write tokens if
-    its segment ends. An inner call packs these to the left. Operators alone make the indices, so that they are NumPy arrays and
-    reads are slices if the part is a whole segment.
+    its segment ends. An inner call packs these to the left. The indices are computed with operators alone. If the part is a
+    whole segment, they are NumPy arrays and reads are slices.
 
     source_BI  for each inner token, its index in [before ; Q ; after]
     text_BQ    the inner indices of the text

@@ -33,7 +33,7 @@ class Sinks:
 
 
 class Sink(Memory):
-    """Attention to sinks and a window, at the attention site. The rule for positions needs rope, alibi or t5."""
+    """Attention to sinks and a window, at the attention site. The positions must be rope, alibi or t5."""
 
     site = "attention"
     context = "window"

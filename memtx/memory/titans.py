@@ -8,7 +8,7 @@
     y_t = M_{W_t}(q_t)                   forward only: the token's own write is read
     M(x) = silu(.. silu(x W^1) ..) W^L   L = depth. There are no biases. The first weights are learned
 
-Unlike in the paper, G_i is scaled down where its norm exceeds `clip`. Without this, depth 2 was NaN within 600 tokens of noise.
+Unlike in the paper, G_i is scaled down if its norm exceeds `clip`. Otherwise depth 2 gave NaN within 600 tokens of noise.
 
 The weights of a single token are never computed. G_i has rank one in each layer: a_i d_i^T, the layer's input and the error at
 its output. Within a chunk, with W and S from before it,
@@ -19,7 +19,7 @@ its output. Within a chunk, with W and S from before it,
 so all products are chunk x chunk, as in attention. An unfinished chunk carries the weights of its start, so a text may be cut
 anywhere.
 
-Differentiable: everything, the inner gradient included, until the caller detaches the state. The backward pass
+Everything is differentiable, including the inner gradient, until the caller detaches the state. The backward pass
 recomputes each chunk (remat).
 
 Used by titans_blocks.py. Source: Behrouz et al. 2025 (arXiv 2501.00663).
@@ -46,7 +46,7 @@ Weights = tuple[Array, ...]  # one [B, N, I, O] per layer
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The settings of the memory of every Titans. The defaults are the paper's where it gives them, except for `clip`."""
+    """The memory settings of all Titans. Defaults are those of the paper if it gives them, except `clip`."""
 
     chunk: int = 32  # tokens whose gradients are taken at the same weights
     depth: int = 2  # layers of the memory's MLP
@@ -111,7 +111,7 @@ def gradient(weights: Weights, k_BNQH: Array, v_BNQH: Array) -> tuple[list[Array
 
 
 def decay(log_BNQ: Array) -> Array:
-    """Return the products of the factors after j up to t as [t, j] for j <= t, else 0. The argument is their logarithm."""
+    """Return, as [t, j], the product of the factors after j up to t, or 0 if j > t. The argument has the logarithms."""
     return jnp.exp(between(log_BNQ))
 
 
@@ -154,7 +154,7 @@ def outer(a_BNQI: Array, scale_BNQ: Array, d_BNQO: Array) -> Array:
 
 
 class NeuralMemory(nnx.Module):
-    """The long-term memory as a layer: x_BTD -> y_BTD. Its state is (Fast, the convolution's tail)."""
+    """The long-term memory as a layer: x_BTD -> y_BTD. Its state is (Fast, the last inputs of the convolution)."""
 
     def __init__(self, config: Settings, dims: Dims, key: Array):
         qkv, conv, gates, first, out = jax.random.split(key, 5)
@@ -185,7 +185,7 @@ class NeuralMemory(nnx.Module):
         return fast, self.conv.init_state(batch_size)
 
     def __call__(self, x_BTD: Array, state, seg: Segment) -> tuple[Array, tuple]:
-        """Read and learn the call's tokens: x_BTD -> y_BTD."""
+        """Read the tokens of the call and learn from them: x_BTD -> y_BTD."""
         old, tail = state
         tokens_BTNF, tail = self.project(x_BTD, tail, seg.length_B)
         if wants("metric"):
@@ -195,7 +195,7 @@ class NeuralMemory(nnx.Module):
         return self.merge(y_BTNH, x_BTD.dtype), (finish(old, fast, seg, size), tail)
 
     def project(self, x_BTD: Array, tail, length_B: Array):
-        """Return q, k, v and the logits of the gates side by side, float32 [B, T, N, F], and the convolution's tail."""
+        """Return q, k, v and the gate logits concatenated, float32 [B, T, N, F], and the last inputs of the convolution."""
         qkv, tail = self.conv(self.qkv(x_BTD), tail, length_B)
         shape = (*x_BTD.shape[:2], self.dims.num_heads, -1)
         q, k, v = jnp.split(qkv.reshape(shape).astype(jnp.float32), 3, -1)
@@ -203,7 +203,7 @@ class NeuralMemory(nnx.Module):
         return jnp.concatenate([unit(q), unit(k), v, logits.reshape(shape)], -1), tail
 
     def step(self, fast: Fast, tokens_BQNF: Array, part: ChunkPart) -> tuple[Fast, Array]:
-        """Read and learn one part of a chunk. Returns the new memories and y_BQNH."""
+        """Read one part of a chunk and learn from it. Returns the new memories and y_BQNH."""
         size, start = self.dims.head_dim, chunk_start(fast, part)
         q, k, v, logits = jnp.split(tokens_BQNF.swapaxes(1, 2), [size, 2 * size, 3 * size], -1)
         theta, eta, alpha = jnp.moveaxis(logits, -1, 0)
@@ -215,7 +215,7 @@ class NeuralMemory(nnx.Module):
         return dataclasses.replace(fast, now=now, start=start, momentum=momentum), y_BNQH.swapaxes(1, 2)
 
     def initialise(self, fast: Fast) -> Fast:
-        """Put the learned first weights into the rows that have read nothing yet."""
+        """Put the learned first weights into rows that have not read anything."""
 
         def put(old):
             return tuple(jnp.where(fast.fresh_B[:, None, None, None], p[...], w) for p, w in zip(self.first, old, strict=True))
@@ -223,7 +223,7 @@ class NeuralMemory(nnx.Module):
         return dataclasses.replace(fast, now=put(fast.now), start=put(fast.start))
 
     def merge(self, y_BTNH: Array, dtype) -> Array:
-        """Norm each head's output and map the heads to [B, T, D]."""
+        """Normalise the output of each head and map the heads to [B, T, D]."""
         y = y_BTNH * lax.rsqrt((y_BTNH * y_BTNH).mean(-1, keepdims=True) + 1e-6) * self.norm[...]
         return self.out(y.reshape(*y.shape[:2], -1).astype(dtype))
 
@@ -234,7 +234,7 @@ def chunk_start(fast: Fast, part: ChunkPart) -> Weights:
 
 
 def finish(old: Fast, new: Fast, seg: Segment, chunk: int) -> Fast:
-    """Return the state after a call. Rows without a token keep `old` to the bit."""
+    """Return the state after a call. Rows without a token keep `old` bit for bit."""
     offset_B = (old.offset_B + seg.length_B) % chunk
     new = dataclasses.replace(new, offset_B=offset_B, fresh_B=jnp.zeros_like(old.fresh_B))
     return where_rows(seg.length_B > 0, new, old)

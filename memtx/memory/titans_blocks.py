@@ -9,12 +9,12 @@ titans_mal  memory as layer:  y = M(x),  o = WindowAttention([P ; y])
 
     y (x) m = norm(y) * sig(norm(m))
 
-Differentiable: everything, until the caller detaches the state.
+Everything is differentiable, until the caller detaches the state.
 Positions: attention uses distances within the segment or the window. h_j has the position of x_j. P is at distance 0 from
 every query.
 
 Deviations: MAC's M_i is the memory after token i, and x_i attends h up to i. In the paper's equations both reach to the end of
-the segment, so a token would see its future. P enters attention only. The learned first weights of the memory take the
+the segment, so a token would see its future. P is used only in attention. The learned first weights of the memory take the
 place of learning from P at the start of every document. The cards list the choices that the paper leaves open.
 
 Source: Behrouz et al. 2025 (arXiv 2501.00663).
@@ -58,7 +58,7 @@ class Persistent(nnx.Module):
 
 
 class Gate(nnx.Module):
-    """The gate y (x) m = norm(y) * sig(norm(m)) of two [B, T, D]."""
+    """The gate y (x) m = norm(y) * sig(norm(m)) of y and m, both [B, T, D]."""
 
     def __init__(self, width: int):
         self.y_norm, self.m_norm = Norm("rms", width), Norm("rms", width)
@@ -81,7 +81,7 @@ class Windowed(Settings):
 
 
 class MemoryAndWindow(Memory):
-    """The parts of MAG and MAL: a memory and window attention. The state is (the memory's, the window's)."""
+    """The parts of MAG and MAL: a memory and window attention. The state is (memory state, window state)."""
 
     site = "residual"
     kind = "fixed weights of an MLP, and a ring of keys and values"
@@ -115,7 +115,7 @@ class MAG(MemoryAndWindow):
         self.gate = Gate(dims.width)
 
     def __call__(self, x_BTD: Array, state, seg: Segment, *, key: Array | None = None):
-        """Read and learn the call's tokens: x_BTD -> o_BTD."""
+        """Read the tokens of the call and learn from them: x_BTD -> o_BTD."""
         memory, recent = state
         y_BTD, recent = self.window(x_BTD, recent, seg)
         m_BTD, memory = self.memory(x_BTD, memory, seg)
@@ -126,7 +126,7 @@ class MAL(MemoryAndWindow):
     """Residual site: window attention over the memory's output."""
 
     def __call__(self, x_BTD: Array, state, seg: Segment, *, key: Array | None = None):
-        """Read and learn the call's tokens: x_BTD -> o_BTD."""
+        """Read the tokens of the call and learn from them: x_BTD -> o_BTD."""
         memory, recent = state
         y_BTD, memory = self.memory(x_BTD, memory, seg)
         o_BTD, recent = self.window(y_BTD, recent, seg)
@@ -144,7 +144,7 @@ class Context:
     v_BSKH: Array
 
     def source(self) -> KeySet:
-        """Return the keys and values of the segment. The age of slots that are not written yet hides them."""
+        """Return the keys and values of the segment. Slots that are not written yet have an age that hides them."""
         size = self.k_BSKH.shape[1] // 2
         position_BS = jnp.broadcast_to(jnp.tile(jnp.arange(size), 2), self.k_BSKH.shape[:2])
         return KeySet(self.k_BSKH, self.v_BSKH, position_BS, None)
@@ -187,7 +187,7 @@ class MAC(Memory):
         return Context(fast, tail, query_tail, jnp.zeros(shape), jnp.zeros(shape))
 
     def __call__(self, x_BTD: Array, state: Context, seg: Segment, *, key: Array | None = None):
-        """Read and learn the call's tokens: x_BTD -> o_BTD."""
+        """Read the tokens of the call and learn from them: x_BTD -> o_BTD."""
         query, query_tail = self.conv(self.query(x_BTD), state.query_tail, seg.length_B)
         query_BTNH = unit(query.astype(jnp.float32).reshape(*x_BTD.shape[:2], self.dims.num_heads, -1))
         tokens = *self.near.attention.heads(x_BTD), query_BTNH
@@ -201,7 +201,7 @@ class MAC(Memory):
         return o_BTD, dataclasses.replace(after, fast=fast)
 
     def step(self, context: Context, tokens, part: ChunkPart, seg: Segment) -> tuple[Context, Array]:
-        """Read and learn one part of a segment. Returns the new context and o_BQD."""
+        """Read one part of a segment and learn from it. Returns the new context and o_BQD."""
         q, k, v, query_BQNH = tokens
         read_BQNH = apply(chunk_start(context.fast, part), query_BQNH.swapaxes(1, 2))
         h_k, h_v = self.near.attention.keys_values(self.memory.merge(read_BQNH.swapaxes(1, 2), q.dtype))
@@ -224,7 +224,7 @@ def write(context: Context, h: tuple[Array, Array], x: tuple[Array, Array], part
 
 
 def empty(context: Context, ends_B: Array) -> Context:
-    """Return the context with no keys and values in the rows whose segment has ended."""
+    """Return the context without keys and values in rows whose segment has ended."""
     keys_values = context.k_BSKH, context.v_BSKH
     k, v = where_rows(ends_B, jax.tree.map(jnp.zeros_like, keys_values), keys_values)
     return dataclasses.replace(context, k_BSKH=k, v_BSKH=v)

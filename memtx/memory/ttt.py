@@ -12,10 +12,11 @@ r_i = max(1/(i+1) + tau_i, 0) and s_j = base_lr sigmoid(x_j Wl + bl) / H. q and 
 Within a call, q_i G_i = tril(Q K^T + 1) s u for each layer's input k and output gradient u (dual form). Because eta is a
 product, the state of an unfinished mini-batch is the sum G alone.
 
-Differentiable: everything, the inner gradients included, until the caller detaches the state.
+Everything is differentiable, including the inner gradients, until the caller detaches the state.
 
-Deviations: the state is the distance of the weights from their learned first values. These values therefore get a gradient
-from every call, not only from a document's first. Of the published "Mamba backbone" there is only the gate (`gate=True`).
+Deviations: the state is the distance of the weights from their learned first values. These values therefore get a gradient from
+every call, not only from the first one of a document. The only part of the published "Mamba backbone" is the gate
+(`gate=True`).
 
 Source: Sun et al. 2024 (arXiv 2407.04620).
 B stream, T time, N heads, Q slots of a part of a mini-batch, H head dim, I in, O out, n mini-batch.
@@ -42,7 +43,7 @@ Layers = Any  # ((w [..., N, I, O], b [..., N, 1, O]), ...), or the same of grad
 
 @pytree
 class FastWeights:
-    """The weights of B streams, and their unfinished mini-batch."""
+    """The weights of B streams, and the gradient of their unfinished mini-batches."""
 
     moved: Layers  # the weights minus their learned first values
     gradient: Layers  # G of the unfinished mini-batch

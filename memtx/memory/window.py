@@ -38,7 +38,7 @@ class Recent:
 
     @property
     def valid_BM(self) -> Array:
-        """Which keys were written."""
+        """The mask of the keys that were written."""
         size = self.k_BMKH.shape[1]
         return jnp.arange(size) >= size - self.count_B[:, None]
 

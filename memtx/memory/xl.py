@@ -1,14 +1,14 @@
-"""Transformer-XL: attention over the hidden states of the previous segment, projected anew, at relative positions.
+"""Transformer-XL: attention over the hidden states of the previous segment, projected again, at relative positions.
 
     h~ = [SG(memory) ; h]                                   memory: the last M hidden states before this segment
     q = h Wq ;  k = h~ Wk ;  v = h~ Wv
     A_ij = ((q_i + u) . k_j + (q_i + w) . (Wr R_{i-j})) / sqrt(H)           R_p = [sin(p f), cos(p f)], f_m = 10000^(-2m/D)
     y = softmax(A) v Wo ;  memory <- SG(last M of [memory ; h]) at the end of each segment
 
-Gradient: everything inside a segment of `segment` tokens is differentiable. The gradient stops at these boundaries and not at
-those of calls, so results do not depend on how a text is cut into calls. The state has hidden states and not keys, because
-stored keys would give Wk and Wv other gradients and become stale when weights change. Hidden states are stored after the norm
-of the block.
+Gradient: everything inside a segment of `segment` tokens is differentiable. The gradient stops at the boundaries of segments
+and not at those of calls, so results do not depend on how a text is cut into calls. The state has hidden states and not keys,
+because stored keys would give Wk and Wv other gradients and become stale when weights change. Hidden states are stored after
+the norm of the block.
 
 Deviations: Each layer has its u and w (the paper's code can share them). The state is cleared at the start of a document, while
 the paper's streams continue. Blocks are pre-norm, and the norm's scale gets no gradient through the memory (the authors' code
@@ -100,7 +100,7 @@ class TransformerXL(Memory):
         return change_rows(part.ends_B, self.finish, state), y_BQD
 
     def remembered(self, state: Hidden) -> tuple[Array, Array]:
-        """Return the hidden states of earlier segments, oldest first, and which of them were written: [B, M, D], [B, M]."""
+        """Return the hidden states of earlier segments, oldest first, [B, M, D], and a mask of the written ones, [B, M]."""
         size = self.config.memory
         return state.memory_BMD, jnp.arange(size) >= size - state.segments_B[:, None] * self.config.segment
 
@@ -115,7 +115,7 @@ class TransformerXL(Memory):
         )
 
     def read(self, x_BQD: Array, remembered: tuple[Array, Array], current_BCD: Array, slot_B: Array) -> Array:
-        """Return y of the queries at slots slot_B + 0..Q-1 of the segment, which see the memory and the segment up to them."""
+        """Return y of the queries at slots slot_B + 0..Q-1, which see the memory and the segment up to their slot."""
         memory_BMD, written_BM = remembered
         (batch, queries, _), size = x_BQD.shape, memory_BMD.shape[1]
         split = lambda a: a.reshape(*a.shape[:2], self.dims.num_heads, self.dims.head_dim)  # noqa: E731

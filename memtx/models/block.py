@@ -26,12 +26,12 @@ from memtx.nn.mlp import MLP
 
 
 class Branch(nnx.Module):
-    """Memories side by side: their outputs are added, or mixed by weights softmax(x Wg) that start equal.
+    """Memories side by side. Their outputs are added, or mixed by weights softmax(x Wg) that are equal at first.
 
-    Each of `makes` builds one memory from (dims, key), and its `site` determines its input. The memories at the attention site
-    share one set of projections, without keys and values if all of them are readers. With `model.closed`, each memory that a
-    plain Transformer would not have gets a learned gain that starts at 0. A plain Transformer has the MLP, memories that read
-    an encoder, and the first memory at the attention site that writes.
+    Each function in `makes` builds one memory from (dims, key). The `site` of a memory determines its input. The memories at
+    the attention site share one set of projections, without keys and values if all of them are readers. With `model.closed`,
+    each memory that a plain Transformer would not have gets a learned gain that starts at 0. A plain Transformer has the MLP,
+    memories that read an encoder, and the first memory at the attention site that writes.
     """
 
     def __init__(self, model: Model, dims: Dims, makes, gated: bool, key: Array):
@@ -46,7 +46,7 @@ class Branch(nnx.Module):
         self.gain = nnx.Param(jnp.zeros(len(self.added)), optim="no_decay") if self.added else None
 
     def init_state(self, batch_size: int):
-        """Return the states of its memories."""
+        """Return the states of the memories."""
         return tuple(memory.init_state(batch_size) for memory in self.memories)
 
     def __call__(self, x_BTD: Array, state, seg: Segment, *, key: Array | None = None):
@@ -87,7 +87,7 @@ def _added(memories) -> tuple[int, ...]:
 
 
 class Block(nnx.Module):
-    """Branches in sequence. Each of `makes` builds a branch from a key."""
+    """Branches in sequence. Each function in `makes` builds a branch from a key."""
 
     def __init__(self, model: Model, dims: Dims, makes, key: Array):
         self.dropout, self.post_norm = model.dropout, model.post_norm
@@ -95,7 +95,7 @@ class Block(nnx.Module):
         self.norms = nnx.List([Norm(model.norm, dims.width, model.norm_epsilon) for _ in makes])
 
     def init_state(self, batch_size: int):
-        """Return the states of its branches."""
+        """Return the states of the branches."""
         return tuple(branch.init_state(batch_size) for branch in self.branches)
 
     def __call__(self, x_BTD: Array, state, seg: Segment, *, key: Array | None = None):

@@ -1,4 +1,4 @@
-"""From the `model` group of a config to modules: the stacks, the mechanism around them, and their shared parameters."""
+"""Modules of the `model` group of a config: the stacks, the mechanism around them, and their shared parameters."""
 
 from __future__ import annotations
 
@@ -68,5 +68,5 @@ def build_shared(model: Model, dims: Dims, key: Array) -> nnx.Dict:
 
 
 def collect_shared(parameters: nnx.Dict) -> dict[str, Array]:
-    """Return shared parameters under the names in `seg.shared`: "mechanism/name"."""
+    """Return shared parameters by their names in `seg.shared`: "mechanism/name"."""
     return {f"{name}/{key}": value[...] for name, group in parameters.items() for key, value in group.items()}

@@ -1,7 +1,7 @@
 """The cost of a call, counted from its program: the floating-point operations of its matrix products.
 
-A product of [m, k] with [k, n] counts 2 m k n. A loop counts once per iteration, or once if its length is not static. Of the
-branches of a condition the most expensive one counts. Element-wise work, a few per cent, does not count.
+A product of [m, k] with [k, n] counts 2 m k n. A loop body counts once per iteration, or once if the number of iterations is
+not static. Only the most expensive branch of a condition counts. Element-wise operations, a few per cent, do not count.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The language model: embedding, body, head. Only this file resets states, counts positions and fills the Segment.
 
 `Decoder` is the module. `LM` is the interface for users: pure functions of (parameters, tokens, state). With bidirectional
-layers and another `model.output` it is an encoder. With `model.encoder` it reads a source by cross-attention.
+layers and a different `model.output` it is an encoder. With `model.encoder` it reads a source by cross-attention.
 
 B stream, T time, S source time, V vocabulary, D model, N heads, L learned positions.
 """
@@ -47,7 +47,7 @@ class LMState:
 
 
 class Decoder(nnx.Module):
-    """The module: embedding, body, norm and logits, with the head and the encoder that the config asks for."""
+    """The module: embedding, body, norm and logits, with a head and an encoder if the config names them."""
 
     def __init__(self, model: Model, dims: Dims, key: Array):
         keys = iter(jax.random.split(key, 10))
@@ -110,7 +110,7 @@ class Decoder(nnx.Module):
         return dropout(h, self.model.dropout, key)
 
     def placed(self, place_LD: Array, seg: Segment, body: Body) -> Array:
-        """Of the learned table of positions: h_BTD. Beyond its end: UserError, or within a compiled program NaN."""
+        """Return the learned position embeddings, h_BTD. Raises UserError beyond the table, or gives NaN if compiled."""
         position_BT, room = body.local_position(seg.position_BT), len(place_LD)
         beyond_BT = (position_BT >= room) & seg.mask_BT
         if not isinstance(beyond_BT, Tracer) and beyond_BT.any():
@@ -158,7 +158,7 @@ class LM:
         self._static = nnx.merge(self._graph, self._abstract)
 
     def init(self, key: Array) -> Params:
-        """Draw parameters: a nested dict of float32 arrays."""
+        """Return random parameters, a nested dict of float32 arrays."""
         return jax.jit(lambda key: nnx.to_pure_dict(nnx.state(self._make(key))))(key)
 
     def init_state(self, batch_size: int) -> LMState:
@@ -176,7 +176,7 @@ class LM:
     def encode(self, params: Params, token_BS: Array, state: LMState, length_B: Array | None = None, *, key=None) -> LMState:
         """Return the state in which every cross-attention has read a source of S tokens. Rows of length 0 keep their state.
 
-        Differentiable. Raises UserError if the model has no encoder.
+        This is differentiable. Raises UserError if the model has no encoder.
         """
         self.check_reads(token_BS.shape[1])
         batch = len(token_BS)
@@ -187,14 +187,14 @@ class LM:
 
     @property
     def most_tokens(self) -> int | None:
-        """The most tokens of a text, `bos` included, for which there are learned positions. None: any number."""
+        """The maximum length of a text, including `bos`, that the learned positions allow, or None for no limit."""
         most = self.model.max_position
         return None if self.model.position != "learned" or self._positions(most + 1) <= most else most
 
     def check_length(self, tokens: int, call: int, remedy: str) -> None:
-        """Raise a UserError if learned positions are too few for texts of `tokens` tokens, `bos` included.
+        """Raise a UserError if there are too few learned positions for texts of `tokens` tokens, including `bos`.
 
-        call: the most tokens of a call. remedy: the end of the message, which says how to make texts shorter.
+        call: the maximum number of tokens per call. remedy: the end of the message, which says how to make texts shorter.
         """
         if self.model.position != "learned":
             return
@@ -203,17 +203,17 @@ class LM:
             remedy = f"set model.body's segment to {self.model.max_position} or less"
         if tokens > self.model.max_position:
             raise UserError(
-                f"a text has {tokens} tokens, the model learned positions for {self.model.max_position} "
+                f"a text has {tokens} tokens, but the model has {self.model.max_position} learned positions "
                 f"(model.max_position): {remedy}"
             )
 
     def _positions(self, tokens: int) -> int:
-        """The number of learned positions that a text of so many tokens uses, read in a single call."""
+        """Return the number of learned positions that a text of `tokens` tokens uses in a single call."""
         return 1 + int(np.asarray(self._static.body.local_position(jnp.arange(tokens)[None])).max())
 
     @property
     def source_capacity(self) -> int:
-        """The number of source tokens that its cross-attention can store, 0 if it has none."""
+        """The number of source tokens that cross-attention can store, or 0 without cross-attention."""
         readers = [name for name in names(self.model.stacks) if MEMORIES[name].encoded]
         return min((self.model.memory[name].capacity for name in readers), default=0)
 
@@ -233,7 +233,7 @@ class LM:
             )
         counts_anew = hasattr(getattr(self._static.encoder, "body", None), "local_position")
         if self.model.position == "learned" and not counts_anew and tokens > (room := self.model.max_position):
-            raise UserError(f"a source has {tokens} tokens, the model learned positions for {room}: cut the source")
+            raise UserError(f"a source has {tokens} tokens, but the model has {room} learned positions: cut the source")
 
     def check_learns(self, classes: int) -> None:
         """Raise a UserError unless the model gives logits of `classes` classes, or of next tokens if `classes` is 0."""
@@ -248,17 +248,17 @@ class LM:
             raise UserError(f"model.output={self.model.output} does not predict next tokens; set model.output=''")
         for name in names(self.model.stacks, self.model.body):
             if not MEMORIES[name].causal:
-                raise UserError(f"{name} sees later tokens, so the model cannot predict them; set model.output")
+                raise UserError(f"{name} sees later tokens, so the model cannot be trained to predict them; set model.output")
 
     def declared(self, name: str, default: Any) -> Params:
-        """Return the metadata `name` that modules gave their parameters, as a tree like the parameters."""
+        """Return the metadata `name` that modules set on their parameters, as a tree like the parameters."""
         variables = nnx.to_pure_dict(self._abstract, extract_fn=lambda v: v)
         is_variable = lambda v: isinstance(v, nnx.Variable)  # noqa: E731
         return jax.tree.map(lambda v: v.get_metadata().get(name, default), variables, is_leaf=is_variable)
 
     @property
     def abstract_params(self) -> Params:
-        """Shapes and dtypes of the parameters."""
+        """The shapes and dtypes of the parameters."""
         return nnx.to_pure_dict(self._abstract)
 
     def num_params(self) -> int:
@@ -269,8 +269,9 @@ class LM:
 def build(model: Model, *, vocab_size: int = 0, subwords: Sequence[bytes] = ()) -> LM:
     """Build the language model of a Model.
 
-    vocab_size: the tokenizer's, for a model whose `vocab_size` is 0. subwords: the tokenizer's, for memories that compare the
-    texts of tokens. Raises UserError if no vocabulary size is set, or if the model's is smaller than the tokenizer's.
+    vocab_size: the vocabulary size of the tokenizer, used if `vocab_size` of the model is 0. subwords: the subwords of the
+    tokenizer, for memories that compare the text of tokens. Raises UserError if no vocabulary size is set, or if the model's is
+    smaller than the tokenizer's.
     """
     model = complete_model(model)
     size = model.vocab_size or vocab_size

@@ -7,9 +7,9 @@
 
 `model.pool` chooses the vector:
 
-    cls                        tanh of a linear map of the first token's (BERT)
-    document                   the mean of all tokens of the document so far, in whatever calls they came: it has a state
-    first, last                the first, or the last, real token's of a call
+    cls                        tanh of a linear map of the vector of the first token (BERT)
+    document                   the mean of all tokens of the document so far, over all calls, so it has a state
+    first, last                the vector of the first or the last real token of a call
     max, mean, mean_sqrt       over a call's n real tokens; mean_sqrt is their sum / sqrt(n)
     weighted                   their mean, the i-th with weight i
     first+mean, ...            several of the last six, side by side
@@ -70,7 +70,7 @@ def _sum(h_BTD: Array, seg: Segment) -> Array:
 
 
 def _tokens(seg: Segment) -> Array:
-    """At least 1, so that a row without tokens gives 0."""
+    """Return the number of tokens, at least 1, so that a row without tokens gives 0."""
     return jnp.maximum(seg.length_B, 1)[:, None].astype(jnp.float32)
 
 
@@ -105,7 +105,7 @@ class Pool(Output):
         self.dense = Linear(key, model.width, model.width, bias=True) if model.pool == "cls" else None
 
     def init_state(self, batch_size: int) -> State:
-        """Return the sum and count of zero tokens if the vector is of the document, else ()."""
+        """Return a sum and a count of zero if the document is pooled, or () if a call is pooled."""
         return Read(jnp.zeros((batch_size, self.width)), jnp.zeros(batch_size, jnp.int32)) if self.document else ()
 
     def __call__(self, h_BTD: Array, embed_VD: Array, state: State, seg: Segment, *, key: Array | None = None):
@@ -159,7 +159,7 @@ class Classes(Output):
         self.classes = Linear(to_logits, self.pool.features, model.classes, bias=True, scale=0.02)
 
     def init_state(self, batch_size: int) -> State:
-        """Return the state of its pooling."""
+        """Return the state of the pooling."""
         return self.pool.init_state(batch_size)
 
     def __call__(self, h_BTD: Array, embed_VD: Array, state: State, seg: Segment, *, key: Array | None = None):

@@ -1,8 +1,8 @@
-"""Patterns: the text by which a config composes the branches of a block, `branch[/branch...]`.
+"""Patterns: the notation for the branches of a block in a config, `branch[/branch...]`.
 
 The branches run in sequence, each with a residual connection. A branch is one mechanism, or several side by side:
-"window+engram" adds their outputs, and "window*infini" mixes them by a gate. "mlp" is the feed-forward network. If an entry
-has a single branch without it, "/mlp" is appended. "^window" is a reader: it has its own queries, and reads the memory that
+"window+engram" adds their outputs, and "window*infini" mixes them by a gate. "mlp" is the feed-forward network. If an entry has
+a single branch without "mlp", "/mlp" is appended. "^window" is a reader: it has its own queries, and reads the memory that
 the nearest earlier block with a window wrote.
 
     stacks = ((("window",), 3), (("window/product_key", "window+gated_deltanet"), 2))
@@ -30,12 +30,12 @@ class Branch:
 
     @property
     def read(self) -> list[str]:
-        """The mechanisms that read the memory of an earlier layer."""
+        """Return the mechanisms that read the memory of an earlier layer."""
         return [self.names[i] for i in self.readers]
 
     @property
     def written(self) -> list[str]:
-        """The mechanisms that write their own memory."""
+        """Return the mechanisms that write their own memory."""
         return [name for i, name in enumerate(self.names) if i not in self.readers]
 
 
@@ -88,7 +88,7 @@ def readings(stacks: Iterable) -> list[tuple[str, BlockIndex, BlockIndex]]:
                     raise UserError(f"{READER}{name} needs an earlier layer with {name} in model.stacks")
                 if last[name][0] < s and groups > 1 and name in set().union(*written):
                     raise UserError(
-                        f"the first group of {READER}{name} would read from another stack than later groups; "
+                        f"the first group of {READER}{name} would read from a different stack than later groups; "
                         f"put {name} before it in the pattern, or write each group as a stack"
                     )
                 found.append((name, last[name], (s, p)))

@@ -4,7 +4,7 @@
     reader   y' = memory'(q', k, v, S)        the reader has its own q', output map and parameters of memory' (gates, scales)
 
 A reader calls the mechanism with the writer's keys, values and state, and drops the state that comes back. At each token it
-therefore sees the entries that the writer sees there, however the text is cut. Gradients pass through the writer's k, v and
+therefore sees the same entries as the writer, however the text is cut. Gradients pass through the writer's k, v and
 S as they do in the writer. (The state after the call would show the reader the future.)
 
 The parameters of the mechanism must not affect its writes (`Memory.readable`).
@@ -45,7 +45,7 @@ class Written(nnx.Module):
 
 
 class Reader(Written):
-    """A memory at the attention site that reads the memory of another layer. Of x it uses the queries only."""
+    """A memory at the attention site that reads the memory of another layer. It uses only the queries of x."""
 
     def init_state(self, batch_size: int):
         """Return (): a reader has no state."""
@@ -61,7 +61,7 @@ class Reader(Written):
 def publish(seg: Segment, emitted: Mapping[str, tuple], of=lambda value: value) -> tuple[Segment, dict[str, tuple]]:
     """Return the Segment for later layers, with the emitted memories in `shared`, and the other emissions.
 
-    of: a function that is applied to each memory, such as `last_group`.
+    of: a function to apply to each memory, such as `last_group`.
     """
     memories = {name: of(values[-1]) for name, values in emitted.items() if name.startswith(f"{KIND}/")}
     others = {name: values for name, values in emitted.items() if name not in memories}
@@ -69,5 +69,5 @@ def publish(seg: Segment, emitted: Mapping[str, tuple], of=lambda value: value) 
 
 
 def last_group(written):
-    """Return the part of the last group from arrays that a stack emitted, which have a leading axis G."""
+    """Return the last group of arrays that a stack emitted. The arrays have a leading axis G."""
     return jax.tree.map(lambda a: a[-1], written)

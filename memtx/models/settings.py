@@ -1,4 +1,4 @@
-"""The rules of a model: which settings fit together, and the values that follow from others."""
+"""The rules of a model: which settings are compatible, and the values that follow from others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def complete_model(model: Model) -> Model:
     """Check a model's settings and fill in those that follow from others (fields left at 0).
 
     The settings of each memory become its Config, capped at the capacity that the surrounding body can use. Raises UserError if
-    settings do not fit together.
+    settings are incompatible.
     """
     model = to_dataclass(Model, vars(model), "model")
     stacks, encoder = model.stacks, model.encoder
@@ -42,7 +42,7 @@ def complete_model(model: Model) -> Model:
 
 
 def _check_choices(model: Model) -> None:
-    """Raise a UserError unless each setting is one of those that memtx has."""
+    """Raise a UserError unless memtx supports each setting."""
     check_known(model.activation, ACTIVATIONS, "model.activation")
     check_known(model.norm, ["rms", "layer"], "model.norm")
     check_known(model.position, ["rope", "alibi", "t5", "learned", "none"], "model.position")
@@ -61,7 +61,7 @@ def _check_choices(model: Model) -> None:
 
 
 def _check_bodies(model: Model) -> None:
-    """Raise a UserError unless the layers inside `body` and `encoder_body` can be called by it."""
+    """Raise a UserError unless `body` and `encoder_body` can call the layers inside them."""
     if model.encoder_body and not model.encoder:
         raise UserError(f"model.encoder_body={model.encoder_body} needs an encoder; set model.encoder")
     for key, around, part in (("body", model.body, model.stacks), ("encoder_body", model.encoder_body, model.encoder)):
@@ -76,7 +76,7 @@ def _check_bodies(model: Model) -> None:
 
 
 def _sizes(model: Model) -> dict[str, Any]:
-    """The sizes that follow from others. Raises UserError if they do not divide."""
+    """Return the sizes that follow from others. Raises UserError if one does not divide another as it must."""
     if not model.head_dim and model.width % model.num_heads:
         raise UserError(f"model.num_heads={model.num_heads} does not divide model.width={model.width}; or set model.head_dim")
     kv_heads, head_dim = model.num_kv_heads or model.num_heads, model.head_dim or model.width // model.num_heads
@@ -85,7 +85,7 @@ def _sizes(model: Model) -> dict[str, Any]:
     if model.position == "rope" and head_dim % 2:
         raise UserError(f"rope needs an even head_dim, not {head_dim}; change model.width, model.num_heads or model.head_dim")
     if len(model.rope_scaling) not in (0, 4):
-        raise UserError(f"model.rope_scaling is (factor, low, high, length) or (), not {model.rope_scaling}")
+        raise UserError(f"model.rope_scaling must be (factor, low, high, length) or (), not {model.rope_scaling}")
     gated = model.activation in GATED
     ff_dim = model.ff_dim or (-(-8 * model.width // 24) * 8 if gated else 4 * model.width)
     embed_scale = model.embed_scale or (model.width**0.5 if model.tied else 1.0)
@@ -93,9 +93,9 @@ def _sizes(model: Model) -> dict[str, Any]:
 
 
 def _check_labels(model: Model) -> None:
-    """The names of the classes are as many as the classes, and all different."""
+    """Raise a UserError unless there is one name per class and all names differ."""
     if not all(isinstance(label, str) for label in model.labels) or len(set(model.labels)) < len(model.labels):
-        raise UserError(f"model.labels should be different texts, not {quoted(model.labels)}")
+        raise UserError(f"model.labels must be distinct strings, not {quoted(model.labels)}")
     if model.labels and len(model.labels) != model.classes:
         raise UserError(f"model.classes={model.classes}, but model.labels has {len(model.labels)}: {quoted(model.labels)}")
 

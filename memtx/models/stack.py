@@ -1,6 +1,6 @@
 """Bodies made of layers: a Stack repeats a pattern of layers under a scan, and a Sequence runs stacks in order.
 
-Both are layers themselves. The parameters and states of a Stack have a leading axis G (groups).
+Both are also layers. The parameters and states of a Stack have a leading axis G (groups).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from memtx.models.readers import KIND, last_group, publish
 
 
 class Stack(nnx.Module):
-    """`groups` repetitions of a pattern. Each of `makes` builds one layer of the pattern from a key.
+    """`groups` repetitions of a pattern. Each function in `makes` builds one layer of the pattern from a key.
 
     scan=True keeps compile time independent of depth. scan=False unrolls the loop, which runs faster on a CPU.
     remat=True recomputes each layer in the backward pass, except a mechanism's reads from a bank (named "read").
@@ -30,7 +30,7 @@ class Stack(nnx.Module):
         self.layers = nnx.List([stacked(make, k, groups) for make, k in zip(makes, keys, strict=True)])
 
     def init_state(self, batch_size: int):
-        """Return the states of its layers, with a leading axis G."""
+        """Return the states of the layers, with a leading axis G."""
         one = tuple(layer.init_state(batch_size) for layer in self.layers)
         return jax.tree.map(lambda s: jnp.broadcast_to(s, (self.groups, *s.shape)), one)
 
@@ -60,17 +60,17 @@ class Stack(nnx.Module):
 
 
 class Sequence(nnx.Module):
-    """Stacks in order. Each may read memories that earlier ones wrote."""
+    """Stacks in sequence. Each may read memories that earlier stacks wrote."""
 
     def __init__(self, bodies):
         self.bodies = nnx.List(bodies)
 
     def init_state(self, batch_size: int):
-        """Return the states of its stacks."""
+        """Return the states of the stacks."""
         return tuple(body.init_state(batch_size) for body in self.bodies)
 
     def local_position(self, position_BT: Array) -> Array:
-        """The positions at which learned position embeddings are read, [B, T]: unchanged, as in `Memory.local_position`."""
+        """Return the positions unchanged (see `Memory.local_position`)."""
         return position_BT
 
     def __call__(self, x_BTD: Array, state, seg: Segment, *, key: Array | None = None):

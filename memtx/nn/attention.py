@@ -45,7 +45,7 @@ class KeySet:
     chunk_BS           with `query_chunk_BT`: the number of each key's chunk. Queries see only keys in their chunk
     query_chunk_BT     the number of each query's chunk
     bias               a function of a slice of queries and one of keys: scores to add, [B or 1, N or 1, T, S]
-    often_empty        whether to skip this set at run time in calls in which no row has a valid key (needs valid_BS)
+    often_empty        whether to skip this set at run time if no row has a valid key (needs valid_BS)
     """
 
     k_BSKH: Array
@@ -63,7 +63,7 @@ class KeySet:
 
     def __post_init__(self):
         if (self.position_BS is None) == (self._start is None):
-            raise ValueError("a KeySet needs position_BS, or is made by KeySet.recent or KeySet.call")
+            raise ValueError("give position_BS, or use KeySet.recent or KeySet.call")
 
     @classmethod
     def recent(
@@ -82,11 +82,11 @@ class KeySet:
         return cls(k_BTKH, v_BTKH, None, seg.mask_BT if future else None, window=window, future=future, _start=0)
 
     def within_chunks(self, query_chunk_BT: Array, chunk_BS: Array) -> KeySet:
-        """Return the set for queries that see only keys in their chunk. Chunks have numbers."""
+        """Return a set in which queries see only keys with the same chunk number."""
         return dataclasses.replace(self, query_chunk_BT=query_chunk_BT, chunk_BS=chunk_BS)
 
     def without(self, hidden_BS: Array) -> KeySet:
-        """Return the set without the keys that are True."""
+        """Return the set without the keys at which the mask is True."""
         valid_BS = ~hidden_BS if self.valid_BS is None else self.valid_BS & ~hidden_BS
         return dataclasses.replace(self, valid_BS=valid_BS)
 
@@ -136,7 +136,7 @@ def _read(q_BTNH: Array, keys: KeySet, seg: Segment, dims: Dims) -> Sums:
 
 
 def _read_unless_empty(q_BTNH: Array, keys: KeySet, seg: Segment, dims: Dims) -> Sums:
-    """`_read`, skipped at run time if no row has a valid key.
+    """Call `_read`, or skip it at run time if no row has a valid key.
 
     The backward pass recomputes it from its arguments. Saved residuals would be filled with zeros in calls that skip it.
     """
@@ -164,7 +164,7 @@ def position_bias(age_BTS: Positions, future: bool, seg: Segment, dims: Dims) ->
 
 
 class Projections(nnx.Module):
-    """The q, k, v and output maps around a memory at the attention site. Without `kv` there are none to k and v."""
+    """The q, k, v and output maps around a memory at the attention site. Without `kv` there are no maps to k and v."""
 
     def __init__(self, key: Array, dims: Dims, *, bias: bool = False, qkv_bias: bool = False, kv: bool = True):
         for_q, for_kv, for_out = jax.random.split(key, 3)

@@ -16,7 +16,7 @@ from memtx.ops.rows import slice_rows
 class ShortConv(nnx.Module):
     """SiLU of a convolution over the last `taps` inputs of each feature. Before the first input there are zeros.
 
-    One tap is SiLU alone. The state is the last inputs, [B, C, E] in float32, or () with one tap.
+    One tap is SiLU alone. The state has the last inputs, [B, C, E] in float32, or is () with one tap.
     """
 
     def __init__(self, key: Array, features: int, taps: int):

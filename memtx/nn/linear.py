@@ -49,7 +49,7 @@ class Linear(nnx.Module):
     def halves(self, x_BTD: Array) -> tuple[Array, Array]:
         """Return the first and the second half of the features, each from a separate product.
 
-        If one product were cut in two, the backward pass would join the two gradients again.
+        If one product were split instead, the backward pass would concatenate the two gradients.
         """
         ys = [dense(x_BTD, w) for w in jnp.split(self.w[...], 2, -1)]
         if self.b is not None:
@@ -78,7 +78,7 @@ class Norm(nnx.Module):
 
 
 def unit(x: Array) -> Array:
-    """Return x / |x| over the last axis, computed in float32. 0 stays 0."""
+    """Return x / |x| over the last axis, computed in float32. Zero vectors stay zero."""
     wide = x.astype(jnp.float32)
     return (wide * jax.lax.rsqrt((wide * wide).sum(-1, keepdims=True) + 1e-6)).astype(x.dtype)
 
@@ -86,7 +86,7 @@ def unit(x: Array) -> Array:
 def elu_plus_one(x: Array) -> Array:
     """Return elu(x) + 1 > 0, a feature map.
 
-    It uses exp, because adding 1 loses the extra precision of expm1, which is slow on a CPU.
+    It uses exp instead of expm1, which is slow on a CPU. Its extra precision would be lost in adding 1.
     """
     return jnp.where(x > 0, x + 1, jnp.exp(jnp.where(x > 0, 0, x)))
 

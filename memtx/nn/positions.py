@@ -28,7 +28,7 @@ def rope(x_BTNH: Array, position_BT: Array | np.ndarray, base: float, scaling: t
 
 
 def rotate(x_BTNH: Array, position_BT: Array, base: float) -> Array:
-    """Apply `rope` by absolute positions, as exact at two billion as at 0. Rotated vectors are kept for later calls.
+    """Apply `rope` at absolute positions, with the same precision at two billion as at 0. Later calls may use the result.
 
     Angles are counted in turns, whose whole part does not matter. The first 32 bits of a frequency times a position are
     integers, which wrap around. The next 32 bits give less than half a turn, in float32.
@@ -66,8 +66,8 @@ def rope_frequencies(head_dim: int, base: float, scaling: tuple[float, ...] = ()
 def cos_sin(position_BT1: Array, frequency_F: Array) -> tuple[Array, Array]:
     """Return cos and sin of position * frequency, [B, T, F].
 
-    They are computed in a loop of two steps, because XLA stores the results of a loop. Without it, XLA's CPU backend fuses
-    the sines into their users and recomputes them for every head, tile and gradient.
+    They are computed in a loop of two steps, because XLA stores the results of a loop. Without the loop, XLA's CPU backend
+    fuses the sines into their users and recomputes them for every head, tile and gradient.
     """
 
     def tables(frequency):
@@ -95,7 +95,7 @@ T5_BUCKETS, T5_MAX_DISTANCE = 32, 128
 
 
 def t5_bucket(distance: Array | np.ndarray, future: bool = False) -> Array:
-    """Return the buckets of T5 (Raffel et al. 2019): one each for 0..15, then 16 logarithmic ones up to distance 128 and more.
+    """Return the buckets of T5 (Raffel et al. 2019): one each for distances 0..15, then 16 logarithmic buckets up to 128.
 
     distance  how many positions the key is before the query
     future    whether each direction gets half of the buckets, as in T5's encoder (the second half: keys after the query)

@@ -2,8 +2,8 @@
 
     y_t = sum_j softmax_j(q_t k_j + bias_tj) v_j        over the keys j of all sets that query t sees
 
-`attend` is the definition. Everything that runs calls `attend_tiled`, or `read` and `combine`, of which it consists. A kernel
-for an accelerator takes the place of `read`.
+`attend` is the definition. Models call `attend_tiled`, or its parts `read` and `combine`. A kernel for an accelerator can
+replace `read`.
 
 The sets are not concatenated in time, so a set that needs no gradient costs no backward products. A tile of scores (some
 queries x some keys) stays in cache, and tiles that no query sees are skipped. For each group of queries, `read` returns the
@@ -12,7 +12,7 @@ sums of one set's softmax, relative to the group's own maximum m:
     y = sum_j e^(s_j - m) v_j ,   total = sum_j e^(s_j - m)
 
 `combine` adds the sums of all sets after scaling each by e^(m - max of all m), and returns y / total. The result does not
-depend on m, so m carries no gradient. Autodiff then yields the short backward pass.
+depend on m, so m carries no gradient. Automatic differentiation then gives the short backward pass.
 
 B stream, T query time, S key time, N query heads, K kv heads, G = N / K, H head dim, L = T + S.
 """
@@ -99,7 +99,7 @@ def attend(views: Sequence[View]) -> Array:
 
 
 def attend_tiled(views: Sequence[View]) -> Array:
-    """Return the values of `attend` in float32. The scores of a few tiles exist at a time."""
+    """Return the values of `attend` in float32. Only the scores of a few tiles exist at a time."""
     return combine([read(view) for view in views])
 
 
@@ -114,7 +114,7 @@ def combine(reads: Sequence[Sums]) -> Array:
 
 
 def read(view: View) -> Sums:
-    """Return the sums of one set of keys."""
+    """Return the softmax sums over one set of keys (see the module)."""
     batch, time, _, head_dim = view.q_BTNH.shape
     size, kv_heads = view.k_BSKH.shape[1:3]
     q_BKGTH = view.q_BTNH.reshape(batch, time, kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
@@ -146,7 +146,7 @@ def tile_shape(queries: int, keys: int) -> tuple[int, int]:
 
 
 def visible(view: View, queries: slice) -> tuple[int, int]:
-    """Return the range (first, end) of the keys that these queries may see, as far as it is known at compile time."""
+    """Return the range (first, end) of keys that these queries may see, as narrow as is known at compile time."""
     age_BTS = view.age_BTS(queries)
     if view.future or not isinstance(age_BTS, np.ndarray):
         return 0, view.k_BSKH.shape[1]
@@ -174,7 +174,8 @@ def hidden(view: View, queries: slice, keys: slice) -> ArrayLike:
 def shear(score_BNTL: Array, size: int) -> Array:
     """Return y[i, j] = score[i, T - 1 - i + j] for j < S = `size`, [B, N, T, S], where L = T + S.
 
-    It turns scores by distance into scores by key. A reshape to rows that are shorter by one moves each row by one more.
+    It turns scores by distance into scores by key. A reshape to rows that are shorter by one shifts each row by one more than
+    the row before.
     """
     *axes, rows, length = score_BNTL.shape
     flat = score_BNTL.reshape(*axes, rows * length)[..., : rows * (length - 1)]
@@ -192,7 +193,7 @@ def _by_kv_head(bias: ArrayLike, kv_heads: int) -> Array:
 
 
 def _pieces(x: Array, size: int, axis: int) -> list[Array]:
-    """Cut an array along an axis. The gradient of `split` is one concatenation."""
+    """Split an array along an axis. The gradient of `split` is a single concatenation."""
     return jnp.split(x, list(range(size, x.shape[axis], size)), axis)
 
 

@@ -1,4 +1,4 @@
-"""Arithmetic that is written for one backend. On all others each function is its plain form.
+"""Arithmetic with a special form for one backend. On other backends each function uses its plain form.
 
 B stream, T queries, M entries, K key heads, G query heads of a key head, H head dim.
 """

@@ -1,4 +1,4 @@
-"""Steps on the chunks of a call, however a text is cut into calls. Mechanisms with chunks are built on `in_chunks`.
+"""Steps over the chunks of a call, independent of how a text is cut into calls. Mechanisms with chunks use `in_chunks`.
 
 B stream, T time, K parts of a call, Q slots in a part.
 """
@@ -50,7 +50,7 @@ class ChunkPart:
 
 
 def change_rows(row_B: Array, change: Callable[[State], State], state: State) -> State:
-    """Return `change(state)` in the rows that are True. If there is none, the change is skipped at run time.
+    """Return `change(state)` in the rows that are True. If no row is True, the change is skipped at run time.
 
     The batch is the first axis of every leaf.
     """

@@ -16,7 +16,7 @@ the elementwise product, all u of the chunk solve one triangular system (Yang et
 Only the terms with S are sequential, over chunks. Every d is computed as a sum of decays, never as a difference of two longer
 sums. A difference would lose the decays after a strong one, because float32 has a resolution of 2e-5 at 300. Therefore exp
 never sees a positive number, and every g <= 0 is allowed, including -inf. A decay per key dimension is split, between two
-blocks of tokens, at the end of the earlier block. The output of token i depends on tokens up to i only, to the last bit. All
+blocks of tokens, at the end of the earlier block. The output of token i depends, bit for bit, only on tokens up to i. All
 arithmetic is float32, but TPUs and GPUs may round inside dots (see `jax_default_matmul_precision`).
 
 A mechanism whose decays apply to value dimensions, as in the first pass of Gated Slot Attention, can use one head per value
@@ -43,9 +43,9 @@ def delta_rule(
 ) -> tuple[Array, Array]:
     """Return o_BTNV and the matrix S after T tokens, both float32.
 
-    decay: g of the module docstring; None means 0. beta: None leaves out the delta term. A token whose k and decay are 0 does
-    not change S. chunk: tokens that are computed together; it affects the cost, not the result. Raises ValueError if it is not
-    a power of two.
+    decay: g in the module docstring. None means 0. beta: None leaves out the delta term. A token whose k and decay are 0 does
+    not change S. chunk: the number of tokens to compute together. It affects the cost, not the result. Raises ValueError if it
+    is not a power of two.
     """
     if chunk < 1 or chunk & (chunk - 1):
         raise ValueError(f"chunk must be a power of two, not {chunk}")
@@ -85,7 +85,7 @@ def chunks(x_BTN: Array, size: int) -> Array:
 
 
 def sums(g_CG: Array) -> tuple[Array, Array]:
-    """Return the summed decays of the chunk up to and including each token, and those after it."""
+    """Return two sums of decays for each token: over the chunk up to and including it, and over the rest of the chunk."""
     after_CG = jnp.concatenate([g_CG[..., 1:, :], jnp.zeros_like(g_CG[..., :1, :])], -2)
     axis = g_CG.ndim - 2
     return lax.cumsum(g_CG, axis), lax.cumsum(after_CG, axis, reverse=True)
@@ -145,7 +145,7 @@ def delta_rule_by_token(
     decay_BTNG: Array | None = None,
     beta_BTN1: Array | None = None,
 ) -> tuple[Array, Array]:
-    """Return the same as `delta_rule`, computed one token after the other. This is its definition."""
+    """Compute `delta_rule` one token after the other. This is the definition of `delta_rule`."""
 
     def step(s_BNKV, token):
         q, k, v, decay, beta = token

@@ -1,7 +1,7 @@
 """Grid: the tokens of a call, cut at each row's chunk boundaries, with static shapes.
 
 A mechanism that works in chunks of `size` tokens must give the same result however a text is cut into calls, and a reset
-moves the boundaries of one row only. A Grid lays the T tokens of a call out as K blocks of Q = min(T, size) slots. Block 0
+moves the boundaries of only one row. A Grid lays the T tokens of a call out as K blocks of Q = min(T, size) slots. Block 0
 continues each row's unfinished chunk, and every later block starts a chunk.
 
 B stream, T time, K blocks, Q slots in a block.

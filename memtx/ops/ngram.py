@@ -42,7 +42,7 @@ def xor(a: Wide, b: Wide) -> Wide:
 
 
 def modulo(number: Wide, primes: Sequence[int]) -> Array:
-    """Return number mod each of the primes (below 2^31), along a new last axis, in int32. It divides by as many bits as fit."""
+    """Return number mod each of the primes (below 2^31), along a new last axis, in int32. It is a long division."""
     step = 32 - max(primes).bit_length()
     divisor = np.array(primes, np.uint32)
     rest = jnp.zeros((*number[0].shape, len(primes)), jnp.uint32)

@@ -18,7 +18,7 @@ def per_device(rule: str, *, static: tuple[int, ...] = ()) -> Callable:
     """Return a decorator that runs a function on each device's queries.
 
     rule: the axes of arguments and results, as in "m d, n r -> n d". Arrays whose first axis is n are divided along it, like
-    the first such argument. All others are whole on every device. A result without n is summed over devices.
+    the first such argument. All others are replicated on every device. A result without n is summed over devices.
 
     static: the indices of the static arguments, which follow the arrays.
 

@@ -1,8 +1,8 @@
 """Exact top-k of a list, and of all n^2 sums of two lists of n numbers, which makes a table of n^2 entries cheap to search.
 
-The k best of left_i + right_j need only the k best of each list. Of these, sorted, only pairs whose ranks (from 1) multiply to
-k at most are needed: k ln k candidates instead of n^2. The reason is that all pairs with both ranks no larger are at least as
-good.
+Only the k best numbers of each list can give one of the k best sums left_i + right_j. Sort them, and rank them from 1. A pair
+with ranks a and b is no better than the a b pairs with ranks up to a and b. So only pairs with a b <= k are needed: k ln k
+candidates instead of n^2.
 
 N queries (any leading axes), M entries of a list, k results.
 """
@@ -20,8 +20,8 @@ _top_k = per_device("n m -> n k, n k", static=(1,))(select)
 def top_k(x_NM: Array, k: int) -> tuple[Array, Array]:
     """Return the k largest of the last axis, sorted, and their indices.
 
-    Unlike with `lax.top_k`, each device of a mesh sorts its own rows. No gradient passes. `vmap` turns into a loop, so pass
-    leading axes instead.
+    Unlike `lax.top_k`, it lets each device of a mesh sort its own rows. It is not differentiable. `vmap` turns into a loop, so
+    pass leading axes instead.
     """
     rows = lax.stop_gradient(x_NM).reshape(-1, x_NM.shape[-1])
     value, index = _top_k(rows, k)

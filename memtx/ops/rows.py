@@ -23,8 +23,8 @@ def take(a_BM: Array, index_BT: Array | np.ndarray) -> Array:
 def put(a_BM: Array, index_BT: Array | np.ndarray, new_BT: Array) -> Array:
     """Write each row at its own indices, which must differ. Indices out of range are dropped, and the dtype of `a_BM` is kept.
 
-    Indices out of range are made to differ as well, so that JAX may assume unique indices. Otherwise it would have to find, for
-    the value and for the gradient, which of two writes was last.
+    Indices out of range are also made distinct, so that JAX may assume unique indices. Otherwise it would have to find, for the
+    value and for the gradient, which of two writes was last.
     """
     size, time = a_BM.shape[1], index_BT.shape[1]
     start = slice_start(index_BT, size)
@@ -36,7 +36,7 @@ def put(a_BM: Array, index_BT: Array | np.ndarray, new_BT: Array) -> Array:
 
 
 def slice_start(index_BT: Array | np.ndarray, size: int) -> int | None:
-    """Return the first index if all rows have the same consecutive indices within `size`, known at compile time. Else None."""
+    """Return the first index if all rows have the same consecutive indices below `size` at compile time, or else None."""
     if not isinstance(index_BT, np.ndarray) or not index_BT.size:
         return None
     start, time = int(index_BT[0, 0]), index_BT.shape[1]

@@ -23,7 +23,7 @@ UNROLL = 16  # entries that one pass compares or writes
 def select(x_NM: Array, k: int) -> tuple[Array, Array]:
     """Return the k largest of the last axis, sorted, and their indices, on one device.
 
-    Of equal entries the lower index comes first.
+    If entries are equal, the lower index comes first.
     """
     size = x_NM.shape[-1]
     each = math.gcd(group(size, k), size)
@@ -39,7 +39,7 @@ def select(x_NM: Array, k: int) -> tuple[Array, Array]:
 def group(size: int, k: int) -> int:
     """Return the number of entries of a group, a power of 2.
 
-    There are then about as many groups as entries in the k best groups, or a few more.
+    With this size there are about as many groups as entries in the k best groups.
     """
     return 1 << max(0, int(math.log2(size / k) / 2))
 

@@ -1,4 +1,4 @@
-"""Reading a few rows of a large table for each of many queries, with gradients, without an [N, R, D] array of the rows.
+"""Reads of a few rows of a large table for each of many queries, with gradients, without an [N, R, D] array of the rows.
 
     pool(table, index, weight)_n = sum_r weight_nr table[index_nr]            (an embedding bag)
     dots(table, index, x)_nr     = <table[index_nr], x_n>
@@ -11,7 +11,7 @@ N x M weights.
 On a mesh each device reads or adds up the rows of the local queries from the whole table. The gradient of the table is summed
 once.
 
-N queries, R rows read by each, M rows of the table, D features. Computed in float32.
+N queries, R rows read by each, M rows of the table, D features. All arithmetic is in float32.
 """
 
 from functools import partial

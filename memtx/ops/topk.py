@@ -3,7 +3,7 @@
     score_j = q . k_j                    ("dot")
     score_j = q . k_j - |k_j|^2 / 2      ("l2": the nearest in Euclidean distance has the highest score)
 
-`search_plain` is the definition. `search` returns the same and never makes all scores [B, N, T, M].
+`search_plain` is the definition. `search` returns the same and never computes all scores [B, N, T, M] at once.
 
 *Blocks.* Only the scores of TILE queries and `block` entries exist at a time. A block is skipped at run time if no query may
 see any of its entries, so an empty bank costs nothing.
@@ -64,9 +64,9 @@ def search(
     recall: float = 1.0,
     block: int = BLOCK,
 ) -> Found:
-    """Return the k best entries of each query: score_BTNR, descending, and index_BTNR. No gradient passes.
+    """Return the k best entries of each query: score_BTNR, descending, and index_BTNR. It is not differentiable.
 
-    If a query sees fewer than k entries, the remaining scores are -inf. Of equal scores the lower index comes first.
+    If a query sees fewer than k entries, the remaining scores are -inf. If scores are equal, the lower index comes first.
 
     recall: 1 is exact, less is approximate. Raises ValueError unless 0 < k <= M.
     """
@@ -116,7 +116,7 @@ def buckets(k: int, target: float) -> int:
 
 
 def _over_blocks(q_BTNH: Array, key_BMKH: Array, id_BM: Array, span_BT: Span, plan: Plan) -> Found:
-    """Search one block of entries after the other."""
+    """Search the blocks of entries one after another."""
     (batch, time), (entries, heads) = q_BTNH.shape[:2], key_BMKH.shape[1:3]
     if len(key_BMKH) == 1:  # one bank for all streams: their queries are one row
         q_BTNH, span_BT = jax.tree.map(lambda a: a.reshape(1, -1, *a.shape[2:]), (q_BTNH, span_BT))
@@ -159,7 +159,7 @@ def _search_tile(tile, best: Found, key_BCKH: Array, id_BC: Array, start: Array,
 
 
 def _tiles(q_BTNH: Array, span_BT: Span, kv_heads: int) -> tuple[Array, Span]:
-    """Cut queries into I tiles of as many: q_IBKGTH, and first_IBT with end_IBT. The last query fills up the last tile."""
+    """Cut queries into I tiles of equal size: q_IBKGTH, first_IBT and end_IBT. Copies of the last query pad the last tile."""
     batch, time, heads, _ = q_BTNH.shape
     tile = min(TILE, time)
 
@@ -172,7 +172,7 @@ def _tiles(q_BTNH: Array, span_BT: Span, kv_heads: int) -> tuple[Array, Span]:
 
 
 def _untile(a_IBKGTR: Array, time: int) -> Array:
-    """Join the tiles again: [B, T, N, R]."""
+    """Undo `_tiles`. Returns [B, T, N, R]."""
     a_BITKGR = a_IBKGTR.transpose(1, 0, 4, 2, 3, 5)
     return a_BITKGR.reshape(len(a_BITKGR), -1, math.prod(a_BITKGR.shape[3:5]), a_BITKGR.shape[-1])[:, :time]
 

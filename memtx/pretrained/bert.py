@@ -77,20 +77,20 @@ NAMES = Names(
 
 
 def model(hf: Mapping[str, Any], context: int) -> Model:
-    """Return the Model of a config.json. `context` is ignored, because an encoder without memory sees one call only.
+    """Return the Model that a config.json describes. `context` is ignored, because an encoder sees only one call.
 
-    Raises UserError for settings that memtx does not have.
+    Raises UserError for settings that memtx does not support.
     """
     architecture = (texts(hf, "architectures") or ["BertModel"])[0]
     if architecture not in OUTPUTS:
-        raise UserError(f"a {brief(architecture)} is not known to memtx; known: {', '.join(OUTPUTS)}")
+        raise UserError(f"a {brief(architecture)} is not supported; supported: {', '.join(OUTPUTS)}")
     if text(hf, "position_embedding_type", "absolute") != "absolute" or flag(hf, "is_decoder", False):
-        raise UserError("a bert with relative positions or as a decoder is not known to memtx")
+        raise UserError("a bert that has relative positions or is a decoder is not supported")
     if OUTPUTS[architecture] == "masked_lm" and not flag(hf, "tie_word_embeddings", True):
-        raise UserError("a bert with an untied head (tie_word_embeddings=false) is not known to memtx")
+        raise UserError("a bert with an untied head (tie_word_embeddings=false) is not supported")
     activation = text(hf, "hidden_act", "gelu")
     if activation not in ACTIVATIONS:
-        raise UserError(f"a bert with hidden_act={brief(activation)} is not known to memtx; known: {', '.join(ACTIVATIONS)}")
+        raise UserError(f"a bert with hidden_act={brief(activation)} is not supported; supported: {', '.join(ACTIVATIONS)}")
     names = labels.read(hf) if OUTPUTS[architecture] == "classes" else ()
     return Model(
         stacks=((("bidirectional",), layers(hf, "num_hidden_layers")),),
@@ -121,7 +121,7 @@ def holds(model: Model) -> bool:
 
 
 def config(model: Model) -> dict[str, Any]:
-    """Return the config.json of a model of this family."""
+    """Return the contents of config.json for a model of this family."""
     architecture = next(name for name, output in OUTPUTS.items() if output == model.output)
     return {
         "architectures": [architecture],

@@ -1,4 +1,4 @@
-"""Reading of fields from a config.json or from GGUF metadata, with checks of type and range.
+"""Readers of fields in a config.json or in GGUF metadata, with checks of type and range.
 
 A `null` counts as a missing field. Every function raises a UserError that names the field.
 """
@@ -16,7 +16,7 @@ LARGEST = 1e30  # of a real number, so that it is finite in float32
 
 
 def integer(fields: Mapping[str, Any], key: str, default: int | None = None, *, least: int = 1, most: int = MOST) -> int:
-    """Return a whole number from `least` to `most`, which may be written as 64.0. default: None if the field is required."""
+    """Return a whole number from `least` to `most`. 64.0 is valid. default: None if the field is required."""
     value = _given(fields, key, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most or value != int(value):
         raise UserError(f"{key} must be a whole number from {least} to {most}, not {brief(value)}")
@@ -29,7 +29,7 @@ def layers(fields: Mapping[str, Any], key: str, default: int | None = None) -> i
 
 
 def number(fields: Mapping[str, Any], key: str, default: float | None = None, *, zero: bool = False) -> float:
-    """Return a real number above 0, or from 0 if `zero`. default: None if the field is required."""
+    """Return a number above 0, or at least 0 if `zero`. default: None if the field is required."""
     value = _given(fields, key, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 < value < LARGEST or (zero and value == 0)):
         raise UserError(f"{key} must be a number {'from' if zero else 'above'} 0, not {brief(value)}")
@@ -45,23 +45,23 @@ def flag(fields: Mapping[str, Any], key: str, default: bool) -> bool:
 
 
 def text(fields: Mapping[str, Any], key: str, default: str | None = None) -> str:
-    """Return a text. default: None if the field is required."""
+    """Return a string. default: None if the field is required."""
     value = _given(fields, key, default)
     if not isinstance(value, str):
-        raise UserError(f"{key} must be a text, not {brief(value)}")
+        raise UserError(f"{key} must be a string, not {brief(value)}")
     return value
 
 
 def texts(fields: Mapping[str, Any], key: str) -> list[str]:
-    """Return a list of texts, empty if the field is missing."""
+    """Return a list of strings, which is empty if the field is missing."""
     value = _given(fields, key, [])
     if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
-        raise UserError(f"{key} must be a list of texts, not {brief(value)}")
+        raise UserError(f"{key} must be a list of strings, not {brief(value)}")
     return value
 
 
 def table(fields: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Return an object {...}, empty if the field is missing."""
+    """Return an object {...}, which is empty if the field is missing."""
     value = _given(fields, key, {})
     if not isinstance(value, Mapping):
         raise UserError(f"{key} must be an object {{...}}, not {brief(value)}")

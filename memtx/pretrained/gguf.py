@@ -1,7 +1,7 @@
 """GGUF files of the Llama family, converted to the names and layout of Hugging Face.
 
 llama.cpp rotates the pairs (x_2i, x_2i+1) and stores q and k in this order. memtx and Hugging Face rotate (x_i, x_{i+H/2}).
-Metadata have the meaning that llama.cpp gives them. It ignores sliding windows for these two architectures.
+Metadata are interpreted as in llama.cpp, which ignores sliding windows for these two architectures.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positio
 class GGUF:
     """The weights of a .gguf file, see `memtx.pretrained.weights.Weights`.
 
-    Raises UserError if the file is damaged, quantised in an unknown way, or of an unknown architecture.
+    Raises UserError if the file is damaged, quantised in an unknown format, or has an unknown architecture.
     """
 
     def __init__(self, path: Path):
@@ -77,7 +77,7 @@ class GGUF:
         return found.reshape(tensor.shape)
 
     def _layout(self, name: str, tensor: Tensor) -> tuple[int, int]:
-        """Return (rows, bytes per row). Raises UserError if the tensor is of a kind that cannot be read."""
+        """Return (rows, bytes per row). Raises UserError if the format of the tensor is not supported."""
         if not tensor.shape or 0 in tensor.shape:
             raise damaged(self.path, f"{name} has the shape {list(tensor.shape)}")
         try:
@@ -112,7 +112,7 @@ class GGUF:
             if (other := integer(about, key, head_dim)) != head_dim:
                 raise UserError(f"{key}={other} must equal the head dim, {head_dim}")
         if not flag(about, "attention.causal", True):
-            raise UserError("attention.causal=false is not known to memtx")
+            raise UserError("attention.causal=false is not supported")
         return {
             "model_type": self._kind,
             "vocab_size": embedding.shape[0],
@@ -130,10 +130,10 @@ class GGUF:
         }
 
     def _scaling(self, about: dict[str, Any], head_dim: int) -> dict[str, Any]:
-        """Return rope_scaling of a config.json. A factor without a type is linear. Files of 2023 call it scale_linear."""
+        """Return `rope_scaling` as in a config.json. A factor without a type is linear (scale_linear in 2023)."""
         kind = text(about, "rope.scaling.type", "linear")
         if kind not in ("none", "linear"):
-            raise UserError(f"rope.scaling.type={brief(kind)} is not known to memtx; known: none, linear")
+            raise UserError(f"rope.scaling.type={brief(kind)} is not supported; supported: none, linear")
         factor = number(about, "rope.scaling.factor", number(about, "rope.scale_linear", 0.0, zero=True), zero=True)
         linear = {} if kind == "none" or factor in (0, 1) else {"rope_type": "linear", "factor": factor}
         if ROPE_TABLE not in self._tensors:
@@ -147,7 +147,7 @@ class GGUF:
 
 
 def _llama3(divisors: np.ndarray, base: float, head_dim: int, linear: dict[str, Any]) -> dict[str, Any]:
-    """Return rope_scaling of Llama 3.1 and later, whose table divides each frequency. Raises UserError for any other table."""
+    """Return `rope_scaling` of Llama 3.1, whose table divides each frequency. Raises UserError for any other table."""
     if np.array_equal(divisors, np.ones(head_dim // 2)):
         return linear
     factor = float(divisors.max(initial=1.0))
@@ -165,7 +165,7 @@ def _name(theirs: str) -> str:
 
 
 def _of_kind(metadata: dict[str, Any], kind: str) -> dict[str, Any]:
-    """Return the metadata of one architecture, without its prefix. A list of equal values becomes that value."""
+    """Return the metadata of one architecture, without its prefix. A list of equal values becomes a single value."""
     about = {key.removeprefix(f"{kind}."): value for key, value in metadata.items() if key.startswith(f"{kind}.")}
     return {
         key: value[0] if isinstance(value, list) and value and all(part == value[0] for part in value) else value

@@ -54,17 +54,17 @@ ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_ex
 
 
 def model(hf: Mapping[str, Any], context: int) -> Model:
-    """Return the Model of a config.json. context: tokens that full attention keeps, at most the model's maximum.
+    """Return the Model that a config.json describes. context: how many tokens full attention keeps, up to the maximum.
 
-    Raises UserError for settings that memtx does not have.
+    Raises UserError for settings that memtx does not support.
     """
     for key in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
         if flag(hf, key, False):
-            raise UserError(f"a gpt2 with {key} is not known to memtx")
+            raise UserError(f"a gpt2 with {key} is not supported")
     activation, width, longest = text(hf, "activation_function", "gelu_new"), integer(hf, "n_embd"), integer(hf, "n_positions")
     if activation not in ACTIVATIONS:
         raise UserError(
-            f"a gpt2 with activation_function={brief(activation)} is not known to memtx; known: {', '.join(ACTIVATIONS)}"
+            f"a gpt2 with activation_function={brief(activation)} is not supported; supported: {', '.join(ACTIVATIONS)}"
         )
     return Model(
         stacks=((("full",), layer_count(hf, "n_layer")),),
@@ -92,7 +92,7 @@ def holds(model: Model) -> bool:
 
 
 def config(model: Model) -> dict[str, Any]:
-    """Return the config.json of a model of this family."""
+    """Return the contents of config.json for a model of this family."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",

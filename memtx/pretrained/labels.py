@@ -13,7 +13,8 @@ MOST = 1_000_000  # classes
 def read(hf: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names in the order of the classes. The default names are LABEL_0, LABEL_1, ..., as in transformers.
 
-    `id2label` takes precedence over `label2id`, and that over `num_labels`. The default is two classes. Raises UserError if
+    `id2label` takes precedence over `label2id`, and `label2id` over `num_labels`. The default is two classes. Raises UserError
+    if
     the numbers are not 0, 1, 2, ..., if two classes have the same name, or if `id2label` contradicts `label2id`.
     """
     count = hf.get("num_labels")
@@ -37,7 +38,7 @@ def read(hf: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def write(labels: tuple[str, ...], count: int) -> dict[str, Any]:
-    """Return the keys for a config.json. count: the number of classes, used if they have no names."""
+    """Return the fields of a config.json. count: the number of classes, used if they have no names."""
     names = labels or tuple(f"LABEL_{i}" for i in range(count))
     return {"id2label": {str(i): name for i, name in enumerate(names)}, "label2id": {name: i for i, name in enumerate(names)}}
 
@@ -45,7 +46,7 @@ def write(labels: tuple[str, ...], count: int) -> dict[str, Any]:
 def _pairs(hf: Mapping[str, Any], key: str) -> list[tuple[Any, Any]]:
     found = hf.get(key) or {}
     if not isinstance(found, Mapping):
-        raise UserError(f"{key} must be an object from or to the names of classes, not {quoted([found])}")
+        raise UserError(f"{key} must be an object that maps names of classes to or from numbers, not {quoted([found])}")
     return list(found.items())
 
 

@@ -51,16 +51,16 @@ NAMES = Names(
 
 
 def model(hf: Mapping[str, Any], context: int) -> Model:
-    """Return the Model of a config.json. context: tokens that full attention keeps, at most the model's maximum.
+    """Return the Model that a config.json describes. context: how many tokens full attention keeps, up to the maximum.
 
-    Raises UserError for settings that memtx does not have.
+    Raises UserError for settings that memtx does not support.
     """
     kind = hf["model_type"]
     if (activation := text(hf, "hidden_act", "silu")) not in ("silu", "swish"):
-        raise UserError(f"a {kind} with hidden_act={brief(activation)} is not known to memtx; known: silu")
+        raise UserError(f"a {kind} with hidden_act={brief(activation)} is not supported; supported: silu")
     bias = kind == "llama" and flag(hf, "attention_bias", False)  # the others have no such setting
     if kind == "llama" and bias != flag(hf, "mlp_bias", False):
-        raise UserError("attention_bias without mlp_bias, or the reverse, is not known to memtx")
+        raise UserError("attention_bias without mlp_bias, or the reverse, is not supported")
     heads, width, depth = integer(hf, "num_attention_heads"), integer(hf, "hidden_size"), layer_count(hf, "num_hidden_layers")
     longest, window = integer(hf, "max_position_embeddings", most=MAX_POSITION), _window(hf)
     windows = _window_layers(hf, depth) if window else ()
@@ -93,7 +93,7 @@ def holds(model: Model) -> bool:
 
 
 def config(model: Model) -> dict[str, Any]:
-    """Return the config.json of a model of this family."""
+    """Return the contents of config.json for a model of this family."""
     entries = layers(model.stacks)
     kind = "qwen2" if model.qkv_bias else "mistral" if "window" in entries else "llama"
     scaling = dict(zip(SCALING, model.rope_scaling, strict=False))
@@ -132,16 +132,16 @@ WINDOW, MAX_WINDOW = 4096, 1 << 20  # the default of mistral and qwen2, and the 
 
 
 def _rope(hf: Mapping[str, Any], longest: int) -> tuple[float, tuple[float, ...]]:
-    """Return base and scaling. The fields of older files take precedence over rope_parameters of transformers 5."""
+    """Return base and scaling. Fields of older files take precedence over `rope_parameters`, which transformers 5 writes."""
     found = table(hf, "rope_scaling") or table(hf, "rope_parameters")
     base = number(found, "rope_theta", number(hf, "rope_theta", 10_000.0))
     kind = text(found, "rope_type", text(found, "type", "default"))
     if kind not in ("default", "linear", "llama3"):
-        raise UserError(f"rope_type={brief(kind)} is not known to memtx; known: default, linear, llama3")
+        raise UserError(f"rope_type={brief(kind)} is not supported; supported: default, linear, llama3")
     if any(isinstance(value, Mapping) for value in found.values()):
-        raise UserError(f"rope settings for each kind of layer ({', '.join(map(brief, found))}) are not known to memtx")
+        raise UserError(f"rope settings for each kind of layer ({', '.join(map(brief, found))}) are not supported")
     if number(found, "partial_rotary_factor", number(hf, "partial_rotary_factor", 1.0)) != 1:
-        raise UserError("partial_rotary_factor is not known to memtx unless it is 1")
+        raise UserError("partial_rotary_factor is not supported unless it is 1")
     if kind == "default":
         return base, ()
     factor = number(found, "factor")
@@ -154,7 +154,7 @@ def _rope(hf: Mapping[str, Any], longest: int) -> tuple[float, tuple[float, ...]
 
 
 def _window(hf: Mapping[str, Any]) -> int:
-    """Return the size of the sliding window, or 0. A llama has none, even if its config names one."""
+    """Return the size of the sliding window, or 0. A llama has no window, even if its config sets one."""
     kind = hf["model_type"]
     if kind == "llama" or (kind == "qwen2" and not flag(hf, "use_sliding_window", False)):
         return 0
@@ -162,7 +162,7 @@ def _window(hf: Mapping[str, Any]) -> int:
 
 
 def _window_layers(hf: Mapping[str, Any], depth: int) -> Collection[int]:
-    """Return the layers with a sliding window. In a mistral these are all layers."""
+    """Return the layers with a sliding window. In a mistral all layers have one."""
     if hf["model_type"] == "mistral":
         return range(depth)
     kinds = texts(hf, "layer_types")

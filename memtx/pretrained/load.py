@@ -1,7 +1,8 @@
 """Pretrained models: read their settings, load their weights, and export models in the format of Hugging Face.
 
-A family is a module with TYPES (its names in config.json), NAMES (the table from tensors to parameters), `model(hf, context)`
-(from a config.json to a Model), `config(model)` (the reverse) and `holds(model)` (whether a model belongs to the family).
+A family is a module with TYPES (its names in config.json), NAMES (the table that maps tensors to parameters), `model(hf,
+context)` (which converts a config.json to a Model), `config(model)` (the reverse) and `holds(model)` (whether a model belongs
+to the family).
 """
 
 from __future__ import annotations
@@ -63,8 +64,9 @@ FREE = (
 def settings(name: str, *, context: int = CONTEXT, cache: str | Path = "", **changes) -> Model:
     """Return the Model of a pretrained model, given as a folder, a .gguf file, a packaged name like "smollm2", or a hub name.
 
-    context: tokens that full attention keeps, at most the maximum of the model. changes: values for the fields of Model in
-    FREE, such as output="classes". Raises UserError if the model cannot be found or is unknown, or if a field is not in FREE.
+    context: the number of tokens that full attention keeps, at most the maximum of the model. changes: values for the fields of
+    Model in FREE, such as output="classes". Raises UserError if the model cannot be found or is unknown, or if a field is not
+    in FREE.
     """
     for key in changes:
         check_known(key, FREE, "setting of a pretrained model that can be changed")
@@ -92,14 +94,14 @@ def _family(config: Mapping[str, Any]) -> tuple[str, ModuleType]:
         if match := re.fullmatch(r"(\w+?)(For\w+|(LMHead|DoubleHeads|Encoder)?Model)", architecture):
             kind = match[1].lower()
     if not isinstance(kind, str) or kind not in families:
-        raise UserError(f"model_type {brief(kind)} is not known to memtx; known: {', '.join(sorted(families))}")
+        raise UserError(f"model_type {brief(kind)} is not supported; supported: {', '.join(sorted(families))}")
     return kind, families[kind]
 
 
 def _has_own_head(weights: Weights, names: Names) -> bool:
     """Return whether a checkpoint has a head that differs from its embedding, although its config ties the two.
 
-    transformers then uses that head. Raises UserError if any other copy of the embedding differs.
+    transformers uses such a head. Raises UserError if any other copy of the embedding differs.
     """
     called = called_there(names, weights.shapes)
     copies = [name for name in called if re.search(names.copies, name)]
@@ -140,7 +142,7 @@ def new_parameters(lm: LM, *, cache: str | Path = "") -> list[str]:
 
 
 def _found(lm: LM, cache: str | Path) -> tuple[Weights, list[Slot], dict[str, str]]:
-    """Return the weights of a model, the slots that they fill, and their names of the tensors."""
+    """Return the weights of a model, the slots that they fill, and the names of their tensors."""
     name = lm.model.pretrained
     weights = open_weights(find(name, cache))
     _check_same(lm.model, _settings(weights, name, CONTEXT), name)
@@ -207,10 +209,10 @@ def export(
 
     A sentence encoder also gets the modules of sentence-transformers.
 
-    tokenizer: None writes the one of the pretrained model that `lm` was built from, if its files still exist.
-    dtype: of the weights. shard: the largest size of a weights file in bytes.
+    tokenizer: None writes the tokenizer of the pretrained model from which `lm` was built, if its files still exist.
+    dtype: the dtype of the stored weights. shard: the largest size of a weights file in bytes.
 
-    Raises UserError if the family at Hugging Face lacks a part of this model, if the folder exists, or if the tokenizer does
+    Raises UserError if the family in Hugging Face lacks a part of this model, if the folder exists, or if the tokenizer does
     not fit the model.
     """
     folder = Path(folder)
@@ -219,7 +221,7 @@ def export(
     family = next((family for family in FAMILIES if family.holds(lm.model)), None)
     if not family:
         raise UserError(
-            f"this model belongs to no Hugging Face family; memtx knows {', '.join(t for f in FAMILIES for t in f.TYPES)}"
+            f"this model does not belong to a Hugging Face family; supported: {', '.join(t for f in FAMILIES for t in f.TYPES)}"
         )
     config = family.config(lm.model) | {"torch_dtype": dtype}
     found = find_slots(family.NAMES, lm)

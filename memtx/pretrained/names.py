@@ -1,15 +1,14 @@
-"""The mapping between tensors of a Hugging Face checkpoint and parameters of a model: one table per family, for both ways.
+"""The mapping between tensors of a Hugging Face checkpoint and parameters of a model, with one table per family.
 
-A line of the table is a Pair. Its tensors, concatenated along the last axis of our layout, equal its parameters, concatenated
-the same way. Hugging Face stores a Linear as [out, in], memtx as [in, out], so matrices are transposed unless the line says
-otherwise.
+A line of the table is a Pair. The concatenation of its tensors along the last axis of our layout equals that of its parameters.
+Hugging Face stores a Linear as [out, in], memtx as [in, out], so matrices are transposed unless the line says otherwise.
 
     Pair("self_attn.k_proj.weight self_attn.v_proj.weight", "{attention}/kv/w")      two tensors in one parameter
     Pair("attn.c_attn.weight", "{attention}/q/w {attention}/kv/w", transposed=False)     one tensor in two parameters
 
 Lines for parameters that a model lacks (a bias, an untied head) are skipped. The parameters of a layer may be in any stack,
 group and branch. {attention}, {cross_attention} and {mlp} are replaced by the paths of a block's attention, cross-attention
-and feed-forward network, {attention_norm} and so on by those of the norms of their branches.
+and feed-forward network, {attention_norm} and similar names by the paths of the norms of their branches.
 """
 
 from __future__ import annotations
@@ -59,10 +58,10 @@ class Layers:
 class Names:
     """The table of a family. Its first line is the embedding.
 
-    prefix    the beginning of names that a checkpoint without a head leaves out
+    prefix    the start of names that a checkpoint without a head leaves out
     ignored   a regex of tensors that are not weights
-    copies    a regex of tensors that repeat the embedding, including the head of a tied model
-    formerly  pairs of a part of a name and its spelling in old checkpoints
+    copies    a regex of tensors that are copies of the embedding, including the head of a tied model
+    formerly  pairs of a part of a name and its old spelling
     """
 
     model: tuple[Pair, ...]
@@ -93,14 +92,14 @@ class Slot:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The expected shape of each tensor. All have the same share of our last axis."""
+        """The expected shape of each tensor. Each tensor has an equal share of our last axis."""
         first = self.ours[0][2]
         last = sum(shape[-1] for *_, shape in self.ours) // len(self.theirs)
         shape = (*first[:-1], last)
         return dict.fromkeys(self.theirs, shape[::-1] if self.transposed else shape)
 
     def to_ours(self, tensors: list[np.ndarray]) -> Iterator[tuple[str, int | None, np.ndarray]]:
-        """Yield (path, group, value) of each parameter, from the tensors in the order of `theirs`."""
+        """Yield (path, group, value) of each parameter. Takes the tensors in the order of `theirs`."""
         turned = [tensor.T if self.transposed else tensor for tensor in tensors]
         joined = turned[0] if len(turned) == 1 else np.concatenate(turned, -1)
         cuts = np.cumsum([shape[-1] for *_, shape in self.ours])[:-1]
@@ -108,7 +107,7 @@ class Slot:
             yield path, group, part
 
     def to_theirs(self, params: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield (name, value) of each tensor, from the parameters by path."""
+        """Yield (name, value) of each tensor. Takes the parameters by path."""
         ours = [np.asarray(params[path] if group is None else params[path][group]) for path, group, _ in self.ours]
         joined = ours[0] if len(ours) == 1 else np.concatenate(ours, -1)
         for name, part in zip(self.theirs, np.split(joined, len(self.theirs), -1), strict=True):
@@ -183,10 +182,10 @@ def _part_name(name: str) -> str:
 def check(
     found: list[Slot], names: Names, theirs: Mapping[str, tuple[int, ...]], about: str
 ) -> tuple[list[Slot], dict[str, str]]:
-    """Return the slots that a checkpoint fills, and its names of their tensors.
+    """Return the slots that a checkpoint fills, and the names of their tensors in the checkpoint.
 
-    theirs: shapes by name in the checkpoint. about: the checkpoint, for errors. Raises UserError, which lists missing, unknown
-    and misshapen tensors.
+    theirs: the shapes of tensors by name in the checkpoint. about: the checkpoint, for errors. Raises UserError, which lists
+    missing, unknown and misshapen tensors.
     """
     called = called_there(names, theirs)
     found = [slot for slot in found if not slot.optional or any(name in called for name in slot.theirs)]
@@ -197,7 +196,7 @@ def check(
     spare = [there for name, there in called.items() if name not in known and name not in copies]
     faults = (
         [f"missing: {name} {list(shape)}" for name, shape in known.items() if name not in called],
-        [f"not known to memtx: {name} {list(theirs[name])}" for name in sorted(spare) if not re.search(names.ignored, name)],
+        [f"unexpected: {name} {list(theirs[name])}" for name in sorted(spare) if not re.search(names.ignored, name)],
         [
             f"{called[name]} is {list(theirs[called[name]])}, not {list(shape)}"
             for name, shape in known.items()
@@ -216,7 +215,7 @@ WRAPPERS = re.compile(
 
 
 def called_there(names: Names, theirs: Collection[str]) -> dict[str, str]:
-    """Return {name in the table: name in the checkpoint} for all tensors. A tensor that the table lacks keeps its name.
+    """Return {name in the table: name in the checkpoint} for all tensors. Tensors that the table lacks keep their names.
 
     A checkpoint may lack the table's prefix or have a different one, such as "module." or "language_model.model.".
     """
@@ -246,7 +245,7 @@ def _lead(names: Names, theirs: Collection[str]) -> str:
 
 
 def _guesses(name: str, lead: str, prefix: str) -> Iterator[str]:
-    """Yield the possible table names of a tensor: one in the body, then ones outside it after removing parts of the lead."""
+    """Yield the possible table names of a tensor: one in the body, then names outside it without parts of the lead."""
     if name.startswith(lead):
         yield prefix + name.removeprefix(lead)
     parts = lead.split(".")[:-1]

@@ -5,7 +5,7 @@
     2_Dense/                      a linear map and an activation, with weights: `Model.projections`
     sentence_bert_config.json     `Model.max_tokens` and `Model.lower_case`
 
-Other modules are errors. Source: sentence-transformers 6.2 (Reimers and Gurevych 2019, arXiv 1908.10084).
+Other modules raise UserError. Source: sentence-transformers 6.2 (Reimers and Gurevych 2019, arXiv 1908.10084).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def open_weights(path: Path) -> Weights:
     """Open the weights of any pretrained model, including the modules of a sentence encoder.
 
     `config["sentences"]` then has the fields of Model that these modules decide. Tensors of the Dense modules are named
-    "dense.0.linear.weight" and so on. Raises UserError for modules that memtx does not have, and if the files cannot be read.
+    "dense.0.linear.weight" and so on. Raises UserError if memtx does not support a module or cannot read the files.
     """
     found = weights.open_weights(path)
     return SentenceEncoder(path, found) if path.is_dir() and modules(path) else found
@@ -94,7 +94,7 @@ class SentenceEncoder:
 
 
 def modules(folder: Path) -> list[tuple[str, str]]:
-    """Return (kind, path) of each module, from modules.json or from the names of subfolders. Other folders have none."""
+    """Return (kind, path) of each module, from modules.json or from the names of subfolders. Without either there are none."""
     if (folder / "modules.json").is_file():
         entries = read_any_json(folder / "modules.json")
         if not isinstance(entries, list) or not entries or not all(map(_is_module, entries)):
@@ -111,11 +111,11 @@ def _is_module(entry: Any) -> bool:
 
 
 def _checked(folder: Path, found: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return the modules. Raises UserError for an order or a kind that memtx does not have. Dropout is ignored."""
+    """Return the modules without Dropout. Raises UserError if memtx does not support their order or a kind."""
     kinds = [kind for kind, _ in found if kind != "Dropout"]
     if not re.fullmatch(f"Transformer Pooling( Dense){{0,{MOST}}}( Normalize)*", " ".join(kinds)):
         raise UserError(
-            f"{folder} is a sentence encoder with the modules {quoted(kinds)}; memtx knows Transformer, Pooling, "
+            f"{folder} is a sentence encoder with the modules {quoted(kinds)}; memtx supports Transformer, Pooling, "
             f"Dense (up to {MOST}) and Normalize, in this order"
         )
     if found[0][1] not in ("", "."):
@@ -135,9 +135,9 @@ def _pool(config: Mapping[str, Any]) -> str:
     modes = [modes] if isinstance(modes, str) else modes
     known = {*FLAGS, "pooling_mode"}
     if unknown := [key for key in config if key.startswith("pooling_mode") and config[key] and key not in known]:
-        raise UserError(f"Pooling by {quoted(unknown)} is not known to memtx; known: {', '.join(FLAGS)}")
+        raise UserError(f"Pooling by {quoted(unknown)} is not supported; supported: {', '.join(FLAGS)}")
     if unknown := [mode for mode in modes if mode not in POOLS]:
-        raise UserError(f"Pooling by {quoted(unknown)} is not known to memtx; known: {', '.join(POOLS)}")
+        raise UserError(f"Pooling by {quoted(unknown)} is not supported; supported: {', '.join(POOLS)}")
     return "+".join(POOLS[mode] for mode in modes)
 
 
@@ -145,12 +145,12 @@ def _projection(config: Mapping[str, Any]) -> tuple[int, str, bool]:
     """Return (features, activation, bias) of a Dense module."""
     activation = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
     if activation not in ACTIVATIONS:
-        raise UserError(f"a Dense module with {activation!r} is not known to memtx; known: {', '.join(ACTIVATIONS)}")
+        raise UserError(f"a Dense module with {activation!r} is not supported; supported: {', '.join(ACTIVATIONS)}")
     for key in ("module_input_name", "module_output_name"):
         if config.get(key, "sentence_embedding") not in ("sentence_embedding", None):
-            raise UserError(f"a Dense module with {key}={config[key]!r} is not known to memtx")
+            raise UserError(f"a Dense module with {key}={config[key]!r} is not supported")
     if config.get("use_residual"):
-        raise UserError("a Dense module with use_residual is not known to memtx")
+        raise UserError("a Dense module with use_residual is not supported")
     if type(features := config.get("out_features")) is not int:
         raise UserError(f"out_features of a Dense module must be a number, not {features!r}")
     return features, ACTIVATIONS[activation], bool(config.get("bias", True))
@@ -166,7 +166,7 @@ def _reading(folder: Path) -> dict[str, Any]:
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    """Return the settings in a file, or none without it. Raises UserError if the file has no JSON object."""
+    """Return the settings in a file, or {} if it does not exist. Raises UserError if the file has no JSON object."""
     return read_json(path) if path.is_file() else {}
 
 
@@ -177,7 +177,7 @@ def write(model: Model, folder: Path, save, dense: Mapping[str, np.ndarray]) -> 
     """Write the modules of a model that outputs vectors, into the folder of its config.json.
 
     save: a function that writes tensors to a file. dense: the tensors of the projections. Nothing is written for other models
-    and for a BERT that pools with its built-in tanh layer.
+    or for a BERT that pools with its built-in tanh layer.
     """
     if model.output != "pooled" or model.pool == "cls":
         return

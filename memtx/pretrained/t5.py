@@ -64,16 +64,16 @@ NAMES = Names(
 
 
 def model(hf: Mapping[str, Any], context: int) -> Model:
-    """Return the Model of a config.json. context: tokens that cross-attention and full attention keep.
+    """Return the Model that a config.json describes. context: how many tokens full and cross-attention keep.
 
-    It may exceed `n_positions`, because positions are relative. Raises UserError for settings that memtx does not have.
+    It may exceed `n_positions`, because positions are relative. Raises UserError for settings that memtx does not support.
     """
     kind = text(hf, "feed_forward_proj", "relu")
     if kind not in ACTIVATIONS:
-        raise UserError(f"a t5 with feed_forward_proj={brief(kind)} is not known to memtx; known: {', '.join(ACTIVATIONS)}")
+        raise UserError(f"a t5 with feed_forward_proj={brief(kind)} is not supported; supported: {', '.join(ACTIVATIONS)}")
     for key, known in (("num_buckets", T5_BUCKETS), ("max_distance", T5_MAX_DISTANCE)):
         if (found := integer(hf, f"relative_attention_{key}", known)) != known:
-            raise UserError(f"a t5 with relative_attention_{key}={found} is not known to memtx; known: {known}")
+            raise UserError(f"a t5 with relative_attention_{key}={found} is not supported; supported: {known}")
     tied, width, depth = flag(hf, "tie_word_embeddings", True), integer(hf, "d_model"), layer_count(hf, "num_layers")
     scaled = flag(hf, "scale_decoder_outputs", tied)  # transformers 5 writes this field, and then marks every model as tied
     stacks = ((("full/cross/mlp",), layer_count(hf, "num_decoder_layers", depth)),)
@@ -103,7 +103,7 @@ def holds(model: Model) -> bool:
 
 
 def config(model: Model) -> dict[str, Any]:
-    """Return the config.json of a model of this family."""
+    """Return the contents of config.json for a model of this family."""
     encoder, decoder = (sum(groups * len(p) for p, groups in stacks) for stacks in (model.encoder, model.stacks))
     return {
         "architectures": ["T5ForConditionalGeneration"],

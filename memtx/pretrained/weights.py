@@ -1,4 +1,4 @@
-"""Files of pretrained weights: a Hugging Face folder with safetensors, or a GGUF file. Pickles are never read."""
+"""Files of pretrained weights: a Hugging Face folder with safetensors, or a GGUF file. memtx never reads pickles."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a safetensors file. start: the offset of its first byte."""
+    """A tensor in a safetensors file. start: the offset of the first byte."""
 
     file: Path
     dtype: str
@@ -144,11 +144,11 @@ def _weight_map(index: Path) -> Mapping[str, str]:
 
 
 def _whole(folder: Path, names: Collection[str]) -> list[str]:
-    """Return the names, together with all other shards of their set."""
+    """Return the file names and the names of all other shards in the same set."""
     sets = {(match[1], match[3]) for name in names if (match := SHARD.fullmatch(name))}
     if len(sets) > 1:
         found = (f"{stem}-*-of-{count}" for stem, count in sorted(sets))
-        raise UserError(f"{folder} has shards of several models: {listed(found)}; remove those that are old")
+        raise UserError(f"{folder} has shards of several models: {listed(found)}; remove the old ones")
     shards = {f"{stem}-{i + 1:05}-of-{count}.safetensors" for stem, count in sets for i in range(int(count))}
     return sorted({*names, *shards})
 
@@ -176,7 +176,7 @@ QUANTISED = re.compile(
 
 
 def _check_plain(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Stored]) -> None:
-    """Raise UserError if the weights are quantised, because the stored numbers are then not the values."""
+    """Raise UserError if the weights are quantised, because the stored numbers then differ from the values."""
     found = [f"config.json has {key}" for key in ("quantization_config", "compression_config") if config.get(key)]
     for name, tensor in tensors.items():
         if QUANTISED.search(name) or (name.endswith("weight") and tensor.dtype not in DTYPES):
@@ -188,15 +188,15 @@ def _check_plain(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, 
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object {...} in a JSON file. Raises UserError if there is none."""
+    """Return the object {...} in a JSON file. Raises UserError if the file has no object."""
     found = read_any_json(path)
     if not isinstance(found, dict):
-        raise UserError(f"{path} must hold an object {{...}}, not {brief(found)}")
+        raise UserError(f"{path} must contain an object {{...}}, not {brief(found)}")
     return found
 
 
 def read_any_json(path: Path) -> Any:
-    """Return the value in a JSON file, which may start with a byte order mark. Raises UserError if there is none."""
+    """Return the value in a JSON file, which may start with a byte order mark. Raises UserError if the file has no value."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:

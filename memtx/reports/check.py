@@ -11,11 +11,11 @@ STDS = 2  # the mean of a rerun agrees within this many stored standard deviatio
 
 @dataclass(frozen=True)
 class Comparison:
-    """Comparison of one cell.
+    """The comparison of one cell.
 
     stored   the stored mean
-    again    the rerun's mean, None if no run of the cell has finished
-    allowed  the largest difference with which they agree
+    again    the mean of the rerun, or None if no run of the cell has finished
+    allowed  the largest difference at which they agree
     """
 
     row: str
@@ -38,7 +38,7 @@ class Comparison:
 def compare(stored: Table, again: Table, floor: float) -> list[Comparison]:
     """Compare all measured cells of the stored table except speeds, which depend on the machine.
 
-    floor: the least allowed difference, also for cells of one seed, which have no standard deviation.
+    floor: the least allowed difference. It is the only one for cells of one seed, which have no standard deviation.
     """
     reruns = {row.labels: row for row in again.rows}
     found = []

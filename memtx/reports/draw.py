@@ -112,7 +112,7 @@ def _draw(axes, line: Line, colour: str, marker: str, dashes: str) -> None:
 
 
 def _label(canvas, axes, picture: Picture) -> None:
-    """Label each line beside its only point, or right of the axes as close to its end as the other labels allow."""
+    """Label each line beside its only point, or to the right of the axes, as close to its end as other labels allow."""
     figure = canvas.figure
     figure.draw_without_rendering()  # computes the limits and the layout
     if picture.points:
@@ -132,8 +132,8 @@ def _label(canvas, axes, picture: Picture) -> None:
 def apart(heights: list[float], gap: float) -> list[float]:
     """Move heights so that they keep their order and are at least `gap` apart, with the least sum of squared moves.
 
-    The heights stay in [0, 1] if there is room. After one gap is subtracted for each lower height, they must only be in order.
-    This is isotonic regression, which is solved by pooling neighbours that are out of order.
+    The heights stay in [0, 1] if there is room. Subtract one gap from a height for each lower height. The results must then
+    only be in order. This is isotonic regression, which is solved by pooling neighbours that are out of order.
     """
     order = sorted(range(len(heights)), key=heights.__getitem__)
     pools: list[list[float]] = []
@@ -153,7 +153,7 @@ OFFSETS = tuple((dx, dy, side) for dx, side in ((8, "left"), (-8, "right"), (0, 
 
 
 def _label_points(renderer, axes, lines: list[Line]) -> None:
-    """Put each label at the first of OFFSETS from its point that covers the fewest other labels and points."""
+    """Put each label at the first of OFFSETS from its point at which it covers the fewest other labels and points."""
     inside = axes.get_window_extent()
     only = [line.points[0] for line in lines]
     marks = axes.transData.transform([(p.x, p.mean + sign * (p.std or 0.0)) for p in only for sign in (-1, 0, 1)])

@@ -1,7 +1,7 @@
 """The contents of a study's figures. `memtx.reports.draw` draws them.
 
 A figure has lines, and a line has points. Each point is the mean of a metric over seeds. The x axis is the training step, a
-slice of the evaluation (`eval/accuracy/distance=…`, `eval/loss/position=…`), a budget, or else a setting of that name.
+slice of the evaluation (`eval/accuracy/distance=…`, `eval/loss/position=…`), a budget, or a setting with this name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ UNITS = {"loss": "loss (nats per token)", "bits_per_byte": "bits per byte", "pos
 
 @dataclass(frozen=True)
 class Point:
-    """Mean and sample standard deviation over seeds at x. One seed has no standard deviation."""
+    """The mean and sample standard deviation over seeds at x. A single seed has no standard deviation."""
 
     x: float
     mean: float
@@ -50,7 +50,7 @@ class Picture:
 
 
 def pictures(study: Study, runs: list[Run]) -> list[Picture]:
-    """Build the figures that the study declares, by default the training loss.
+    """Build the figures that the study declares. The default is the training loss.
 
     Raises UserError if no run has the metric of a figure.
     """
@@ -86,7 +86,7 @@ def _is_wide(xs: list[float]) -> bool:
 
 
 def _collect(figure: Figure, runs: Iterable[Run]) -> dict[float, list[float]]:
-    """Return x -> the metric's value in each run."""
+    """Return a mapping from x to the metric's value in each run."""
     found: dict[float, list[float]] = {}
     slices = re.compile(re.escape(f"{figure.y}/{figure.x}=") + r"(-?\d+(?:\.\d+)?)")
     for run in runs:
@@ -113,7 +113,7 @@ def _as_number(value) -> float | None:
 
 
 def _average(numbers: dict[float, list[float]]) -> list[Point]:
-    """Average over seeds at each x, in the order of x. Values of x that only a minority of the seeds has are left out."""
+    """Average over seeds at each x, in the order of x. A value of x is left out if only a minority of seeds have it."""
     most = max(map(len, numbers.values()), default=0)
     return [
         Point(x, statistics.fmean(ys), statistics.stdev(ys) if len(ys) > 1 else None)

@@ -1,4 +1,4 @@
-"""Findings as files: a folder with a page, tables and figures, and the README.md of a study."""
+"""Files of a report: a folder with a page, tables and figures, and the README.md of a study."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write(found: Findings, folder: Path) -> Path:
 def publish(found: Findings, results: Path) -> Path:
     """Write figures to `results` and the report to the README.md beside the sweep file. Returns the path of README.md.
 
-    Text after the line END, the conclusions in words, is kept. Raises UserError if README.md exists without that line.
+    Text after the line END (the conclusions) is kept. Raises UserError if README.md exists without this line.
     """
     readme = found.study.path.with_name("README.md")
     _, mark, after = readme.read_text(encoding="utf-8").partition(END) if readme.exists() else ("", END, "\n")
@@ -46,7 +46,7 @@ def publish(found: Findings, results: Path) -> Path:
 
 
 def section(found: Findings, results: Path) -> str:
-    """Return table, verdicts, figures and the commands that reproduce them in Markdown. results: the folder of the figures."""
+    """Return Markdown with table, verdicts, figures and the commands for them. results: the folder of the figures."""
     folder = os.path.relpath(results, found.study.path.parent)
     verdicts = [f"- {'**holds**' if holds else '**does not hold**'}: {escaped(sentence)}" for sentence, holds in found.judged]
     if found.undecided:

@@ -41,7 +41,7 @@ def conclude(study: Study, runs: list[Run]) -> Findings:
 
 
 def commands(found: Findings, results: Path | None = None) -> list[str]:
-    """Return the commands that repeat the runs and the report. With `results` they also compare the new runs with those."""
+    """Return the commands that repeat the runs and the report, and, with `results`, compare new runs with these."""
     given = f"--sweep={found.study.path.as_posix()} --workdir=runs/{found.study.path.parent.name}"
     return [
         f"memtx sweep {given} --parallel=2 &&",

@@ -41,7 +41,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Grid:
-    """The texts of a printed table. The first `labels` columns have words, the others numbers."""
+    """The text of a printed table. The first `labels` columns have words, the others have numbers."""
 
     labels: int
     head: list[str]
@@ -50,7 +50,7 @@ class Grid:
 
 
 def grid(table: Table) -> Grid:
-    """Return the texts of a table, without rows and columns that have no runs yet."""
+    """Return the text of a table, without rows and columns that have no runs yet."""
     table = table.started()
     budgets = [name for name in BUDGETS if any(row.budget(name) for row in table.rows)]
     head = [*titles(table.keys), *table.columns, *(TITLES[b] + (UNMATCHED if b in table.unmatched else "") for b in budgets)]

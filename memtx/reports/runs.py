@@ -29,9 +29,9 @@ Curve = list[list[float]]  # [step, value] of each point
 class Run:
     """One training run.
 
-    settings  dotted overrides and the arguments of the config file, by which tables are arranged
-    result    metric -> last value
-    curves    metric -> values over training
+    settings  dotted overrides and arguments of the config file, which arrange tables
+    result    the last value of each metric
+    curves    the values of each metric over training
     """
 
     name: str
@@ -54,7 +54,7 @@ class Run:
         return self.status == FINISHED
 
     def value(self, key: str):
-        """Return a setting's value, None if the run does not set it."""
+        """Return the value of a setting, or None if the run does not set it."""
         return self.seed if key == "seed" else _to_json(self.settings.get(key))
 
     def matches(self, where: Mapping[str, Any]) -> bool:
@@ -62,7 +62,7 @@ class Run:
         return all(self.value(key) == _to_json(value) for key, value in where.items())
 
     def number(self, metric: str) -> float | None:
-        """Return a metric's last value, a budget, or the run's "seconds". Returns None if the run has no such number."""
+        """Return the last value of a metric, a budget, or "seconds", or None if the run has no such number."""
         return {"seconds": self.seconds, **self.budget, **self.result}.get(metric)
 
 
@@ -134,12 +134,12 @@ def _collect_curves(lines: Iterable[dict]) -> dict[str, Curve]:
 
 
 def _is_overall(metric: str) -> bool:
-    """Return whether an evaluation's metric is overall, not of a slice."""
+    """Return whether a metric of an evaluation is an overall one and not one of a slice."""
     return metric.startswith("eval/") and metric.count("/") == 1
 
 
 def thin(curve: Curve, most: int = POINTS) -> Curve:
-    """Return at most `most` evenly spread points of a curve, including the first and last, rounded to six digits."""
+    """Return at most `most` evenly spaced points of a curve, including the first and last, rounded to six digits."""
     if len(curve) > most:
         curve = [curve[round(i * (len(curve) - 1) / (most - 1))] for i in range(most)]
     return [[step, float(f"{value:.6g}")] for step, value in curve]

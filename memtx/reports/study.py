@@ -1,6 +1,6 @@
 """Studies: a sweep file that also declares its report.
 
-    \"\"\"Does the delta rule forget updated values?          the first line is the title, the rest the question
+    \"\"\"Does the delta rule forget updated values?          the first line is the title, the rest is the question
     ...\"\"\"
     config, sweep = ...                                       as for `memtx sweep`
     report = {
@@ -8,7 +8,7 @@
         "columns": {"updates": "eval/accuracy/updated=yes"},  heading -> metric
         "figures": {"distance": {"y": "eval/accuracy", "x": "distance"}},
         "varies": "state_bytes",                              a budget that the study varies on purpose
-        "floor": 0.02,                                        a rerun agrees at least if means differ by at most this
+        "floor": 0.02,                                        a rerun always agrees if means differ by at most this
     }
 
     def claims(table):                                        the claims that the study tests

@@ -29,10 +29,10 @@ LONGEST = 32  # characters of a row's label
 class Cell:
     """A cell of the table.
 
-    by_seed  seed -> measured value
+    by_seed  the measured value of each seed
     planned  the number of runs that the cell should have
-    status   the status of a run that has not finished, "" if there is none
-    budget   budget -> (least, most) among its runs
+    status   the status of a run that has not finished, or ""
+    budget   the (minimum, maximum) of each budget among the runs
     """
 
     by_seed: Mapping[int, float]
@@ -48,12 +48,12 @@ class Cell:
 
     @property
     def mean(self) -> float:
-        """Mean over seeds."""
+        """The mean over seeds."""
         return statistics.fmean(self.by_seed.values())
 
     @property
     def std(self) -> float | None:
-        """Sample standard deviation over seeds, None for one seed."""
+        """The sample standard deviation over seeds, or None for one seed."""
         return statistics.stdev(self.by_seed.values()) if len(self.by_seed) > 1 else None
 
     def text(self, digits: int) -> str:
@@ -67,18 +67,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: the values of its settings, and heading -> cell."""
+    """A row of the table: the values of its settings, and the cells by heading."""
 
     labels: tuple[str, ...]
     cells: dict[str, Cell]
 
     @property
     def name(self) -> str:
-        """The labels as one text."""
+        """The labels joined into one string."""
         return ", ".join(self.labels)
 
     def budget(self, name: str) -> tuple[float, float] | None:
-        """Return the least and the most of a budget among the row's runs, None if no run has it."""
+        """Return the minimum and maximum of a budget among the row's runs, or None if no run has it."""
         ranges = [cell.budget[name] for cell in self.cells.values() if name in cell.budget]
         return (min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None
 
@@ -141,7 +141,7 @@ def tabulate(study: Study, runs: list[Run]) -> Table:
 
 
 def complete(runs: list[Run], planned: list[Run]) -> list[Run]:
-    """Return the planned runs in order, those that were never started included, then other runs with status STRAY."""
+    """Return the planned runs in order, including runs that never started, and then all other runs with status STRAY."""
     found, names = {run.name: run for run in runs}, {run.name for run in planned}
     others = [run for run in runs if run.name not in names]
     strays = [dataclasses.replace(run, status=STRAY) for run in others]
@@ -156,7 +156,7 @@ def varying(runs: Iterable[Run]) -> list[str]:
 
 
 def label(value) -> str:
-    """Return a setting's value as a label. A long value is cut and gets a digest, so that it differs from similar ones."""
+    """Return the value of a setting as a label. A long value is cut and gets a digest to distinguish it from similar values."""
     if value is None:
         return "default"
     if isinstance(value, float):
@@ -194,7 +194,7 @@ def _choose_columns(runs: list[Run]) -> dict[str, Column]:
 
 
 def _build_cell(column: Column, runs: list[Run]) -> Cell:
-    """Build a cell from a row's runs that match the column. Raises UserError for two runs with one seed."""
+    """Build a cell from the runs of a row that match the column. Raises UserError if two runs have the same seed."""
     runs = [run for run in runs if run.matches(column.where)]
     measured: dict[int, tuple[float, Run]] = {}
     for run in runs:
@@ -220,7 +220,7 @@ def _check_metric(metric: str, runs: list[Run]) -> None:
 
 
 def _mark_best(rows: list[Row], heading: str, column: Column) -> None:
-    """Mark the cells whose printed mean is best, unless all means are equal."""
+    """Mark the cells with the best printed mean, unless all means are equal."""
     means = {i: round(row.cells[heading].mean, column.digits) for i, row in enumerate(rows) if row.cells[heading].by_seed}
     if len(set(means.values())) < 2:
         return
@@ -238,7 +238,7 @@ def _find_ranges(runs: list[Run]) -> dict[str, tuple[float, float]]:
 
 
 def _find_unmatched(rows: list[Row], columns: Iterable[str], budget: str) -> list[str]:
-    """Describe the rows between which a budget differs by more than MATCHED, and the columns in which it does."""
+    """Describe the rows and columns in which a budget differs by more than MATCHED."""
     found: dict[str, list[str]] = {}
     for heading in columns:
         known = [(row.cells[heading].budget[budget], row.name) for row in rows if budget in row.cells[heading].budget]

@@ -1,1 +1,1 @@
-"""Runs: from a config to a trained, loaded, evaluated or planned model, with its data and presets."""
+"""Runs: how to train, load, evaluate and plan the model of a config, with its data and presets."""

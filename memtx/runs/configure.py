@@ -1,4 +1,4 @@
-"""From config files, ConfigDicts and mappings to a checked Config, and to a model."""
+"""Conversion of config files, ConfigDicts and mappings to a checked Config and to a model."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ def get_config(**groups) -> ml_collections.ConfigDict:
 
 
 def parse_arg(arg: str, **defaults: str) -> SimpleNamespace:
-    """Parse the text after the colon in `--config=FILE:key=value,key=value`. Keys that are not given have their defaults.
+    """Parse the text after the colon in `--config=FILE:key=value,key=value`. Other keys have their defaults.
 
-    Raises UserError for a part that is not key=value and for an unknown key.
+    Raises UserError if a part is not key=value or a key is unknown.
     """
     values = dict(defaults)
     for part in filter(None, (arg or "").split(",")):
         key, equals, value = part.partition("=")
         if not equals:
-            raise UserError(f"{part!r} after the config file's colon should read key=value")
+            raise UserError(f"{part!r} after the colon of the config file must have the form key=value")
         check_known(key, defaults, "config argument")
         values[key] = value
     return SimpleNamespace(**values)
@@ -130,8 +130,8 @@ def configure(config: ml_collections.ConfigDict | Mapping | Config) -> Config:
 def build(config, *, vocab_size: int = 0, subwords: Sequence[bytes] = ()) -> lm.LM:
     """Build the language model of a whole config (ConfigDict, mapping or Config), or of a Model.
 
-    vocab_size, subwords: those of the tokenizer, see memtx.models.lm.build. Raises UserError for the `model` group of a
-    ConfigDict alone, since the settings of its memories are in another group.
+    vocab_size, subwords: from the tokenizer, see memtx.models.lm.build. Raises UserError for the `model` group of a ConfigDict
+    alone, because the settings of its memories are in a separate group.
     """
     if not isinstance(config, Model | Config) and "model" not in config:
         raise UserError("build takes a whole config, not its group `model` alone: the settings of memories are in `memory`")
@@ -161,7 +161,7 @@ def complete_task(data: Data, labels: tuple[str, ...] = ()) -> Data:
 
 
 def with_cache(config: Config, cache: str | None) -> Config:
-    """Return the config with another cache, also for its task. None returns the same config."""
+    """Return the config with a different cache for itself and its task. None returns the config unchanged."""
     if cache is None:
         return config
     task = config.data.task

@@ -1,4 +1,4 @@
-"""Sentence embeddings: one vector per text, so that texts with similar meanings have a large cosine.
+"""Sentence embeddings: one vector per text. Texts with similar meanings have vectors with a large cosine.
 
     minilm = memtx.load("minilm")
     near_QE = memtx.embed(minilm, questions) @ memtx.embed(minilm, texts).T
@@ -22,17 +22,17 @@ from memtx.runs.load import Loaded
 
 
 def embed(loaded: Loaded, texts: Sequence[str], *, max_tokens: int | None = None, batch: int = 32) -> np.ndarray:
-    """Return the vectors of texts, [len(texts), E] in float32. They have length 1 unless `model.unit` is False.
+    """Return the vectors of texts, [len(texts), E] in float32. The vectors have length 1 unless `model.unit` is False.
 
-    max_tokens: the most tokens to read of a text, special tokens included. None takes the number in the files of the model
-    (MiniLM: 256), or else the number of its learned positions. batch: the number of texts in a call. Raises UserError if the
-    model gives no vectors, if it has fewer learned positions than max_tokens, or if a text has no tokens.
+    max_tokens: the maximum number of tokens to read of a text, including special tokens. None uses the number in the files of
+    the model (MiniLM: 256), or else the number of its learned positions. batch: the number of texts in a call. Raises UserError
+    if the model gives no vectors, if it has fewer learned positions than max_tokens, or if a text has no tokens.
     """
     lm, params, model = loaded.lm, loaded.params, loaded.lm.model
     if model.output != "pooled":
-        raise UserError(f"model.output={model.output or 'next tokens'} gives no vectors: load it with output='pooled'")
+        raise UserError(f"model.output={model.output or 'next tokens'} gives no vectors: load the model with output='pooled'")
     if isinstance(texts, str):
-        raise UserError("embed takes a list of texts")
+        raise UserError("texts must be a list of strings")
     most = _most(lm, max_tokens)
     ids = [_ids(loaded, text, most) for text in texts]
 
@@ -57,7 +57,7 @@ def embed(loaded: Loaded, texts: Sequence[str], *, max_tokens: int | None = None
 
 
 def _most(lm: LM, asked: int | None) -> int:
-    """Return the most tokens to read of a text, or 0 for no limit."""
+    """Return the maximum number of tokens to read of a text, or 0 for no limit."""
     room = lm.most_tokens
     if asked is None:
         return min(lm.model.max_tokens or room or 0, room or lm.model.max_tokens)

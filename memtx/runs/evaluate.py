@@ -29,10 +29,10 @@ def evaluate_run(
 ) -> tuple[Result, int]:
     """Evaluate a trained run. Returns the result and the step of its checkpoint.
 
-    split: valid, test or train. segments: the most segments of text to read, or 0 for all. examples: the number of examples of
-    a task. task: changes to the settings of `data.task`. cache: replaces `data.cache`. An argument that is None keeps the value
-    in the config of the run. Raises UserError if the folder has no run, or if segments is given for a task, or examples or task
-    for text.
+    split: valid, test or train. segments: the maximum number of segments of text to read, or 0 for all. examples: the number of
+    examples of a task. task: changes to the settings of `data.task`. cache: replaces `data.cache`. An argument that is None
+    keeps the value in the config of the run. Raises UserError if the folder has no run, or if segments is given for a task, or
+    examples or task for text.
     """
     run = load_run(Path(workdir))
     config = _changed(with_cache(run.config, cache), str(workdir), split=split, segments=segments, examples=examples, task=task)
@@ -42,9 +42,9 @@ def evaluate_run(
 
 
 def evaluate_config(config, **given) -> Result:
-    """Evaluate the model of a config before training. A pretrained model has its weights.
+    """Evaluate the model of a config before training, with pretrained weights if it has any.
 
-    given: arguments of `evaluate_run`. Raises UserError as it does, and for a config that is not valid.
+    given: arguments of `evaluate_run`. Raises UserError like `evaluate_run`, and if the config is not valid.
     """
     config = _changed(configure(config), "the config", **given)
     data = make_source(config)

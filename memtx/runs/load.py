@@ -36,7 +36,7 @@ class Loaded:
 
 
 def load(source: str | Path, *, context: int = pretrained.CONTEXT, **changes) -> Loaded:
-    """Load the newest sound checkpoint of a workdir, or a pretrained model, onto the first device.
+    """Load the newest intact checkpoint of a workdir, or a pretrained model, onto the first device.
 
     source: a workdir, a Hugging Face folder (safetensors), a .gguf file, a name of the hub, or "smollm2" or "minilm", which are
     in packages. context: the number of tokens that full attention of a pretrained model keeps, at most its own context length.
@@ -52,7 +52,7 @@ def load(source: str | Path, *, context: int = pretrained.CONTEXT, **changes) ->
 
 
 def _is_pretrained(folder: Path) -> bool:
-    """Return whether a folder has the files of Hugging Face. The config.json of a workdir has other groups."""
+    """Return whether a folder is from Hugging Face. The config.json of a workdir has different keys."""
     try:
         config = read_json(folder / "config.json")
     except UserError:
@@ -61,7 +61,7 @@ def _is_pretrained(folder: Path) -> bool:
 
 
 def load_run(workdir: Path) -> Loaded:
-    """Load the newest sound checkpoint of a workdir. Raises UserError if the folder is not the workdir of a run."""
+    """Load the newest intact checkpoint of a workdir. Raises UserError if the folder is not the workdir of a run."""
     if not (workdir / "config.json").exists():
         raise UserError(f"{workdir} is not the workdir of a run (it has no config.json); train one with memtx train")
     config = configure(read_meta(workdir)["config"])

@@ -1,4 +1,4 @@
-"""Budgets: the cost of a model, and the width at which it costs as much as another.
+"""Budgets: the cost of a model, and the width at which a model has a given cost.
 
 Nothing is trained or computed. Sizes come from shapes, and floating-point operations from the program.
 """
@@ -28,8 +28,8 @@ LARGEST = 2**40  # the largest value of a solved key that is tried
 class Budget:
     """The cost of a model.
 
-    params: the number of parameters. flops_per_token: of the forward pass, in calls of data.segment tokens. state_bytes: of one
-    stream.
+    params: the number of parameters. flops_per_token: the FLOPs of the forward pass, in calls of data.segment tokens.
+    state_bytes: the bytes of the state of one stream.
     """
 
     params: int
@@ -46,7 +46,7 @@ COSTS: dict[str, Callable] = {
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """config: the config with the solved keys. solved: their values by dotted name. budget: the cost of that config."""
+    """A config that meets a budget, the values of the solved keys by dotted name, and the cost of the config."""
 
     config: Config
     solved: dict[str, int]
@@ -62,7 +62,7 @@ def budget(config: Config, vocab_size: int) -> Budget:
 def make_plan(values: Mapping[str, Any], match: Mapping[str, float], solve: str = "") -> Plan:
     """Find the config with the cost nearest to the target, such as {"params": 1e6}.
 
-    values: those of a config file, `ConfigDict.to_dict()`.
+    values: the values of a config file, from `ConfigDict.to_dict()`.
 
     match: the target. Without one, the config stays as it is.
 
@@ -98,7 +98,7 @@ def check_target(values: Mapping[str, Any], match: Mapping[str, float], solve: s
     if solve and not match:
         raise UserError(f"solve={solve} needs a budget to match")
     if solve and type(_get(values, solve)) is not int:
-        raise UserError(f"{solve} is not an integer, so it cannot be solved for")
+        raise UserError(f"{solve} is not an integer, so no budget can determine it")
 
 
 def _solve(values: dict, key: str, unit: int, name: str, target: float, vocab_size: int) -> dict:
@@ -149,7 +149,7 @@ def _set(values: dict, key: str, number: int) -> dict:
 
 
 def _derive_ff_dim(values: dict) -> dict:
-    """Return the values with the feed-forward width as a number, if the config derives it."""
+    """Return the values with a number as the feed-forward width, if the config derives it."""
     return values | {"model": values["model"] | {"ff_dim": configure(values).model.ff_dim}}
 
 

@@ -1,4 +1,4 @@
-"""Presets: models by size, with a mechanism in the layers in which its paper has it."""
+"""Presets: models by size, with a mechanism in the same layers as in its paper."""
 
 import dataclasses
 import re
@@ -23,7 +23,7 @@ SIZES = {
 def preset(memory: str, size: str) -> dict:
     """Return the `model` group for a mechanism at a size.
 
-    The mechanism is in the layers in which its paper has it, and the others have windows. Raises UserError for unknown names.
+    The mechanism is in the same layers as in its paper. Other layers have windows. Raises UserError for unknown names.
     """
     check_known(size, SIZES, "size")
     memory = MEMORIES.find(memory)
@@ -46,7 +46,7 @@ def encoder_decoder(size: str) -> dict:
 
 
 def on_pretrained(backbone: str, memory: str, layers: str, attention: str, context: str) -> tuple[dict, dict, str]:
-    """Add a memory to a pretrained model. Returns the groups `model` and `memory`, and a regex of the parameters that are new.
+    """Add a memory to a pretrained model. Returns the groups `model` and `memory`, and a regex of the new parameters.
 
     The arguments are those of configs/pretrained.py, as text. Raises UserError if they are not valid.
     """
@@ -78,7 +78,7 @@ def on_pretrained(backbone: str, memory: str, layers: str, attention: str, conte
 
 
 def _add_memory(memory: str, entry: str) -> str:
-    """Return a backbone's layer with a memory: in place of its attention, beside it, or beside its MLP."""
+    """Return a layer of a backbone with a memory in place of its attention, beside it, or beside its MLP."""
     cls = MEMORIES[memory]
     if cls.site == "attention":
         return memory

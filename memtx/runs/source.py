@@ -49,7 +49,7 @@ class Batches(Protocol):
 class Source(Protocol):
     """The data of a run.
 
-    config: the config of the run, with the names of the classes in the data. notes: lines for the user about the data.
+    config: the config of the run, with the class names of the data. notes: lines about the data to show to the user.
     """
 
     config: Config
@@ -72,7 +72,8 @@ class Source(Protocol):
 def make_source(config: Config, tokenizer: Tokenizer | None = None) -> Source:
     """Return the data of a config.
 
-    tokenizer: that of a trained run. None builds the tokenizer of the config. Raises UserError if the data cannot be loaded.
+    tokenizer: the tokenizer of a trained run. None builds the tokenizer of the config. Raises UserError if the data cannot be
+    loaded.
     """
     return TaskSource(config) if config.data.corpus.startswith("task:") else TextSource(config, tokenizer)
 
@@ -90,7 +91,9 @@ class TextSource:
     def check(self, lm: LM) -> None:
         """Raise a UserError unless the model can learn from the data (see `Source`)."""
         if (lm.model.output == "masked_lm") != (self.config.data.mask > 0):
-            raise UserError("model.output=masked_lm and data.mask, such as 0.15, go together: the model predicts hidden tokens")
+            raise UserError(
+                "model.output=masked_lm and data.mask, such as 0.15, must be set together: the model predicts hidden tokens"
+            )
         segment, most = self.config.data.segment, lm.model.max_position
         if self.config.data.mask:
             lm.check_length(segment, segment, f"set data.segment={most}")
@@ -184,11 +187,11 @@ class TaskSource:
 
 
 def _named(config: Config, tasks: Sequence[Task]) -> Config:
-    """Return the config with the class names of the tasks. Raises UserError if the tasks have different ones."""
+    """Return the config with the class names of the tasks. Raises UserError if the tasks have different class names."""
     first, *others = {tuple(task.names) for task in tasks}
     if others:
         raise UserError(
-            f"eval.task or data.curriculum have other labels than data.task: {quoted(first)}, {quoted(others[0])}; "
+            f"eval.task or data.curriculum have different labels from data.task: {quoted(first)}, {quoted(others[0])}; "
             "set model.labels and model.classes"
         )
     if config.model.output != "classes" or len(first) > config.model.classes:
@@ -227,7 +230,7 @@ def eval_batches(tokens: Tokens, config: Config) -> Iterator[Batch]:
 
 
 def eval_rows(tokens: Tokens, config: Config) -> int:
-    """Return the rows of an evaluation batch: `eval.batch`, or fewer for few documents, in a multiple of the devices."""
+    """Return the rows of an evaluation batch: `eval.batch`, or a multiple of the devices that is enough for all documents."""
     devices = jax.device_count()
     return min(config.eval.batch, -(-len(tokens.names) // devices) * devices)
 

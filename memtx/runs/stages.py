@@ -20,12 +20,12 @@ def make_stages(data: Data) -> list[tuple[int, Task]]:
 
 
 def held_out(config: Config) -> Task:
-    """Return the task of the evaluation: `data.task` with the settings of `eval.task`."""
+    """Return the task of the evaluation: `data.task` with the changes in `eval.task`."""
     return changed(config.data, config.eval.task, "eval.task")
 
 
 def changed(data: Data, settings: Mapping, path: str = "data.task") -> Task:
-    """Return the task of `data` with other settings. Raises UserError if it lacks one of them, or if they change its tokens."""
+    """Return the task of `data` with changed settings. Raises UserError if a setting is unknown or changes the tokens."""
     cls = task_class(data.corpus.partition(":")[2])
     values = {f.name: getattr(data.task, f.name) for f in dataclasses.fields(data.task)}
     task, base = cls(to_dataclass(cls.Config, {**values, **settings}, path)), cls(data.task)

@@ -1,7 +1,7 @@
 """Training: one loop for every model and memory.
 
 The order within a step makes a run resumable bit for bit: evaluate with a separate state, save before the stream moves, take
-the next batch, and start the step. Then the loop reads the metrics of the step before, so that the device never waits for the
+the next batch, and start the step. Then the loop reads the metrics of the previous step, so that the device never waits for the
 host. On a CPU, the command line runs steps synchronously (see memtx.training.cpu).
 """
 
@@ -48,8 +48,8 @@ class Trained:
 def train(config: ml_collections.ConfigDict | Mapping | Config, workdir: str | Path, *, say: Callable = print) -> Trained:
     """Train for `train.steps` steps, or continue the run in `workdir`.
 
-    say: prints a line for the user. Raises UserError for a mistake that the user can mend, if possible before anything is
-    written.
+    say: a function that prints a line for the user. Raises UserError for a mistake that the user can fix, if possible before
+    anything is written.
     """
     config = configure(config)
     layout = Layout(config.mesh)
@@ -119,8 +119,8 @@ class Run:
     def loop(self, train_state, done: int, stream: Batches, evaluate, checkpoints: Checkpointer, metrics: Metrics) -> Trained:
         """Train from step `done` to the last one. If `done` is -1, nothing was saved yet.
 
-        Each round evaluates and saves if it is time to, reads the next batch and starts the step on it. Then it writes the
-        metrics of the step before. That waits for the step before, while the new step is already on its way.
+        Each iteration evaluates and saves if it is due, reads the next batch and starts the step on it. Then it writes the
+        metrics of the previous step. This waits for the previous step, while the device already has the new one.
         """
         config, total = self.config, self.config.train.steps
         log, evaluation = _StepLog(config, metrics, max(done, 0)), None
@@ -161,9 +161,9 @@ def _is_due(step: int, every: int) -> bool:
 
 
 class _StepLog:
-    """Writes the metrics of steps that were started earlier.
+    """A writer of the metrics of steps that were started earlier.
 
-    pending  (step, metrics on the device) of the last step that was started, or None if they are written
+    pending  (step, metrics on the device) of the last step that was started, or None after they are written
     saved    the step of the last checkpoint, for the error message
     """
 
@@ -174,7 +174,7 @@ class _StepLog:
         self._step, self._clock = step, time.monotonic()  # of the last line that was written
 
     def write(self) -> None:
-        """Wait for the pending step. Write its metrics if it is time to. Raises UserError if the loss is not finite."""
+        """Wait for the pending step, and write its metrics if they are due. Raises UserError if the loss is not finite."""
         if self.pending is None:
             return
         (step, values), self.pending = self.pending, None
@@ -194,7 +194,7 @@ class _StepLog:
 
     @contextmanager
     def paused(self):
-        """Leave the time of the `with` block out of tokens per second."""
+        """Exclude the time of the `with` block from tokens per second."""
         began = time.monotonic()
         yield
         self._clock += time.monotonic() - began

@@ -1,4 +1,4 @@
-"""The display of a sweep: a live table on a terminal, else a line for each change of a run's state."""
+"""The display of a sweep: a live table on a terminal, or else one line per change of the state of a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROWS = 20  # the largest number of rows for runs that are neither running nor fa
 
 
 class Board:
-    """Shows the state of each run while it is entered as a context."""
+    """A display of the state of each run. It is live within its context."""
 
     def __init__(self, console: Console, names: list[str], workdir: Path):
         self._console, self._workdir = console, workdir
@@ -38,7 +38,7 @@ class Board:
             self._live.stop()
 
     def changed(self, name: str, state: str, note: str) -> None:
-        """Record a run's new state, and print it unless there is a live table. `note` describes it, "" for the usual text."""
+        """Record the new state of a run, and print it unless there is a live table. note: the description, or ""."""
         if (self._states[name], self._notes.get(name)) == (state, note):
             return
         self._states[name], self._notes[name] = state, note
@@ -58,7 +58,7 @@ class Board:
         return f"{len(self._states)} runs: " + ", ".join(f"{counts[state]} {state}" for state in STYLES if counts[state])
 
     def table(self) -> Table:
-        """Return the table of runs: all that run or failed, and up to ROWS others."""
+        """Return the table of runs: all running and failed ones, and up to ROWS others."""
         table = Table(title=Text(self.summary()), min_width=60)  # a title, because a terminal cuts off the end of a long table
         table.add_column("run", overflow="fold")
         table.add_column("state")

@@ -26,7 +26,7 @@ def zip_(*parts: Part) -> Iterator[Overrides]:
     """Combine the first entries of all parts, then the second, and so on. Raises UserError if their numbers differ."""
     columns = [list(column) for column in _columns(parts)]
     if len({len(column) for column in columns}) > 1:
-        raise UserError(f"zip_ was given {', '.join(str(len(column)) for column in columns)} values; they must be equally many")
+        raise UserError(f"zip_ was given {', '.join(str(len(column)) for column in columns)} values; the numbers must be equal")
     return (_merged(runs) for runs in zip(*columns, strict=True))
 
 
@@ -36,7 +36,7 @@ def chain(*parts: Part) -> Iterator[Overrides]:
 
 
 def sample(count: int, *parts: Part, seed: int = 0) -> Iterator[Overrides]:
-    """Draw `count` different runs of the product, the same for the same seed. Raises UserError if the product has fewer."""
+    """Draw `count` different runs of the product. The seed determines them. Raises UserError if the product has fewer runs."""
     runs = list(product(*parts))
     if count > len(runs):
         raise UserError(f"sample of {count} runs, but there are only {len(runs)}")
@@ -49,7 +49,7 @@ def _columns(parts: Iterable[Part]) -> Iterator[Iterable[Overrides]]:
         if isinstance(part, Mapping):
             for key, values in part.items():
                 if isinstance(values, str) or not isinstance(values, Iterable):
-                    raise UserError(f"{key} takes a list of values in a sweep, not {values!r}")
+                    raise UserError(f"{key} must be a list of values in a sweep, not {values!r}")
                 yield [{key: value} for value in values]
         else:
             yield part

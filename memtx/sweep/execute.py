@@ -22,7 +22,7 @@ from memtx.training.workdir import hold
 
 
 def execute(sweep: Sweep, name: str, workdir: Path, say: Callable = print) -> str:
-    """Start or resume a run and return its status. A finished run is not run again.
+    """Start or resume a run and return its status. A finished run is not repeated.
 
     Raises InUse if another process holds the run's lock. All other errors are written to the run's record.
     """

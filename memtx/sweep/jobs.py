@@ -32,7 +32,7 @@ class Job(Protocol):
 
 
 class Executor(Protocol):
-    """Starts jobs."""
+    """The interface of executors, which start jobs."""
 
     def start(self, command: Sequence[str], log: Path, slot: int) -> Job:
         """Start `memtx COMMAND` and append its output to `log`. No other job has this slot, 0 <= slot < parallel."""
@@ -40,7 +40,7 @@ class Executor(Protocol):
 
 
 def make_executor(kind: str, parallel: int, workdir: Path, settings: dict[str, Any]) -> Executor:
-    """Build an executor. Raises UserError for an unknown kind, or settings that the kind does not have."""
+    """Build an executor. Raises UserError if the kind is unknown or does not have these settings."""
     check_known(kind, EXECUTORS, "executor")
     if kind == "process":
         if settings:
@@ -50,7 +50,7 @@ def make_executor(kind: str, parallel: int, workdir: Path, settings: dict[str, A
 
 
 class Processes:
-    """Starts each job as a process on its share of the cores, in a new session so that only the sweep receives Ctrl-C."""
+    """An executor of local processes. Each has a share of the cores, and a new session, so that only the sweep gets Ctrl-C."""
 
     def __init__(self, parallel: int):
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
@@ -74,7 +74,7 @@ class Processes:
 
 
 class Process:
-    """A job that is a process of this machine."""
+    """A job that is a process on this machine."""
 
     def __init__(self, process: subprocess.Popen):
         self._process = process
@@ -87,7 +87,7 @@ class Process:
 
 
 class Submitit:
-    """Submits jobs through submitit.
+    """An executor that submits jobs through submitit.
 
     settings: arguments of submitit's `update_parameters` (partition, timeout_min, cpus_per_task, gpus_per_node, ...).
     Raises UserError if submitit is not installed or rejects them.
@@ -112,7 +112,7 @@ class Submitit:
 
 
 class Submitted:
-    """A job of submitit."""
+    """A job submitted through submitit."""
 
     def __init__(self, job):
         self._job = job

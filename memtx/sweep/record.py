@@ -2,14 +2,14 @@
 
 name, status         "running", "finished", "stopped" (interrupted and saved) or "failed", with `error` in one line
 overrides            the overrides as the sweep file gives them
-settings             the overrides and the arguments of the config file, by which tables are arranged
-match, solved        the budget to meet and the keys that were solved for it
+settings             the overrides and the arguments of the config file, which arrange tables
+match, solved        the budget to meet and the solved keys
 config, seed         the complete config after solving
 budget               params, flops_per_token, state_bytes
 train_tokens_per_s   the median of the values in metrics.jsonl
 result               metrics of the last evaluation, and the values that the sweep file's `run` returned
 evaluation           the complete evaluation: losses by position, accuracies by slice
-code, versions, machine, started, seconds (of all attempts that wrote their end), attempts
+code, versions, machine, started, seconds (of all attempts that recorded their end), attempts
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def write(folder: Path, record: Record) -> None:
 
 
 def in_use(folder: Path) -> bool:
-    """Return whether a process works on the run now."""
+    """Return whether a process is executing the run."""
     if not folder.exists():
         return False
     try:
@@ -53,7 +53,7 @@ def in_use(folder: Path) -> bool:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl, [] if the file does not exist."""
+    """Return the lines of metrics.jsonl, or [] if the file does not exist."""
     try:
         lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     except FileNotFoundError:
@@ -68,7 +68,7 @@ def evaluated(folder: Path) -> dict[str, Any]:
 
 
 def tokens_per_s(folder: Path) -> float | None:
-    """Return the median speed of training. If there are several values, the first is left out because it includes compiling."""
+    """Return the median speed of training. The first of several values is left out because it includes compilation."""
     speeds = [line["train/tokens_per_s"] for line in metrics(folder) if "train/tokens_per_s" in line]
     return statistics.median(speeds[1:] or speeds) if speeds else None
 

@@ -24,10 +24,11 @@ def run_sweep(
     settings: dict[str, Any] | None = None,
     console: Console | None = None,
 ) -> dict[str, str]:
-    """Run all runs that are not finished and return the state of each: "finished", "failed", or "waiting" after an interrupt.
+    """Execute the unfinished runs and return the state of each run: "finished", "failed", or "waiting" after an interrupt.
 
-    parallel: the number of simultaneous runs. only: a pattern of names. retry: run failed runs again. executor_kind: "process",
-    or "local" or "slurm" through submitit, with its settings. Raises UserError for a mistake in the sweep file, before any run.
+    parallel: the number of simultaneous runs. only: a pattern of names. retry: repeat failed runs. executor_kind: "process",
+    or, through submitit with its settings, "local" or "slurm". Raises UserError for a mistake in the sweep file, before any
+    run.
     """
     sweep, workdir = load_sweep(path), Path(workdir)
     names = choose(sweep, only)

@@ -41,7 +41,7 @@ def choose(sweep: Sweep, only: str) -> list[str]:
 
 
 def claim(sweep: Sweep, workdir: Path) -> None:
-    """Write sweep.json into the workdir. Raises UserError if other files or a finished run of another config are in it."""
+    """Write sweep.json into the workdir. Raises UserError if that has other files or finished runs with different configs."""
     note = workdir / "sweep.json"
     ours = {LOCK, f"{note.name}.part", SUBMITIT}
     if workdir.exists() and not note.exists() and (not workdir.is_dir() or any(p.name not in ours for p in workdir.iterdir())):
@@ -49,7 +49,7 @@ def claim(sweep: Sweep, workdir: Path) -> None:
     for name, run in sweep.runs.items():
         found = records.read(folder_of(workdir, name))
         if found and found["status"] == "finished" and not run.is_of(found["config"], found["solved"]):
-            raise UserError(f"run {name} in {workdir} has another config; choose another workdir, or delete the run")
+            raise UserError(f"run {name} in {workdir} has a different config; choose another workdir, or delete the run")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         about = {"file": str(sweep.path), "config": sweep.config, "runs": list(sweep.runs)}
@@ -72,10 +72,10 @@ def _state(folder: Path) -> str:
 
 
 class Scheduler:
-    """Runs the runs of a sweep.
+    """A scheduler of the runs of a sweep.
 
-    changed: called with (run, state, note) at each change of state. settled: the state, "finished" or "failed", of each run
-    that has ended.
+    changed: a function of (run, state, note) that is called at each change of state. settled: the state, "finished" or
+    "failed", of each run that has ended.
     """
 
     def __init__(self, sweep: Sweep, workdir: Path, executor: Executor, parallel: int, changed: Changed):
@@ -89,7 +89,7 @@ class Scheduler:
         self.stopping = False
 
     def run(self, names: list[str], *, retry: bool = False, tick: Callable[[], Any] = lambda: None) -> None:
-        """Run until all runs have ended, or until SIGINT or SIGTERM, which also stops the jobs. retry: repeat failed runs."""
+        """Execute the runs until all have ended, or until SIGINT or SIGTERM stops the jobs. retry: repeat failed runs."""
         for name, state in states(names, self.workdir).items():
             if state == "finished" or (state == "failed" and not retry):
                 self._end(name, state)
@@ -155,7 +155,7 @@ class Scheduler:
                 self._end(name, state)
 
     def _read_status(self, name: str, status: int) -> str:
-        """Return the recorded status of a run whose job has ended. If the job did not write one, record that it failed."""
+        """Return the recorded status of a run whose job has ended. If the job did not write a status, record a failure."""
         folder = folder_of(self.workdir, name)
         lock = hold(folder)
         try:
@@ -174,7 +174,7 @@ class Scheduler:
         return record["status"]
 
     def _defer(self, name: str) -> None:
-        """Leave a run to the process that executes it, and look at it again later."""
+        """Leave a run to the process that executes it, and check it again later."""
         self.elsewhere[name] = time.monotonic() + LOOK_AGAIN
         self.changed(name, "running", "in another process")
 

@@ -6,7 +6,7 @@ def sweep(): ...                            yields dicts of dotted keys of the c
                                                 config     replaces the base: "configs/lm.py:memory=xl"
                                                 match      a budget to meet: {"params": 1e6}, see memtx.runs.plan
                                                 solve      the key that is solved for the budget (default: the width)
-def run(config, workdir) -> dict: ...       optional: measures more after training, its dict is merged into the result
+def run(config, workdir) -> dict: ...       optional: measures more after training. Its dict is merged into the result
 train = False                               optional: skips training, so that only `run` is called
 
 All runs are checked before the first one starts.
@@ -61,20 +61,20 @@ class Run:
         return configure(self.values)
 
     def is_of(self, config: Mapping, solved: Mapping[str, int]) -> bool:
-        """Return whether `config` is this run's config with the keys of `solved`, apart from UNREAD."""
+        """Return whether `config` is the config of this run with the keys of `solved`, ignoring UNREAD."""
         planned = override(ml_collections.ConfigDict(self.values), solved)
         return not differences(config, to_json(configure(planned)), free=UNREAD)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings by which tables are arranged: the config file's arguments, the budget and the overrides."""
+        """The settings which arrange tables: the config file's arguments, the budget and the overrides."""
         own = {key: value for key, value in self.overrides.items() if key not in RESERVED}
         return _argument(self.spec) | {name: str(value) for name, value in self.match.items()} | own
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A sweep file. `runs` are by name in the file's order, `measure` is its `run`, `trains` its `train`."""
+    """A sweep file: its runs by name in order, `run` of the file as `measure`, and `train` of the file as `trains`."""
 
     path: Path
     config: str
@@ -85,30 +85,30 @@ class Sweep:
 
 
 def load_sweep(path: str | Path) -> Sweep:
-    """Read a sweep file and check all its runs. Raises UserError with the run and its mistake."""
+    """Read a sweep file and check all its runs. Raises UserError, which names the run, if one has a mistake."""
     module = _module(Path(path))
     config: str | None = getattr(module, "config", None)
     sweep: Callable[[], Iterable[Any]] | None = getattr(module, "sweep", None)
     if not isinstance(config, str) or sweep is None or not callable(sweep):
-        raise UserError(f"{path} is no sweep file: it needs config = 'configs/lm.py:...' and def sweep()")
+        raise UserError(f"{path} is not a sweep file: it needs config = 'configs/lm.py:...' and def sweep()")
     runs: dict[str, Run] = {}
     common = getattr(module, "common", {})
     for overrides in sweep():
         run = _run(config, common, overrides)
         if run.name in runs:
-            raise UserError(f"{path} has the run {run.name} twice")
+            raise UserError(f"{path} yields the run {run.name} twice")
         runs[run.name] = run
     if not runs:
         raise UserError(f"{path} has no runs: sweep() yields nothing")
     measure, trains = getattr(module, "run", None), bool(getattr(module, "train", True))
     if not trains and measure is None:
-        raise UserError(f"{path} has train = False and no run(config, workdir): nothing would happen")
+        raise UserError(f"{path} has train = False and no run(config, workdir): there is nothing to do")
     return Sweep(Path(path), config, runs, measure, trains, module)
 
 
 def _run(base: str, common: Mapping[str, Any], overrides: Any) -> Run:
     if not isinstance(overrides, Mapping) or not all(isinstance(key, str) for key in overrides):
-        raise UserError(f"sweep() yields dicts of dotted overrides, not {overrides!r}")
+        raise UserError(f"sweep() must yield dicts of dotted overrides, not {overrides!r}")
     overrides = plain(overrides)
     try:
         spec = str(overrides.get("config", base))
@@ -125,7 +125,7 @@ def _run(base: str, common: Mapping[str, Any], overrides: Any) -> Run:
 
 
 def _name(base: str, spec: str, overrides: Mapping[str, Any]) -> str:
-    """Return a readable name that differs for different overrides."""
+    """Return a readable name that is unique to these overrides."""
     given = _argument(base) if spec.partition(":")[0] == base.partition(":")[0] else {}
     words = {key: value for key, value in _argument(spec).items() if given.get(key) != value}
     words |= overrides.get("match", {})
@@ -144,7 +144,7 @@ def _argument(spec: str) -> dict[str, str]:
 
 
 def _module(path: Path):
-    """Import the file as a module. It can import other files of its folder."""
+    """Import the file as a module. It can import other files in its folder."""
     if not path.is_file():
         raise UserError(f"no sweep file {str(path)!r}")
     spec = importlib.util.spec_from_file_location("memtx_sweep_file", path)

@@ -3,9 +3,9 @@
     x = 3 ;  x ++ ;  if x > 2 : y = 7 ;  print y ;     the label on the ";" of a print is the value
 
 A program has 100 statements over 3 or 5 variables, then END. A statement is drawn from = ++ -- if print, and drawn again if it
-is not allowed. "=" defines a variable that has no value yet (1 to 10). "++" and "--" keep the value within 1 to 10. All but "="
-need a variable with a value. A condition compares with another variable or a number, each with probability 1/2. The statement
-that it guards is neither a condition nor a print.
+is not allowed. "=" defines a variable that has no value yet (1 to 10). "++" and "--" keep the value within 1 to 10. All
+statements except "=" need a variable with a value. A condition compares a variable with another variable or a number, each with
+probability 1/2. The guarded statement is neither a condition nor a print.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Algorithmic(Task):
         )
 
     def _statement(self, rng, values: dict[str, int], nested: bool = False, runs: bool = True) -> list[str] | None:
-        """Draw a statement and, if it `runs`, execute it on `values`. Returns None if the statement is not allowed."""
+        """Draw a statement, and execute it on `values` if `runs` is True. Returns None if the statement is not allowed."""
         kind = ("=", "++", "--", "if", "print")[rng.integers(5)]
         name = NAMES[rng.integers(self.config.variables)]
         if kind == "=":

@@ -6,8 +6,9 @@ Keys and values are digits in base 16. Keys are distinct (little-endian digits o
 keys are drawn with repeats, and the last value counts. With `vary` an example has its last n of P pairs, n uniform in 1..P. As
 in the reference, the loss counts gen, vt and eos. Accuracy and exact match count vt and eos, which the reference generates.
 
-Deviations: n is drawn per example, not per batch. The marks are tokens 16, 17, 18 instead of 100, 101, 102. We add `alphabet`,
-the number of the 16^key_size keys that occur. A curriculum can start with few keys, so that each of them occurs often.
+Deviations: n is drawn per example, not per batch. The tokens sep, gen and eos are 16, 17 and 18 instead of 100, 101 and 102. We
+add `alphabet`, the number of different keys that occur, out of 16^key_size. A curriculum can start with few keys, so that each
+of them occurs often.
 Source: RodkinIvan/associative-recurrent-memory-transformer.  Legend: P pairs, L tokens.
 """
 
@@ -24,7 +25,7 @@ SEP, GEN, EOS = 16, 17, 18
 
 
 class Associative(Task):
-    """Pairs of a key and a value in one segment each, then a query."""
+    """Pairs of a key and a value, each in a segment, then a query."""
 
     @dataclasses.dataclass(frozen=True)
     class Config:
@@ -49,7 +50,7 @@ class Associative(Task):
 
         @property
         def choice(self) -> int:
-            """The number of keys that occur."""
+            """The number of different keys that occur."""
             return self.alphabet or 16**self.key_size
 
     tokenizer = Words("digits", [*map(str, range(16)), "sep", "gen", "eos"])

@@ -36,7 +36,7 @@ OPPOSITE = {"north": "south", "south": "north", "east": "west", "west": "east"}
 
 
 class Story(NamedTuple):
-    """Facts with a question about them and its answer of one word."""
+    """Facts, a question about them, and its one-word answer."""
 
     facts: list[str]
     question: str
@@ -78,7 +78,7 @@ class Babilong(TextTask):
         return self.build_example(text + end, " " + story.answer, task=task, length=self.length, depth=depth)
 
     def _background(self, rng, room: int) -> list[str]:
-        """Return as many sentences as fit into `room` bytes, each counted with one blank."""
+        """Return as many sentences as fit into `room` bytes, counting one space for each."""
         book = None if self.config.background == "noise" else sentences(self.config.background)
         at = int(rng.integers(len(book))) if book else 0
         hay = []
@@ -94,7 +94,7 @@ class Babilong(TextTask):
 
 
 def where_is_someone(rng, count: int) -> Story:
-    """Draw a story of qa1: where is this person?"""
+    """Draw a story for qa1: where is this person?"""
     at, facts = {}, []
     for _ in range(count):
         facts.append(walk(rng, at))
@@ -103,14 +103,14 @@ def where_is_someone(rng, count: int) -> Story:
 
 
 def where_is_something(rng, count: int) -> Story:
-    """Draw a story of qa2: where is this thing?"""
+    """Draw a story for qa2: where is this thing?"""
     facts, seen = move_things(rng, count, least=1)
     thing = pick(rng, [thing for thing, places in seen.items() if places])
     return Story(facts, f"Where is the {thing}?", seen[thing][-1])
 
 
 def where_was_something(rng, count: int) -> Story:
-    """Draw a story of qa3: where was this thing before?"""
+    """Draw a story for qa3: where was this thing before?"""
     facts, seen = move_things(rng, count, least=2)
     thing = pick(rng, [thing for thing, places in seen.items() if len(places) >= 2])
     last = {place: i for i, place in enumerate(seen[thing])}  # the answer is the place before the last stay in `place`
@@ -119,7 +119,7 @@ def where_was_something(rng, count: int) -> Story:
 
 
 def what_lies_where(rng, count: int) -> Story:
-    """Draw a story of qa4: which place lies in this direction? `count` is ignored: a story has two facts."""
+    """Draw a story for qa4: which place lies in this direction? `count` is ignored, because a story has two facts."""
     middle, *ends = rng.permutation(PLACES)[:3]
     pair = [("north", "south"), ("east", "west")][rng.integers(2)]
     ways = [pair[i] for i in rng.permutation(2)]
@@ -131,7 +131,7 @@ def what_lies_where(rng, count: int) -> Story:
 
 
 def who_gave_what(rng, count: int) -> Story:
-    """Draw a story of qa5: who gave this thing to whom?"""
+    """Draw a story for qa5: who gave this thing to whom?"""
     at, facts = {}, []
     gift = ("", "", "")
     while len(facts) < count or not gift[0]:
@@ -170,7 +170,7 @@ def walk(rng, at: dict[str, str], people: list[str] = WALKERS) -> str:
 
 
 def move_things(rng, count: int, least: int) -> tuple[list[str], dict[str, list[str]]]:
-    """Return (facts, the places of each thing in order): at least `count` facts, and one thing with at least `least` places."""
+    """Return at least `count` facts, and the places of each thing in order. One thing has at least `least` places."""
     at: dict[str, str] = {}
     holder: dict[str, str] = {}
     facts: list[str] = []

@@ -33,7 +33,7 @@ class Example:
     label_L   int32 labels, NOTHING at positions without one
     slices    properties by which results are grouped: a number or a word, one per example or one per label
     scored_A  bool, the labels that accuracy counts (None: all). The loss counts all labels
-    source_S  int32 tokens that an encoder reads before the first token, may be empty
+    source_S  int32 tokens that an encoder reads before the first token. There may be none
     answer    the labels as text, which generated text is compared with
     """
 
@@ -80,13 +80,13 @@ class Task(abc.ABC):
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the settings and one example. The example reveals a NumPy version with other random numbers."""
+        """A digest of the settings and one example. The example detects NumPy versions that draw different random numbers."""
         first = self.draw(0, "train", 0)
         return digest(type(self).__name__, dataclasses.asdict(self.config), first.token_L.tolist(), first.label_L.tolist())
 
 
 class Numbered(Task):
-    """A task whose tokens are the numbers below `config.vocabulary` and whose examples have `config.length` tokens."""
+    """A task whose tokens are numbers below `config.vocabulary`. Its examples have `config.length` tokens."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -112,7 +112,7 @@ class TextTask(Task):
         return Example(token_L, np.where(np.arange(len(token_N)) >= start, token_N, NOTHING).astype(np.int32), slices)
 
     def room(self, text: str) -> int:
-        """Return how many bytes of `length` remain beside `text`. Raises UserError if `text` is longer than `length`."""
+        """Return how many of `length` bytes remain after `text`. Raises UserError if `text` is longer than `length`."""
         left = self.length - len(text.encode())
         if left < 0:
             raise UserError(
@@ -122,7 +122,7 @@ class TextTask(Task):
 
 
 def next_token(token_N: np.ndarray, asked_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Split a sequence into (token_L, label_L), L = N - 1. The label is the next token where `asked_N` is true for it."""
+    """Split a sequence into (token_L, label_L), L = N - 1. The label is the next token if `asked_N` is true there."""
     return token_N[:-1].astype(np.int32), np.where(asked_N[1:], token_N[1:], NOTHING).astype(np.int32)
 
 
@@ -137,6 +137,6 @@ def tenth(fraction: float) -> int:
 
 
 def check(condition: bool, message: str) -> None:
-    """Raise UserError with `message` about a task's settings unless the condition is true."""
+    """Raise UserError with `message` about the settings of a task unless the condition is true."""
     if not condition:
         raise UserError(message)

@@ -2,7 +2,7 @@
 
     a1 b1 v11  a1 b2 v12  a2 b1 v21  a2 b2 v22  . . . a2 b1 . ...     the label on b1, after a2, is v21
 
-A third of the vocabulary each is for first parts, second parts and values. The N pairs form a square grid in random order, so
+First parts, second parts and values each have a third of the vocabulary. The N pairs form a square grid in random order, so
 neither part alone determines the value.  Legend: as in mqar.py, G = sqrt(N).
 """
 

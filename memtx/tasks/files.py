@@ -2,7 +2,7 @@
 
 `path` is a folder with files for train, valid (or validation, val, dev) and test, or one file. One file is split 90/5/5 by the
 first value of each line, so that no source or text is in two splits. A file has JSON Lines, or is a .csv or .tsv with a header
-(see memtx.data.rows). Each epoch of training shuffles the examples anew. Held-out examples keep the file's order.
+(see memtx.data.rows). Each epoch of training shuffles the examples again. Held-out examples keep the file's order.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class FileTask(Task):
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the settings, except the cache, and of the files' content."""
+        """A digest of the settings, except the cache, and of the content of the files."""
         return digest(type(self).__name__, dataclasses.asdict(self.config) | {"cache": ""}, self._content)
 
 
@@ -83,7 +83,7 @@ def _order(seed: int, stage: int, epoch: int, count: int) -> np.ndarray:
 
 @lru_cache(8)
 def make_tokenizer(name: str, cache: str) -> Tokenizer:
-    """Return the tokenizer `bytes` or `pretrained:NAME`. Raises UserError for another name."""
+    """Return the tokenizer `bytes` or `pretrained:NAME`. Raises UserError for any other name."""
     kind, _, model = name.partition(":")
     if kind == "pretrained":
         return tokenizers.pretrained(find(model, cache))
@@ -93,7 +93,7 @@ def make_tokenizer(name: str, cache: str) -> Tokenizer:
 
 
 def _find_files(path: str) -> tuple[tuple[Path, int, int], ...]:
-    """Return (file, time of modification, size) of each file with examples. `_load` is cached by them."""
+    """Return (file, time of modification, size) of each file with examples. They are the cache key of `_load`."""
     if not path:
         raise UserError("data.task.path is not set: give a folder with train.jsonl, valid.jsonl and test.jsonl, or one file")
     try:
@@ -104,14 +104,12 @@ def _find_files(path: str) -> tuple[tuple[Path, int, int], ...]:
 
 @lru_cache(8)
 def _load(cls: type[FileTask], config, files) -> tuple[dict[str, list[Example]], str]:
-    """Return the examples of each split and a digest of them. Cached because a run builds its tasks several times."""
+    """Return the examples of each split and their digest. The result is cached, because a run builds tasks several times."""
     found = [rows.read(file, cls.keys) for file, *_ in files]
     if len(files) == 1:
         split = by_hash(sorted({row[0] for row in found[0]}))
         if not all(split.values()):
-            raise UserError(
-                f"{files[0][0]} has too little to split: it needs at least three different values of {cls.keys[0]!r}"
-            )
+            raise UserError(f"{files[0][0]} is too small to split: it needs at least three different values of {cls.keys[0]!r}")
         split_of = {value: name for name, values in split.items() for value in values}
         by_split = {name: [row for row in found[0] if split_of[row[0]] == name] for name in SPLITS}
     else:

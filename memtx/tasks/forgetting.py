@@ -2,7 +2,7 @@
 
     k1 v1 ... kN vN  k3 v'3 k1 v'1  . . k2 . k3 ...     the label at k3 is v'3
 
-U of the N keys are written a second time. Delta and gated rules solve this task, additive memories do not. Here v' always
+U of the N keys are written a second time. Delta and gated rules solve this task. Additive memories do not. Here v' always
 differs from the key's old value. By mistake the reference compares it with the old value of another key.
 Legend: as in mqar.py, U updates.
 """

@@ -2,9 +2,9 @@
 
 Lines are {"text": "...", "label": "..."} (see memtx.tasks.files). The label belongs to the document's last token, even if the
 model needs many calls to read the document. Set `model.output=classes`. Training may use a piece of each document (`anywhere`)
-and may add labels within it (`every`). Held-out documents have one label, at their end.
+and may add labels within it (`every`). Held-out documents have a single label, at the end.
 
-If the model has names for its classes (`model.labels`), they decide the class of a label. Otherwise the data decide.
+If the model has names for its classes (`model.labels`), they determine the class of a label. Otherwise the data do.
 
 Legend: L tokens of a document, or of a piece of it.
 """
@@ -27,14 +27,14 @@ from memtx.tasks.files import FileTask, Rows
 
 
 class Labelled(FileTask):
-    """Documents with a class each. `names` lists the classes."""
+    """Documents, each with a class. `names` lists the classes."""
 
     keys = ("text", "label")
 
     @dataclasses.dataclass(frozen=True)
     class Config(FileTask.Config):
         tokens: int = 0  # the number of tokens used of each document, from its start (0: all)
-        anywhere: bool = False  # training uses `tokens` from a random position instead, drawn anew in each epoch
+        anywhere: bool = False  # training uses `tokens` from a random position instead, drawn again in each epoch
         every: int = 0  # training repeats the label after each `every` tokens (0: only at the end)
         labels: tuple[str, ...] = ()  # the classes in order: those of model.labels; (): those of the data
 
@@ -55,14 +55,14 @@ class Labelled(FileTask):
             whole = split == "train" and config.anywhere
             token_L = tokenizer.cut(tokenizer.frame(text)[0], 0 if whole else config.tokens)
             if not len(token_L):
-                raise UserError(f"the tokenizer {tokenizer.name} makes no token of the text {quoted([text])}")
+                raise UserError(f"the tokenizer {tokenizer.name} gives no tokens for the text {quoted([text])}")
             return Example(token_L, _place_labels(len(token_L), class_of[label]), {"class": label})
 
         return {split: [example(split, *row) for row in found] for split, found in rows.items()}
 
     @property
     def fingerprint(self) -> str:
-        """Of the labels that the data have, and not of others that a model knows."""
+        """A digest of the settings and of the labels in the data, without other labels that a model knows."""
         settings = dataclasses.asdict(dataclasses.replace(self.config, labels=()))
         return digest(type(self).__name__, settings, self._content, self._class_of)
 
@@ -81,7 +81,7 @@ class Labelled(FileTask):
 
 
 def _place_labels(length: int, label: int, every: int = 0) -> np.ndarray:
-    """Return label_L with `label` at the last token, and after each `every` tokens unless that is 0."""
+    """Return label_L with `label` at the last token, and also at every `every`-th token if that is not 0."""
     label_L = np.full(length, NOTHING, np.int32)
     label_L[-1] = label
     if every:
@@ -90,10 +90,10 @@ def _place_labels(length: int, label: int, every: int = 0) -> np.ndarray:
 
 
 def class_names(found: Iterable[str], known: Sequence[str] = ()) -> Sequence[str]:
-    """The names of the classes, in order.
+    """Return the names of the classes, in order.
 
-    found: the labels of the data. known: the names that a model has for its classes. They decide. If they are only LABEL_0,
-    LABEL_1 and so on, the data may have other words: these are sorted, and classes that are left keep their names.
+    found: the labels of the data. known: the model's names for its classes, which take precedence. If these are only LABEL_0,
+    LABEL_1, ..., the sorted labels of the data replace them in order, and the remaining classes keep their names. Raises
     UserError, which lists both, if the data have a label that the model does not know.
     """
     labels = sorted(set(found), key=_order)
@@ -104,11 +104,11 @@ def class_names(found: Iterable[str], known: Sequence[str] = ()) -> Sequence[str
     numbers = len(labels) == len(known) and all(map(_is_number, labels))
     if _unnamed(known) and len(labels) <= len(known) and (words or numbers):
         return [*labels, *known[len(labels) :]]
-    raise UserError(f"the data have labels that the model does not know: {quoted(unknown)}; it knows {quoted(known)}")
+    raise UserError(f"the data have labels that the model does not know: {quoted(unknown)}; its labels are {quoted(known)}")
 
 
 def _numbers(names: Sequence[str]) -> dict[str, int]:
-    """The class of each label. Where classes have no names, their numbers are labels too."""
+    """Return the class of each label. If classes have no names, their numbers are also labels."""
     numbers = {str(i): i for i in range(len(names))} if _unnamed(names) else {}
     return numbers | {name: i for i, name in enumerate(names)}
 
@@ -118,7 +118,7 @@ def _unnamed(names: Sequence[str]) -> bool:
 
 
 def _order(label: str) -> tuple[float, str]:
-    """Numbers by their value, before all words; numbers within words by their value too."""
+    """Return a sort key that orders numbers by value, before all words, and numbers within words by value too."""
     return float(label) if _is_number(label) else math.inf, re.sub("[0-9]+", lambda digits: digits[0].zfill(20), label)
 
 

@@ -8,8 +8,8 @@ compression  tokens, the compression mark, blanks. The labels of the blanks are 
 memorization k ? k ? ...  a map that is the same in all examples. The label of "?" is the v, which no example contains
              (key_tokens: keys of several tokens, which MAD does not have)
 
-Deviations: recall labels only keys seen before, in training too. The reference trains on every next token and tests on keys
-seen before. In compression the model predicts the tokens, where the reference decodes the mark's activation with an MLP. A
+Deviations: recall labels only keys seen before, even in training. The reference trains on every next token and tests on keys
+seen before. In compression the model predicts the tokens, but the reference decodes the activation at the mark with an MLP. A
 model that sees its inputs (attention) can look back, so use compression only to compare memories of fixed size. The published
 sets are finite: set `data.examples=12800`, or 256 for memorization.
 Source: athms/mad-lab.  Legend: V vocabulary, L tokens, N tokens of the whole sequence.
@@ -133,7 +133,7 @@ class Mad(Task):
 
     @functools.cached_property
     def _map(self) -> np.ndarray:
-        """The value of each key. Values of single-token keys are distinct. Values of longer keys may repeat."""
+        """Draw the value of each key. Values of single-token keys are distinct. Values of longer keys may repeat."""
         rng = np.random.Generator(np.random.PCG64(self.config.map_seed))
         keys = (self.vocabulary - 1) // 2
         values = self.vocabulary - 1 - keys

@@ -6,7 +6,7 @@ Keys are distinct tokens of [1, V/2), values distinct tokens of [V/2, V). The po
 tokens. Query j is in slot g_j, drawn without repeats with p_i ~ a i^(a-1). The other positions are filled with
     zero     token 0 (protocol A)
     zoology  any token of the vocabulary (protocol B), as in the reference. A key may then precede a wrong value
-    safe     any token but this example's keys, which excludes that
+    safe     any token except the keys of this example, so that this cannot occur
 The reference draws fillers from torch's global generator. Here they come from the example's generator.
 Source: HazyResearch/zoology (multiquery_ar).  Legend: C context, N pairs, W tokens of a key, L length, V vocabulary.
 """
@@ -70,7 +70,7 @@ def ask(rng, context_C, key_NW, value_N, written_N, length: int, power: float):
     """Return (token_L, label_L, distance_A): the context, then each key once in a slot of W + 1 tokens, and zeros elsewhere.
 
     The label of a key is at its last token. `written_N` has the positions of the values in the context. `distance_A` is the
-    octave of the distance from each label back to that position, in the order of the labels.
+    octave of the distance from each label back to the position of its value, in the order of the labels.
     """
     width = key_NW.shape[1]
     p = slots((length - len(context_C)) // (width + 1), power)

@@ -5,7 +5,7 @@ prefix  $ g | x | ans .       the answer is the rest of x after the n-gram g, or
 suffix  $ x | g ans .         the same, with the n-gram after the string
 
 Strings consist of letters, and their length is uniform in shortest..longest. The n-gram occurs once in x. The loss counts the
-answer and the "." after it. An example has one string, where the reference packs several into 220 tokens. To test on strings
+answer and the "." after it. An example has one string, but the reference packs several into 220 tokens. To test on strings
 longer than in training, set `eval.task.longest`.  Legend: N tokens of the whole sequence.
 """
 
@@ -22,7 +22,7 @@ from memtx.tasks.base import Example, Task, check, next_token
 
 
 class Ngram(Task):
-    """Strings to copy, in full or from an n-gram on."""
+    """Strings to copy, in full or after an n-gram."""
 
     @dataclasses.dataclass(frozen=True)
     class Config:

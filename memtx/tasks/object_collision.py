@@ -3,7 +3,7 @@
 Each time step lists row, column and colour of every particle, then queries a pair of colours. The label on the second colour is
 the quadrant where that pair last met. There is no label if it never met. Particles move at a velocity ~ N(0, speed^2), drawn
 again at a wall, and change colour with probability `change`. With probability `easy` the query is the pair that met last, else
-a random pair. An example has `steps` time steps, where the paper has one endless stream.  Legend: L tokens.
+a random pair. An example has `steps` time steps, but the paper has one endless stream.  Legend: L tokens.
 """
 
 from __future__ import annotations

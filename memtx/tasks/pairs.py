@@ -1,10 +1,10 @@
 """Sources and targets from the user's files: an encoder reads the source, a decoder writes the target (translation, summaries).
 
 Lines are {"source": "...", "target": "..."} (see memtx.tasks.files). The tokenizer adds its special tokens to the source. The
-decoder reads the start token (T5's <pad>, else `bos`) and the target. The labels are the target's tokens and the token that
-ends a text. `source_tokens` and `target_tokens` cut long texts. By default nothing is cut.
+decoder reads the start token (T5's <pad>, else `bos`) and the target. The labels are the tokens of the target and the token
+that ends a text. `source_tokens` and `target_tokens` cut long texts. By default nothing is cut.
 
-Slices: `source`, the largest power of two that is at most the number of the source's tokens.
+Slices: `source`, the largest power of two up to the number of tokens in the source.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Passkey: a number hidden in repeated sentences (Mohtashami and Jaggi 2023, 2305.16300).
 
-The garbage has n bytes and is split at a random position. Both parts begin at the start of the repeated text, as in the
+The garbage text has n bytes and is split at a random position. Both parts begin at the start of the repeated text, as in the
 reference. The key has five digits, 10000 to 49999, so that all examples of a length are equally long. The prompts come from the
 reference. Report accuracy by length and depth.  Source: epfml/landmark-attention, Apache-2.0.
 """
@@ -21,7 +21,7 @@ QUESTION = "What is the pass key? The pass key is"
 
 
 class Passkey(TextTask):
-    """Repeated sentences with a number in them, and a question for it."""
+    """Repeated sentences with a number in them, and a question about it."""
 
     @dataclasses.dataclass(frozen=True)
     class Config:
@@ -41,5 +41,5 @@ class Passkey(TextTask):
 
 
 def prompt(key: int, prefix: str, suffix: str) -> str:
-    """Return the text up to the answer, with garbage `prefix` before the key and `suffix` after it."""
+    """Return the text up to the answer, with garbage text `prefix` before the key and `suffix` after it."""
     return "\n".join([TASK, prefix, INFORMATION.format(key=key), suffix, QUESTION])

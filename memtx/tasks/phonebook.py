@@ -1,4 +1,4 @@
-"""Phonebook: names with ten-digit numbers, two of the lines again as hints, then the query (Jelassi et al. 2024, 2402.01032).
+"""Phonebook: names with ten-digit numbers, two lines repeated as hints, then the query (Jelassi et al. 2024, 2402.01032).
 
 The names come from `memtx.tasks.words`. Exact match requires the whole number.
 """

@@ -29,7 +29,7 @@ from memtx.tasks.base import Example, Task
 
 
 class Progress(NamedTuple):
-    """Stage, round and part of a step."""
+    """The stage, round and part of a step."""
 
     stage: int
     round: int  # number of the round of examples within the stage
@@ -37,7 +37,7 @@ class Progress(NamedTuple):
 
 
 class Examples(Iterator[Batch]):
-    """Endless batches of examples, or with `repeat=False` one epoch of `count` examples, after which rows are empty.
+    """Endless batches of examples. With `repeat=False` there is one epoch of `count` examples, after which rows are empty.
 
     stages: (steps, task) of each stage. The last stage never ends. shape: (B, P, T) of a batch over all processes.
     process: the index of this process and the number of processes.
@@ -95,15 +95,15 @@ class Examples(Iterator[Batch]):
         )
 
     def get_state(self) -> dict:
-        """Return the cursor of the next batch. It can be written as JSON and is the same on every process."""
+        """Return the cursor of the next batch, JSON-able and the same on every process."""
         return {**self._identity(), "step": self._step}
 
     def set_state(self, state: dict) -> None:
-        """Resume from a cursor. Raises UserError if it belongs to other tasks, sizes or another seed."""
+        """Resume from a cursor. Raises UserError if the tasks, sizes or seed differ."""
         for name, mine in self._identity().items():
             if state.get(name) != mine:
                 raise UserError(
-                    f"the saved data cursor has {name} {state.get(name)}, this run {mine}; keep them the same to resume"
+                    f"the saved data cursor has {name} {state.get(name)}, but this run has {mine}; keep them the same to resume"
                 )
         if type(step := state.get("step")) is not int or step < 0:
             raise UserError(f"the saved data cursor is damaged: its step is {step!r}")
@@ -131,7 +131,7 @@ class Examples(Iterator[Batch]):
     def _index(self, number: int) -> int:
         """Return the index of the `number`-th example to read. Each of `count` examples occurs once in an epoch.
 
-        Sorts the generator's raw bits, because NumPy keeps them the same over versions.
+        It sorts raw bits of the generator, which are the same in all versions of NumPy.
         """
         if not self._count or not self._repeat:
             return number
@@ -152,7 +152,7 @@ class Examples(Iterator[Batch]):
         return {"source/token": token_BPS, "source/length": length_BP}
 
     def _cut(self, task: Task, example: Example | None, part: int):
-        """Return (token_PT, target_PT, position_PT, length_P) of a part's calls. Calls after the example's end are empty."""
+        """Return (token_PT, target_PT, position_PT, length_P) of a part. Calls after the end of the example are empty."""
         span, calls = self._span(task), min(self._segments, self._count_calls(task))
         first = part * calls * span  # an example with several parts has P calls in each
         token_L = np.zeros(0, np.int32) if example is None else example.token_L[first : first + calls * span]

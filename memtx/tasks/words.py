@@ -1,4 +1,4 @@
-"""Common English words and names for text tasks. No adjective, noun or verb is a person, place or thing of a task's story."""
+"""Common English words and names for text tasks. No adjective, noun or verb is a person, place or thing in a story."""
 
 from collections.abc import Sequence
 

@@ -2,7 +2,7 @@
 
     workdir/config.json            the config of the run, which marks the folder as a run's workdir
     workdir/checkpoints/STEP/      params, opt_state, memory (the state) as arrays, cursor, meta as JSON, and a seal over them
-    workdir/damaged/STEP/          steps that were found damaged when the run resumed
+    workdir/damaged/STEP/          steps that turned out to be damaged when the run resumed
 
 Pytrees are saved by the path of each leaf ("stacks.0.ring"), so only names, shapes and dtypes matter, and `()` is not saved.
 This module adds two checks to Orbax: digests of all data (seal.py), and dtypes and shapes, since Orbax casts dtypes silently.
@@ -58,10 +58,10 @@ class Restored:
 
 
 class Checkpointer:
-    """Saves a run's checkpoints and resumes from them. Create it before anything else writes into the workdir.
+    """A manager that saves and restores checkpoints. Create it before anything else writes into the workdir.
 
     config: a nested dict of JSON values. keep: the number of newest steps to keep besides the best. warn: called with one line
-    for each damaged step. If a run has several processes, they share the workdir, and each creates a Checkpointer and makes the
+    for each damaged step. If a run has several processes, they share the workdir. Each creates a Checkpointer and makes the
     same calls. The workdir is locked until `close`. Raises UserError if the workdir belongs to another run or to no run.
     """
 
@@ -87,9 +87,10 @@ class Checkpointer:
     def save(self, step: int, *, params, opt_state, memory, cursor: Mapping, metrics: Mapping | None = None) -> None:
         """Start saving a step. Arrays may be donated after this returns, but NumPy leaves must not be changed.
 
-        memory: the state. Older steps are deleted only after this step is complete and sealed. An existing step is not saved
-        again. The saved meta has the keys step, config, versions, machine, metrics and leaves (shape and dtype by name).
-        Raises UserError if the disk was full, now or while the previous step was written.
+        memory: the state of the model. Older steps are deleted only after this step is complete and sealed. An existing step is
+        not saved again. The saved meta has the keys step, config, versions, machine, metrics and leaves (shape and dtype by
+        name).
+        Raises UserError if the disk is full, or was full while the previous step was written.
         """
         self.wait()
         if step in self._manager.all_steps():
@@ -111,10 +112,10 @@ class Checkpointer:
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def restore(self, *, params, opt_state, memory) -> Restored | None:
-        """Read the newest sound checkpoint with the shardings of these abstract pytrees. Returns None if there are no steps.
+        """Read the newest intact checkpoint with the shardings of these abstract pytrees. Returns None if there are no steps.
 
-        Damaged newer steps are reported to `warn` and moved to workdir/damaged. Raises UserError if no step is sound, or the
-        pytrees do not match.
+        Damaged newer steps are reported to `warn` and moved to workdir/damaged. Raises UserError if no step is intact, or if
+        the pytrees do not match.
         """
         self.wait()
         if not self._manager.all_steps():
@@ -129,7 +130,7 @@ class Checkpointer:
         return found
 
     def latest_step(self) -> int | None:
-        """Return the newest step, None if there are none."""
+        """Return the newest step, or None without checkpoints."""
         return self._manager.latest_step()
 
     def wait(self) -> None:
@@ -176,11 +177,11 @@ class Checkpointer:
 
 
 def restore(workdir: str | Path, *, params=None, opt_state=None, memory=None, warn: Warn = print) -> Restored:
-    """Read the newest sound checkpoint of a run without changing the workdir.
+    """Read the newest intact checkpoint of a run without changing the workdir.
 
     params, opt_state, memory: pytrees of jax.ShapeDtypeStruct whose shardings the arrays get (default: the first local device).
-    Items that are None are not read. Damaged newer steps are reported to `warn`. Raises UserError if there is no sound step, or
-    a pytree does not match.
+    Items that are None are not read. Damaged newer steps are reported to `warn`. Raises UserError if there is no intact step,
+    or a pytree does not match.
     """
     folder = checkpoints_of(workdir)
     step = folder / str(_newest_sound(folder, warn))
@@ -201,7 +202,7 @@ def restore(workdir: str | Path, *, params=None, opt_state=None, memory=None, wa
 
 
 def read_meta(workdir: str | Path) -> dict:
-    """Read meta (see `Checkpointer.save`) of the newest step whose meta is sound. Raises UserError if there is no such step."""
+    """Read the newest intact meta of a run (see `Checkpointer.save`). Raises UserError if there is none."""
     folder = checkpoints_of(workdir)
     for step in reversed(steps_in(folder)):
         if not faults(folder / str(step), "meta"):
@@ -226,7 +227,7 @@ def _newest_sound(folder: Path, warn: Warn) -> int:
     if found == none:
         raise UserError(f"no checkpoint in {folder}")
     if found == unsound:
-        raise UserError(f"no sound checkpoint in {folder}: {'; '.join(reports)}; delete the run's folder to start again")
+        raise UserError(f"no intact checkpoint in {folder}: {'; '.join(reports)}; delete the run's folder to start again")
     for report in reports:
         warn(f"{report}; using an older one, {found}")
     return found
@@ -248,7 +249,7 @@ def _handlers() -> dict:
 
 @dataclass
 class _Keep(ocp.checkpoint_managers.PreservationPolicy):
-    """Keeps the newest steps and the best. scores: step -> score, lower is better, NaN if it has none."""
+    """The policy that keeps the newest steps and the best one. scores: the score of each step (lower is better), or NaN."""
 
     newest: int
     scores: dict[int, float]

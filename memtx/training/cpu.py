@@ -9,13 +9,13 @@ _HEAP = 2**26  # glibc's HEAP_MAX_SIZE, the size in bytes of a thread's heap
 
 
 def keep_pages() -> None:
-    """Keep freed pages in the process. Must be called before JAX starts.
+    """Keep freed pages in the process. Call this before JAX starts.
 
     glibc returns a step's large block of buffers to the system after every step, and the next step then faults on each page.
     This setting keeps the pages, both of the main heap and of the threads' heaps, from which matrix products take small blocks.
     (One heap for all threads would be slower, because it is fragmented by compilation.) The large block does not fit into a
-    thread's heap and would be mapped anew at every step. It must come from the main thread, so the function also disables
-    JAX's asynchronous dispatch on the CPU. Other devices and other C libraries than glibc are not affected.
+    thread's heap and would be mapped again at every step. It must come from the main thread, so the function also disables
+    JAX's asynchronous dispatch on the CPU. Only the CPU with glibc is affected.
     """
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

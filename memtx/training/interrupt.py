@@ -15,8 +15,8 @@ MESSAGE = b"\nsaving, then stopping; press Ctrl-C again to stop at once\n"
 def catch_stop() -> Iterator[threading.Event]:
     """Yield an event that SIGTERM and the first SIGINT set. A second SIGINT calls the previous handler.
 
-    In other threads than the main one nothing sets the event, because only the main thread can handle signals. Signals that
-    the process ignores stay ignored, such as SIGINT in a command that a script starts with `&`.
+    Outside the main thread nothing sets the event, because only the main thread can handle signals. Signals that the process
+    ignores are still ignored, such as SIGINT in a command that a script starts with `&`.
     """
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():

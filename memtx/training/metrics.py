@@ -18,7 +18,7 @@ from memtx.training.workdir import write_atomic
 
 
 class Metrics:
-    """Writes the `train/...` and `eval/...` values of steps. Only process 0 writes.
+    """A writer of the `train/...` and `eval/...` values of steps. Only process 0 writes.
 
     steps: the run's last step. resumed: the step from which the run resumes, None for a new run. Lines of later steps and a
     half-written line are deleted, so a resumed run ends with the same lines as an uninterrupted one.
@@ -44,8 +44,8 @@ class Metrics:
     def write(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Write the values of a step. Numbers that are not finite become null, since JSON has no NaN.
 
-        If the values have "train/loss", the console shows loss, tokens/s and the time left, else all values by name. Steps up
-        to the resumed one are already in the files and are not written again.
+        If the values have "train/loss", the console shows the loss, tokens/s and the remaining time. Otherwise it shows all
+        values by name. Steps up to the resumed one are already in the files and are not written again.
         """
         if not self._writes or step <= self._written:
             return
@@ -72,7 +72,7 @@ class Metrics:
         self.close()
 
     def _show(self, step: int, numbers: Mapping[str, float | None]) -> None:
-        """Print a line, or on a terminal update the progress bar. Evaluations are always lines."""
+        """Print a line, or update the progress bar on a terminal. Evaluations are always printed as lines."""
         head = f"step {step}/{self.steps}  "
         if "train/loss" not in numbers:
             shown = {name: value for name, value in numbers.items() if name.count("/") < 2}  # slices go only to the files

@@ -1,4 +1,4 @@
-"""Optimisers by config, with the needs that mechanisms declare on their parameters.
+"""The optimisers of a config, which respect the declarations of mechanisms on their parameters.
 
 A parameter with `optim="no_decay"` gets no weight decay. One with `lr=5.0` learns five times as fast. Parameters that the
 pretrained weights lack (a head, a memory) learn `optim.new_lr` times as fast. Muon updates the matrices inside blocks. Adam
@@ -20,7 +20,7 @@ from memtx.pretrained.names import flat
 
 
 def make_schedule(optim: Optim, steps: int) -> optax.Schedule:
-    """Warm-up from 0 to `lr`, then to `final_lr * lr` at the last step along a cosine or a line, or constant."""
+    """Return a schedule: warm-up from 0 to `lr`, then constant, or a cosine or line to `final_lr * lr` at the last step."""
     warmup = min(optim.warmup, max(steps - 1, 0))
     rest = max(steps - warmup, 1)
     if optim.schedule == "cosine":
@@ -67,13 +67,13 @@ def _chain(optim: Optim, steps: int, lm: LM, factors: Params) -> optax.GradientT
 
 
 def _factors(optim: Optim, lm: LM, cache: str) -> Params:
-    """Per parameter, how fast it learns. UserError if `new_lr` is set and nothing is new beside pretrained weights."""
+    """Return the learning rate factor of each parameter. Raises UserError if `new_lr` is set but no parameter is new."""
     factors = lm.declared("lr", 1.0)
     if optim.new_lr == 1.0:
         return factors
     new = set(new_parameters(lm, cache=cache)) if lm.model.pretrained else set()
     if not new:
-        raise UserError(f"optim.new_lr={optim.new_lr} needs a pretrained model with new parameters beside it; set optim.lr")
+        raise UserError(f"optim.new_lr={optim.new_lr} needs new parameters beside pretrained ones; set optim.lr instead")
     paths = jax.tree.unflatten(jax.tree.structure(factors), list(flat(lm.abstract_params)))
     return jax.tree.map(lambda path, factor: factor * optim.new_lr if path in new else factor, paths, factors)
 

@@ -20,7 +20,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict:
-    """Return platform, processor, available cores, memory and devices of this process, and the run's number of processes."""
+    """Return platform, processor, available cores, memory and devices of this process, and the number of processes."""
     devices = jax.devices()
     return {
         "platform": platform.platform(),
@@ -35,7 +35,7 @@ def machine() -> dict:
 
 @cache
 def code() -> dict:
-    """Return memtx's version, and in a checkout the commit and whether tracked files differ from it (else None)."""
+    """Return the version of memtx, the commit, and whether tracked files differ from it (None without a checkout)."""
     commit = _git("rev-parse", "HEAD")
     return {
         "version": _version("memtx"),

@@ -2,8 +2,8 @@
 
 Orbax writes each leaf to a separate folder (OCDBT off). Its formats have no checksum of the data, so a flipped bit would be
 restored as a wrong number. The seal is written before Orbax gives the step its final name. A step without a seal was therefore
-interrupted. The seal covers all files except those directly in the step's folder. These are Orbax's bookkeeping: memtx does not
-read them, and Orbax completes them after the seal.
+interrupted while it was saved. The seal covers all files except those directly in the step's folder. These are Orbax's
+bookkeeping: memtx does not read them, and Orbax completes them after the seal.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def write_seal(step: Path) -> None:
 
 
 def faults(step: Path, item: str | None = None) -> list[str]:
-    """Return the differences from the seal, one phrase per folder, [] for a sound step. `item` limits it to one top folder."""
+    """Describe the differences from the seal, one phrase per folder. item: check only this folder of the step."""
     try:
         sealed = json.loads((step / SEAL).read_text())
     except FileNotFoundError:

@@ -71,7 +71,7 @@ def make_step(lm: LM, tx: optax.GradientTransformation, config: Config):
         return grads, (state, nll)
 
     def accumulate(params, state, batch, num_labels, key):
-        """Sum the gradients of the batch's parts, one after another. Loss terms that mechanisms emit are averaged."""
+        """Sum the gradients of the batch's parts, one after another. Losses that mechanisms emit are averaged."""
         axes = batch_axes(lm.init_state)
 
         def cut(a, axis):  # takes every parts-th row, so that each part has rows of every device

@@ -40,7 +40,7 @@ def spec(leaf) -> str:
 
 
 def mismatches(item: str, tree, saved: Mapping[str, str]) -> list[str]:
-    """Describe the leaves that only one side has, and those whose shape or dtype differs."""
+    """Describe the leaves that only one tree has, and leaves whose shape or dtype differs."""
     specs = {name: spec(leaf) for name, leaf in named_leaves(tree).items()}
     lacks_here = [f"{item}.{name} {saved[name]}" for name in sorted(saved.keys() - specs.keys())]
     lacks_there = [f"{item}.{name} {specs[name]}" for name in sorted(specs.keys() - saved.keys())]

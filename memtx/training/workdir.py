@@ -1,4 +1,4 @@
-"""A run's folder: marked by config.json, refused to another run, and locked by the process that trains in it."""
+"""The folder of a run. config.json marks it, no other run may use it, and the process that trains in it locks it."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ FREE = ("train.steps", "train.log_every", "eval", "checkpoint", "mesh", "data.ca
 
 
 class InUse(UserError):
-    """Another process has the folder."""
+    """Another process uses the folder."""
 
 
 def claim(workdir: Path, config: Mapping) -> BaseFileLock:
     """Create the folder if needed, lock it and write the config into it. The caller releases the lock that is returned.
 
-    Raises UserError if the folder contains other files, is in use, has the run of a config that differs in more than FREE, or
-    has a run that is past the config's last step.
+    Raises UserError if the folder contains other files, is in use, has a run whose config differs in keys outside FREE, or has
+    a run that is past the config's last step.
     """
     check_utf8(workdir.absolute(), "the workdir")
     path = workdir / "config.json"
     if workdir.exists() and not path.exists():
         allowed = {_part(path).name, *OURS}
         if not workdir.is_dir() or any(p.name not in allowed for p in workdir.iterdir()):
-            raise UserError(f"{workdir} holds something that is not a memtx run (no {path.name}); choose another workdir")
+            raise UserError(f"{workdir} is not the workdir of a run (it has no {path.name}); choose another workdir")
     lock = hold(workdir)
     try:
         if path.exists():
@@ -50,9 +50,10 @@ def claim(workdir: Path, config: Mapping) -> BaseFileLock:
 
 
 def hold(workdir: Path) -> BaseFileLock:
-    """Lock a run's folder, which is made if need be; who has the lock may lock again. UserError if another process has it.
+    """Lock a run's folder, and create it if it does not exist. The process that has the lock may lock it again.
 
-    The lock is the system's, so that it ends with the process, however that ends.
+    The operating system releases the lock when the process ends, even if it is killed. Raises InUse if another process has the
+    lock.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -64,7 +65,7 @@ def hold(workdir: Path) -> BaseFileLock:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """The file has either its old content or all of the new, whatever happens."""
+    """Write a file atomically: at any time it has either the old content or all of the new."""
     part = _part(path)
     with part.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -81,12 +82,12 @@ def _read(path: Path) -> dict:
     try:
         return dict(json.loads(path.read_text()))
     except (ValueError, TypeError):
-        raise UserError(f"{path} is damaged: it is no JSON object; choose another workdir") from None
+        raise UserError(f"{path} is damaged: it is not a JSON object; choose another workdir") from None
 
 
 def _check_same(here: Mapping, there: Mapping, workdir: Path) -> None:
     if different := differences(here, there):
-        raise UserError(f"{workdir} is the run of another config ({'; '.join(different)}); choose another workdir")
+        raise UserError(f"{workdir} belongs to a run with a different config ({'; '.join(different)}); choose another workdir")
 
 
 def _check_steps(last: int, workdir: Path) -> None:
@@ -96,17 +97,17 @@ def _check_steps(last: int, workdir: Path) -> None:
 
 
 def checkpoints_of(workdir: str | Path) -> Path:
-    """The folder of a run's checkpoints."""
+    """Return the folder of a run's checkpoints."""
     return Path(workdir).absolute() / "checkpoints"
 
 
 def steps_in(folder: Path) -> list[int]:
-    """The steps that have a checkpoint there, damaged or not, in order."""
+    """Return the steps that have a checkpoint in the folder, damaged or not, in order."""
     return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
 
 
 def differences(here: Mapping, there: Mapping, free: tuple[str, ...] = FREE) -> list[str]:
-    """How two configs differ in other keys than those that are free. A key that came later had its default before."""
+    """Describe the differences of two configs outside the keys `free`. A key that an old config lacks has its default."""
     named = {*here.get("memory", {}), *there.get("memory", {})} & MEMORIES.keys()
     defaults = Config(model=Model(memory={name: MEMORIES[name].Config() for name in named}))
     ours, theirs, default = map(_dotted, (here, there, to_json(defaults)))
@@ -119,7 +120,7 @@ def differences(here: Mapping, there: Mapping, free: tuple[str, ...] = FREE) -> 
 
 
 def _dotted(tree: Mapping, prefix: str = "") -> dict:
-    """A nested mapping as one of dotted keys."""
+    """Flatten a nested mapping to dotted keys."""
     flat = {}
     for key, value in tree.items():
         flat |= _dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}

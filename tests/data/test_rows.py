@@ -125,5 +125,5 @@ def test_a_text_without_tokens_is_one_line(tmp_path):
     (tmp_path / "tok").mkdir()
     tokenizer.save(str(tmp_path / "tok" / "tokenizer.json"))
     (tmp_path / "a.csv").write_text('text,label\n"  ",x\n"a",x\n"a a",x\n')
-    with pytest.raises(UserError, match="makes no token of the text"):
+    with pytest.raises(UserError, match="gives no tokens for the text"):
         Labelled(Labelled.Config(path=str(tmp_path / "a.csv"), tokenizer=f"pretrained:{tmp_path / 'tok'}"))

@@ -85,7 +85,7 @@ def test_states_read_the_block_before_the_one_that_ends():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"window": 3}, "window=3 must hold a block: at least block=4"),
+        ({"window": 3}, "window=3 must be at least block=4"),
         ({"gate": "ltsm"}, "did you mean lstm"),
         ({"states": 0}, "states must be at least 1"),
         ({"blocks": 0}, "blocks must be at least 1"),

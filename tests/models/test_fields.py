@@ -141,18 +141,18 @@ def test_a_size_that_is_no_size_is_one_line(tmp_path, name):
         ({"rope_scaling": {"type": "linear"}}, "has no 'factor'"),
         ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor must be a number above 0, not 0"),
         ({"rope_scaling": LLAMA3 | {"type": "llama3", "low_freq_factor": 4.0}}, "must be below high_freq_factor"),
-        ({"rope_scaling": {"type": 3}}, "type must be a text, not 3"),
+        ({"rope_scaling": {"type": 3}}, "type must be a string, not 3"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "for each kind of layer"),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is not known to memtx"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is not supported"),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings must be true or false, not 'false'"),
         ({"attention_bias": 1}, "attention_bias must be true or false, not 1"),
-        ({"hidden_act": 7}, "hidden_act must be a text, not 7"),
+        ({"hidden_act": 7}, "hidden_act must be a string, not 7"),
         ({"model_type": "mistral", "sliding_window": 0}, "sliding_window must be a whole number from 1"),
         ({"num_attention_heads": 3, "head_dim": None}, "num_kv_heads=2 does not divide"),
-        ({"model_type": ["llama"]}, r"model_type \['llama'\] is not known to memtx"),
-        ({"model_type": None, "architectures": ["Qwen2MoeForCausalLM"]}, "model_type 'qwen2moe' is not known to memtx"),
-        ({"model_type": None, "architectures": "LlamaForCausalLM"}, "architectures must be a list of texts"),
-        ({"model_type": None, "architectures": None}, "model_type None is not known to memtx"),
+        ({"model_type": ["llama"]}, r"model_type \['llama'\] is not supported"),
+        ({"model_type": None, "architectures": ["Qwen2MoeForCausalLM"]}, "model_type 'qwen2moe' is not supported"),
+        ({"model_type": None, "architectures": "LlamaForCausalLM"}, "architectures must be a list of strings"),
+        ({"model_type": None, "architectures": None}, "model_type None is not supported"),
     ],
 )
 def test_a_wrong_value_is_one_line(tmp_path, changes, line):
@@ -164,7 +164,7 @@ def test_a_wrong_value_is_one_line(tmp_path, changes, line):
 def test_a_config_that_is_no_object_is_one_line(tmp_path, text):
     folder = folder_of(tmp_path, "smollm2")
     (folder / "config.json").write_text(text)
-    with pytest.raises(UserError, match=r"config.json (must hold an object|cannot be read)") as raised:
+    with pytest.raises(UserError, match=r"config.json (must contain an object|cannot be read)") as raised:
         memtx.load(folder)
     assert len(str(raised.value)) < 400
 

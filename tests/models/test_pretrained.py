@@ -122,11 +122,11 @@ def test_half_precision_goes_there_and_back(folder, tmp_path):
     ("changes", "line"),
     [
         ({"model__norm__weight": None}, r"missing: model.norm.weight \[16\]"),
-        ({"model__extra": np.ones(3, np.float32)}, r"not known to memtx: model.extra \[3\]"),
+        ({"model__extra": np.ones(3, np.float32)}, r"unexpected: model.extra \[3\]"),
         ({"model__norm__weight": np.ones(15, np.float32)}, r"model.norm.weight is \[15\], not \[16\]"),
         (
             {"model__norm__weight": None, "model__extra": np.ones(3, np.float32)},
-            "missing: model.norm.weight .*; not known .*extra",
+            "missing: model.norm.weight .*; unexpected: .*extra",
         ),
     ],
 )
@@ -152,7 +152,7 @@ def test_a_damaged_file_an_unknown_model_and_pickles_are_one_line(folder, tmp_pa
         load(folder)
     file.write_bytes(content)
     config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "mamba"}))
-    with pytest.raises(UserError, match="model_type 'mamba' is not known to memtx; known: bert, gpt2, llama"):
+    with pytest.raises(UserError, match="model_type 'mamba' is not supported; supported: bert, gpt2, llama"):
         load(folder)
     config.write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(UserError, match="has no 'num_attention_heads'"):
@@ -165,7 +165,7 @@ def test_a_damaged_file_an_unknown_model_and_pickles_are_one_line(folder, tmp_pa
 def test_settings_that_memtx_does_not_have_are_refused(folder, change):
     config = folder / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | change))
-    with pytest.raises(UserError, match="not known to memtx"):
+    with pytest.raises(UserError, match="not supported"):
         load(folder)
 
 

@@ -154,9 +154,9 @@ def test_texts_are_read_as_the_folder_says(model, tmp_path):
 @pytest.mark.parametrize(
     ("pooling", "modules", "files", "message"),
     [
-        ({"pooling_mode_topk_tokens": True}, (), {}, r"Pooling by 'pooling_mode_topk_tokens' is not known"),
-        ({"pooling_mode": "median"}, (), {}, r"Pooling by 'median' is not known"),
-        ({}, ("Normalize", "Dense"), {}, r"'Normalize', 'Dense'; memtx knows Transformer, Pooling"),
+        ({"pooling_mode_topk_tokens": True}, (), {}, r"Pooling by 'pooling_mode_topk_tokens' is not supported"),
+        ({"pooling_mode": "median"}, (), {}, r"Pooling by 'median' is not supported"),
+        ({}, ("Normalize", "Dense"), {}, r"'Normalize', 'Dense'; memtx supports Transformer, Pooling"),
         ({}, ("CNN",), {}, "modules 'Transformer', 'Pooling', 'CNN'"),
         ({}, (), {"modules": {}}, "modules"),
         ({}, (), {"modules": [1]}, "not a list of modules"),
@@ -181,8 +181,8 @@ def test_what_memtx_does_not_have_is_refused_in_one_line(model, tmp_path, poolin
 def test_a_dense_module_of_another_kind_is_refused(model, tmp_path):
     folder = encoder(model[0], tmp_path / "st", {}, "Dense")
     dense(folder / "2_Dense", 8, 4, seed=0, activation="activation.Softplus")
-    with pytest.raises(UserError, match="a Dense module with 'Softplus' is not known"):
+    with pytest.raises(UserError, match="a Dense module with 'Softplus' is not supported"):
         memtx.load(folder)
     (folder / "2_Dense" / "config.json").write_text('{"out_features": 4, "use_residual": true}')
-    with pytest.raises(UserError, match="use_residual is not known"):
+    with pytest.raises(UserError, match="use_residual is not supported"):
         memtx.load(folder)

@@ -278,9 +278,9 @@ def test_tiles_that_no_query_sees_are_not_computed():
 
 def test_a_set_has_positions_or_is_made_by_a_constructor():
     _, [memory, _], _ = make(np.random.default_rng(0), 4, [4])
-    with pytest.raises(ValueError, match="needs position_BS"):
+    with pytest.raises(ValueError, match="give position_BS"):
         KeySet(memory.k_BSKH, memory.v_BSKH, None, None)
-    with pytest.raises(ValueError, match="needs position_BS"):
+    with pytest.raises(ValueError, match="give position_BS"):
         dataclasses.replace(memory, position_BS=jnp.zeros((B, 4), jnp.int32))
 
 

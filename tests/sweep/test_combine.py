@@ -17,7 +17,7 @@ def test_product_is_every_combination_the_last_fastest():
 
 def test_zip_goes_in_step():
     assert list(zip_(SEEDS, RATES)) == [{"seed": 0, "lr": 0.1}, {"seed": 1, "lr": 0.2}]
-    with pytest.raises(UserError, match="equally many"):
+    with pytest.raises(UserError, match="the numbers must be equal"):
         zip_(SEEDS, {"lr": [0.1]})
 
 
@@ -40,5 +40,5 @@ def test_sample_is_of_the_product_without_repeats_and_the_same_for_a_seed():
 def test_mistakes_are_said():
     with pytest.raises(UserError, match="seed is set by two parts"):
         list(product(SEEDS, SEEDS))
-    with pytest.raises(UserError, match="takes a list"):
+    with pytest.raises(UserError, match="must be a list"):
         list(product({"memory": "xl"}))

@@ -200,7 +200,7 @@ def test_a_finished_run_of_another_config_is_refused(made, sweep_file):
     scheduler.run(made.names)
     changed = load_sweep(sweep_file("product({'seed': range(5)})", "common['train.steps'] = 5"))
     assert list(changed.runs) == made.names
-    with pytest.raises(UserError, match="another config"):
+    with pytest.raises(UserError, match="a different config"):
         claim(changed, made.workdir)
     claim(load_sweep(sweep_file("product({'seed': range(6)})")), made.workdir)  # more runs are welcome
     assert len(json.loads((made.workdir / "sweep.json").read_text())["runs"]) == 6

@@ -68,9 +68,9 @@ def test_names_are_folders(sweep_file):
         ("[{'config': 'configs/task.py:memory=xxl'}]", "did you mean xl"),
         ("[{'match': {'parms': 1}}]", "did you mean params"),
         ("[{'seed': 1}, {'seed': 1}]", "twice"),
-        ("[1]", "yields dicts"),
+        ("[1]", "must yield dicts"),
         ("[]", "no runs"),
-        ("product({'seed': 3})", "takes a list"),
+        ("product({'seed': 3})", "must be a list"),
     ],
 )
 def test_what_is_wrong_with_any_run_is_said_at_the_start(sweep_file, runs, message):

@@ -132,7 +132,7 @@ def test_a_models_names_come_before_the_order_of_the_data(found, known, names):
     ],
 )
 def test_labels_that_a_model_does_not_know_are_listed_beside_those_that_it_does(found, known):
-    with pytest.raises(memtx.UserError, match="labels that the model does not know: .*; it knows ") as error:
+    with pytest.raises(memtx.UserError, match="labels that the model does not know: .*; its labels are ") as error:
         class_names(found, known)
     assert len(str(error.value)) < 1000
 
@@ -216,7 +216,7 @@ def test_the_names_of_a_classifier_decide_in_evaluation_training_and_export(clas
     assert stored["id2label"] == {"0": "zeta", "1": "mid", "2": "alpha"}
     assert memtx.load(tmp_path / "out").lm.model.labels == names
     write_labels(data, texts, ["other"] * len(texts))
-    with pytest.raises(memtx.UserError, match="does not know: 'other'; it knows 'zeta', 'mid', 'alpha'"):
+    with pytest.raises(memtx.UserError, match="does not know: 'other'; its labels are 'zeta', 'mid', 'alpha'"):
         evaluate_run(run)
 
 
@@ -228,5 +228,5 @@ def test_a_run_remembers_the_labels_of_its_data(folder, tmp_path):
     again = memtx.train(memtx.load(tmp_path / "run").config, tmp_path / "run", say=lambda *_: None)  # it is the same run
     assert again.finished
     (folder / "train.jsonl").write_text(json.dumps({"text": "aa", "label": "another"}))
-    with pytest.raises(memtx.UserError, match="is the run of another config .*model.labels"):
+    with pytest.raises(memtx.UserError, match="belongs to a run with a different config .*model.labels"):
         memtx.train(c, tmp_path / "run", say=lambda *_: None)

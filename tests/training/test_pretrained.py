@@ -81,7 +81,7 @@ def test_what_the_weights_do_not_have_learns_as_much_faster_as_is_said(tmp_path,
     assert moves("") == {path: 1.0 if path in new else 0.1 for path in flat(params)}
     assert moves("gate") == {path: 1.0 if "gate" in path else 0.0 for path in flat(params)}
     for model in (dataclasses.replace(c.model, pretrained=""), pretrained.settings(backbone)):
-        with pytest.raises(UserError, match=r"optim.new_lr=10.0 needs a pretrained model with new parameters"):
+        with pytest.raises(UserError, match=r"optim.new_lr=10.0 needs new parameters"):
             make_optimizer(c.optim, 10, build(model))
 
 

@@ -88,6 +88,6 @@ def test_damaged_bookkeeping_of_orbax_does_no_harm(saved):
 def test_no_sound_step_is_an_error(saved):
     for step in (1, 2):
         (saved / "checkpoints" / str(step) / "seal.json").unlink()
-    with pytest.raises(UserError, match=r"no sound checkpoint.*2 is damaged.*1 is damaged"):
+    with pytest.raises(UserError, match=r"no intact checkpoint.*2 is damaged.*1 is damaged"):
         resume(saved)
     assert steps(saved) == [1, 2]

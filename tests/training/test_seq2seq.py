@@ -243,7 +243,7 @@ def test_what_is_cut_is_cut_by_a_setting_and_keeps_its_end(file):
         ('{"source": "a"}', 'line 1: no text at "target"'),
         ('{"source": "a", "target": ""}', 'line 1: no text at "target"'),
         ('["a", "b"]', 'line 1: no text at "source"'),
-        ('{"source": "a", "target": "b"}', "too little to split"),
+        ('{"source": "a", "target": "b"}', "too small to split"),
     ],
 )
 def test_files_that_cannot_be_read_are_user_errors(tmp_path, text, message):

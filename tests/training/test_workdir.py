@@ -42,7 +42,7 @@ def test_steps_and_evaluation_may_change(saved):
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(UserError, match="not a memtx run"):
+    with pytest.raises(UserError, match="not the workdir of a run"):
         Checkpointer(tmp_path, CONFIG)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 

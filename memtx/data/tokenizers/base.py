@@ -57,7 +57,7 @@ class Tokenizer:
     def encode(self, text: str, *, specials: bool = False) -> np.ndarray:
         """Return the ids of a text, int32 [T], without `bos`. A lone surrogate, which UTF-8 cannot encode, becomes "?".
 
-        specials: whether the name of a special in the text becomes that token. Otherwise it is ordinary text.
+        specials: whether the name of a special token in the text becomes this token. Otherwise it is ordinary text.
         """
         content = text.encode("utf-8", errors="replace")
         if self._model is None:
@@ -65,18 +65,18 @@ class Tokenizer:
         return np.asarray(self._model.encode(content.decode(), add_special_tokens=False).ids, np.int32)
 
     def frame(self, text: str, pair: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Return (ids_T, type_T) of a whole text, or of a pair, with the specials around it that the model was trained with.
+        """Return (ids_T, type_T) of a text or a pair of texts, with the special tokens that the model was trained with.
 
         type_T is 1 in the second text. Raises UserError if the tokenizer cannot join two texts.
         """
         if pair is not None:
-            raise UserError(f"the tokenizer {self.name} cannot join two texts; give one")
+            raise UserError(f"the tokenizer {self.name} cannot join two texts; give a single text")
         ids = np.concatenate([np.asarray([self.bos] if self.bos >= 0 else [], np.int32), self.encode(text)])
         return ids, np.zeros_like(ids)
 
     @property
     def start(self) -> int:
-        """Return the first token of a decoder after an encoder: <pad> as in T5, else `bos`."""
+        """Return the first token of the decoder in an encoder-decoder: <pad> as in T5, or else `bos`."""
         return self.specials.get("<pad>", self.bos)
 
     @property
@@ -87,7 +87,7 @@ class Tokenizer:
         return named[0] if named else self.vocab_size - 1 if spare else -1
 
     def cut(self, ids_T: np.ndarray, most: int) -> np.ndarray:
-        """Return the first `most` tokens of a framed text (0: all). A special at its end replaces the last of them."""
+        """Return the first `most` tokens of a framed text (0: all). An end token of the text replaces the last of them."""
         if not most or len(ids_T) <= most:
             return ids_T
         ends = int(ids_T[-1]) in {*self.eos, *self.specials.values()}
@@ -102,13 +102,13 @@ class Tokenizer:
         """Return the number of UTF-8 bytes of each token, int32, 0 for specials.
 
         The sum over the ids of a text is its length in bytes if the tokenizer is lossless. SentencePiece counts one more, for
-        the blank before the first word. Characters that a tokenizer drops, such as the blanks of WordPiece, are not counted.
+        the space before the first word. Characters that a tokenizer drops, such as spaces in WordPiece, are not counted.
         """
         return np.asarray([len(piece) for piece in self.pieces], np.int32)
 
     @cached_property
     def drawable_V(self) -> np.ndarray:
-        """Return which tokens generation may draw, bool: those of text and those that end a text."""
+        """Return a mask of the tokens that generation may draw, bool: tokens of text and tokens that end a text."""
         drawable_V = self.bytes_V > 0
         drawable_V[list(self.eos)] = True
         return drawable_V
@@ -132,7 +132,7 @@ class Tokenizer:
 
     @property
     def subwords(self) -> Sequence[bytes]:
-        """Return `pieces` if a model splits text into them, or () if tokens are bytes or the words of a task."""
+        """Return `pieces` if tokens are subwords, or () if they are bytes or the words of a task."""
         return self.pieces if self._model else ()
 
     def stored(self) -> dict:
@@ -150,8 +150,8 @@ class Tokenizer:
 class Pretrained(Tokenizer):
     """The tokenizer of a pretrained model. Its ids may have gaps, and its vocabulary may have added tokens.
 
-    ids: of all tokens. added: ids of added tokens. specials: ids by name. rows: of the model's embedding if that is smaller,
-    see `within`. ending: the token that ends a text, or None for the last of `eos`.
+    ids: the ids of all tokens. added: the ids of added tokens. specials: ids by name. rows: the rows of the model's embedding
+    if these are fewer, see `within`. ending: the token that ends a text, or None for the last of `eos`.
     """
 
     def __init__(
@@ -171,9 +171,9 @@ class Pretrained(Tokenizer):
         self.specials = {name: id for name, id in specials.items() if id < self.vocab_size}
 
     def _end(self, eos: Sequence[int], bos: int | None = None) -> None:
-        """Set the tokens that end a text, and `bos`, which also ends one.
+        """Set `bos` and the tokens that end a text, which include `bos`.
 
-        bos: None for the token with which framed texts start, else <|endoftext|>, else the first of `eos`.
+        bos: None uses the first token of framed texts, or else <|endoftext|>, or else the first of `eos`.
         """
         if bos is None:
             framed = self.frame("a")[0]
@@ -196,8 +196,8 @@ class Pretrained(Tokenizer):
     def within(self, rows: int) -> Pretrained:
         """Return a tokenizer for an embedding with this number of rows. Added tokens beyond the rows are unusable.
 
-        A text that needs one raises UserError. Returns this tokenizer unchanged if all tokens fit, or if others than added
-        tokens do not.
+        A text that needs such a token raises UserError. Returns this tokenizer unchanged if all tokens fit, or if a token of
+        the base vocabulary does not fit.
         """
         beyond = {id for id in self._ids if id >= rows}
         stored: dict[str, Any] = self.stored() | {"rows": rows}
@@ -215,7 +215,7 @@ class Pretrained(Tokenizer):
 
     @cached_property
     def drawable_V(self) -> np.ndarray:
-        """Return which tokens generation may draw, bool: all that the vocabulary has."""
+        """Return a mask of the tokens that generation may draw, bool: all tokens of the vocabulary."""
         return np.isin(np.arange(self.vocab_size), [*self._ids])
 
     def _token(self, id: int) -> str:
@@ -235,13 +235,13 @@ def check_fits(tokenizer: Tokenizer, rows: int) -> None:
     """
     if not tokenizer.vocab_size <= rows <= tokenizer.vocab_size + max(tokenizer.vocab_size // 10, 255):
         raise UserError(
-            f"the tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, the model's embedding {rows} rows: "
-            "it is not this model's; give the tokenizer files that came with the weights"
+            f"the tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, but the embedding of the model has {rows} "
+            "rows; give the tokenizer files that came with the weights"
         )
 
 
 def byte_of_character() -> dict[str, int]:
-    """Return the byte of each of GPT-2's printable characters. Printable bytes map to themselves, the others from 256 on."""
+    """Return the byte of each of GPT-2's printable characters. Printable bytes are themselves. The others start at 256."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [value for value in range(256) if value not in printable]
     return {chr(value): value for value in printable} | {chr(256 + i): value for i, value in enumerate(others)}

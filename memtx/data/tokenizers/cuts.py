@@ -40,7 +40,7 @@ class Cut:
 
 
 def _matches(pattern: str) -> PreTokenizer:
-    """Return a step that separates matches from the rest."""
+    """Return a step that separates the matches of a pattern from the rest."""
     return pre_tokenizers.Split(Regex(pattern), "isolated")
 
 
@@ -85,7 +85,7 @@ def gguf_cut(named: str, architecture: str, tokens: Collection[str]) -> str:
 def byte_bpe(vocab: Mapping[str, int], merges: Sequence[str], cut: Cut, *, add_prefix_space: bool = False) -> hf.Tokenizer:
     """Build a byte-level BPE.
 
-    merges: "left right", best first. add_prefix_space: whether a blank is put before a text that starts without one.
+    merges: "left right", best first. add_prefix_space: whether to put a space before a text that starts without one.
     """
     pairs = [tuple(merge.split(" ")) for merge in merges]
     model = hf.Tokenizer(hf.models.BPE(dict(vocab), pairs, ignore_merges=cut.whole_words))  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""Reading the tokenizer of a pretrained model: tokenizer.json, vocab.txt, vocab.json, a SentencePiece model, or GGUF."""
+"""Readers for the tokenizer of a pretrained model: tokenizer.json, vocab.txt, vocab.json, a SentencePiece model, or GGUF."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WORDPIECE = ("Bert", "ConvBert", "DistilBert", "Electra", "LayoutLM", "Lxmert", 
 def pretrained(path: str | Path) -> Pretrained:
     """Read the tokenizer of a folder or of a .gguf file. Raises UserError if there is none or it cannot be read.
 
-    Added tokens beyond the `vocab_size` of a config.json in the folder are not used, see `Pretrained.within`.
+    Added tokens beyond `vocab_size` in the config.json of the folder are not used (see `Pretrained.within`).
     """
     path = Path(path)
     name = f"pretrained:{path.name}"
@@ -97,7 +97,7 @@ def _byte_bpe(name: str, file: Path, settings: Settings) -> Pretrained:
 
 
 def _with_gaps(vocab: Mapping[str, int], added: Mapping[int, AddedToken]) -> dict[str, int]:
-    """Return the vocabulary with the added tokens that leave a gap. `tokenizers` numbers the others consecutively itself."""
+    """Return the vocabulary with the added tokens that leave a gap. `tokenizers` numbers the others consecutively."""
     found, following = dict(vocab), max(vocab.values(), default=-1) + 1
     for id, token in added.items():
         if id == following:
@@ -127,7 +127,7 @@ def _huggingface(name: str, model: hf.Tokenizer, settings: Settings, end: str = 
 
 
 def _sentencepiece(name: str, file: Path, settings: Settings) -> Pretrained:
-    """Read a SentencePiece model. Without settings, texts get a begin if it has one (Llama), else an end (T5)."""
+    """Read a SentencePiece model. By default, texts get a start token if there is one (Llama), or an end token (T5)."""
     family, options = settings.check_family("Llama", "T5", "MT5"), settings.options
     t5, content = family in ("T5", "MT5"), file.read_bytes()
     model = optional("sentencepiece.sentencepiece_model_pb2").ModelProto.FromString(content)
@@ -163,7 +163,7 @@ def _flagged(token: AddedToken) -> bool:
 
 
 def _listed(id: int, token: AddedToken) -> dict:
-    """Return an added token in the form of a tokenizer.json."""
+    """Return an added token in the format of tokenizer.json."""
     return {"id": id, "content": token.content, "special": token.special} | {flag: getattr(token, flag) for flag in FLAGS}
 
 

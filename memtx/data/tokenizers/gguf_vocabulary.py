@@ -22,7 +22,7 @@ ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
 def read(name: str, path: Path) -> Pretrained:
-    """Read the tokenizer of a GGUF file. Raises UserError if it has no vocabulary or one of an unknown kind."""
+    """Read the tokenizer of a GGUF file. Raises UserError if there is no vocabulary or its kind is unknown."""
     head = read_head(path)
     stored = {key.removeprefix("tokenizer."): value for key, value in head.metadata.items() if key.startswith("tokenizer.")}
     if "ggml.tokens" not in stored:
@@ -73,7 +73,7 @@ def _sentencepiece(name: str, stored: Mapping[str, Any]) -> Pretrained:
 
 
 def _framing(stored: Mapping[str, Any], begins: bool) -> tuple[list[int], list[int]]:
-    """Return the tokens before and after a text. begins: whether a text starts with `bos`, if the file does not decide it."""
+    """Return the tokens before and after a text. begins: whether a text starts with `bos` by default."""
     begin = _ids(stored, "bos_token_id") if stored.get("ggml.add_bos_token", begins) else []
     end = _ids(stored, "eos_token_id") if stored.get("ggml.add_eos_token", False) else []
     return begin, end

@@ -21,9 +21,9 @@ from memtx.data.tokenizers.base import Pretrained, byte_of_character
 class HuggingFace(Pretrained):
     """A tokenizer with the content of a tokenizer.json.
 
-    huggingface: that content. bos: the token between documents, or None for the one with which `frame` starts a text, else
-    <|endoftext|>, else the first of `eos`, else -1. eos: the tokens that end a text, to which `bos` is added. model:
-    chat_template, rows and ending of Pretrained.
+    huggingface: the content of tokenizer.json. bos: the token between documents, or None for the one with which `frame` starts
+    a text, else <|endoftext|>, else the first of `eos`, else -1. eos: the tokens that end a text, to which `bos` is added.
+    model: chat_template, rows and ending of Pretrained.
     """
 
     def __init__(self, name: str, huggingface: str, *, bos: int | None = None, eos: Sequence[int] = (), **model: Any):
@@ -53,7 +53,7 @@ class HuggingFace(Pretrained):
         return self._checked(found.ids), np.asarray(found.type_ids, np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ids by the decoder of the tokenizer. Specials are dropped."""
+        """Decode ids with the decoder of the tokenizer. Special tokens are dropped."""
         if self._kinds == {"ByteLevel"}:  # this decoder would read the characters of an added token as bytes
             return super().decode(ids)
         return self._model.decode([int(id) for id in ids], skip_special_tokens=True)
@@ -73,7 +73,7 @@ class HuggingFace(Pretrained):
     @cached_property
     def bytes_V(self) -> np.ndarray:
         """Return the number of UTF-8 bytes of each token, int32, 0 for specials."""
-        if "WordPiece" in self._kinds:  # the blanks of the text are lost
+        if "WordPiece" in self._kinds:  # the spaces of the text are lost
             return np.asarray([len(piece.lstrip()) for piece in self.pieces], np.int32)
         return super().bytes_V
 
@@ -86,7 +86,7 @@ class HuggingFace(Pretrained):
 
 
 def frame(model: hf.Tokenizer, begin: Sequence[int], end: Sequence[int]) -> None:
-    """Let a model put at most one token before and one after a text."""
+    """Make a model put at most one token before and one after a text."""
     if begin or end:
         single = " ".join([*("BEGIN" for _ in begin), "$A", *("END" for _ in end)])
         model.post_processor = template(model, single, "$A $B:1", {"BEGIN": begin, "END": end})
@@ -95,7 +95,7 @@ def frame(model: hf.Tokenizer, begin: Sequence[int], end: Sequence[int]) -> None
 def template(model: hf.Tokenizer, single: str, pair: str, ids: Mapping[str, Sequence[int]]) -> processors.TemplateProcessing:
     """Return the template of texts such as "BEGIN $A END" and "BEGIN $A END $B:1 END:1". ids: by the names in these texts.
 
-    The names are not the tokens themselves, because tokens may contain blanks and colons.
+    The names are not the tokens themselves, because tokens may contain spaces and colons.
     """
     tokens = {name: [model.id_to_token(id) for id in found] for name, found in ids.items() if found}
     specials = [{"id": name, "ids": [*ids[name]], "tokens": texts} for name, texts in tokens.items()]

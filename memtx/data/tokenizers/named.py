@@ -38,7 +38,7 @@ def load(path: str | Path) -> Tokenizer:
 def make_tokenizer(name: str, corpus: Corpus, cache: str | Path) -> Tokenizer:
     """Return the tokenizer `bytes`, `bpe:SIZE` or `pretrained:NAME` (see memtx.files.hub).
 
-    A BPE is trained on `corpus` at its first use and kept in `cache`. Raises UserError for other names.
+    A BPE is trained on `corpus` on first use and kept in `cache`. Raises UserError for other names.
     """
     kind, _, size = name.partition(":")
     check_known(kind, ("bytes", "bpe", "pretrained"), "tokenizer")

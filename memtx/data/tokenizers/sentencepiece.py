@@ -22,12 +22,12 @@ from memtx.errors import optional
 class SentencePiece(Pretrained):
     """A tokenizer with the content of a SentencePiece .model file.
 
-    SentencePiece puts a blank before a text. As in transformers, none is put before text that follows an added token, unless
-    the model drops superfluous blanks (T5) or is `legacy`.
+    SentencePiece puts a space before a text. As in transformers, text after an added token gets none, unless the model drops
+    redundant spaces (T5) or is `legacy`.
 
-    sentencepiece: the file in base64. specials: further special tokens, by name. added: tokens in the form of a
-    tokenizer.json, special or not. begin, end: the specials that `frame` puts around a text. model: chat_template, rows and
-    ending of Pretrained.
+    sentencepiece: the file in base64. specials: further special tokens, by name. added: special and other tokens in the format
+    of tokenizer.json. begin, end: the specials that `frame` puts around a text. model: chat_template, rows and ending of
+    Pretrained.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class SentencePiece(Pretrained):
         return np.asarray(ids, np.int32), np.asarray(types, np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ids by SentencePiece. Specials and unknown words are dropped."""
+        """Decode ids with SentencePiece. Special tokens and unknown words are dropped."""
         dropped, text = {*self._id_of.values()} - {*self._content_of}, ""
         kept = [int(id) for id in ids if int(id) not in dropped]
         for i, (added, run) in enumerate(groupby(kept, key=self._content_of.__contains__)):
@@ -123,7 +123,7 @@ class SentencePiece(Pretrained):
 
 
 def _processors(text: str) -> tuple[Any, Any, bool]:
-    """Return the model, a copy that neither adds nor drops blanks, and whether the model drops them."""
+    """Return the model, a copy that neither adds nor drops spaces, and whether the model drops them."""
     package, proto = optional("sentencepiece"), optional("sentencepiece.sentencepiece_model_pb2")
     content = base64.b64decode(text)
     model = package.SentencePieceProcessor(model_proto=content)

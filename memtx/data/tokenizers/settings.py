@@ -1,4 +1,4 @@
-"""The small files beside a vocabulary, which decide added tokens, the ends of texts, and the family.
+"""The small files beside a vocabulary, which set the added tokens, the end tokens and the family.
 
 They are tokenizer_config.json, special_tokens_map.json, added_tokens.json, generation_config.json, config.json and
 chat_template.jinja. Each may be missing. If two of them disagree, their precedence is that of transformers.
@@ -62,7 +62,7 @@ class Settings:
 
     @property
     def chat_template(self) -> str:
-        """Return the chat template, or "". Of several named ones in a tokenizer_config.json it is the default."""
+        """Return the chat template, or "". If tokenizer_config.json has several named templates, the default one is used."""
         template = self._template or ""
         return template if isinstance(template, str) else {t["name"]: t["template"] for t in template}.get("default", "")
 
@@ -71,10 +71,10 @@ class Settings:
         return _content(self.options.get(key)) or default
 
     def added(self, vocab: Mapping[str, int], *defaults: str) -> dict[int, AddedToken]:
-        """Return the tokens that the files add to a vocabulary, by id in order: those listed with an id, then other specials.
+        """Return the tokens that the files add to a vocabulary, by id. Special tokens listed without an id come last.
 
         A token of the vocabulary keeps its id. defaults: the tokens that are special in this family. Raises UserError if a file
-        gives a token the id of another one, or an impossible id.
+        gives a token the id of another token, or an impossible id.
         """
         named = {token: token for token in defaults if token in vocab} | {_content(value): value for value in self._specials()}
         content_of = {id: content for content, id in vocab.items()}
@@ -102,7 +102,7 @@ class Settings:
                 yield _checked_id(id, content), _token(content, content in named)
 
     def _specials(self) -> list:
-        """Return the specials as written in the files: those with a common role, those with another role, and the rest."""
+        """Return the specials as written in the files: those with a common role, those with a different role, and the rest."""
         own = [key for key in self.options if key.endswith("_token") and key not in NAMED]
         found = [self.options.get(key) for key in (*NAMED, *own)]
         for key in ("extra_special_tokens", "additional_special_tokens"):
@@ -113,8 +113,8 @@ class Settings:
     def ends(self, ids: Mapping[str, int], default: str = "") -> dict[str, Any]:
         """Return `eos`, the tokens at which generation stops, and `ending`, the token that the tokenizer puts after a text.
 
-        `eos` comes from generation_config.json, else from config.json, else it is `ending`. ids: of the vocabulary. default:
-        the text of `ending` if no file names one. Raises UserError if a file names an invalid id.
+        `eos` comes from generation_config.json, else from config.json, else it is `ending`. ids: the ids of the vocabulary.
+        default: the text of `ending` if no file names one. Raises UserError if a file names an invalid id.
         """
         own = ids.get(self.token("eos_token") or self.token("sep_token", default))
         for file, stored in (("generation_config.json", self._generation), ("config.json", self.model)):
@@ -172,6 +172,6 @@ def _fields(token: AddedToken) -> dict[str, Any]:
 
 
 def _token(value: Any, special: bool) -> AddedToken:
-    """Return a token. As in transformers, only special tokens are matched before normalisation, unless a flag decides it."""
+    """Return a token. By default only special tokens are matched before normalisation, as in transformers."""
     flags = {flag: bool(value[flag]) for flag in FLAGS if flag in value} if isinstance(value, Mapping) else {}
     return AddedToken(_content(value), special=special, **{"normalized": not special, **flags})

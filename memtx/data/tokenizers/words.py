@@ -12,7 +12,7 @@ from memtx.errors import UserError
 
 
 class Words(Tokenizer):
-    """The words of a task, separated by blanks. There are no specials, and `bos` is -1."""
+    """The words of a task, separated by spaces. There are no specials, and `bos` is -1."""
 
     def __init__(self, name: str, words: Sequence[str]):
         super().__init__(name, len(words))
@@ -25,13 +25,13 @@ class Words(Tokenizer):
         for word in text.split():
             if word not in self.ids:
                 raise UserError(
-                    f"{self.name} has no word {word!r}; its words are separated by blanks and look like {self.words[0]!r}"
+                    f"{self.name} has no word {word!r}; its words are separated by spaces and look like {self.words[0]!r}"
                 )
         return np.asarray([self.ids[word] for word in text.split()], np.int32)
 
     @cached_property
     def pieces(self) -> list[bytes]:
-        """Return the bytes of each word and the blank after it."""
+        """Return the bytes of each word and the space after it."""
         return [f"{word} ".encode() for word in self.words]
 
     def stored(self) -> dict:

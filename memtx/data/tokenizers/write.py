@@ -1,4 +1,4 @@
-"""Writing a tokenizer as the files of a Hugging Face folder, such that `AutoTokenizer` and `memtx.load` give the same ids."""
+"""Writer of the tokenizer files of a Hugging Face folder, from which `AutoTokenizer` and `memtx.load` give the same ids."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _write_sentencepiece(tokenizer: SentencePiece, folder: Path, model_type: str
 
 
 def _as_huggingface(tokenizer: Tokenizer) -> hf.Tokenizer:
-    """Convert the tokenizer of bytes, of a BPE of a corpus, or of words."""
+    """Convert a `bytes`, `bpe:SIZE` or word tokenizer to Hugging Face's format."""
     if isinstance(tokenizer, Words):
         model = hf.Tokenizer(models.WordLevel(dict(tokenizer.ids), unk_token=tokenizer.words[0]))
         model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
