@@ -17,7 +17,7 @@ Deviations: the window slides, has exactly `window` tokens, and its cache can ca
 carries none. z goes into the gate directly (the paper's "skip" form), and states have no feed-forward network. A reset at the
 start of a document clears the state, and the states do not read blocks before it. The authors' code reads zeros there.
 
-Source: Hutchins et al. 2022 (arXiv 2203.07852); the authors' code, google-research/meliad.
+Source: Hutchins et al. 2022 (arXiv 2203.07852). The authors' code, google-research/meliad.
 B stream, T time, Q slots of a part of a block, C block, R keys that the states read, M window, S state vectors, N query heads,
 K kv heads, H head dim, D model.
 """

@@ -5,7 +5,7 @@
 Layers must be causal. They read the tokens of a segment in the order of the text, over one call or many: the read tokens come
 before its first token, the write tokens after its last. Results therefore do not depend on how a text is cut into calls. A
 key-value memory inside must hold a whole segment, n + 2 M tokens, for a token to see all of its segment. `full` is sized
-automatically; set the window of `window` yourself. Other causal layers work too, within their own reach. Inner positions count
+automatically. Set the window of `window` yourself. Other causal layers work too, within their own reach. Inner positions count
 from 0 in each segment, read tokens included. The backward pass recomputes each segment (remat).
 
 B stream, T time, Q slots of a part of a segment, M memory tokens, I tokens of an inner call, D model.
