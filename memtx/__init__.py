@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from memtx.config import Config
-    from memtx.core import Dims, Segment, batch_axes, collect, detach, emit, reset, scan, segment, state_bytes
+    from memtx.core import Dims, Segment, batch_axes, collect, detach, emit, reset, scan, segment, state_bytes, take_rows
     from memtx.errors import UserError
     from memtx.generate import GREEDY, Completion, Options, Sampling, complete, generate
     from memtx.memory import MEMORIES
@@ -64,13 +64,26 @@ __all__ = [
     "scan",
     "segment",
     "state_bytes",
+    "take_rows",
     "train",
 ]
 
 # The module of each public name: the imports above, for Python.
 _MODULES = {
     "memtx.config": ("Config",),
-    "memtx.core": ("Dims", "Segment", "batch_axes", "collect", "detach", "emit", "reset", "scan", "segment", "state_bytes"),
+    "memtx.core": (
+        "Dims",
+        "Segment",
+        "batch_axes",
+        "collect",
+        "detach",
+        "emit",
+        "reset",
+        "scan",
+        "segment",
+        "state_bytes",
+        "take_rows",
+    ),
     "memtx.errors": ("UserError",),
     "memtx.generate": ("GREEDY", "Completion", "Options", "Sampling", "complete", "generate"),
     "memtx.memory": ("MEMORIES",),

@@ -188,5 +188,5 @@ def test_options_that_cannot_be_are_user_errors(options, says):
 
 def test_a_memory_of_other_streams_is_a_user_error():
     lm, params = make("window")
-    with pytest.raises(UserError, match="3 streams, but there are 1 prompts"):
+    with pytest.raises(UserError, match="3 streams, but the number of prompts is 1; .*take_rows"):
         complete(lm, params, TOKENIZER, ["a"], state=lm.init_state(3))

@@ -12,6 +12,7 @@ import importlib
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -40,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for characters that the terminal's encoding lacks
     try:
-        run(argv)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: print(f"memtx: {message}", file=sys.stderr)
+            run(argv)
         sys.stdout.flush()  # here, so that a closed pipe is noticed below
     except UserError as error:
         _fail(str(error))

@@ -29,18 +29,17 @@ def read_catalog() -> list[dict[str, Any]]:
     return rows
 
 
-def find_settings(given: str) -> tuple[str, dict[str, Any]]:
-    """Return the name of a mechanism and the defaults of its settings.
+def find_row(given: str) -> dict[str, Any]:
+    """Return the row of a mechanism, as `compute_row` makes it.
 
     given: a name, or path/to/file.py:ClassName. Raises UserError if it is unknown or cannot be loaded.
     """
     for row in _stored():
         if row["name"] == given:
-            return given, row["settings"]
+            return row
     from memtx.memory import MEMORIES
 
-    name = MEMORIES.find(given)
-    return name, dataclasses.asdict(MEMORIES[name].Config())
+    return compute_row(MEMORIES.find(given))
 
 
 def compute_row(name: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from memtx.cli.options import needed
+from memtx.cli.options import needed, print_text
 from memtx.errors import UserError
 
 
@@ -70,7 +70,7 @@ def act(values) -> None:
     for text in generate(
         loaded.lm, loaded.params, loaded.tokenizer, prompt, sampling=sampling, specials=values["chat"].value, **options
     ):
-        print(text, end="", flush=True)
+        print_text(text)
     print()
 
 

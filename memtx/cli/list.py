@@ -15,7 +15,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from memtx.cli.catalog import find_settings, read_catalog
+from memtx.cli.catalog import find_row, read_catalog
 
 
 def define(values: flags.FlagValues) -> None:
@@ -27,8 +27,9 @@ def define(values: flags.FlagValues) -> None:
 
 def act(values) -> None:
     """Print the list or one mechanism. Raises UserError for an unknown mechanism."""
-    if values["memory"].value:
-        print(details(values["memory"].value), end="")
+    if given := values["memory"].value:
+        row = find_row(given)
+        print(json.dumps(row, indent=2) if values["format"].value == "json" else details(row).rstrip())
     elif values["format"].value == "json":
         print(json.dumps(read_catalog(), indent=2))
     else:
@@ -51,12 +52,14 @@ def table(rows: list[dict]) -> Table:
     return shown
 
 
-def details(given: str) -> str:
-    """Return the settings of a mechanism with their defaults, and its card. Raises UserError if it is unknown."""
-    name, settings = find_settings(given)
-    lines = "".join(f"  --config.memory.{name}.{key}={_literal(value)}\n" for key, value in settings.items())
+def details(row: dict) -> str:
+    """Return the costs of a mechanism, its settings with their defaults, and its card. row: from `find_row`."""
+    name = row["name"]
+    costs = f"{row['state_bytes_per_stream']:,} state bytes, {row['flops_per_token'] / 1e6:.2f} MFLOP a token (tiny model)"
+    lines = "".join(f"  --config.memory.{name}.{key}={_literal(value)}\n" for key, value in row["settings"].items())
     card = resources.files("memtx") / "memory" / "cards" / f"{name}.yaml"  # memtx.memory itself would import JAX
-    return f"settings:\n{lines}" + (card.read_text(encoding="utf-8") if card.is_file() else "")
+    about = card.read_text(encoding="utf-8") if card.is_file() else f"about: {row['about']}\nkind: {row['kind']}\n"
+    return f"costs: {costs}\nsettings:\n{lines}{about}"
 
 
 def _literal(value: object) -> object:

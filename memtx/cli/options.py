@@ -96,6 +96,13 @@ def _check_keys(spec: str, rest: list[str]) -> None:
     override(load_config(spec), dict.fromkeys(keys))
 
 
+def print_text(text: str) -> None:
+    """Print a piece of generated text. A terminal gets control characters, which could confuse it, in escaped form."""
+    if sys.stdout.isatty():
+        text = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    print(text, end="", flush=True)
+
+
 def needed(values: flags.FlagValues, name: str, example: str):
     """Return the value of a flag. Raises a UserError with an example if it was not given."""
     if not (value := values[name].value):

@@ -14,7 +14,7 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from memtx.cli.eval import summarise
-from memtx.cli.options import needed
+from memtx.cli.options import needed, print_text
 
 CONFIG = (
     "A config file, and its arguments: `NAME[:key=value,...]`. It is a path, or the name of an installed one: lm, task, "
@@ -61,7 +61,7 @@ def _write_sample(loaded, config, console: Console) -> None:
     if most := loaded.lm.most_tokens:
         tokens = min(tokens, most - 1 - len(loaded.tokenizer.encode(config.eval.prompt)))
     print(config.eval.prompt, end="", flush=True)
-    for text in generate(
+    pieces = generate(
         loaded.lm,
         loaded.params,
         loaded.tokenizer,
@@ -70,6 +70,9 @@ def _write_sample(loaded, config, console: Console) -> None:
         sampling=Sampling(),
         seed=config.seed,
         chunk=config.data.segment,
-    ):
-        print(text, end="", flush=True)
+    )
+    first = next(pieces, None)
+    print_text("(the text ended at once)" if first is None else first)
+    for text in pieces:
+        print_text(text)
     print()

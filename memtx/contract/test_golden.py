@@ -47,11 +47,13 @@ def test_c1_outputs_and_gradients_match_the_golden(golden, request):
     gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
     given = shard(given, {kind: dict.fromkeys(keys, 0 if kind == "x." else -1) for kind, keys in given.items()})
     (_, y), grads = gradient(given, shard(saved["weight"]), False)
-    assert distance(y, saved["y"]) <= 1e-5
+    assert distance(y, saved["y"]) <= 1e-5, "the outputs y differ from the golden"
     for kind, parts in grads.items():
         for key, value in parts.items():
             expected = saved[f"grad.{kind}{key}"]
-            assert np.abs(value - expected).max() <= 1e-4 * np.abs(expected).max(), kind + key
+            assert np.abs(value - expected).max() <= 1e-4 * np.abs(expected).max(), (
+                f"the gradient of {kind}{key} differs from the golden"
+            )
     if case.remembers:
         (_, y), _ = gradient(given, shard(saved["weight"]), True)
         assert distance(y, saved["y"]) > MOVED  # control: state wiped between calls

@@ -66,6 +66,8 @@ def load_corpus(name: str, cache: str | Path) -> Corpus:
         from memtx.data import records
 
         return Corpus(**records.catalogue(argument, root(cache)))
+    if kind not in CORPORA and Path(name).is_dir():
+        raise UserError(f"unknown corpus {name!r}; for a folder of texts give textdir:{name}")
     check_known(kind, [*CORPORA, "tfds"], "corpus")
     if bool(argument) != (kind == "textdir"):
         raise UserError(

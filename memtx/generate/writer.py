@@ -46,7 +46,10 @@ class Writer:
         if not ids or not all(len(row) for row in ids):
             raise UserError("every prompt must have at least one token, even if a state is given")
         if state is not None and len(state.position_B) != len(ids):
-            raise UserError(f"the state has {len(state.position_B)} streams, but there are {len(ids)} prompts")
+            raise UserError(
+                f"the state has {len(state.position_B)} streams, but the number of prompts is {len(ids)}; give one prompt per "
+                "stream, or pick streams with memtx.take_rows"
+            )
         memory: LMState = jax.tree.map(jnp.copy, state) if state is not None else _fresh(lm, len(ids))
         if source is not None:
             memory = _encode(lm, params, *_padded_sources(lm, source), memory)

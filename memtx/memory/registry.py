@@ -59,6 +59,11 @@ def snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
+def registered_name(given: str) -> str:
+    """Return the name under which a memory is registered: `path/to/file.py:ClassName` gives class_name."""
+    return snake_case(given.rpartition(":")[2]) if is_own(given) else given
+
+
 class Registry(dict[str, type[Memory]]):
     """Mechanisms by name: those of memtx, of installed packages, and of files that were added.
 
@@ -79,6 +84,8 @@ class Registry(dict[str, type[Memory]]):
         """
         if is_own(name):
             return self.add(name)
+        if name.endswith(".py"):
+            raise UserError(f"{name} names no class; give {name}:ClassName")
         check_known(name, self, "memory")
         return name
 

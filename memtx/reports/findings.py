@@ -42,7 +42,7 @@ def conclude(study: Study, runs: list[Run]) -> Findings:
 
 def commands(found: Findings, results: Path | None = None) -> list[str]:
     """Return the commands that repeat the runs and the report, and, with `results`, compare new runs with these."""
-    given = f"--sweep={found.study.path.as_posix()} --workdir=runs/{found.study.path.parent.name}"
+    given = f"--sweep={found.study.path.as_posix()} --workdir=runs/{found.study.path.resolve().parent.name}"
     return [
         f"memtx sweep {given} --parallel=2 &&",
         f"memtx report {given}" + (f" --check={results.as_posix()}" if results else ""),

@@ -49,7 +49,9 @@ def claim(sweep: Sweep, workdir: Path) -> None:
     for name, run in sweep.runs.items():
         found = records.read(folder_of(workdir, name))
         if found and found["status"] == "finished" and not run.is_of(found["config"], found["solved"]):
-            raise UserError(f"run {name} in {workdir} has a different config; choose another workdir, or delete the run")
+            raise UserError(
+                f"run {name} in {workdir} has a different config, or the file of its memory has changed; choose another workdir, or delete the run"
+            )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         about = {"file": str(sweep.path), "config": sweep.config, "runs": list(sweep.runs)}

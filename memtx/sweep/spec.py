@@ -30,6 +30,7 @@ import ml_collections
 from memtx.config import Config, to_json
 from memtx.errors import UserError
 from memtx.fields import plain
+from memtx.memory.registry import registered_name
 from memtx.runs.configure import configure, load_config, override
 from memtx.runs.plan import check_target
 from memtx.training.workdir import differences
@@ -69,7 +70,8 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """The settings which arrange tables: the config file's arguments, the budget and the overrides."""
         own = {key: value for key, value in self.overrides.items() if key not in RESERVED}
-        return _argument(self.spec) | {name: str(value) for name, value in self.match.items()} | own
+        given = {key: registered_name(value) for key, value in _argument(self.spec).items()}
+        return given | {name: str(value) for name, value in self.match.items()} | own
 
 
 @dataclasses.dataclass(frozen=True)
