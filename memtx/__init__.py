@@ -72,16 +72,7 @@ __all__ = [
 _MODULES = {
     "memtx.config": ("Config",),
     "memtx.core": (
-        "Dims",
-        "Segment",
-        "batch_axes",
-        "collect",
-        "detach",
-        "emit",
-        "reset",
-        "scan",
-        "segment",
-        "state_bytes",
+        *("Dims", "Segment", "batch_axes", "collect", "detach", "emit", "reset", "scan", "segment", "state_bytes"),
         "take_rows",
     ),
     "memtx.errors": ("UserError",),
