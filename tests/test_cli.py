@@ -79,7 +79,7 @@ def fails(capsys, *argv: str) -> str:
         (["plan", "--config=configs/lm.py", "--match=parms=1"], "did you mean params"),
         (["sweep"], "--sweep is missing"),
         (["sweep", "--sweep=none.py", "--workdir=W"], "no sweep file"),
-        (["sweep", "--sweep=configs/lm.py", "--workdir=W"], "no sweep file: it needs"),
+        (["sweep", "--sweep=configs/lm.py", "--workdir=W"], "not a sweep file: it needs"),
         (["sweep", f"--sweep={SWEEP}"], "--workdir is missing"),
         (["sweep", f"--sweep={SWEEP}", "--workdir=W", "--only=none"], "no run of"),
         (["sweep", f"--sweep={SWEEP}", "--workdir=W", "--run=none"], "unknown run"),

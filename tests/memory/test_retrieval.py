@@ -280,9 +280,9 @@ def test_a_datastore_that_does_not_fit_says_so(model):
         (Memorizing, {"recall": 0}, "recall must be above 0"),
         (Landmark, {"memory": 2, "neighbours": 3}, "neighbours=3 is more than memory=2"),
         (Landmark, {"block": 0}, "block must be at least 1"),
-        (KNNLM, {"memory": 0}, "memory or datastore must be at least 1"),
+        (KNNLM, {"memory": 0}, "memory and datastore must be at least 0"),
         (KNNLM, {"memory": 3, "neighbours": 4}, "neighbours=4 is more"),
-        (KNNLM, {"lam": 1.0}, "0 < lam < 1"),
+        (KNNLM, {"lam": 1.0}, "lam must be in"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(cls, settings, message):
