@@ -51,9 +51,7 @@ def test_c1_outputs_and_gradients_match_the_golden(golden, request):
     for kind, parts in grads.items():
         for key, value in parts.items():
             expected = saved[f"grad.{kind}{key}"]
-            assert np.abs(value - expected).max() <= 1e-4 * np.abs(expected).max(), (
-                f"gradient of {kind}{key}"
-            )
+            assert np.abs(value - expected).max() <= 1e-4 * np.abs(expected).max(), f"gradient of {kind}{key}"
     if case.remembers:
         (_, y), _ = gradient(given, shard(saved["weight"]), True)
         assert distance(y, saved["y"]) > MOVED  # control: state wiped between calls

@@ -50,7 +50,8 @@ def claim(sweep: Sweep, workdir: Path) -> None:
         found = records.read(folder_of(workdir, name))
         if found and found["status"] == "finished" and not run.is_of(found["config"], found["solved"]):
             raise UserError(
-                f"run {name} in {workdir} has a different config, or the file of its memory has changed; choose another workdir, or delete the run"
+                f"run {name} in {workdir} has a different config, or the file of its memory has changed; choose another "
+                "workdir, or delete the run"
             )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
