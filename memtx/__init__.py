@@ -85,6 +85,10 @@ _MODULES = {
     "memtx.runs.load": ("Loaded", "load"),
     "memtx.runs.train": ("Trained", "train"),
 }
+_PACKAGES = {
+    *("core", "data", "evaluation", "memory", "models", "nn", "ops"),
+    *("pretrained", "reports", "runs", "sweep", "tasks", "training"),
+}
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 
@@ -92,6 +96,8 @@ if not TYPE_CHECKING:  # a type checker would otherwise accept every name
 
     def __getattr__(name: str) -> Any:
         """Import a public name from its module (PEP 562)."""
+        if name in _PACKAGES:
+            return importlib.import_module(f"memtx.{name}")
         if name not in _HOME:
             raise AttributeError(f"module 'memtx' has no attribute {name!r}", name=name, obj=sys.modules[__name__])
         value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+import memtx
 from memtx.data.tokenizers import Tokenizer, Words
 from memtx.errors import UserError
 from memtx.generate import GREEDY, Sampling, complete, generate, unstack, writer
@@ -190,3 +191,9 @@ def test_a_memory_of_other_streams_is_a_user_error():
     lm, params = make("window")
     with pytest.raises(UserError, match="3 streams, but the number of prompts is 1; .*take_rows"):
         complete(lm, params, TOKENIZER, ["a"], state=lm.init_state(3))
+
+
+@pytest.mark.parametrize("name", ["beams", "chunk", "look"])
+def test_options_below_one_are_refused(name):
+    with pytest.raises(UserError, match=f"{name} must be 1 or more, not 0"):
+        memtx.Options(**{name: 0})

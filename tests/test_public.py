@@ -21,6 +21,8 @@ import memtx.generate.chat
 assert callable(memtx.generate), memtx.generate  # the function, not the subpackage of the same name
 assert memtx.generate is memtx.generate.__globals__["generate"]
 assert memtx.Sampling is Sampling
+assert memtx.core.scan is memtx.scan
+assert memtx.memory.MEMORIES is memtx.MEMORIES
 """
 
 

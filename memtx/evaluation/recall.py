@@ -96,8 +96,8 @@ def make_recall(lm: LM, examples: Sequence[Example], layout: Layout):
             batch = layout.shard(batch)
             states = start(batch.token_BPT.shape[0]) if states is None else states
             states, found = step(params, states, batch)
-            document_B, position_BT, asked_BT, right_WBT, nll_WBT = jax.device_get(found)
-            row, column = np.nonzero(asked_BT)
+            document_B, position_BT, labelled_BT, right_WBT, nll_WBT = jax.device_get(found)
+            row, column = np.nonzero(labelled_BT)
             at = (slice(None), document_B[row], position_BT[row, column])
             right_WEL[at], nll_WEL[at] = right_WBT[:, row, column], nll_WBT[:, row, column]
         carried, wiped = (score(examples, right_EL, nll_EL) for right_EL, nll_EL in zip(right_WEL, nll_WEL, strict=True))

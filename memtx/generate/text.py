@@ -63,8 +63,9 @@ class Options:
 
     def __post_init__(self):
         fitted(self.seed, Seed, "seed")
-        if self.beams < 1:
-            raise UserError(f"beams must be 1 or more, not {self.beams}")
+        for name in ("beams", "chunk", "look"):
+            if (number := getattr(self, name)) < 1:
+                raise UserError(f"{name} must be 1 or more, not {number}")
         if isinstance(self.stop, str):
             raise UserError(f"stop must be a list of strings, such as [{self.stop!r}]")
         if self.beams > 1 and self.sampling is not None and self.sampling.temperature > 0:

@@ -69,9 +69,9 @@ class Writer:
         """
         settings = jnp.asarray([sampling.temperature, sampling.top_k, sampling.top_p], jnp.float32)
         rule = Rule(drawable_V, ends_V, settings, jnp.asarray(seed + np.arange(len(self.live_B))), self.step)
-        rows = self.token_B, self.live_B, self.state
+        rows = self.token_B, self.live_B
         write = partial(_write, self.lm, self.params, greedy=sampling.temperature == 0)
-        token_BN, (self.token_B, live_B, self.state) = write(rows, rule, min(count, LOOK))
+        token_BN, (self.token_B, live_B), self.state = write(rows, self.state, rule, min(count, LOOK))
         self.step += min(count, LOOK)
         self.live_B = np.array(live_B)
         return np.asarray(token_BN)[:, :count]
@@ -158,25 +158,25 @@ class Rule:
         return jax.vmap(lambda v, k: draw(v, k, *self.settings))(logits_BV, key_B).astype(jnp.int32)
 
 
-@partial(jax.jit, static_argnames=("lm", "greedy"), donate_argnames="rows")
-def _write(lm: LM, params: Params, rows: tuple[Array, Array, LMState], rule: Rule, count: Array, *, greedy: bool):
+@partial(jax.jit, static_argnames=("lm", "greedy"), donate_argnames="state")
+def _write(lm: LM, params: Params, rows: tuple[Array, Array], state: LMState, rule: Rule, count: Array, *, greedy: bool):
     """Write `count` tokens, at most LOOK, in one program. Rows that have ended stay as they are.
 
-    rows: the last token of each row, which rows are live, and the state. Returns token_BN and the new rows.
+    rows: the last token of each row, and which rows are live. Returns token_BN, the new rows and the new state.
     """
 
     def one(carry):
-        n, (token_B, live_B, state), token_BN = carry
+        n, (token_B, live_B), state, token_BN = carry
         logits_BTV, state = step(lm, params, token_B[:, None], live_B.astype(jnp.int32), state)
         drawn_B = rule.draw(logits_BTV[:, 0], n, greedy)
         token_BN = token_BN.at[:, n].set(jnp.where(live_B, drawn_B, -1))
-        rows = jnp.where(live_B, drawn_B, token_B), live_B & ~jnp.asarray(rule.ends_V)[drawn_B], state
-        return n + 1, rows, token_BN
+        rows = jnp.where(live_B, drawn_B, token_B), live_B & ~jnp.asarray(rule.ends_V)[drawn_B]
+        return n + 1, rows, state, token_BN
 
     def is_unfinished(carry):
-        n, (_, live_B, _), _ = carry
+        n, (_, live_B), *_ = carry
         return (n < count) & live_B.any()
 
     nothing_BN = jnp.full((len(rows[0]), LOOK), -1, jnp.int32)
-    _, rows, token_BN = lax.while_loop(is_unfinished, one, (jnp.int32(0), rows, nothing_BN))
-    return token_BN, rows
+    _, rows, state, token_BN = lax.while_loop(is_unfinished, one, (jnp.int32(0), rows, state, nothing_BN))
+    return token_BN, rows, state

@@ -32,7 +32,7 @@ from memtx.nn.attention import KeySet, attend
 from memtx.nn.linear import Linear, normal
 from memtx.ops.attention import Bias, shear
 from memtx.ops.chunks import ChunkPart, change_rows, in_chunks
-from memtx.ops.rows import put
+from memtx.ops.rows import put, slice_rows
 
 
 @pytree
@@ -124,13 +124,13 @@ class TransformerXL(Memory):
         k_BSNH, v_BSNH = (split(jnp.concatenate(part, 1)) for part in parts)
         slots = k_BSNH.shape[1]
         written_BS = jnp.pad(written_BM, ((0, 0), (0, slots - size)), constant_values=True)
-        index_BS = jnp.broadcast_to(jnp.arange(slots), (batch, slots))
-        index_BQ = size + slot_B[:, None] + jnp.arange(queries)
+        index_BS = np.broadcast_to(np.arange(slots), (batch, slots))
+        index_BQ = size + slot_B[:, None] + np.arange(queries)
         q_BQNH, bias = split(self.q(x_BQD)), None
         if self.config.position == "relative":  # A_ij = (q_i + u) . k_j + (q_i + w) . (Wr R_{i-j}), scaled
             bias = self.by_distance(q_BQNH + self.w[...].astype(x_BQD.dtype), index_BQ, slots)
             q_BQNH = q_BQNH + self.u[...].astype(x_BQD.dtype)
-        keys = KeySet(k_BSNH, v_BSNH, index_BS, written_BS, bias=bias)
+        keys = KeySet(k_BSNH, v_BSNH, index_BS, written_BS, query_position_BT=index_BQ, bias=bias)
         y_BQNH = attend(q_BQNH, [keys], segment(index_BQ), self.dims)
         return self.out(y_BQNH.reshape(batch, queries, -1))
 
@@ -144,7 +144,7 @@ class TransformerXL(Memory):
         def bias(queries: slice, keys: slice) -> Array:
             q_BTNH, size = q_BQNH[:, queries], keys.stop - keys.start
             first_B = farthest - (index_BQ[:, queries][:, -1] - keys.start)  # from the last query to the first key
-            near_BLNH = jax.vmap(lambda i: lax.dynamic_slice_in_dim(r_LNH, i, q_BTNH.shape[1] + size))(first_B)
+            near_BLNH = slice_rows(jnp.broadcast_to(r_LNH, (len(first_B), *r_LNH.shape)), first_B, q_BTNH.shape[1] + size)
             score_BNTL = jnp.einsum("BTNH,BLNH->BNTL", q_BTNH, near_BLNH, preferred_element_type=jnp.float32)
             return shear(score_BNTL, size)
 

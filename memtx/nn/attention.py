@@ -50,9 +50,9 @@ class KeySet:
 
     k_BSKH: Array
     v_BSKH: Array
-    position_BS: Array | None
+    position_BS: Positions | None
     valid_BS: Array | None
-    query_position_BT: Array | None = None
+    query_position_BT: Positions | None = None
     window: int | None = None
     future: bool = False
     chunk_BS: Array | None = None

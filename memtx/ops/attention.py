@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from functools import reduce
+from functools import cached_property, reduce
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +65,12 @@ class View:
     future: bool = False
     bias: Bias | None = None
 
+    @cached_property
+    def lead(self) -> int | None:
+        """The age of key 0 for query 0, if all positions are consecutive and known at compile time."""
+        query, key = _first(self.position_BT), _first(self.key_position_BS)
+        return None if query is None or key is None else query - key
+
     def age_BTS(self, queries: slice = ALL, keys: slice = ALL) -> Positions:
         """Return the ages of these keys for these queries, [B or 1, T, S], as NumPy if they are known at compile time."""
         return self.position_BT[:, queries, None] - self.key_position_BS[:, None, keys]
@@ -84,7 +90,8 @@ def attend(views: Sequence[View]) -> Array:
         groups = view.q_BTNH.shape[2] // view.k_BSKH.shape[2]
         k_BSNH, v_BSNH = (jnp.repeat(a.astype(jnp.float32), groups, 2) for a in (view.k_BSKH, view.v_BSKH))
         score_BNTS = jnp.einsum("BTNH,BSNH->BNTS", view.q_BTNH, k_BSNH) + (view.bias(ALL, ALL) if view.bias else 0.0)
-        seen_BTS = jnp.asarray(True if view.future else view.in_time(view.age_BTS()))
+        age_BTS = view.age_BTS()
+        seen_BTS = jnp.ones(age_BTS.shape, bool) if view.future else jnp.asarray(view.in_time(age_BTS))
         if view.valid_BS is not None:
             seen_BTS = seen_BTS & view.valid_BS[:, None]
         if view.chunk_BT is not None and view.key_chunk_BS is not None:
@@ -109,7 +116,7 @@ def combine(reads: Sequence[Sums]) -> Array:
     weights = [jnp.exp(m - top) for _, _, m in reads]
     y = _add(y * w for (y, _, _), w in zip(reads, weights, strict=True))
     total = _add(total * w for (_, total, _), w in zip(reads, weights, strict=True))
-    y_BTKGH = (y / total).transpose(0, 3, 1, 2, 4)
+    y_BTKGH = (y / jnp.where(total > 0, total, 1)).transpose(0, 3, 1, 2, 4)
     return y_BTKGH.reshape(*y_BTKGH.shape[:2], -1, y_BTKGH.shape[-1])
 
 
@@ -146,29 +153,40 @@ def tile_shape(queries: int, keys: int) -> tuple[int, int]:
 
 
 def visible(view: View, queries: slice) -> tuple[int, int]:
-    """Return the range (first, end) of keys that these queries may see, as narrow as is known at compile time."""
-    age_BTS = view.age_BTS(queries)
-    if view.future or not isinstance(age_BTS, np.ndarray):
-        return 0, view.k_BSKH.shape[1]
-    seen = np.flatnonzero(np.asarray(view.in_time(age_BTS)).any((0, 1)))
-    return (int(seen[0]), int(seen[-1]) + 1) if len(seen) else (0, 0)
+    """Return the range (first, end) of the keys that these queries may see, as far as it is known at compile time."""
+    size = view.k_BSKH.shape[1]
+    if view.future or view.lead is None:
+        return 0, size
+    first = 0 if view.window is None else max(0, view.lead + queries.start - view.window + 1)
+    end = min(size, view.lead + queries.stop)
+    return (first, end) if first < end else (0, 0)
 
 
 def hidden(view: View, queries: slice, keys: slice) -> ArrayLike:
     """Return scores that hide keys, [B or 1, 1, 1, T or 1, S], or 0 if every key is known at compile time to be visible."""
-    scores, age_BTS = 0.0, view.age_BTS(queries, keys)
-    static = isinstance(age_BTS, np.ndarray)
-    if not view.future and not (static and np.asarray(view.in_time(age_BTS)).all()):
-        if static and _consecutive(age_BTS):  # computing the ages is faster than reading a constant
-            before, after = (lax.broadcasted_iota(jnp.int32, age_BTS.shape, axis) for axis in (1, 2))
-            age_BTS = before - after + int(age_BTS[0, 0, 0])
-        scores = jnp.where(view.in_time(age_BTS), 0.0, MASKED)[:, None, None]
+    scores = 0.0
+    if not view.future:
+        scores = _hidden_in_time(view, queries, keys)
     if view.chunk_BT is not None and view.key_chunk_BS is not None:
         same_BTS = view.chunk_BT[:, queries, None] == view.key_chunk_BS[:, None, keys]
         scores = scores + jnp.where(same_BTS, 0.0, MASKED)[:, None, None]
     if view.valid_BS is not None:
         scores = scores + jnp.where(view.valid_BS[:, keys], 0.0, MASKED)[:, None, None, None]
     return scores
+
+
+def _hidden_in_time(view: View, queries: slice, keys: slice) -> ArrayLike:
+    if view.lead is None:
+        age_BTS = view.age_BTS(queries, keys)
+    else:
+        nearest, farthest = view.lead + queries.start - keys.stop + 1, view.lead + queries.stop - 1 - keys.start
+        if nearest >= 0 and (view.window is None or farthest < view.window):
+            return 0.0
+        # Computing the ages is faster than reading a constant.
+        shape = (1, queries.stop - queries.start, keys.stop - keys.start)
+        before, after = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (1, 2))
+        age_BTS = before - after + (view.lead + queries.start - keys.start)
+    return jnp.where(view.in_time(age_BTS), 0.0, MASKED)[:, None, None]
 
 
 def shear(score_BNTL: Array, size: int) -> Array:
@@ -182,8 +200,12 @@ def shear(score_BNTL: Array, size: int) -> Array:
     return flat.reshape(*axes, rows, length - 1)[..., rows - 1 : rows - 1 + size]
 
 
-def _consecutive(age_BTS: np.ndarray) -> bool:
-    return len(age_BTS) == 1 and bool((np.diff(age_BTS, axis=1) == 1).all() and (np.diff(age_BTS, axis=2) == -1).all())
+def _first(position_BT: Positions) -> int | None:
+    """Return the first position if positions are known at compile time, consecutive and the same in all rows, or else None."""
+    if not isinstance(position_BT, np.ndarray):
+        return None
+    first = int(position_BT[0, 0])
+    return first if (position_BT == first + np.arange(position_BT.shape[1])).all() else None
 
 
 def _by_kv_head(bias: ArrayLike, kv_heads: int) -> Array:

@@ -52,7 +52,7 @@ class ChunkPart:
 def change_rows(row_B: Array, change: Callable[[State], State], state: State) -> State:
     """Return `change(state)` in the rows that are True. If no row is True, the change is skipped at run time.
 
-    The batch is the first axis of every leaf.
+    The batch is the first axis of every leaf. `change` must not emit.
     """
     return lax.cond(row_B.any(), lambda s: where_rows(row_B, change(s), s), lambda s: s, state)
 

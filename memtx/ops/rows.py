@@ -1,7 +1,7 @@
 """Row-wise reads and writes under static shapes.
 
 They go through vmap, because indexing with `arange(B)[:, None]` makes a partitioned program gather the whole array on every
-device. If indices are NumPy arrays, the same in all rows, and consecutive, `take` and `put` become slices.
+device. If indices are NumPy arrays, the same in all rows, and consecutive, `take`, `put` and `slice_rows` become slices.
 
 B stream, M slots, T entries.
 """
@@ -44,8 +44,10 @@ def slice_start(index_BT: Array | np.ndarray, size: int) -> int | None:
     return start if consecutive else None
 
 
-def slice_rows(a_BM: Array, start_B: Array, size: int) -> Array:
+def slice_rows(a_BM: Array, start_B: Array | np.ndarray, size: int) -> Array:
     """Return `size` consecutive entries of each row, from its own start: [B, M, ...] -> [B, size, ...]."""
+    if isinstance(start_B, np.ndarray) and (start_B == start_B[0]).all():
+        return lax.slice_in_dim(a_BM, int(start_B[0]), int(start_B[0]) + size, axis=1)
     return jax.vmap(lambda a, i: lax.dynamic_slice_in_dim(a, i, size))(a_BM, start_B)
 
 
