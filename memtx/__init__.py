@@ -14,7 +14,7 @@ memtx.embed(memtx.load("minilm"), texts)               sentence embeddings
 `import memtx` is quick, because a name is imported from its module when it is first used.
 """
 
-import importlib
+import importlib.util
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -85,20 +85,16 @@ _MODULES = {
     "memtx.runs.load": ("Loaded", "load"),
     "memtx.runs.train": ("Trained", "train"),
 }
-_PACKAGES = {
-    *("core", "data", "evaluation", "memory", "models", "nn", "ops"),
-    *("pretrained", "reports", "runs", "sweep", "tasks", "training"),
-}
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 
 if not TYPE_CHECKING:  # a type checker would otherwise accept every name
 
     def __getattr__(name: str) -> Any:
-        """Import a public name from its module (PEP 562)."""
-        if name in _PACKAGES:
-            return importlib.import_module(f"memtx.{name}")
+        """Import a public name from its module, or a module of memtx (PEP 562)."""
         if name not in _HOME:
+            if not name.startswith("_") and importlib.util.find_spec(f"memtx.{name}"):
+                return importlib.import_module(f"memtx.{name}")
             raise AttributeError(f"module 'memtx' has no attribute {name!r}", name=name, obj=sys.modules[__name__])
         value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
         return value

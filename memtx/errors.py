@@ -44,6 +44,11 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
+def escaped(text: str, keep: str = "") -> str:
+    """Return a text that a terminal can show. Characters that are not printable, except those in `keep`, become escapes."""
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
 def check_utf8(path: object, what: str) -> None:
     """Raise a UserError unless a path is UTF-8, as libraries that write to it require."""
     if printable(str(path)) != str(path):

@@ -32,3 +32,15 @@ def pytest_runtest_logfinish():
 def root(tmp_path_factory) -> Path:
     """The folder in which the tiny runs of tests/runs.py keep their texts and cache."""
     return tmp_path_factory.mktemp("root")
+
+
+@pytest.fixture(autouse=True)
+def added_memories_end_with_the_test():
+    """Take mechanisms that a test adds from files out of the registry again."""
+    from memtx.memory import MEMORIES
+
+    before = {*MEMORIES.origins}
+    yield
+    for name in {*MEMORIES.origins} - before:
+        MEMORIES.pop(name, None)
+        del MEMORIES.origins[name]

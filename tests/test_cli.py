@@ -7,15 +7,20 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from absl import flags
 from rich.console import Console
 
+import memtx
 from memtx import cli
 from memtx.cli.catalog import FILE, GROUP, compute_catalog
 from memtx.cli.list import table
+from memtx.cli.options import print_text
+from memtx.cli.train import _write_sample
 from memtx.memory import MEMORIES, registry
 from tests.runs import write_texts
 
@@ -147,6 +152,7 @@ def test_help_shows_placeholders_choices_and_defaults(capsys):
 
 QUICK = """
 import sys
+import warnings
 from memtx import cli
 
 for argv in [], ["--help"], *([name, "--help"] for name in cli.COMMANDS), ["list"], ["list", "--memory=xl"]:
@@ -203,6 +209,31 @@ def test_list_shows_a_mechanism_with_its_settings_and_card(capsys):
     )  # the implementation of the comparison, and the largest errors
     assert "gradient: 4.8e-7" in shown
     assert "did you mean xl" in fails(capsys, "list", "--memory=xxl")
+    assert "window.py names no class; give window.py:ClassName" in fails(capsys, "list", "--memory=window.py")
+    cli.main(["list", "--memory=xl", "--format=json"])
+    assert json.loads(capsys.readouterr().out)["state_bytes_per_stream"] == 524324
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr("memtx.cli.list.act", lambda values: warnings.warn("the file has\x1b changed", stacklevel=1))
+    cli.main(["list"])
+    assert capsys.readouterr().err == "memtx: the file has\\x1b changed\n"
+
+
+def test_a_terminal_gets_no_control_characters(capsys, monkeypatch):
+    print_text("a\x1b[2J\tb\n")
+    assert capsys.readouterr().out == "a\x1b[2J\tb\n"  # control: a file gets the text as it is
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    print_text("a\x1b[2J\tb\n")
+    assert capsys.readouterr().out == "a\\x1b[2J\tb\n"
+
+
+def test_a_sample_that_ends_at_once_says_so(capsys, monkeypatch):
+    config = memtx.get_config(model={"stacks": ((("window",), 1),)})
+    monkeypatch.setattr(sys.modules["memtx.generate"], "generate", lambda *_, **__: iter(()))
+    _write_sample(SimpleNamespace(lm=SimpleNamespace(most_tokens=None), params=None, tokenizer=None), config, Console())
+    assert "(the text ended at once)" in capsys.readouterr().out
 
 
 def test_a_closed_pipe_ends_a_command_without_a_word():

@@ -150,6 +150,7 @@ def test_a_memory_of_ones_own_works_in_every_command(folder):
     assert "The mean of all projected hidden states so far" in said["list"]
     assert "4 finished" in said["sweep"]
     assert "my_memory" in said["report"]
+    assert "my_memory.py" not in said["report"]  # rows have the registered name
 
 
 def test_links_lead_to_files():

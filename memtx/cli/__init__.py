@@ -19,7 +19,7 @@ from types import ModuleType
 from absl import flags
 
 from memtx.cli.options import default_cache, flags_help, parse
-from memtx.errors import UserError, check_known
+from memtx.errors import UserError, check_known, escaped
 from memtx.files.cache import root
 
 COMMANDS = ("train", "eval", "generate", "sweep", "report", "plan", "data", "list")
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")  # for characters that the terminal's encoding lacks
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: print(f"memtx: {message}", file=sys.stderr)
+            warnings.showwarning = lambda message, *_, **__: print(f"memtx: {escaped(str(message))}", file=sys.stderr)
             run(argv)
         sys.stdout.flush()  # here, so that a closed pipe is noticed below
     except UserError as error:
@@ -112,6 +112,5 @@ def _start_jax() -> None:
 
 
 def _fail(message: str) -> None:
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-    print(f"memtx: {line}", file=sys.stderr)
+    print(f"memtx: {escaped(message)}", file=sys.stderr)
     sys.exit(2)

@@ -11,7 +11,7 @@ import textwrap
 
 from absl import flags
 
-from memtx.errors import UserError
+from memtx.errors import UserError, escaped
 from memtx.files.cache import VARIABLE
 
 INDENT, WIDTH = 28, 110  # of the texts in the help
@@ -98,9 +98,7 @@ def _check_keys(spec: str, rest: list[str]) -> None:
 
 def print_text(text: str) -> None:
     """Print a piece of generated text. A terminal gets control characters, which could confuse it, in escaped form."""
-    if sys.stdout.isatty():
-        text = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
-    print(text, end="", flush=True)
+    print(escaped(text, keep="\n\t") if sys.stdout.isatty() else text, end="", flush=True)
 
 
 def needed(values: flags.FlagValues, name: str, example: str):

@@ -21,7 +21,7 @@ def define(values: flags.FlagValues) -> None:
     def string(name: str, default: str | None, text: str) -> None:
         flags.DEFINE_string(name, default, text, flag_values=values)
 
-    string("sweep", None, "The sweep `FILE`; see CONTRIBUTING.md. Required.")
+    string("sweep", None, "The sweep `FILE`; see docs/sweeps.md. Required.")
     string("workdir", None, "The folder `DIR` of the sweep. Each run goes to DIR/runs/NAME. Required.")
     flags.DEFINE_integer("parallel", 1, "Run N runs at a time.", lower_bound=1, flag_values=values)
     string("only", "*", "Run the runs whose names match the `PATTERN`, such as '*memory=xl*'.")

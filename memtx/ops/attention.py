@@ -2,8 +2,8 @@
 
     y_t = sum_j softmax_j(q_t k_j + bias_tj) v_j        over the keys j of all sets that query t sees
 
-`attend` is the definition. Models call `attend_tiled`, or its parts `read` and `combine`. A kernel for an accelerator can
-replace `read`.
+`attend` is the definition. `attend_tiled` has the same values. Models call its two parts, `read` for each set and
+`combine`. A kernel for an accelerator can replace `read`.
 
 The sets are not concatenated in time, so a set that needs no gradient costs no backward products. A tile of scores (some
 queries x some keys) stays in cache, and tiles that no query sees are skipped. For each group of queries, `read` returns the

@@ -73,7 +73,7 @@ def search(
     if not 0 < k <= key_BMKH.shape[1]:
         raise ValueError(f"k={k} must be between 1 and the {key_BMKH.shape[1]} entries of the bank")
     args = lax.stop_gradient((q_BTNH, key_BMKH, id_BM, span_BT))
-    on_device = partial(_over_blocks, plan=make_plan(key_BMKH.shape[1], k, metric, recall, block))
+    on_device = partial(_over_blocks, plan=plan_search(key_BMKH.shape[1], k, metric, recall, block))
     mesh = next((m for a in jax.tree.leaves(args) if not (m := jax.typeof(a).sharding.mesh).empty), None)
     if mesh is None:
         return on_device(*args)
@@ -87,12 +87,14 @@ def search(
 class Plan:
     """The static numbers of a search.
 
+    entries     M
     k, metric   as in `search`
     size        C, entries of a block
     kept        entries kept of each query from block to block: k, or the L buckets of an approximate search
     exact       whether the search is exact
     """
 
+    entries: int
     k: int
     metric: str
     size: int
@@ -100,14 +102,14 @@ class Plan:
     exact: bool
 
 
-def make_plan(entries: int, k: int, metric: str, recall: float, block: int) -> Plan:
+def plan_search(entries: int, k: int, metric: str, recall: float, block: int) -> Plan:
     """Return the Plan of a search for the k best of M `entries`, in equal blocks of about `block`."""
     size = -(-entries // -(-entries // block))
     size = min(-(-size // group(size, k)) * group(size, k), entries)
     slots = buckets(k, recall) if recall < 1 else entries
     if slots >= entries:
-        return Plan(k, metric, size, k, exact=True)
-    return Plan(k, metric, min(-(-size // slots) * slots, entries // slots * slots), slots, exact=False)
+        return Plan(entries, k, metric, size, k, exact=True)
+    return Plan(entries, k, metric, min(-(-size // slots) * slots, entries // slots * slots), slots, exact=False)
 
 
 def buckets(k: int, target: float) -> int:
@@ -117,14 +119,14 @@ def buckets(k: int, target: float) -> int:
 
 def _over_blocks(q_BTNH: Array, key_BMKH: Array, id_BM: Array, span_BT: Span, plan: Plan) -> Found:
     """Search the blocks of entries one after another."""
-    (batch, time), (entries, heads) = q_BTNH.shape[:2], key_BMKH.shape[1:3]
+    (batch, time), heads = q_BTNH.shape[:2], key_BMKH.shape[2]
     if len(key_BMKH) == 1:  # one bank for all streams: their queries are one row
         q_BTNH, span_BT = jax.tree.map(lambda a: a.reshape(1, -1, *a.shape[2:]), (q_BTNH, span_BT))
     first_B1, end_B1 = span_BT[0].min(1, keepdims=True), span_BT[1].max(1, keepdims=True)
     tiles = _tiles(q_BTNH, span_BT, heads)
 
     def step(best: Found, begin: Array):
-        start = jnp.minimum(begin, entries - plan.size)  # the last block overlaps the one before
+        start = jnp.minimum(begin, plan.entries - plan.size)  # the last block overlaps the one before
         key_BCKH, id_BC = (lax.dynamic_slice_in_dim(a, start, plan.size, 1) for a in (key_BMKH, id_BM))
         id_BC = jnp.where(start + jnp.arange(plan.size) >= begin, id_BC, -1)
 
@@ -136,7 +138,7 @@ def _over_blocks(q_BTNH: Array, key_BMKH: Array, id_BM: Array, span_BT: Span, pl
 
     shape_IBKGTR = (*tiles[0].shape[:-1], plan.kept)
     best = jnp.full(shape_IBKGTR, -jnp.inf), jnp.zeros(shape_IBKGTR, jnp.int32)
-    best, _ = lax.scan(step, best, jnp.arange(0, entries, plan.size, dtype=jnp.int32))
+    best, _ = lax.scan(step, best, jnp.arange(0, plan.entries, plan.size, dtype=jnp.int32))
     score, index = best if plan.exact else _best(*best, plan.k)
     return tuple(_untile(a, q_BTNH.shape[1]).reshape(batch, time, -1, plan.k) for a in (score, index))  # pyright: ignore
 
@@ -155,6 +157,8 @@ def _search_tile(tile, best: Found, key_BCKH: Array, id_BC: Array, start: Array,
     if not plan.exact:
         return _best_of_buckets(best, score_BKGTC, start, plan.kept)
     score, index = select(score_BKGTC, min(plan.k, plan.size))
+    if plan.size == plan.entries:  # there is one block
+        return score, index
     return _best(jnp.concatenate([best[0], score], -1), jnp.concatenate([best[1], index + start], -1), plan.k)
 
 

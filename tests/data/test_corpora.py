@@ -345,3 +345,8 @@ def test_nothing_of_the_corpora_names_this_machine(small, folder):
     stored = json.loads((small.path / "corpus.json").read_text())
     assert set(stored) == {"fingerprint", "splits", "notes"}
     assert str(Path(folder)) not in "".join(p.read_text(errors="replace") for p in small.path.rglob("*.json"))
+
+
+def test_a_folder_without_a_kind_is_named_with_one(tmp_path, cache):
+    with pytest.raises(UserError, match="for a folder of texts give textdir:"):
+        load_corpus(str(tmp_path), cache)

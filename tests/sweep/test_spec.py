@@ -7,6 +7,7 @@ import pytest
 from memtx.config import to_json
 from memtx.errors import UserError
 from memtx.sweep.spec import load_sweep
+from tests.test_docs import FILES
 
 
 def test_overrides_reach_the_config_over_what_all_runs_have(sweep_file):
@@ -32,6 +33,13 @@ def test_another_argument_of_the_config_is_in_the_name_and_in_the_settings(sweep
     assert run.name.startswith("memory=xl_stacks=")
     assert run.settings == {"task": "mqar", "size": "micro", "memory": "xl", "model.stacks": [[["xl"], 1]], "seed": 1}
     assert list(run.config.model.memory) == ["xl"]
+
+
+def test_a_memory_in_a_file_has_its_registered_name_in_the_settings(sweep_file, tmp_path):
+    (tmp_path / "mine.py").write_text(FILES["my_memory.py"])
+    spec = f"configs/task.py:task=mqar,size=micro,memory={tmp_path / 'mine.py'}:MyMemory"
+    [run] = load_sweep(sweep_file(f"[{{'config': '{spec}'}}]")).runs.values()
+    assert run.settings["memory"] == "my_memory"
 
 
 def test_numbers_of_numpy_give_the_runs_that_python_numbers_give(sweep_file):
