@@ -33,7 +33,7 @@ class Entries:
     key: Array
     value: Any  # a pytree
     id: Array
-    source: Array  # the document of origin
+    document: Array  # the document of origin
     position: Array  # in that document
     namespace: Array  # the owner of the entry, to which a search can be restricted
     step: Array  # the time of writing, on the writer's clock
@@ -75,20 +75,20 @@ def write(
     value_T: Any,
     *,
     mask_T: Array | None = None,
-    source: ArrayLike = 0,
+    document: ArrayLike = 0,
     position: ArrayLike = 0,
     namespace: ArrayLike = 0,
     step: ArrayLike = 0,
 ) -> Bank:
     """Add the entries at which mask_T is True to a bank without a stream axis.
 
-    source, position, namespace and step are numbers or arrays [T].
+    document, position, namespace and step are numbers or arrays [T].
     """
     time = key_T.shape[0]
     mask_T = jnp.ones(time, bool) if mask_T is None else mask_T
     rank_T, count = jnp.cumsum(mask_T, dtype=jnp.int32) - 1, mask_T.sum(dtype=jnp.int32)
     id_T = jnp.where(mask_T, bank.cursor + rank_T, -1)
-    labels = (jnp.broadcast_to(jnp.asarray(a, jnp.int32), time) for a in (source, position, namespace, step))
+    labels = (jnp.broadcast_to(jnp.asarray(a, jnp.int32), time) for a in (document, position, namespace, step))
     return put(bank, Entries(key_T, value_T, id_T, *labels), bank.cursor + count)
 
 
@@ -142,14 +142,14 @@ def gather(bank: Bank, index: Array, head: Array | None = None) -> Entries:
     return dataclasses.replace(found, key=key, value=value)
 
 
-def forget(bank: Bank, *, source: int | None = None, namespace: int | None = None, id: int | None = None) -> Bank:
+def forget(bank: Bank, *, document: int | None = None, namespace: int | None = None, id: int | None = None) -> Bank:
     """Erase the entries that match all arguments, with their keys and values. Other entries keep their index and id.
 
     Raises ValueError if there are no arguments.
     """
-    given = {"source": source, "namespace": namespace, "id": id}
+    given = {"document": document, "namespace": namespace, "id": id}
     if all(value is None for value in given.values()):
-        raise ValueError("forget needs a source, a namespace or an id")
+        raise ValueError("forget needs a document, a namespace or an id")
     entries = bank.entries
     match_M = bank.valid_M
     for name, value in given.items():

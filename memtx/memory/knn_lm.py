@@ -34,7 +34,7 @@ from memtx.ops.attention import MASKED
 from memtx.ops.rows import take
 from memtx.ops.skip import skip_unless
 
-LABELS = ("id", "source", "position")  # of an entry that was read
+LABELS = ("id", "document", "position")  # of an entry that was read
 
 
 @pytree
@@ -157,8 +157,8 @@ def remember(cache: Cache, f_BTD, token_BT, position_BT, mask_BT, document_B) ->
     paired_BT = mask_BT.at[:, 0].set(mask_BT[:, 0] & cache.begun_B)
     end_BT = cache.bank.cursor[:, None] + jnp.cumsum(paired_BT, 1, dtype=jnp.int32)
 
-    def write(pairs, key, token, mask, source, position):
-        return bank.write(pairs, key, token, mask_T=mask, source=source, position=position)
+    def write(pairs, key, token, mask, document, position):
+        return bank.write(pairs, key, token, mask_T=mask, document=document, position=position)
 
     pairs = jax.vmap(write)(cache.bank, keys, token_BT, paired_BT, document_B, position_BT)
     length_B = mask_BT.sum(1, dtype=jnp.int32)
@@ -179,24 +179,24 @@ def extend(store: Bank, lm, params, documents: Iterable[tuple[int, ArrayLike]], 
     """Return the datastore with more documents. It equals, bit for bit, one that is built from all documents at once."""
     run = jax.jit(collect(lm, "hidden"))
     parts = []
-    for source, tokens in documents:
+    for document, tokens in documents:
         tokens, state = np.asarray(tokens, np.int32), lm.init_state(1)
         for start in range(0, len(tokens) - 1, time):
             here, after = tokens[start : start + time][None], tokens[start + 1 : start + 1 + time]
             padded = np.pad(here, ((0, 0), (0, time - here.shape[1])))
             (_, state), found = run(params, padded, state, segment(start + np.arange(time)[None], [here.shape[1]]))
             key = np.asarray(found["hidden"][0], np.float32)[0, : len(after)]
-            parts.append((key, after, np.full(len(after), source), start + 1 + np.arange(len(after))))
+            parts.append((key, after, np.full(len(after), document), start + 1 + np.arange(len(after))))
     if not parts:
         return store
-    key, token, source, position = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    key, token, document, position = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     store = bank.resize(store, int(store.cursor) + len(key))
-    return bank.write(store, jnp.asarray(key), jnp.asarray(token), source=source, position=position)
+    return bank.write(store, jnp.asarray(key), jnp.asarray(token), document=document, position=position)
 
 
-def forget(store: Bank, source: int) -> Bank:
+def forget(store: Bank, document: int) -> Bank:
     """Return the datastore without a document, as if it had never been added."""
-    return bank.forget(store, source=source)
+    return bank.forget(store, document=document)
 
 
 def attach(state, store: Bank):

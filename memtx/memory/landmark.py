@@ -145,13 +145,13 @@ class Landmark(Memory):
         k, v = (take(a, under_way_B1)[:, 0] for a in (k, v))
         return y, reads, Blocks(full, k, v, grid.offset_B)
 
-    def write(self, full: Bank, k_JCKH: Array, v_JCKH: Array, complete_J, source, position_J) -> Bank:
+    def write(self, full: Bank, k_JCKH: Array, v_JCKH: Array, complete_J, document, position_J) -> Bank:
         """Return the bank of one stream with the complete ones among J blocks added."""
         weight_JCK = jax.nn.softmax(jnp.einsum("JCKH,KH->JCK", k_JCKH, self.pool[...]) * self.dims.scale, 1)
         landmark = jnp.einsum("JCK,JCKH->JKH", weight_JCK, k_JCKH)
         slot_JC = jnp.broadcast_to(jnp.arange(self.config.block), k_JCKH.shape[:2])
         value = {"k": self.turn(k_JCKH, slot_JC).swapaxes(1, 2), "v": v_JCKH.swapaxes(1, 2)}
-        return bank.write(full, landmark, value, mask_T=complete_J, source=source, position=position_J)
+        return bank.write(full, landmark, value, mask_T=complete_J, document=document, position=position_J)
 
     def queries(self, q_BTNH: Array, slot_BT: Array, last_BT: Array, id_BT: Array) -> Queries:
         """Return queries in float32, scaled."""
@@ -164,7 +164,7 @@ class Landmark(Memory):
         found_BTNR, size = gate_BTNR > MASKED, self.config.block
         p = jax.nn.softmax(jnp.concatenate([own_BTNC, gate_BTNR], -1), -1)
         p_own_BTNC, p_block_BTNR = p[..., :size], p[..., size:] * found_BTNR
-        reads = {name: jnp.where(found_BTNR, getattr(block, name), -1) for name in ("id", "source", "position")}
+        reads = {name: jnp.where(found_BTNR, getattr(block, name), -1) for name in ("id", "document", "position")}
         p_inside_BTNRC = jax.nn.softmax(self.inside_scores(asked, block, reads["id"], seg), -1)
         v_BJCNH = jnp.repeat(v_BJCKH, self.groups, 3)
         y_BJQNH = jnp.einsum("BJQNC,BJCNH->BJQNH", in_blocks(p_own_BTNC, v_BJCNH.shape[1]), v_BJCNH)
@@ -228,7 +228,7 @@ class Landmark(Memory):
         return bias_BNTS.swapaxes(1, 2) if isinstance(bias_BNTS, Array) else bias_BNTS
 
     def report(self, reads: dict[str, Array]) -> None:
-        """Emit the blocks that were read, [B, T, N, R]: id (-1: none), source, position of the first token, weight."""
+        """Emit the blocks that were read, [B, T, N, R]: id (-1: none), document, position of the first token, weight."""
         if wants("attribution"):
             for name, value in reads.items():
                 emit(f"attribution/{name}", value)

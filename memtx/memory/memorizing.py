@@ -153,11 +153,11 @@ class Memorizing(Memory):
         score = jnp.einsum("BTNH,BTNRH->BTNR", q_BTNH.astype(jnp.float32), key) * self.dims.scale
         weight = jax.nn.softmax(jnp.where(found_BTNR, score, MASKED), -1) * found_BTNR
         labels = bank.gather(full, index)
-        reads = {name: jnp.where(found_BTNR, getattr(labels, name), -1) for name in ("id", "source", "position")}
+        reads = {name: jnp.where(found_BTNR, getattr(labels, name), -1) for name in ("id", "document", "position")}
         return jnp.einsum("BTNR,BTNRH->BTNH", weight, value), reads | {"weight": weight}
 
 
-def write(full: Bank, k_TKH, v_TKH, mask_T, source, position_T) -> Bank:
+def write(full: Bank, k_TKH, v_TKH, mask_T, document, position_T) -> Bank:
     """Return one stream's bank with these tokens, without gradient."""
     k_TKH, v_TKH = lax.stop_gradient((k_TKH, v_TKH))
-    return bank.write(full, k_TKH, v_TKH, mask_T=mask_T, source=source, position=position_T)
+    return bank.write(full, k_TKH, v_TKH, mask_T=mask_T, document=document, position=position_T)

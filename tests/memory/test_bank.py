@@ -58,11 +58,11 @@ def test_only_masked_entries_are_written():
 
 
 def test_forget_erases_and_ids_are_never_used_again():
-    b = add(add(add(fresh(), 2, source=7), 1, source=8), 1, source=7, namespace=1)
-    gone = bank.forget(b, source=7)
+    b = add(add(add(fresh(), 2, document=7), 1, document=8), 1, document=7, namespace=1)
+    gone = bank.forget(b, document=7)
     assert held(gone) == [2]
     assert np.asarray(gone.entries.key)[[0, 1, 3]].max() == 0  # nothing of it is left in the arrays
-    assert held(bank.forget(b, source=7, namespace=1)) == [0, 1, 2]
+    assert held(bank.forget(b, document=7, namespace=1)) == [0, 1, 2]
     assert held(bank.forget(b, id=1)) == [0, 2, 3]
     after = add(gone, 3)
     assert held(after) == [2, 4, 5, 6]
@@ -82,15 +82,15 @@ def test_resize_keeps_the_newest_under_their_ids(capacity):
 
 def test_search_sees_its_namespace_and_gather_tells_the_provenance():
     b = fresh()
-    for source in range(4):
-        b = add(b, 1, source=10 + source, position=20 + source, namespace=source % 2, step=3)
+    for document in range(4):
+        b = add(b, 1, document=10 + document, position=20 + document, namespace=document % 2, step=3)
     q = jnp.ones((2, 1, 1, H))
     score, index = bank.search(b, q, 2)
     np.testing.assert_array_equal(index[:, 0, 0], [[3, 2]] * 2)
     score, index = bank.search(b, q, 3, namespace=0)
     read = bank.gather(b, index[:, 0, 0])
     np.testing.assert_array_equal(np.isfinite(score[:, 0, 0]), [[True, True, False]] * 2)
-    np.testing.assert_array_equal(read.source[:, :2], [[12, 10]] * 2)
+    np.testing.assert_array_equal(read.document[:, :2], [[12, 10]] * 2)
     np.testing.assert_array_equal(read.position[:, :2], [[22, 20]] * 2)
     np.testing.assert_array_equal(read.key[:, :2, 0], [[2, 0]] * 2)
 

@@ -180,7 +180,7 @@ def test_landmark_reads_the_same_in_calls_longer_than_its_bank_has_room_for():
 # --- knn_lm: the shared datastore -------------------------------------------------------------------------------------------
 
 
-DOCUMENTS = [(source, np.random.default_rng(source).integers(0, 16, 9 + 4 * source)) for source in range(4)]
+DOCUMENTS = [(document, np.random.default_rng(document).integers(0, 16, 9 + 4 * document)) for document in range(4)]
 TOTAL = sum(len(tokens) - 1 for _, tokens in DOCUMENTS)
 
 
