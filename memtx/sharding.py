@@ -89,7 +89,7 @@ class Layout:
                 return NamedSharding(self.mesh, P(*[None] * axis, "data"))
             return entries if leaf.ndim and leaf.shape[0] % self.mesh.size == 0 else self.whole
 
-        return jax.tree.map(sharding, jax.eval_shape(init_state, 1), batch_axes(init_state))
+        return jax.tree.map(sharding, jax.eval_shape(lambda: init_state(1)), batch_axes(init_state))
 
     def shard(self, batch):
         """Build global arrays from the rows of each process (NumPy leaves [B, ...]), sharded over `data`."""
