@@ -26,7 +26,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from memtx.errors import check_known, optional
 from memtx.ops import topk
 
-BLOCK, SMALLEST = 65_536, 128  # entries of a block: SMALLEST times a power of two, so that few programs serve all M
+BLOCK, SMALLEST = 16_384, 128  # entries of a block: SMALLEST times a power of two, so that few programs serve all M
 KEEP = 2**31  # bytes
 LINKS, BUILD, SEARCH = 32, 80, 128  # of HNSW: neighbours of an entry, candidates when it is added, candidates of a query
 Found = tuple[np.ndarray, np.ndarray]
@@ -64,7 +64,7 @@ class Index:
         begins = range(first // self._size * self._size, end, self._size)
         block = self._block(begins[0])
         for begin in begins:
-            found = _search_block(found, query_QE, *block, (max(first, begin), end), metric=self.metric)
+            found = _search_block(found, query_QE[None, :, None], *block, (max(first, begin), end), metric=self.metric)
             if begin != begins[-1]:
                 block = self._block(begin + self._size)
             jax.block_until_ready(found)  # there are never more than two blocks on the way
@@ -74,14 +74,16 @@ class Index:
         return self._kept[begin] if self._kept else self._load(begin)
 
     def _load(self, begin: int) -> tuple[int, Array]:
-        """Start to copy a block to the device. Returns its first entry and key_CE. The last block overlaps the one before."""
+        """Start to copy a block to the device. Returns its first entry and key_1C1E. The last block overlaps the one before."""
         start = max(min(begin, len(self.key_ME) - self._size), 0)
         key_CE = np.asarray(self.key_ME[start : start + self._size], np.float32)
         if len(key_CE) < self._size:  # there is one block
             key_CE = np.pad(key_CE, ((0, self._size - len(key_CE)), (0, 0)))
         devices = jax.local_devices()
         mesh = jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
-        return start, jax.device_put(key_CE, NamedSharding(mesh, PartitionSpec("data")) if len(devices) > 1 else None)
+        return start, jax.device_put(
+            key_CE[None, :, None], NamedSharding(mesh, PartitionSpec(None, "data")) if len(devices) > 1 else None
+        )
 
 
 def _block_size(entries: int, devices: int) -> int:
@@ -93,14 +95,13 @@ def _block_size(entries: int, devices: int) -> int:
 
 
 @partial(jax.jit, static_argnames="metric")
-def _search_block(found: tuple[Any, Any], query_QE, start, key_CE: Array, span: tuple[Any, Any], metric: str):
+def _search_block(found: tuple[Any, Any], query_1Q1E, start, key_1C1E: Array, span: tuple[Any, Any], metric: str):
     """Merge `found` with the best entries of the block that begins at entry `start`. Only entries in the span count."""
     score_QR, index_QR = found
-    id_C = start + jnp.arange(len(key_CE))
-    first_1Q, end_1Q = (jnp.full((1, len(query_QE)), a) for a in span)
-    k = min(score_QR.shape[1], len(key_CE))
-    query_1Q1E, key_1C1E = query_QE[None, :, None], key_CE[None, :, None]
-    score, index = topk.search(query_1Q1E, key_1C1E, id_C[None], (first_1Q, end_1Q), k, metric=metric)
+    id_1C = start + jnp.arange(key_1C1E.shape[1])[None]
+    first_1Q, end_1Q = (jnp.full(query_1Q1E.shape[:2], a) for a in span)
+    k = min(score_QR.shape[1], key_1C1E.shape[1])
+    score, index = topk.search(query_1Q1E, key_1C1E, id_1C, (first_1Q, end_1Q), k, metric=metric)
     scores, indices = (jnp.concatenate(a, 1) for a in ((score_QR, score[0, :, 0]), (index_QR, index[0, :, 0] + start)))
     return topk.keep_best(scores, indices, score_QR.shape[1])
 

@@ -172,7 +172,6 @@ def _over_blocks(q_BTNH: Array, key_BMKH: Array, id_BM: Array, span_BT: Span, pl
     (batch, time), heads = q_BTNH.shape[:2], key_BMKH.shape[2]
     if len(key_BMKH) == 1:  # one bank for all streams: their queries are one row
         q_BTNH, span_BT = jax.tree.map(lambda a: a.reshape(1, -1, *a.shape[2:]), (q_BTNH, span_BT))
-    first_B1, end_B1 = span_BT[0].min(1, keepdims=True), span_BT[1].max(1, keepdims=True)
     tiles = _tiles(q_BTNH, span_BT, heads)
 
     def step(best: Found, begin: Array):
@@ -180,11 +179,13 @@ def _over_blocks(q_BTNH: Array, key_BMKH: Array, id_BM: Array, span_BT: Span, pl
         key_BCKH, id_BC = (lax.dynamic_slice_in_dim(a, start, plan.size, 1) for a in (key_BMKH, id_BM))
         id_BC = jnp.where(start + jnp.arange(plan.size) >= begin, id_BC, -1)
 
-        def search_tiles(best: Found) -> Found:
-            search_tile = lambda args: _search_tile(args[0], args[1], key_BCKH, id_BC, start, plan)  # noqa: E731
-            return lax.map(search_tile, (tiles, best))
+        def search_tile(args: tuple[tuple[Array, Span], Found]) -> Found:
+            tile, best = args
+            first_B1, end_B1 = tile[1][0].min(1, keepdims=True), tile[1][1].max(1, keepdims=True)
+            search = partial(_search_tile, tile, key_BCKH=key_BCKH, id_BC=id_BC, start=start, plan=plan)
+            return lax.cond(_seen(id_BC, first_B1, end_B1).any(), search, lambda best: best, best)
 
-        return lax.cond(_seen(id_BC, first_B1, end_B1).any(), search_tiles, lambda best: best, best), None
+        return lax.map(search_tile, (tiles, best)), None
 
     shape_IBKGTR = (*tiles[0].shape[:-1], plan.kept)
     best = jnp.full(shape_IBKGTR, -jnp.inf), jnp.zeros(shape_IBKGTR, jnp.int32)
