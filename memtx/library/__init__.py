@@ -1,1 +1,0 @@
-"""Memory as an object."""
