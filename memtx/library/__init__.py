@@ -14,11 +14,12 @@ certificate.py   proofs of forgetting                      move.py     export, i
 """
 
 from memtx.library.kind import Found
-from memtx.library.library import Library, create, open
+from memtx.library.library import SPACE, Library, create, is_library, open
 from memtx.library.move import Diff, diff, export, fork, import_file, merge, migrate, resize
 from memtx.library.record import Document
 
 __all__ = [
+    "SPACE",
     "Diff",
     "Document",
     "Found",
@@ -28,6 +29,7 @@ __all__ = [
     "export",
     "fork",
     "import_file",
+    "is_library",
     "merge",
     "migrate",
     "open",

@@ -11,8 +11,9 @@ from typing import Any
 
 from memtx.errors import UserError, check_known
 from memtx.files.cache import absolute
+from memtx.files.text import read_text
 from memtx.library import certificate as certificates
-from memtx.library.folder import Folder, unpacked
+from memtx.library.folder import SETTINGS, Folder, unpacked
 from memtx.library.kind import Change, Found, Kind, Separate, check_text, fingerprint
 from memtx.library.language import Entries, States
 from memtx.library.record import Document, Record, Settings, sha256
@@ -61,6 +62,11 @@ def create(
 def open(folder: str | Path, *, model: str | Path | None = None) -> Library:
     """Open a library. model: where its model is now, if it has moved. Raises UserError if the folder is not a library."""
     return Library(absolute(folder), model=None if model is None else str(model))
+
+
+def is_library(folder: str | Path) -> bool:
+    """Return whether a folder is a library."""
+    return (absolute(folder) / SETTINGS).exists()
 
 
 def _context(model: str, context: int) -> dict[str, int]:
@@ -123,13 +129,13 @@ class Library:
     # --- verbs
 
     def read(self, text: str | Path, *, document: str = "", namespace: str = SPACE) -> int:
-        """Read a document, and return the number of its entries. A document of the same name is replaced.
+        """Read a document, and return the number of its entries. It replaces a document of the same name and namespace.
 
-        text: the text, or the path of a UTF-8 file. document: its name, by default that of the file. Raises UserError if the
-        file cannot be read, or the model cannot read the text.
+        text: the text, or the Path of a UTF-8 file. document: its name, by default that of the file. Raises UserError if the
+        file or the model cannot read the text.
         """
         if isinstance(text, Path):
-            document, text = document or text.name, _file(text)
+            document, text = document or text.name, read_text(text)
         for value, what in ((document, "document"), (namespace, "namespace")):
             _check_name(value, what)
         check_text(text, document)
@@ -280,15 +286,6 @@ class Library:
 def _check_name(name: str, what: str) -> None:
     if not name or not name.isprintable() or len(name) > LONGEST or name != name.strip():
         raise UserError(f"the name of a {what} must have 1 to {LONGEST} printable characters, not {name[:60]!r}")
-
-
-def _file(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _now() -> str:

@@ -20,7 +20,7 @@ from memtx.errors import UserError, check_known, listed
 from memtx.files.atomic import write_atomic
 from memtx.files.cache import absolute
 from memtx.library.folder import Arrays, Folder, packed
-from memtx.library.library import Library, create
+from memtx.library.library import Library, create, is_library
 from memtx.library.record import Document, Record, Settings, load_record, load_settings
 
 KEEP = ("newest", "most recalled")
@@ -70,7 +70,7 @@ def import_file(folder: str | Path, file: str | Path) -> tuple[Library, int]:
     """
     settings, record, files = _read_export(absolute(file))
     path = absolute(folder)
-    if not (path / "library.json").exists():
+    if not is_library(path):
         Folder(path).create(settings)
     library = Library(path)
     return library, _add(library, settings, record, files.__getitem__)
