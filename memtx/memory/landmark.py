@@ -33,7 +33,7 @@ from jax.typing import ArrayLike
 from memtx.core import Dims, Memory, Segment, emit, pytree, wants
 from memtx.errors import UserError, positive
 from memtx.memory import bank
-from memtx.memory.bank import Bank
+from memtx.memory.bank import Bank, Holder
 from memtx.nn.attention import position_bias
 from memtx.nn.positions import rope
 from memtx.ops.attention import MASKED
@@ -44,7 +44,7 @@ AHEAD = 16  # blocks written before they are read
 
 
 @pytree
-class Blocks:
+class Blocks(Holder):
     """Finished blocks, whose key is a landmark [K, H] and whose value is k and v [K, C, H], and the unfinished block."""
 
     bank: Bank
@@ -88,6 +88,14 @@ class Landmark(Memory):
                 raise UserError(f"neighbours={self.neighbours} is more than memory={self.memory}")
 
     tiny = (Config(block=3, memory=3, neighbours=2),)
+
+    @classmethod
+    def reading(cls, config: Config, tokens: int) -> Config:
+        return dataclasses.replace(config, memory=max(-(-tokens // config.block), config.neighbours))
+
+    @classmethod
+    def answering(cls, config: Config, entries: int) -> Config:
+        return dataclasses.replace(config, memory=entries + config.memory)
 
     def __init__(self, config: Config, dims: Dims, key: Array):
         self.config, self.dims = config, dims
