@@ -9,10 +9,11 @@ graph      `Index(keys, approximate=True)`: faiss HNSW, for numbers of entries u
 
 Keys are unit vectors of 384 float32 features: random ones, or clusters with a mean cosine of about 0.6 within a cluster. All
 methods use the cores of the driver. Each runs in a separate process, one after another, in rounds of alternating order. A
-sample does not count if other processes used more than a tenth of a core. A ratio compares the medians of one round. Peak
-memory is that of the process, less its memory before the keys were read and less the keys.
+sample of the time does not count if other processes used more than a tenth of a core. The CPU time of all samples counts,
+because other work changes it less. A ratio compares the medians of one round. Peak memory is that of the process, less its
+memory before the keys were read and less the keys, which all methods read from a memory-mapped file.
 
-The script writes results/search.json and prints the table. It needs faiss: pip install 'memtx[faiss]'.
+The script adds to results/search.json and prints the table. It needs faiss: pip install 'memtx[faiss]'.
 """
 
 import argparse
@@ -30,7 +31,7 @@ import numpy as np
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent / "speed"))
 
-from clock import DISTURBED, own_cores, timed  # noqa: E402
+from clock import DISTURBED, own_cores, own_cpu, timed  # noqa: E402
 from rounds import machine, store  # noqa: E402
 
 FEATURES, QUERIES, K = 384, 512, 32
@@ -58,7 +59,7 @@ def make_keys(kind: str, entries: int, folder: Path) -> Path:
     return path
 
 
-# --- a worker: one method -------------------------------------------------------------------------------------------------------
+# --- a worker: one method ---------------------------------------------------------------------------------------------------
 
 
 def memory(field: str) -> int:
@@ -68,23 +69,23 @@ def memory(field: str) -> int:
 
 
 def make_search(method: str, keys: np.ndarray):
-    """Return a function from queries to (scores, indices). keys: memory-mapped; each method reads them in full."""
+    """Return a function from queries to (scores, indices). keys: memory-mapped."""
     if method == "flat":
         import faiss
 
         flat = faiss.IndexFlatIP(FEATURES)
         for start in range(0, len(keys), 65536):
-            flat.add(np.array(keys[start : start + 65536]))
+            flat.add(keys[start : start + 65536])
         return lambda queries: flat.search(queries, K)
     if method == "top_k":
         import jax
 
-        on_device = jax.device_put(np.array(keys))
+        on_device = jax.device_put(keys)
         run = jax.jit(lambda queries, keys: jax.lax.top_k(queries @ keys.T, K))
         return lambda queries: jax.block_until_ready(run(queries, on_device))
     from memtx.library.search import Index
 
-    index = Index(keys if method == "graph" else np.array(keys), approximate=method == "graph")
+    index = Index(keys, approximate=method == "graph")
     return lambda queries: index.search(queries, K)
 
 
@@ -105,14 +106,16 @@ def work(method: str, path: Path, threads: int, samples: int, again: int) -> dic
     run = make_search(method, keys)
     seconds = time.perf_counter() - start
     index = np.asarray(run(queries)[1])
-    found = [timed(lambda: [run(queries) for _ in range(again)]) for _ in range(samples)]
-    for sample in found:
-        sample["seconds"] /= again
+    found = []
+    for _ in range(samples):
+        own = own_cpu()
+        sample = timed(lambda: [run(queries) for _ in range(again)])
+        found.append({**sample, "seconds": sample["seconds"] / again, "cpu_seconds": (own_cpu() - own) / again})
     np.save(path / f"{method}.npy", index)
     return {"build_seconds": seconds, "peak_bytes": memory("VmHWM") - before - keys.nbytes, "samples": found}
 
 
-# --- the driver -----------------------------------------------------------------------------------------------------------------
+# --- the driver -------------------------------------------------------------------------------------------------------------
 
 
 def measure(path: Path, methods: list[str], args) -> dict[str, list[dict]]:
@@ -138,21 +141,33 @@ def clean(result: dict) -> list[float]:
     return [sample["seconds"] for sample in result["samples"] if sample["others"] < DISTURBED]
 
 
+def cpu(result: dict) -> list[float]:
+    """Return the CPU seconds of all samples."""
+    return [sample["cpu_seconds"] for sample in result["samples"]]
+
+
 def summary(result: dict) -> str:
     """Describe one result for the progress."""
     seconds = statistics.median(sample["seconds"] for sample in result["samples"])
-    return f"{seconds:.3f} s, {len(clean(result))} of {len(result['samples'])} clean"
+    cleaned = f"{len(clean(result))} of {len(result['samples'])} clean"
+    return f"{seconds:.3f} s, {statistics.median(cpu(result)):.3f} s of CPU time, {cleaned}"
 
 
 def row(results: list[dict], memtx: list[dict]) -> dict:
-    """Return the statistics of one method. ratios: its time relative to that of memtx, by round."""
+    """Return the statistics of one method. The ratios are its time over that of memtx, by round."""
+
+    def ratios(seconds) -> list[float]:
+        pairs = [(seconds(ours), seconds(result)) for ours, result in zip(memtx, results, strict=False)]
+        return [statistics.median(other) / statistics.median(ours) for ours, other in pairs if ours and other]
+
     seconds = [s for result in results for s in clean(result)]
-    pairs = [(clean(ours), clean(result)) for ours, result in zip(memtx, results, strict=False)]
     return {
         "samples": sum(len(result["samples"]) for result in results),
         "clean": len(seconds),
         "seconds": statistics.median(seconds) if seconds else None,
-        "ratios": [statistics.median(other) / statistics.median(ours) for ours, other in pairs if ours and other],
+        "cpu_seconds": statistics.median(s for result in results for s in cpu(result)),
+        "ratios": ratios(clean),
+        "cpu_ratios": ratios(cpu),
         "peak_mib": statistics.median(result["peak_bytes"] for result in results) / 2**20,
         "build_seconds": statistics.median(result["build_seconds"] for result in results),
     }
@@ -164,19 +179,40 @@ def recall(path: Path, method: str) -> float:
     return float((exact_QR[:, :, None] == found_QR[:, None]).any(2).mean())
 
 
+def spread(ratios: list[float]) -> str:
+    """Format ratios as "median (min, max)"."""
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}, {max(ratios):.2f})" if ratios else "no clean pair"
+
+
 def markdown(tables: dict[str, dict]) -> str:
-    """Return the table in Markdown."""
-    lines = [
-        "| keys | entries | method | seconds | time / time of memtx (min, max) | peak MiB above the keys | recall | clean |"
+    """Return the table in Markdown. Ratios are to memtx."""
+    head = [
+        "keys",
+        "entries",
+        "method",
+        "seconds",
+        "ratio",
+        "CPU seconds",
+        "ratio",
+        "peak MiB above the keys",
+        "recall",
+        "clean",
     ]
-    lines.append("|---|---:|---|---:|---|---:|---:|---|")
+    lines = [f"| {' | '.join(head)} |", "|---|---:|---|---:|---|---:|---|---:|---:|---|"]
     for table in tables.values():
         for method, row in table["methods"].items():
             seconds = f"{row['seconds']:.3f}" if row["clean"] else "disturbed"
-            ratios = row["ratios"]
-            ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}, {max(ratios):.2f})" if ratios else "no clean pair"
-            cells = [table["keys"], f"{table['entries']:,}", method, seconds, ratio, f"{row['peak_mib']:,.0f}"]
-            lines.append(f"| {' | '.join([*cells, f'{row["recall"]:.4f}', f'{row["clean"]} of {row["samples"]}'])} |")
+            cells = [
+                table["keys"],
+                f"{table['entries']:,}",
+                method,
+                seconds,
+                spread(row["ratios"]),
+                f"{row['cpu_seconds']:.3f}",
+            ]
+            cells += [spread(row["cpu_ratios"]), f"{row['peak_mib']:,.0f}", f"{row['recall']:.4f}"]
+            cells.append(f"{row['clean']} of {row['samples']}")
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -196,15 +232,16 @@ def main():
     if args.worker:
         print(json.dumps(work(args.worker, args.path, args.threads, args.samples, args.again)))
         return
-    tables = {}
+    tables = json.loads(args.out.read_text())["tables"] if args.out.exists() else {}
     with tempfile.TemporaryDirectory(prefix="memtx-search-") as folder:
         for kind in args.keys.split(","):
             for entries in map(int, args.entries.split(",")):
                 path = make_keys(kind, entries, Path(folder))
                 results = measure(path, [m for m in METHODS if m != "graph" or entries <= args.graphs], args)
                 rows = {name: row(found, results["memtx"]) | {"recall": recall(path, name)} for name, found in results.items()}
-                tables[path.name] = {"keys": kind, "entries": entries, "methods": rows}
-                store(args.out, {"machine": machine(args), "load": os.getloadavg(), "tables": tables})
+                here = {"machine": machine(args), "load": os.getloadavg()[1]}
+                tables[path.name] = {"keys": kind, "entries": entries, **here, "methods": rows}
+                store(args.out, {"tables": tables})
                 (path / "keys.npy").unlink()
     print(markdown(tables))
 
