@@ -73,7 +73,8 @@ def check_seal(certificate: Mapping[str, Any], key: bytes | None = None) -> None
     if algorithm == "sha256" and key is not None:
         raise UserError("the certificate is not signed, but a key is given")
     whole = sealed(certificate, key)["seal"]
-    if certificate["seal"].keys() != whole.keys() or not hmac.compare_digest(f"{algorithm} {seal}", " ".join(whole.values())):
+    same = hmac.compare_digest(f"{algorithm} {seal}".encode(), " ".join(whole.values()).encode())
+    if not same or certificate["seal"].keys() != whole.keys():
         wrong = "" if key is None else ", or it was signed with another key"
         raise UserError(f"the certificate was changed after it was written{wrong}")
 
