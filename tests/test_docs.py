@@ -100,6 +100,20 @@ def test_the_functions_that_the_commands_call(folder):
     assert (folder / "run" / "metrics.jsonl").exists()
 
 
+def test_an_explanation(folder):
+    texts = ["a rose is a rose", "to be, or not to be"]
+    memory = {"window": {"window": 16}, "knn_lm": {"memory": 0, "datastore": 64, "neighbours": 4}}
+    values = runs.tiny(folder, model={"head": "knn_lm"}, memory=memory, train={"steps": 2})
+    memtx.train(values, folder / "run")
+    found = {"workdir": folder / "run", "texts": texts}
+    exec(block("docs/explain.md"), found)
+    assert Path("page.html").read_text().startswith("<!doctype html>")
+    exec(block("docs/explain.md", 1), found)
+    names = [source.name for source in found["explanation"].sources]
+    assert {*names} == {"this text", "text 0", "text 1"}
+    assert found["explanation"].effect(names.index("text 1")) > 0
+
+
 def test_pretrained_models(t5_folder, bert_folder, monkeypatch):  # noqa: F811
     folders, load = {"t5-small": t5_folder, "bert-base-uncased": bert_folder, "minilm": bert_folder}, memtx.load
     monkeypatch.setattr(memtx, "load", lambda name, **changes: load(folders[name], **changes))

@@ -3,17 +3,19 @@
   memtx generate --workdir=runs/xl --prompt='HAMLET: '
   memtx generate --model=smollm2 --prompt='Once upon a time' --top_p=0.9
 
---beams searches for the likeliest text instead of sampling.
+--beams searches for the likeliest text instead of sampling. --explain writes a page that shows, for each token of the text,
+which entries of the memory the model read.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from absl import flags
 
 from memtx.cli.options import needed, print_text
-from memtx.errors import UserError
+from memtx.errors import UserError, optional
 
 
 def define(values: flags.FlagValues) -> None:
@@ -41,6 +43,9 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_multi_string("stop", [], "End at this `TEXT`", flag_values=values)
     flags.DEFINE_bool("chat", False, "Format the prompt as a message with the chat template of the model.", flag_values=values)
     string("source", "The `TEXT` for the encoder of an encoder-decoder.")
+    string(
+        "explain", "Write a page to `FILE`, such as page.html, that shows which entries each token of the text was read from."
+    )
     integer("context", None, "The number of tokens that full attention of a --model keeps. Default: 2048.")
 
 
@@ -66,12 +71,27 @@ def act(values) -> None:
     else:
         print(prompt, end="", flush=True)
     options = {name: values[name].value for name in ("max_tokens", "seed", "beams", "length_penalty")}
-    options |= {"source": _text(values["source"].value), "stop": [*map(_text, values["stop"].value)]}
-    for text in generate(
-        loaded.lm, loaded.params, loaded.tokenizer, prompt, sampling=sampling, specials=values["chat"].value, **options
-    ):
+    options |= {"sampling": sampling, "specials": values["chat"].value, "stop": [*map(_text, values["stop"].value)]}
+    source, page = _text(values["source"].value), values["explain"].value
+    if page:
+        _explain(loaded, prompt, source, Path(page), options)
+        return
+    for text in generate(loaded.lm, loaded.params, loaded.tokenizer, prompt, source=source, **options):
         print_text(text)
     print()
+
+
+def _explain(loaded, prompt: str, source: str | None, page: Path, options: dict) -> None:
+    """Print the text, and write a page that explains its tokens."""
+    from memtx.generate import complete
+    from memtx.library.explain import explain_written
+
+    optional("jinja2", "report")  # before the text is written
+    sources = None if source is None else [source]
+    done = complete(loaded.lm, loaded.params, loaded.tokenizer, [prompt], source=sources, **options)
+    print_text(f"{done.texts[0]}\n")
+    explanation = explain_written(loaded, done.prompts[0], done.tokens[0], source=source)
+    print(f"memtx: wrote {explanation.write(page)}", file=sys.stderr)
 
 
 def _text(argument: str | None) -> str | None:
