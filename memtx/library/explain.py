@@ -159,7 +159,7 @@ def explain(
 ) -> Explanation:
     """Explain the tokens of a text.
 
-    text       a text, or its tokens
+    text       a text, or its tokens. At the start of a document, a text is framed as the tokenizer frames documents
     state      the state of one stream before the text. None starts a document
     documents  the texts that entries can come from, by the numbers that banks record for them
     without    returns the state that has not read one of the documents, given its number
@@ -170,14 +170,15 @@ def explain(
     """
     lm, params, tokenizer, documents = loaded.lm, loaded.params, loaded.tokenizer, dict(documents or {})
     lm.check_next_token()
-    if isinstance(text, str):
-        text = tokenizer.frame(text)[0] if state is None else tokenizer.encode(text)
-    ids_T, before = np.asarray(text, np.int32), lm.init_state(1) if state is None else state
+    before = lm.init_state(1) if state is None else state
     if len(before.position_B) != 1:
         raise UserError(f"the state has {len(before.position_B)} streams; pick one of them with memtx.take_rows")
+    start = int(before.position_B[0])
+    if isinstance(text, str):
+        text = tokenizer.encode(text) if start else tokenizer.frame(text)[0]
+    ids_T = np.asarray(text, np.int32)
     if not 1 <= first < len(ids_T):
         raise UserError(f"there is no token to explain: the text has {len(ids_T)} tokens and first={first}")
-    start = int(before.position_B[0])
     lm.check_length(start + len(ids_T), CHUNK, "give a shorter text")
 
     def bits(state: LMState) -> list[float]:
