@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from memtx.core import Dims, Segment, batch_axes, collect, detach, emit, reset, scan, segment, state_bytes, take_rows
     from memtx.errors import UserError
     from memtx.generate import GREEDY, Completion, Options, Sampling, complete, generate
-    from memtx.library.explain import Document, Explanation, explain
+    from memtx.library.explain import Explanation, explain
     from memtx.memory import MEMORIES
     from memtx.models.lm import LM
     from memtx.pretrained.load import export
@@ -43,7 +43,6 @@ __all__ = [
     "Completion",
     "Config",
     "Dims",
-    "Document",
     "Explanation",
     "Loaded",
     "Options",
@@ -82,7 +81,7 @@ _MODULES = {
     ),
     "memtx.errors": ("UserError",),
     "memtx.generate": ("GREEDY", "Completion", "Options", "Sampling", "complete", "generate"),
-    "memtx.library.explain": ("Document", "Explanation", "explain"),
+    "memtx.library.explain": ("Explanation", "explain"),
     "memtx.memory": ("MEMORIES",),
     "memtx.models.lm": ("LM",),
     "memtx.pretrained.load": ("export",),

@@ -19,7 +19,7 @@ from jax import Array
 from memtx.core import collect, pytree, segment
 from memtx.evaluation.losses import token_nll
 from memtx.models.lm import LM, LMState, Params
-from memtx.nn.reads import KIND, OWN, Reads, Shares
+from memtx.nn.reads import ATTENTION, KIND, OWN, Reads, Shares
 
 CHUNK, LEAST = 128, 32  # tokens of a call, and of the smallest one
 THIS, EARLIER = 2**31 - 1, 2**31 - 2  # labels of the text that is explained, and of text that its stream has read before
@@ -34,9 +34,11 @@ class Attribution:
     shares: list[tuple[int, str, np.ndarray]]  # layer, "gate" or "mix", [T, N]
 
 
-def collect_attribution(lm: LM, params: Params, ids_T: np.ndarray, state: LMState) -> Attribution:
-    """Read the tokens and return what the layers emit."""
-    calls = [(list(_by_layer(aux)), length) for _, aux, length in _calls(_read, lm, params, ids_T, state)]
+def collect_attribution(
+    lm: LM, params: Params, ids_T: np.ndarray, state: LMState, kinds: tuple[str, ...] = (KIND, ATTENTION)
+) -> Attribution:
+    """Read the tokens and return what the layers emit. kinds: KIND for the reads from banks, ATTENTION for those of keys."""
+    calls = [(list(_by_layer(aux)), length) for _, aux, length in _calls(partial(_read, kinds), lm, params, ids_T, state)]
     reads, shares = [], []
     for parts in zip(*(found for found, _ in calls), strict=True):  # the same value in each call
         name, layer, _ = parts[0]
@@ -73,14 +75,14 @@ def _step(lm: LM, params: Params, token_BT: Array, target_BT: Array, length_B: A
     return token_nll(logits_BTV, target_BT)[0], state
 
 
-@partial(jax.jit, static_argnames="lm")
+@partial(jax.jit, static_argnums=0)
 def _score(lm: LM, *args):
     return _step(lm, *args), {}
 
 
-@partial(jax.jit, static_argnames="lm")
-def _read(lm: LM, *args):
-    return collect(partial(_step, lm), also=(KIND,))(*args)
+@partial(jax.jit, static_argnums=(0, 1))
+def _read(kinds: tuple[str, ...], lm: LM, *args):
+    return collect(partial(_step, lm), also=kinds)(*args)
 
 
 def _by_layer(aux: Mapping[str, tuple]) -> Iterator[tuple[str, int, Reads | Shares]]:

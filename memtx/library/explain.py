@@ -22,7 +22,7 @@ import numpy as np
 from memtx.data.tokenizers import Tokenizer
 from memtx.errors import UserError, optional
 from memtx.library.attribution import CHUNK, EARLIER, THIS, Summary, collect_attribution, losses, resolve, summarise
-from memtx.models.lm import LMState
+from memtx.models.lm import LM, LMState
 from memtx.nn.reads import NOWHERE, SOURCE
 from memtx.runs.load import Loaded
 
@@ -32,8 +32,8 @@ NAMES = {THIS: "this text", EARLIER: "earlier text", SOURCE: "the encoder's sour
 
 
 @dataclasses.dataclass(frozen=True)
-class Document:
-    """A text that the model may have read.
+class Text:
+    """A document that the model may have read.
 
     ids    its tokens, or None if they are not stored
     start  for a document that the stream itself has read: the position of its first token in the stream
@@ -151,8 +151,8 @@ def explain(
     text: str | Sequence[int] | np.ndarray,
     *,
     state: LMState | None = None,
-    documents: Mapping[int, Document] | None = None,
-    without: Callable[[int], LMState] | None = None,
+    documents: Mapping[int, Text] | None = None,
+    without: Callable[[int], Loaded] | None = None,
     first: int = 1,
     reads: int = 32,
     leave_out: int = 16,
@@ -162,7 +162,7 @@ def explain(
     text       a text, or its tokens. At the start of a document, a text is framed as the tokenizer frames documents
     state      the state of one stream before the text. None starts a document
     documents  the texts that entries can come from, by the numbers that banks record for them
-    without    returns the state that has not read one of the documents, given its number
+    without    returns the model with the state that has not read one of the documents, given its number
     first      the index of the first token to explain, such as the number of tokens of a prompt
     reads      the most entries to list per token and layer
     leave_out  the most documents to leave out: those that were read most
@@ -181,15 +181,16 @@ def explain(
         raise UserError(f"there is no token to explain: the text has {len(ids_T)} tokens and first={first}")
     lm.check_length(start + len(ids_T), CHUNK, "give a shorter text")
 
-    def bits(state: LMState) -> list[float]:
+    def bits(lm: LM, state: LMState) -> list[float]:
         return losses(lm, params, ids_T, state)[first - 1 :].tolist()
 
     found = collect_attribution(lm, params, ids_T, before)
     read_before = {label: span for label, document in documents.items() if (span := document.span) is not None}
     summary = summarise(resolve(found, first, start, read_before), len(ids_T) - first, reads)
     most_read = sorted(documents, key=lambda label: -sum(summary.share.get(label, ())))
-    left_out = {label: bits(without(label)) for label in most_read[:leave_out]} if without else {}
-    documents[THIS] = Document(NAMES[THIS], ids_T)
+    others = {label: without(label) for label in most_read[:leave_out]} if without else {}
+    left_out = {label: bits(other.lm, other.state) for label, other in others.items()}
+    documents[THIS] = Text(NAMES[THIS], ids_T)
     seen = {THIS, *summary.share, *left_out}
     labels = [label for label in dict.fromkeys([THIS, *most_read, *summary.share]) if label in seen]
     index = {label: i for i, label in enumerate(labels)}
@@ -197,7 +198,7 @@ def explain(
         model=tokenizer.name,
         tokens=texts_of(tokenizer, ids_T),
         first=first,
-        bits=bits(before),
+        bits=bits(lm, before),
         reads=[[Read(layer, head, index[label], *rest) for layer, head, label, *rest in row] for row in summary.rows],
         covered=summary.covered.tolist(),
         sources=[_source(tokenizer, label, documents.get(label), summary, left_out.get(label)) for label in labels],
@@ -216,12 +217,13 @@ def explain_written(loaded: Loaded, prompt_T: np.ndarray, written_T: np.ndarray,
     source_S, nothing = loaded.tokenizer.frame(source)[0], lm.init_state(1)
     lm.check_reads(len(source_S))
     state = jax.jit(lm.encode)(loaded.params, source_S[None], nothing)
-    read = {SOURCE: Document(NAMES[SOURCE], source_S)}
-    return explain(loaded, ids_T, state=state, documents=read, without=lambda _: nothing, first=len(prompt_T))
+    unread = dataclasses.replace(loaded, state=nothing)
+    read = {SOURCE: Text(NAMES[SOURCE], source_S)}
+    return explain(loaded, ids_T, state=state, documents=read, without=lambda _: unread, first=len(prompt_T))
 
 
 def _source(
-    tokenizer: Tokenizer, label: int, document: Document | None, summary: Summary, bits_without: list[float] | None
+    tokenizer: Tokenizer, label: int, document: Text | None, summary: Summary, bits_without: list[float] | None
 ) -> Source:
     share = summary.share.get(label, np.zeros(len(summary.rows))).tolist()
     if document is None or document.ids is None:

@@ -58,6 +58,24 @@ class Bank:
         return self.entries.id >= 0
 
 
+class Holder:
+    """A state whose entries a library can store. This base class is for states with a single bank, in the field `bank`."""
+
+    bank: Bank
+
+    def written(self) -> Bank:
+        """Return the bank that a stream writes."""
+        return self.bank
+
+    def shelf(self) -> Bank:
+        """Return the bank that a library fills."""
+        return self.bank
+
+    def with_shelf(self, bank: Bank):
+        """Return the state with this bank in place of `shelf()`."""
+        return dataclasses.replace(self, bank=bank)  # pyright: ignore[reportArgumentType]  (subclasses are dataclasses)
+
+
 def empty(capacity: int, key: jax.ShapeDtypeStruct, value: Any) -> Bank:
     """Return an empty bank. key, value: the shapes and dtypes of one entry (`jax.ShapeDtypeStruct`; value may be a pytree)."""
     keys, values = jax.tree.map(lambda a: jnp.zeros((capacity, *a.shape), a.dtype), (key, value))

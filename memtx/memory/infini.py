@@ -103,7 +103,7 @@ class Infini(Memory):
             emit("metric/gate", gate_N)
         if wants(KIND):
             emit_gate(gate_N, q.shape[:3])
-            emit_local(1 - gate_N)
+        emit_local(1 - gate_N)
         y = gate_N[:, None] * remote_BTNH + (1 - gate_N[:, None]) * local_BTNH.astype(jnp.float32)
         return y.astype(q.dtype), state
 

@@ -30,13 +30,13 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
-from memtx.core import Dims, Memory, Segment, pytree, wants
+from memtx.core import Dims, Memory, Segment, pytree
 from memtx.errors import UserError, positive
 from memtx.memory import bank
-from memtx.memory.bank import Bank
+from memtx.memory.bank import Bank, Holder
 from memtx.nn.attention import position_bias
 from memtx.nn.positions import rope
-from memtx.nn.reads import KIND, emit_reads, reads
+from memtx.nn.reads import ATTENTION, KIND, emit_reads, reads
 from memtx.ops.attention import MASKED
 from memtx.ops.grid import Grid
 from memtx.ops.rows import put, take
@@ -45,7 +45,7 @@ AHEAD = 16  # blocks written before they are read
 
 
 @pytree
-class Blocks:
+class Blocks(Holder):
     """Finished blocks, whose key is a landmark [K, H] and whose value is k and v [K, C, H], and the unfinished block."""
 
     bank: Bank
@@ -90,6 +90,14 @@ class Landmark(Memory):
 
     tiny = (Config(block=3, memory=3, neighbours=2),)
 
+    @classmethod
+    def reading(cls, config: Config, tokens: int) -> Config:
+        return dataclasses.replace(config, memory=max(-(-tokens // config.block), config.neighbours))
+
+    @classmethod
+    def answering(cls, config: Config, entries: int) -> Config:
+        return dataclasses.replace(config, memory=entries + config.memory)
+
     def __init__(self, config: Config, dims: Dims, key: Array):
         self.config, self.dims = config, dims
         self.pool = nnx.Param(jnp.zeros((dims.num_kv_heads, dims.head_dim)), optim="no_decay")
@@ -110,8 +118,8 @@ class Landmark(Memory):
             y, found = self.read(asked, state.k_BCKH[:, None], state.v_BCKH[:, None], state.bank, seg)
         else:
             y, found, state = self.read_and_write(x, state, seg)
-        if wants(KIND):
-            emit_reads(*found)
+        for kind, read in zip((KIND, ATTENTION), found, strict=True):
+            emit_reads(read, kind=kind)
         return y.astype(q.dtype), state
 
     def read_and_write(self, x, state: Blocks, seg: Segment):

@@ -28,7 +28,7 @@ from jax import Array, lax
 from memtx.core import Dims, Layer, Memory, Segment, pytree, wants
 from memtx.errors import UserError, positive
 from memtx.memory import bank
-from memtx.memory.bank import Bank
+from memtx.memory.bank import Bank, Holder
 from memtx.memory.sink import Sink, Sinks
 from memtx.memory.window import Recent, Window
 from memtx.nn.linear import unit
@@ -38,7 +38,7 @@ from memtx.ops.skip import skip_unless
 
 
 @pytree
-class Memories:
+class Memories(Holder):
     """The window and the bank."""
 
     recent: Recent | Sinks
@@ -87,6 +87,18 @@ class Memorizing(Memory):
         sinks = attention.Config.sinks if attention is not None and issubclass(attention, Sink) else 0
         return {"normalise": False, "sinks": sinks}
 
+    @classmethod
+    def reading(cls, config: Config, tokens: int) -> Config:
+        return dataclasses.replace(config, memory=max(tokens, config.neighbours))
+
+    @classmethod
+    def answering(cls, config: Config, entries: int) -> Config:
+        return dataclasses.replace(config, memory=entries + config.memory)
+
+    @classmethod
+    def boundary(cls, config: Config) -> int:
+        return config.segment
+
     def __init__(self, config: Config, dims: Dims, key: Array):
         self.config, self.dims = config, dims
         if config.sinks:
@@ -123,7 +135,7 @@ class Memorizing(Memory):
         if wants(KIND):
             emit_gate(gate_BTN, gate_BTN.shape)
             emit_reads(reads, share_BTN=gate_BTN)
-            emit_near(1 - gate_BTN)
+        emit_near(1 - gate_BTN)
         return (near + gate_BTN[..., None] * (far - near)).astype(near.dtype), state
 
     def read_and_write(self, q, k, v, full: Bank, seg: Segment):

@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 from memtx.core import Dims, Segment, wants
 from memtx.nn.linear import Linear
 from memtx.nn.positions import alibi_slopes, rope, t5_bucket
-from memtx.nn.reads import KIND, NOWHERE, OWN, Reads, emit_reads, reads
+from memtx.nn.reads import ATTENTION, NOWHERE, OWN, Reads, emit_reads, reads
 from memtx.ops import attention
 from memtx.ops.attention import MASKED, Bias, Positions, Sums, View
 from memtx.ops.skip import skip_unless
@@ -139,8 +139,8 @@ def attend(q_BTNH: Array, sets: Sequence[KeySet], seg: Segment, dims: Dims) -> A
 
     A query that sees no key at all (padding) gets finite values without meaning.
     """
-    if wants(KIND):
-        emit_reads(most_read(q_BTNH, sets, seg, dims))
+    if wants(ATTENTION):
+        emit_reads(most_read(q_BTNH, sets, seg, dims), kind=ATTENTION)
     sums = [(_read_unless_empty if keys.often_empty else _read)(q_BTNH, keys, seg, dims) for keys in sets]
     return attention.combine(sums).astype(q_BTNH.dtype)
 

@@ -1,8 +1,9 @@
 """Attribution: the entries that a layer read, in one form for all mechanisms.
 
-If `wants("attribution")`, a mechanism emits `Reads` as "attribution/reads", and a gate beside attention as "attribution/gate".
-`attend` emits the Reads of every softmax over keys, and a Branch the weights of memories side by side as "attribution/mix". A
-Stack adds the number of the layer. The reader of these values needs to know no mechanism.
+If `wants("attribution")`, a mechanism emits the `Reads` of its bank as "attribution/reads", and a gate beside attention as
+"attribution/gate". A Branch emits the weights of memories side by side as "attribution/mix". If `wants("attention")`, `attend`
+emits the Reads of every softmax over keys as "attention/reads", for which it forms all scores. A Stack adds the number of the
+layer. The reader of these values needs to know no mechanism.
 
 B stream, T query time, N query heads (1 at the head site), R entries that were read, G groups of a stack.
 """
@@ -19,7 +20,8 @@ from jax.typing import ArrayLike
 
 from memtx.core import collect, emit, emit_all, pytree
 
-KIND = "attribution"
+KIND, ATTENTION = "attribution", "attention"
+NAMES = f"{KIND}/reads", f"{ATTENTION}/reads"
 OWN, SOURCE, NOWHERE = -1, -2, -3  # in place of a document: the text being read, the encoder's source, no text
 
 
@@ -73,11 +75,10 @@ def reads(
     return Reads(weight_BTNR.astype(jnp.float32), rest_BTN, *labels)
 
 
-def emit_reads(*found: Reads, share_BTN: ArrayLike = 1.0) -> None:
+def emit_reads(found: Reads, *, share_BTN: ArrayLike = 1.0, kind: str = KIND) -> None:
     """Emit Reads with their weights multiplied by a share of the layer's output."""
-    for each in found:
-        rest_BTN, share = each.rest_BTN * share_BTN, jnp.asarray(share_BTN)[..., None]
-        emit(f"{KIND}/reads", dataclasses.replace(each, weight_BTNR=each.weight_BTNR * share, rest_BTN=rest_BTN))
+    rest_BTN, share = found.rest_BTN * share_BTN, jnp.asarray(share_BTN)[..., None]
+    emit(f"{kind}/reads", dataclasses.replace(found, weight_BTNR=found.weight_BTNR * share, rest_BTN=rest_BTN))
 
 
 def emit_gate(share: ArrayLike, shape_BTN: tuple[int, ...], name: str = "gate") -> None:
@@ -91,9 +92,14 @@ def with_share(f: Callable, *args) -> tuple[Any, Callable[[ArrayLike], None]]:
     Everything else that f emits is emitted at once.
     """
     out, aux = collect(f)(*args)
-    kept = aux.pop(f"{KIND}/reads", ())
+    kept = [(name.partition("/")[0], read) for name in NAMES for read in aux.pop(name, ())]
     emit_all(aux)
-    return out, lambda share_BTN: emit_reads(*kept, share_BTN=share_BTN)
+
+    def emit_with(share_BTN: ArrayLike) -> None:
+        for kind, read in kept:
+            emit_reads(read, share_BTN=share_BTN, kind=kind)
+
+    return out, emit_with
 
 
 def without_reads(f: Callable) -> Callable:
@@ -101,7 +107,7 @@ def without_reads(f: Callable) -> Callable:
 
     def g(*args, **kwargs):
         out, aux = collect(f)(*args, **kwargs)
-        emit_all({name: values for name, values in aux.items() if not name.startswith(f"{KIND}/")})
+        emit_all({name: values for name, values in aux.items() if name.partition("/")[0] not in (KIND, ATTENTION)})
         return out
 
     return g

@@ -128,5 +128,5 @@ def cut_chunks(
 
 
 def by_token(grid: Grid, name: str, values: tuple) -> tuple:
-    """Return emitted values. The arrays of attribution, [K, B, Q, ...], become [B, T, ...] as its readers expect."""
-    return jax.tree.map(grid.unpack, values) if name.startswith("attribution/") else values
+    """Return emitted values. Those of attribution and attention, [K, B, Q, ...], become [B, T, ...] (see nn/reads.py)."""
+    return jax.tree.map(grid.unpack, values) if name.startswith(("attribution/", "attention/")) else values

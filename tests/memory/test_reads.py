@@ -14,20 +14,25 @@ from memtx.nn import attention
 from memtx.nn.reads import NOWHERE, OWN, SOURCE
 from memtx.runs.configure import build
 
-TIME, CUTS = 20, [7, 1, 12]
+TIME, CUTS, KINDS = 20, [7, 1, 12], ("attribution", "attention")
 
 
 def case(name, dims=DIMS, **config) -> Case:
     return Case(name, MEMORIES[name], dataclasses.replace(MEMORIES[name].tiny[0], **config), dims)
 
 
+def all_reads(aux):
+    """The Reads of banks, then those of keys in attention."""
+    return [*aux.get("attribution/reads", ()), *aux.get("attention/reads", ())]
+
+
 def emitted(of: Case, cuts=CUTS):
     """The Reads of each call, as NumPy arrays, with the position of the call's first token."""
     x, state, start, found = of.x(0, TIME), of.init_state(), 0, []
-    run = jax.jit(collect(lambda x, state, seg: of.apply(of.params, x, state, seg), also=("attribution",)))
+    run = jax.jit(collect(lambda x, state, seg: of.apply(of.params, x, state, seg), also=KINDS))
     for time in cuts:
         (_, state), aux = run(jax.tree.map(lambda a, s=start, t=time: a[:, s : s + t], x), state, at(start, time))
-        found.append((start, jax.device_get(aux)["attribution/reads"]))
+        found.append((start, all_reads(jax.device_get(aux))))
         start += time
     return found
 
@@ -92,9 +97,9 @@ def test_the_weights_of_a_head_sum_to_one(name):
 @pytest.mark.parametrize("name", ["memorizing", "infini"])
 def test_a_gate_divides_the_weights_between_memory_and_attention(name):
     of = case(name)
-    run = jax.jit(collect(lambda x, seg: of.apply(of.params, x, of.init_state(), seg), also=("attribution",)))
+    run = jax.jit(collect(lambda x, seg: of.apply(of.params, x, of.init_state(), seg), also=KINDS))
     aux = run(of.x(0, TIME), at(0, TIME))[1]
-    [gate], reads = aux["attribution/gate"], aux["attribution/reads"]
+    [gate], reads = aux["attribution/gate"], all_reads(aux)
     near = reads[-1].weight_BTNR.sum(-1) + reads[-1].rest_BTN
     np.testing.assert_allclose(near, 1 - gate.share_BTN, atol=1e-5)
     assert float(gate.share_BTN[:, -1].min()) > 0.1  # control: the gate is open
@@ -135,12 +140,12 @@ def model(stacks, **changes):
 
 
 def collected(lm, params, token):
-    return jax.jit(collect(lm, also=("attribution",)))(params, token, lm.init_state(1))[1]
+    return jax.jit(collect(lm, also=KINDS))(params, token, lm.init_state(1))[1]
 
 
 def test_a_model_numbers_its_layers():
     aux = collected(*model((((("window", "full")), 2), (("lstm",), 1), (("window*infini",), 1))))
-    layers = [np.asarray(read.layer).tolist() for read in aux["attribution/reads"]]
+    layers = [np.asarray(read.layer).tolist() for read in aux["attention/reads"]]
     assert layers == [[0, 2], [1, 3], [5], [5]]
     assert [np.asarray(gate.layer).tolist() for gate in aux["attribution/gate"]] == [[5]]
     [mix] = aux["attribution/mix"]
@@ -149,7 +154,7 @@ def test_a_model_numbers_its_layers():
 
 
 def test_layers_inside_memory_tokens_do_not_say_what_they_read():
-    assert "attribution/reads" not in collected(*model(((("full",), 1),), body="rmt"))
+    assert not all_reads(collected(*model(((("full",), 1),), body="rmt")))
 
 
 def test_attribution_costs_nothing_if_nobody_collects_it(monkeypatch):
@@ -158,5 +163,5 @@ def test_attribution_costs_nothing_if_nobody_collects_it(monkeypatch):
     monkeypatch.setattr(attention, "most_read", lambda *args: seen.append(args) or most_read(*args))
     jax.make_jaxpr(lm.__call__)(params, token, lm.init_state(1))
     assert not seen
-    jax.make_jaxpr(lambda *args: collect(lm, also=("attribution",))(*args)[0])(params, token, lm.init_state(1))
+    jax.make_jaxpr(lambda *args: collect(lm, also=KINDS)(*args)[0])(params, token, lm.init_state(1))
     assert len(seen) >= 2  # control: xl, and the window of memorizing
