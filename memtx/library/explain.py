@@ -206,20 +206,17 @@ def explain(
     )
 
 
-def explain_written(loaded: Loaded, prompt_T: np.ndarray, written_T: np.ndarray, *, source: str | None = None) -> Explanation:
-    """Explain the tokens that a model wrote after a prompt.
+def explain_with_source(loaded: Loaded, text: str | Sequence[int] | np.ndarray, source: str, *, first: int = 1) -> Explanation:
+    """Explain a text after the encoder has read a source. The source is a document, which is left out too. See `explain`.
 
-    source: the text that the encoder has read. Losses without it are computed too. Raises UserError if it cannot be read.
+    Raises UserError if the model has no encoder, or no room for the source.
     """
-    lm, ids_T = loaded.lm, np.concatenate([prompt_T, written_T])
-    if source is None:
-        return explain(loaded, ids_T, first=len(prompt_T))
-    source_S, nothing = loaded.tokenizer.frame(source)[0], lm.init_state(1)
+    lm, source_S = loaded.lm, loaded.tokenizer.frame(source)[0]
     lm.check_reads(len(source_S))
-    state = jax.jit(lm.encode)(loaded.params, source_S[None], nothing)
-    unread = dataclasses.replace(loaded, state=nothing)
-    read = {SOURCE: Text(NAMES[SOURCE], source_S)}
-    return explain(loaded, ids_T, state=state, documents=read, without=lambda _: unread, first=len(prompt_T))
+    unread = dataclasses.replace(loaded, state=lm.init_state(1))
+    state = jax.jit(lm.encode)(loaded.params, source_S[None], unread.state)
+    documents = {SOURCE: Text(NAMES[SOURCE], source_S)}
+    return explain(loaded, text, state=state, documents=documents, without=lambda _: unread, first=first)
 
 
 def _source(

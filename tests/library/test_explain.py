@@ -1,5 +1,6 @@
 """Explanations say what was read, and how much each document helped; their page is safe to open."""
 
+import contextlib
 import json
 import re
 from html.parser import HTMLParser
@@ -16,9 +17,7 @@ from memtx.data.tokenizers import Tokenizer
 from memtx.errors import UserError
 from memtx.evaluation.losses import token_nll
 from memtx.library.attribution import THIS, losses
-from memtx.library.explain import NAMES, Read, explain_written, joined, texts_of
-from memtx.memory import knn_lm
-from memtx.nn.reads import NOWHERE
+from memtx.library.explain import NAMES, Read, Text, explain_with_source, joined, texts_of
 from memtx.runs.configure import build, configure
 from memtx.runs.load import Loaded
 from tests import runs
@@ -26,7 +25,8 @@ from tests import runs
 TOKENIZER = Tokenizer("bytes", 264)
 TEXT = TOKENIZER.encode("to be or not to be é")
 EVIL = "</script><script>alert(1)</script>\x00\u202e"
-TEXTS = {0: "a rose is a rose", 1: "to be, or not to be", 7: EVIL}
+TEXTS = {"rose": "a rose is a rose", "be": "to be, or not to be", "evil": EVIL}
+EVIL_NAME = "</script><b>evil</b>"
 
 
 def loaded_with(stacks, memory, **model) -> Loaded:
@@ -37,32 +37,35 @@ def loaded_with(stacks, memory, **model) -> Loaded:
 
 
 @pytest.fixture(scope="module")
-def loaded():
-    memory = {"window": {"window": 40}, "knn_lm": {"memory": 0, "datastore": 80, "neighbours": 4}}
-    return loaded_with([[["window"], 2]], memory, head="knn_lm")
+def library(tmp_path_factory):
+    """A library of entries of kNN-LM with three documents, one of them hostile."""
+    loaded = loaded_with([[["window"], 2]], {"window": {"window": 40}})
+    library = memtx.library.create(tmp_path_factory.mktemp("library") / "library", "m", loaded=loaded)
+    for name, text in TEXTS.items():
+        library.read(text, document=EVIL_NAME if name == "evil" else name)
+    library.read("secret", document="other", namespace="bob")
+    return library
 
 
 @pytest.fixture(scope="module")
-def store(loaded):
-    return knn_lm.build(loaded.lm, loaded.params, [(n, TOKENIZER.frame(text)[0]) for n, text in TEXTS.items()])
+def loaded(library):
+    return library.model()
 
 
 @pytest.fixture(scope="module")
-def options(loaded, store):
-    def state(store):
-        return knn_lm.attach(loaded.lm.init_state(1), store)
-
-    documents = {n: memtx.Document(f"text {n}{text}"[:60], TOKENIZER.frame(text)[0]) for n, text in TEXTS.items()}
-    return {"state": state(store), "documents": documents, "without": lambda n: state(knn_lm.forget(store, n))}
+def options(library, loaded):
+    labelled = library.kind.labelled(library.record.visible("default"))
+    documents = {n: Text(d.name, TOKENIZER.frame(d.text)[0]) for n, d in labelled.items()}
+    return {"state": loaded.state, "documents": documents}
 
 
 @pytest.fixture(scope="module")
-def explanation(loaded, options):
-    return memtx.explain(loaded, TEXT, **options)
+def explanation(library):
+    return library.explain(TEXT)
 
 
 def source(explanation, name: str) -> int:
-    return next(s for s, text in enumerate(explanation.sources) if text.name.startswith(name))
+    return [text.name for text in explanation.sources].index(name)
 
 
 # --- what is read -----------------------------------------------------------------------------------------------------------
@@ -72,9 +75,9 @@ def test_the_weights_are_those_that_are_collected_by_hand(loaded, options, expla
     ids, size = TEXT, 32
     token = np.pad(ids, (0, size - len(ids)))[None]
     seg = segment(np.arange(size)[None], [len(ids)], document_B=[THIS])
-    run = jax.jit(collect(loaded.lm, also=("attribution",)))
-    _, aux = run(loaded.params, token, options["state"], seg)
-    near, far = jax.device_get(aux["attribution/reads"])
+    run = jax.jit(collect(loaded.lm, also=("attribution", "attention")))
+    _, aux = jax.device_get(run(loaded.params, token, options["state"], seg))
+    [near], [far, *_] = aux["attention/reads"], aux["attribution/reads"][::-1]
     number = {s: n for n, d in options["documents"].items() for s, t in enumerate(explanation.sources) if t.name == d.name}
     expected = [set() for _ in ids[1:]]
     for t, row in enumerate(expected):
@@ -96,19 +99,19 @@ def test_the_whole_weight_is_shared_among_the_texts(explanation):
     assert explanation.sources[0].name == NAMES[THIS]
     assert [gate.layer for gate in explanation.gates] == [-1]
     np.testing.assert_allclose(explanation.gates[0].share, 0.25)
+    assert "other" not in [text.name for text in explanation.sources]  # the namespace of somebody else
 
 
 def test_entries_have_the_text_of_their_document(explanation):
-    to_be = source(explanation, "text 1")
-    after = explanation.reads[3]  # "t", "o", " ", "b" are read; the next token is "e"
-    best = max((read for read in after if read.layer < 0), key=lambda read: read.weight)
-    assert {explanation.text(read) for read in after if read.source == to_be} <= {*TEXTS[1]}
-    assert explanation.text(best) == TEXTS[int(explanation.sources[best.source].name[5])][best.position - 1]  # after <bos>
+    to_be = source(explanation, "be")
+    read_of_it = [read for row in explanation.reads for read in row if read.source == to_be]
+    assert read_of_it
+    assert all(explanation.text(read) == TEXTS["be"][read.position - 1] for read in read_of_it)  # after <bos>
     assert explanation.text(Read(0, 0, to_be, 999, 1, 0.5)) == ""
 
 
 def test_only_the_largest_weights_are_kept(loaded, options, explanation):
-    few = memtx.explain(loaded, TEXT, **options | {"without": None}, reads=2, first=9)
+    few = memtx.explain(loaded, TEXT, **options, reads=2, first=9)
     assert few.first == 9
     assert len(few.reads) == len(explanation.tokens) - 9
     for row, whole, covered in zip(few.reads, explanation.reads[8:], few.covered, strict=True):
@@ -122,13 +125,14 @@ def test_only_the_largest_weights_are_kept(loaded, options, explanation):
 # --- without a document -----------------------------------------------------------------------------------------------------
 
 
-def test_what_a_document_saves_is_the_difference_of_two_evaluations(loaded, options, explanation):
-    for n in TEXTS:
-        s = source(explanation, f"text {n}")
-        alone = memtx.explain(loaded, TEXT, state=options["without"](n), documents=options["documents"])
-        assert explanation.sources[s].bits_without == alone.bits  # every bit
-        assert explanation.effect(s) == pytest.approx(sum(alone.bits) - sum(explanation.bits), abs=1e-9)
-    assert explanation.effect(source(explanation, "text 1")) > explanation.effect(source(explanation, "text 0"))
+def test_what_a_document_saves_is_the_difference_of_two_evaluations(library, explanation):
+    for name in ("rose", "be"):
+        s = source(explanation, name)
+        alone = library.model(without=[d.id for d in library.documents if d.name == name])
+        without = losses(alone.lm, alone.params, TEXT, alone.state).tolist()
+        assert explanation.sources[s].bits_without == without  # every bit
+        assert explanation.effect(s) == pytest.approx(sum(without) - sum(explanation.bits), abs=1e-9)
+    assert explanation.effect(source(explanation, "be")) > explanation.effect(source(explanation, "rose"))
 
 
 def test_losses_are_those_of_the_model(loaded, options, explanation):
@@ -142,10 +146,9 @@ def test_losses_are_those_of_the_model(loaded, options, explanation):
     np.testing.assert_allclose(cut, token_nll(logits[:, :-1], jnp.asarray(long[None, 1:]))[0][0] / np.log(2), atol=1e-3)
 
 
-def test_the_most_read_documents_are_left_out(loaded, options):
-    left = []
-    memtx.explain(loaded, TEXT, **options | {"without": lambda n: left.append(n) or options["without"](n)}, leave_out=1)
-    assert left == [1]
+def test_the_most_read_documents_are_left_out(library):
+    found = library.explain(TEXT, leave_out=1)
+    assert [text.name for text in found.sources if text.bits_without] == ["be"]
 
 
 # --- streams ----------------------------------------------------------------------------------------------------------------
@@ -155,7 +158,7 @@ def test_documents_that_a_stream_has_read_are_found_by_their_positions():
     loaded = loaded_with([[["window"], 1]], {"window": {"window": 12}})
     first, second = TOKENIZER.encode("abcdef"), TOKENIZER.encode("ghij")
     _, state = loaded.lm(loaded.params, np.concatenate([first, second])[None], loaded.lm.init_state(1))
-    documents = {5: memtx.Document("one", first, 0), 6: memtx.Document("two", second, len(first))}
+    documents = {5: Text("one", first, 0), 6: Text("two", second, len(first))}
     found = memtx.explain(loaded, "klm", state=state, documents=documents)
     for row, now in zip(found.reads, "kl", strict=True):
         by_name = {found.sources[s].name: set() for s in range(3)}
@@ -166,6 +169,27 @@ def test_documents_that_a_stream_has_read_are_found_by_their_positions():
     unknown = memtx.explain(loaded, "klm", state=state)
     assert [text.name for text in unknown.sources] == ["this text", "earlier text"]
     assert unknown.text(next(read for read in unknown.reads[0] if read.source == 1)) == ""
+
+
+def test_a_library_of_states_reads_the_other_documents_again(tmp_path):
+    loaded = loaded_with([[["window+memorizing"], 1]], {"window": {"window": 8}, "memorizing": {"window": 4, "segment": 4}})
+    library = memtx.library.create(tmp_path / "library", "m", kind="state", loaded=loaded)
+    for name in ("be", "rose"):
+        library.read(TEXTS[name], document=name)
+    found = library.explain("to be")
+    names = {text.name: s for s, text in enumerate(found.sources)}
+    assert {*names} == {"this text", "be", "rose"}
+    for name in ("be", "rose"):
+        read = [read for row in found.reads for read in row if read.source == names[name]]
+        framed = ["<bos>", *TEXTS[name]]
+        assert read
+        assert all(found.text(entry) == framed[entry.position] for entry in read)
+    assert found.effect(names["be"]) != 0
+    other = memtx.library.create(tmp_path / "other", "m", kind="state", loaded=loaded)
+    other.read(TEXTS["be"], document="be")
+    alone = other.model()
+    ids = TOKENIZER.encode("to be")
+    assert found.sources[names["rose"]].bits_without == losses(alone.lm, alone.params, ids, alone.state).tolist()
 
 
 def test_a_memory_without_entries_has_an_explanation_too():
@@ -180,7 +204,7 @@ def test_a_memory_without_entries_has_an_explanation_too():
 def test_long_documents_have_excerpts_around_reads(monkeypatch, loaded, options):
     monkeypatch.setattr("memtx.library.explain.WHOLE", 10)
     monkeypatch.setattr("memtx.library.explain.AROUND", 1)
-    found = memtx.explain(loaded, TEXT[:2], **options | {"without": None})
+    found = memtx.explain(loaded, TEXT[:2], **options)
     stored = {s: sum(len(tokens) for _, tokens in text.excerpts) for s, text in enumerate(found.sources)}
     assert all(stored[s] <= 12 for s in stored if s)
     assert all(found.text(read) for row in found.reads for read in row if read.source)
@@ -241,7 +265,8 @@ def test_the_page_has_the_data_and_nothing_else_of_a_document(explanation, tmp_p
     assert "alert" not in re.sub(r"<script type.*?</script>", "", text, flags=re.DOTALL)
     data = json.loads(page.scripts[0])
     assert data["tokens"] == explanation.tokens
-    assert data["sources"][source(explanation, "text 7")]["name"].startswith(f"text 7{EVIL}"[:60])
+    assert data["sources"][source(explanation, EVIL_NAME)]["name"] == EVIL_NAME
+    assert "".join(data["sources"][source(explanation, EVIL_NAME)]["excerpts"][0][1]) == f"<bos>{EVIL}"
     assert data["reads"][5][0] == pytest.approx([*explanation.reads[5][0]], rel=1e-3)
     assert not [attrs for _, attrs in page.tags if {"src", "href"} & {*attrs}]  # it loads nothing
     assert explanation.write(tmp_path / "page.html").read_text(encoding="utf-8") == text
@@ -285,12 +310,28 @@ def test_generate_explains_the_tokens_that_it_writes(run, tmp_path, capsys):
     assert "No such file or directory" in capsys.readouterr().err
 
 
+def test_a_library_writes_and_explains(run, tmp_path, capsys):
+    library, page = memtx.library.create(tmp_path / "library", run), tmp_path / "page.html"
+    library.read("The rose is a rose.", document="rose")
+    command = ["generate", f"--memory={library.path}", "--prompt=The ", "--max_tokens=3", f"--explain={page}"]
+    cli.main(command)
+    data = json.loads(Page(page.read_text(encoding="utf-8")).scripts[0])
+    assert [text["name"] for text in data["sources"]] == ["this text", "rose"]
+    assert len(data["sources"][1]["bits_without"]) == 3
+    for more, message in (["--workdir=x", "only one of"], ["--namespace=bob", ""]):
+        with pytest.raises(SystemExit) if message else contextlib.nullcontext():
+            cli.main([*command, more])
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["generate", f"--workdir={run}", "--namespace=bob"])
+    assert "--namespace is for --memory" in capsys.readouterr().err
+
+
 def test_a_source_is_explained():
     memory = {"full": {"capacity": 16}, "cross": {"capacity": 8}, "bidirectional": {}}
     loaded = loaded_with([[["full/cross/mlp"], 1]], memory, encoder=[[["bidirectional"], 1]])
     ids = TOKENIZER.encode("abcdef")
-    found = explain_written(loaded, ids[:2], ids[2:], source="xyz")
+    found = explain_with_source(loaded, ids, "xyz", first=2)
     [read] = [s for s, text in enumerate(found.sources) if text.name == "the encoder's source"]
     assert {found.text(entry) for row in found.reads for entry in row if entry.source == read} == {"<bos>", "x", "y", "z"}
     assert found.effect(read) != 0
-    assert NOWHERE in NAMES
