@@ -24,6 +24,7 @@ from memtx.nn.reads import ATTENTION, KIND, OWN, Reads, Shares
 CHUNK, LEAST = 128, 32  # tokens of a call, and of the smallest one
 THIS, EARLIER = 2**31 - 1, 2**31 - 2  # labels of the text that is explained, and of text that its stream has read before
 HEAD_SITE = -1  # the layer of reads after all layers
+LEAST_WEIGHT = 1e-6  # entries with smaller weights are not listed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +166,7 @@ def summarise(layers: Mapping[int, Layer], explained: int, keep: int) -> Summary
         picked = [np.take_along_axis(a, best, 1) for a in columns]
         kept_Q += picked[-1].sum(1)
         for row, *values in zip(rows, *(a.tolist() for a in picked), strict=True):
-            row += [(number, *entry) for entry in zip(*values, strict=True) if entry[-1] > 0]
+            row += [(number, *entry) for entry in zip(*values, strict=True) if entry[-1] >= LEAST_WEIGHT]
     for row in rows:
         row.sort(key=lambda entry: -entry[-1])
     whole_Q = np.where(total_Q > 0, total_Q, 1)
