@@ -13,6 +13,7 @@ from memtx.errors import UserError, check_known
 from memtx.files.cache import absolute
 from memtx.files.text import read_text
 from memtx.library import certificate as certificates
+from memtx.library.explain import Explanation, Text, explain
 from memtx.library.folder import SETTINGS, Folder, unpacked
 from memtx.library.kind import Change, Found, Kind, Separate, check_text, fingerprint
 from memtx.library.language import Entries, States
@@ -164,6 +165,21 @@ class Library:
         found = self.kind.recall(record, record.visible(namespace), query, k, self.folder.read)
         self._count(found)
         return found
+
+    def explain(self, text: str | Sequence[int], *, namespace: str | Sequence[str] = SPACE, **options) -> Explanation:
+        """Explain a text: which entries of these namespaces the model reads to predict it, and the bits each document saves.
+
+        options: see `memtx.explain`. The losses without a document are those of a library that never read it. Raises UserError
+        for a library of sentences.
+        """
+        model, documents = self.model(namespace=namespace), self.kind.labelled(self.record.visible(namespace))
+        frame = model.tokenizer.frame
+        texts = {n: Text(d.name, None if d.text is None else frame(d.text)[0], d.start) for n, d in documents.items()}
+
+        def without(label: int) -> Loaded:
+            return self.model(namespace=namespace, without=[documents[label].id])
+
+        return explain(model, text, state=model.state, documents=texts, without=without, **options)
 
     def forget(
         self,
