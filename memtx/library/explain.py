@@ -98,7 +98,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """The entries from which each token of a text was predicted. Lists by token have one item per explained token, from `first` on.
+    """The entries from which each token of a text was predicted. Lists by token begin with token `first`.
 
     model    the name of the model
     tokens   the text of every token. Of the tokens of one character, the last one has it
