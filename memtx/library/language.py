@@ -112,7 +112,7 @@ class States(Kind):
     def _state(self, record: Record, space: str, read: Read) -> LMState:
         """Return the state of a namespace, or a fresh one."""
         if space not in record.states:
-            return self.loaded.lm.init_state(1)
+            return writer.fresh(self.loaded.lm, 1)
         saved, empty = read(record.states[space]), jax.eval_shape(partial(self.loaded.lm.init_state, 1))
         return jax.tree.unflatten(jax.tree.structure(empty), [jnp.asarray(saved[name]) for name in named_leaves(empty)])
 
@@ -125,7 +125,7 @@ class States(Kind):
 
     def _replayed(self, documents: Sequence[Document]) -> tuple[list[Document], LMState]:
         """Return the documents with new labels, and the state that has read them."""
-        state, relabelled = self.loaded.lm.init_state(1), []
+        state, relabelled = writer.fresh(self.loaded.lm, 1), []
         for label, document in enumerate(documents, 1):
             if document.text is None:
                 raise UserError(f"the library keeps no texts, so {document.name!r} cannot be read again; use method='mask'")

@@ -82,7 +82,7 @@ class Library:
         self.settings = self.folder.settings()
         self._model, self._loaded, self._stamp = model, loaded, ()
         self._cached = Record()
-        _ = self.record  # raises if it is damaged
+        self.folder.clean()  # raises if the record is damaged
 
     # --- contents
 
