@@ -30,7 +30,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["memtx", "memtx.*"]), "memtx.configs"],
     package_dir={"memtx.configs": "configs"},
-    package_data={"memtx": ["memory/cards/*.yaml", "cli/catalog.json", "reports/page.html", "py.typed"]},
+    package_data={"memtx": ["memory/cards/*.yaml", "cli/catalog.json", "*/*.html", "py.typed"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12.8",

@@ -50,7 +50,7 @@ class Writer:
                 f"the state has {len(state.position_B)} streams, but the number of prompts is {len(ids)}; give one prompt per "
                 "stream, or pick streams with memtx.take_rows"
             )
-        memory: LMState = jax.tree.map(jnp.copy, state) if state is not None else _fresh(lm, len(ids))
+        memory: LMState = jax.tree.map(jnp.copy, state) if state is not None else fresh(lm, len(ids))
         if source is not None:
             memory = _encode(lm, params, *_padded_sources(lm, source), memory)
         memory = read(lm, params, [row[:-1] for row in ids], memory, chunk)
@@ -111,7 +111,8 @@ def _padded_sources(lm: LM, source: Sequence[np.ndarray]) -> tuple[np.ndarray, n
 
 
 @partial(jax.jit, static_argnames=("lm", "batch"))
-def _fresh(lm: LM, batch: int) -> LMState:
+def fresh(lm: LM, batch: int) -> LMState:
+    """Return the empty state of `batch` streams."""
     return lm.init_state(batch)
 
 

@@ -11,6 +11,7 @@ kind.py          what a library does with its model        view.py     the entri
 sentences.py     vectors of sentences                      text.py     texts to sentences
 language.py      entries or states of a language model     entries.py  documents to entries, entries to a state
 certificate.py   proofs of forgetting                      move.py     export, import, merge, diff, fork, resize, migrate
+explain.py       which entries a token was predicted from  attribution.py  the pass that collects them
 """
 
 from memtx.library.kind import Found

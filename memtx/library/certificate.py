@@ -72,7 +72,9 @@ def check_seal(certificate: Mapping[str, Any], key: bytes | None = None) -> None
         raise UserError("the certificate is signed; give the key that signed it")
     if algorithm == "sha256" and key is not None:
         raise UserError("the certificate is not signed, but a key is given")
-    if not hmac.compare_digest(str(seal), sealed(certificate, key)["seal"]["value"]):
+    whole = sealed(certificate, key)["seal"]
+    same = hmac.compare_digest(f"{algorithm} {seal}".encode(), " ".join(whole.values()).encode())
+    if not same or certificate["seal"].keys() != whole.keys():
         wrong = "" if key is None else ", or it was signed with another key"
         raise UserError(f"the certificate was changed after it was written{wrong}")
 

@@ -20,7 +20,7 @@ from jax import Array
 
 from memtx.core import batch_axes
 from memtx.errors import UserError
-from memtx.generate.writer import CHUNK, read
+from memtx.generate.writer import CHUNK, fresh, read
 from memtx.library.folder import Arrays
 from memtx.library.view import View
 from memtx.memory import MEMORIES
@@ -93,7 +93,7 @@ def read_entries(lm: LM, params: Params, ids: np.ndarray) -> Arrays:
     """
     lm.check_length(len(ids), CHUNK, "cut the document into shorter ones")
     reader = reading_model(lm, slots_for(lm, len(ids)))
-    state = read(reader, params, [ids], jax.jit(reader.init_state, static_argnums=0)(1), CHUNK)
+    state = read(reader, params, [ids], fresh(reader, 1), CHUNK)
     found = {}
     for group, (holder, axes) in enumerate(zip(holders(state), holders(batch_axes(reader.init_state)), strict=True)):
         entries = {f"{group}/{name}": array for name, array in _taken(holder.written(), axes.written()).items()}
@@ -129,7 +129,7 @@ def answering_state(lm: LM, view: View, batch_size: int = 1) -> tuple[LM, LMStat
     """
     slots = slots_for(lm, max((len(rows.document_n) for rows in view.groups.values()), default=0))
     lm = answering_model(lm, slots)
-    leaves, tree = jax.tree.flatten(lm.init_state(batch_size), is_leaf=_is_holder)
+    leaves, tree = jax.tree.flatten(fresh(lm, batch_size), is_leaf=_is_holder)
     axes = iter(holders(batch_axes(lm.init_state)))
     group = 0
     for i, leaf in enumerate(leaves):

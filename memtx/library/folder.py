@@ -15,7 +15,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -98,13 +98,13 @@ class Folder:
             write_atomic(self.path / READS, json.dumps(counts))
 
     @contextmanager
-    def changing(self, wait: float = WAIT) -> Iterator[None]:
-        """Lock the library for a change. Raises UserError if another process is still changing it after `wait` seconds."""
-        try:
-            with self._disk_errors():
-                self._lock.acquire(timeout=wait)
-        except Timeout:
-            raise UserError(f"{self.path} is in use: another process changes it; try again later") from None
+    def changing(self, wait: float | None = None) -> Iterator[None]:
+        """Lock the library for a change. Raises UserError if another process still changes it after `wait` (WAIT) seconds."""
+        with self._disk_errors():
+            try:
+                self._lock.acquire(timeout=WAIT if wait is None else wait)
+            except Timeout:
+                raise UserError(f"{self.path} is in use: another process changes it; try again later") from None
         try:
             yield
         finally:
@@ -126,12 +126,26 @@ class Folder:
         finally:  # the record is now the old or the new one
             self.sweep(self.record())
 
+    def clean(self) -> None:
+        """Delete the remains of a process that was killed, unless a process is changing the library or it cannot be written."""
+        if self.stored() - self.record().files() or self._parts():
+            with suppress(UserError), self.changing(wait=0):
+                self.sweep(self.record())
+
     def sweep(self, record: Record) -> None:
-        """Delete the files that the record does not name, and the remains of a process that was killed."""
+        """Delete whatever belongs to no document of the record. The caller has locked the library."""
+        counts, ids = self.counts(), {document.id for document in record.documents}
+        if counts.keys() - ids:
+            (self.path / READS).unlink(missing_ok=True)
+            with suppress(UserError):  # on a full disk the counts are lost, not the documents' privacy
+                self.write_counts({name: count for name, count in counts.items() if name in ids})
         for digest in self.stored() - record.files():
             self.file(digest).unlink(missing_ok=True)
-        for path in (*self.path.glob("*.part"), *(self.path / ENTRIES).glob("*.part")):
+        for path in self._parts():
             path.unlink(missing_ok=True)
+
+    def _parts(self) -> list[Path]:
+        return [*self.path.glob("*.part"), *(self.path / ENTRIES).glob("*.part")]
 
     def _parsed(self, path: Path, parse):
         try:

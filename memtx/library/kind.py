@@ -70,6 +70,10 @@ class Kind:
         """Return the k best entries of these documents, the best first."""
         raise NotImplementedError(f"{type(self).__name__}.recall")
 
+    def labelled(self, documents: Sequence[Document]) -> dict[int, Document]:
+        """Return the documents by the label of their entries in the state of `model`."""
+        raise NotImplementedError(f"{type(self).__name__}.labelled")
+
     def model(self, record: Record, documents: Sequence[Document], read: Read, batch_size: int = 1) -> Loaded:
         """Return the model with a state in which each of B streams remembers these documents."""
         raise NotImplementedError(f"{type(self).__name__}.model")

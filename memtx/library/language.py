@@ -14,21 +14,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memtx.core import collect
 from memtx.errors import UserError
 from memtx.generate import writer
-from memtx.library.entries import answering_state, read_entries, with_entries
+from memtx.library.attribution import collect_attribution
+from memtx.library.entries import answering_state, holders, read_entries, with_entries
 from memtx.library.folder import Arrays, packed
 from memtx.library.kind import Change, Found, Kind, Read, Separate
 from memtx.library.record import Document, Record
 from memtx.library.view import make_view
 from memtx.memory.bank import Bank, forget
-from memtx.models.lm import LM, LMState
+from memtx.models.lm import LMState
+from memtx.nn.reads import KIND
 from memtx.runs.load import Loaded
 from memtx.training.trees import named_leaves
 
 AROUND = 24, 8  # tokens before and after an entry that are shown with it
-ROUND = 32  # queries are padded to a multiple of this many tokens, so that few programs are compiled
 
 
 class Entries(Separate):
@@ -49,8 +49,12 @@ class Entries(Separate):
 
     def recall(self, record: Record, documents: Sequence[Document], query: str, k: int, read: Read) -> list[Found]:
         """Return the entries that the model reads most while it reads the query."""
-        labelled = dict(enumerate(sorted(documents, key=lambda d: d.key), 1))
-        return recalled(self.model(record, documents, read), labelled, self.loaded.tokenizer.frame(query)[0], k)
+        ids = self.loaded.tokenizer.frame(query)[0]
+        return recalled(self.model(record, documents, read), self.labelled(documents), ids, k)
+
+    def labelled(self, documents: Sequence[Document]) -> dict[int, Document]:
+        """Return the documents by the label of their entries in the state of `model`."""
+        return dict(enumerate(sorted(documents, key=lambda d: d.key), 1))
 
 
 class States(Kind):
@@ -86,21 +90,29 @@ class States(Kind):
 
     def recall(self, record: Record, documents: Sequence[Document], query: str, k: int, read: Read) -> list[Found]:
         """Return the entries that the model reads most while it reads the query, if its memories have entries."""
-        labelled = {document.label: document for document in documents}
         model = self.model(record, documents, read)
-        return recalled(model, labelled, self.loaded.tokenizer.encode(query), k)
+        return recalled(model, self.labelled(documents), self.loaded.tokenizer.encode(query), k)
+
+    def labelled(self, documents: Sequence[Document]) -> dict[int, Document]:
+        """Return the documents by the label of their entries in the state of their namespace."""
+        return {document.label: document for document in documents}
 
     def model(self, record: Record, documents: Sequence[Document], read: Read, batch_size: int = 1) -> Loaded:
-        """Return the model with the state of a namespace. Raises UserError for documents of several namespaces."""
+        """Return the model with the state of a namespace. If some documents are missing, the others are read again.
+
+        Raises UserError for documents of several namespaces.
+        """
         spaces = {document.namespace for document in documents}
         if len(spaces) > 1 or batch_size > 1:
             raise UserError("a library of states has one state per namespace, of one stream; choose one namespace")
-        return dataclasses.replace(self.loaded, state=self._state(record, next(iter(spaces), ""), read))
+        whole = len(documents) == len(record.visible(spaces))
+        state = self._state(record, next(iter(spaces), ""), read) if whole else self._replayed(documents)[1]
+        return dataclasses.replace(self.loaded, state=state)
 
     def _state(self, record: Record, space: str, read: Read) -> LMState:
         """Return the state of a namespace, or a fresh one."""
         if space not in record.states:
-            return self.loaded.lm.init_state(1)
+            return writer.fresh(self.loaded.lm, 1)
         saved, empty = read(record.states[space]), jax.eval_shape(partial(self.loaded.lm.init_state, 1))
         return jax.tree.unflatten(jax.tree.structure(empty), [jnp.asarray(saved[name]) for name in named_leaves(empty)])
 
@@ -113,7 +125,7 @@ class States(Kind):
 
     def _replayed(self, documents: Sequence[Document]) -> tuple[list[Document], LMState]:
         """Return the documents with new labels, and the state that has read them."""
-        state, relabelled = self.loaded.lm.init_state(1), []
+        state, relabelled = writer.fresh(self.loaded.lm, 1), []
         for label, document in enumerate(documents, 1):
             if document.text is None:
                 raise UserError(f"the library keeps no texts, so {document.name!r} cannot be read again; use method='mask'")
@@ -154,31 +166,14 @@ def recalled(model: Loaded, labelled: Mapping[int, Document], ids: np.ndarray, k
 
 
 def _reads(model: Loaded, ids: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Return (label, position, weight) of the entries read, flat. The weights of all reads by a token and head add up to 1."""
-    token_BT, length_B = writer.padded([ids], -(-len(ids) // ROUND) * ROUND)
-    try:
-        _, aux = _attributed(model.lm, model.params, token_BT, length_B, model.state)
-    except LookupError:
-        raise UserError("no memory of this model has entries to recall") from None
-    found = []
-    for name in aux:
-        if name.endswith("weight"):
-            parts = (aux[name.removesuffix("weight") + part] for part in ("document", "position", "weight"))
-            for arrays in zip(*parts, strict=True):
-                label, position, weight = (_of_tokens(array, len(ids)) for array in arrays)
-                found.append((label, position, weight / (weight.size / weight.shape[-1])))
-    return [tuple(a.reshape(-1) for a in (*np.broadcast_arrays(*part),)) for part in found]  # pyright: ignore
-
-
-def _of_tokens(array: Any, tokens: int) -> np.ndarray:
-    """Return the reads of the real tokens: [B, T, R] or [G, B, T, N, R] cut along T."""
-    array = np.asarray(array)
-    return np.take(array, np.arange(tokens), axis=1 if array.ndim == 3 else array.ndim - 3)
-
-
-@partial(jax.jit, static_argnums=0)
-def _attributed(lm: LM, params, token_BT, length_B, state: LMState):
-    return collect(partial(writer.step, lm), "attribution")(params, token_BT, length_B, state)
+    """Return (label, position, weight) of the entries of banks that were read, flat. The weights add up to at most 1."""
+    if not holders(model.state):
+        raise UserError("no memory of this model has entries to recall")
+    found: list[Any] = [reads for _, reads in collect_attribution(model.lm, model.params, ids, model.state, (KIND,)).reads]
+    return [
+        (a.document_BTNR.reshape(-1), a.position_BTNR.reshape(-1), a.weight_BTNR.reshape(-1) / (len(found) * a.rest_BTN.size))
+        for a in found
+    ]
 
 
 def _found(model: Loaded, document: Document, position: int, score: float) -> Found:

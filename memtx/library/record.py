@@ -145,7 +145,8 @@ class Settings:
 
     def dumps(self) -> str:
         """Return the content of the file."""
-        return json.dumps({"memtx library": FORMAT} | dataclasses.asdict(self), indent=2) + "\n"
+        values = {"memtx library": FORMAT} | dataclasses.asdict(self)
+        return json.dumps(values | {"sha256": sha256(json.dumps(values).encode())}, indent=2) + "\n"
 
 
 def load_record(content: bytes) -> Record:
@@ -170,7 +171,9 @@ def load_settings(content: bytes) -> Settings:
     try:
         values: dict[str, Any] = json.loads(content)
         _check_format(values, "memtx library")
-        settings = Settings(**{name: value for name, value in values.items() if name != "memtx library"})
+        if values.pop("sha256") != sha256(json.dumps(values).encode()):
+            raise UserError("its digest differs")
+        settings = to_dataclass(Settings, {name: value for name, value in values.items() if name != "memtx library"})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError("it is not the settings of a library") from error
     if settings.kind not in KINDS:

@@ -8,16 +8,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
 
 from memtx.errors import UserError
 from memtx.library.folder import Arrays
 from memtx.library.kind import BLANK, Found, Read, Separate
 from memtx.library.record import Document, Record, sha256
+from memtx.library.search import Index
 from memtx.library.text import split
 from memtx.library.view import View, make_view
-from memtx.ops import topk
 from memtx.runs.embed import embed, limit
 from memtx.runs.load import Loaded
 
@@ -27,28 +26,43 @@ TOKENS = 256  # the longest sentence of an encoder without a limit
 class Sentences(Separate):
     """The vectors of sentences. An entry has a key [E], its position and its end in the text, in characters."""
 
+    def __init__(self, loaded: Loaded):
+        super().__init__(loaded)
+        self.most = limit(loaded.lm) or TOKENS
+        self._searched: tuple[tuple[str, ...], View, Index] | None = None
+
+    def length(self, text: str) -> int:
+        """Return the number of tokens of a text."""
+        return len(self.loaded.tokenizer.frame(text)[0])
+
+    def vectors(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the vectors of texts, [len(texts), E]."""
+        return embed(self.loaded, texts, max_tokens=self.most)
+
     def arrays(self, document: Document, text: str) -> tuple[Arrays, int]:
         """Return the sentences of a document. Their vectors are computed without those of other documents."""
-        most, frame = limit(self.loaded.lm) or TOKENS, self.loaded.tokenizer.frame
-        span_n2 = np.asarray(split(text, lambda part: len(frame(part)[0]) <= most), np.int32).reshape(-1, 2)
+        span_n2 = np.asarray(split(text, lambda part: self.length(part) <= self.most), np.int32).reshape(-1, 2)
         if not len(span_n2):
             raise UserError(f"{document.name!r} has no text")
         sentences = [text[start:end] for start, end in span_n2]
-        key_nE = embed(self.loaded, sentences, max_tokens=most)
-        tokens = sum(len(frame(sentence)[0]) for sentence in sentences)
-        return {"0/key": key_nE, "0/position": span_n2[:, 0], "0/end": span_n2[:, 1]}, tokens
+        arrays = {"0/key": self.vectors(sentences), "0/position": span_n2[:, 0], "0/end": span_n2[:, 1]}
+        return arrays, sum(map(self.length, sentences))
 
     def recall(self, record: Record, documents: Sequence[Document], query: str, k: int, read: Read) -> list[Found]:
         """Return the sentences nearest to the query by the cosine."""
-        view = make_view(documents, read)
-        if not view.groups:
+        if not any(document.entries for document in documents):
             return []
-        key_nE, count = view.groups["0"].arrays["key"], len(view.groups["0"].document_n)
-        query_QE = embed(self.loaded, [query])
-        span = jnp.zeros((1, 1), jnp.int32), jnp.full((1, 1), topk.LAST)
-        args = jnp.asarray(query_QE)[None, :, None], jnp.asarray(key_nE)[None, :, None], jnp.arange(count)[None], span
-        score_R, index_R = (np.asarray(a)[0, 0, 0] for a in topk.search(*args, min(k, count)))
-        return [_found(view, int(index), float(score)) for score, index in zip(score_R, index_R, strict=True)]
+        view, index = self._index(documents, read)
+        score_QR, index_QR = index.search(self.vectors([query]), k)
+        return [_found(view, int(row), float(score)) for score, row in zip(score_QR[0], index_QR[0], strict=True)]
+
+    def _index(self, documents: Sequence[Document], read: Read) -> tuple[View, Index]:
+        """Return the view of the documents and its index, which are kept for the next query."""
+        names = tuple(sorted(f"{document.id} {document.digest}" for document in documents))
+        if self._searched is None or self._searched[0] != names:
+            view = make_view(documents, read)
+            self._searched = names, view, Index(view.groups["0"].arrays["key"])
+        return self._searched[1:]
 
     def redacted(self, document: Document, arrays: Arrays, positions: set[int]) -> Document:
         """Return the document with blanked-out sentences."""

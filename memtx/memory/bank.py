@@ -23,6 +23,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import ArrayLike
 
 from memtx.core import pytree
+from memtx.nn import reads as attribution
 from memtx.ops import topk
 
 
@@ -158,6 +159,12 @@ def gather(bank: Bank, index: Array, head: Array | None = None) -> Entries:
         return found
     key, value = jax.tree.map(lambda a: pick(a, head), (bank.entries.key, bank.entries.value))
     return dataclasses.replace(found, key=key, value=value)
+
+
+def reads(found: Entries, weight_BTNR: Array, found_BTNR: Array, tokens: int = 1) -> attribution.Reads:
+    """Return the Reads of gathered entries, of `tokens` tokens each. Where found_BTNR is False, there is no entry."""
+    labels = {name: jnp.where(found_BTNR, getattr(found, name), -1) for name in ("id", "document", "position")}
+    return attribution.reads(weight_BTNR, tokens=tokens, **labels)
 
 
 def forget(bank: Bank, *, document: int | None = None, namespace: int | None = None, id: int | None = None) -> Bank:

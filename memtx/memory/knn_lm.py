@@ -25,10 +25,12 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from memtx.core import Dims, Memory, Segment, emit, pytree, wants
+from memtx.core import Dims, Memory, Segment, pytree, wants
 from memtx.errors import UserError, positive
 from memtx.memory import bank
 from memtx.memory.bank import Bank, Holder
+from memtx.nn import reads as attribution
+from memtx.nn.reads import KIND, emit_gate, emit_reads
 from memtx.ops.attention import MASKED
 from memtx.ops.rows import take
 from memtx.ops.skip import skip_unless
@@ -152,13 +154,12 @@ class KNNLM(Memory):
         total = jax.nn.logsumexp(logits_BTV, -1, keepdims=True)
         mixed = jnp.logaddexp(log_knn + total, logits_BTV + np.log1p(-lam))
         y = jnp.where((id_ >= 0).any(-1, keepdims=True), mixed, logits_BTV)
-        if wants("attribution"):
-            weights = jnp.split(lam * weight, len(reads), -1)
-            for (name, read), part in zip(reads.items(), weights, strict=True):
-                prefix = "attribution/" + ("" if name == "cache" else "datastore_")
-                for label in (*LABELS, "token"):
-                    emit(prefix + label, read[label])
-                emit(prefix + "weight", part)
+        if wants(KIND):
+            lam_BT1 = lam * (id_ >= 0).any(-1, keepdims=True)
+            emit_gate(lam_BT1, lam_BT1.shape)
+            for read, part in zip(reads.values(), jnp.split(weight[:, :, None], len(reads), -1), strict=True):
+                labels = {name: read[name][:, :, None] for name in LABELS}
+                emit_reads(attribution.reads(part, **labels), share_BTN=lam_BT1)
         return y
 
 
