@@ -11,7 +11,7 @@ from pathlib import Path
 # `XLA_FLAGS=` on the command line tests the usual code. XLA aborts on an unknown flag, hence the check of the version.
 FAST = ["--xla_backend_optimization_level=0"]
 if version("jax").startswith("0.10."):
-    FAST.append("--xla_cpu_use_fusion_emitters=false")
+    FAST += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 
 
 def prepare(config) -> None:

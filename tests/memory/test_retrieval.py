@@ -5,6 +5,7 @@ B stream, T time, N query heads, K kv heads, H head dim, D model, R neighbours.
 """
 
 import dataclasses
+import functools
 from functools import partial
 
 import jax
@@ -39,10 +40,16 @@ def heads(x):
     return q, np.repeat(k, N // K, 2), np.repeat(v, N // K, 2)
 
 
+@functools.cache
+def reader(case: Case):
+    """The compiled call that collects attributions."""
+    return jax.jit(collect(case.apply, "attribution"))
+
+
 def reads(case: Case, x, cuts):
     """What each call reads: {name: [B, T of all calls, N, R]}."""
     state, start, found = case.init_state(), 0, []
-    run = jax.jit(collect(lambda x, state, seg: case.layer(x, state, seg), "attribution"))
+    run = partial(reader(case), case.params)
     for time in cuts:
         part = jax.tree.map(lambda a, start=start, time=time: a[:, start : start + time], x)
         (_, state), aux = run(part, state, at(start, time))
