@@ -11,7 +11,7 @@ import pytest
 
 from memtx.contract.case import BATCH, EXACT, MOVED, at, cut, distance, rows_differ, shard
 
-ODD = [7, 4, 1, 4]  # two calls cross a boundary of a chunk of 4 tokens; other checks compile calls of these sizes too
+ODD = [1, 1, 4, 7, 1, 1, 1]  # calls cross the boundaries of chunks; other checks compile calls of these sizes too
 
 
 @pytest.mark.parametrize("cuts", [[4] * 4, [1] * 16, ODD], ids=["segments", "tokens", "odd"])
