@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memtx.contract.case import BATCH, DIMS, Case, at
+from memtx.contract.case import DIMS, Case, at
 from memtx.core import collect
 from memtx.errors import UserError
 from memtx.memory.infini import Infini
