@@ -25,7 +25,7 @@ from memtx.memory import MEMORIES, registry
 from tests.runs import write_texts
 
 ROOT = Path(__file__).parents[1]
-SWEEP = "experiments/mechanisms/sweep.py"
+SWEEP = "experiments/knn_lm/sweep.py"
 
 
 @pytest.fixture(autouse=True)
