@@ -29,6 +29,14 @@ def pytest_runtest_logfinish():
     limit_memory()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items):
+    """With --dist loadgroup the tests of a file share a process, and with it their fixtures and compiled programs."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
+
+
 @pytest.fixture(scope="session")
 def root(tmp_path_factory) -> Path:
     """The folder in which the tiny runs of tests/runs.py keep their texts and cache."""

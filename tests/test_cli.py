@@ -25,7 +25,7 @@ from memtx.memory import MEMORIES, registry
 from tests.runs import write_texts
 
 ROOT = Path(__file__).parents[1]
-SWEEP = "experiments/mechanisms/sweep.py"
+SWEEP = "experiments/knn_lm/sweep.py"
 
 
 @pytest.fixture(autouse=True)
@@ -295,8 +295,12 @@ def test_the_variable_names_the_default_cache_and_an_option_another(tmp_path, mo
     assert os.environ["MEMTX_CACHE"] == str(tmp_path / "default")
 
 
-def test_train_eval_and_generate_from_a_shell(tmp_path):
+def test_train_eval_and_generate_from_a_shell(tmp_path, capsys):
     texts, workdir = write_texts(tmp_path / "texts"), tmp_path / "run"
+
+    def here(*argv):  # the same in this process, which has imported all that it needs
+        cli.main(list(argv))
+        return capsys.readouterr().out
 
     def memtx(*argv, **environment):
         command, env = [sys.executable, "-m", "memtx.cli", *argv], os.environ | environment
@@ -329,14 +333,15 @@ def test_train_eval_and_generate_from_a_shell(tmp_path):
     assert evaluation["eval/bits_per_byte"] > 0
     shutil.rmtree(tmp_path / "cache")
     again = ["eval", f"--workdir={workdir}", "--split=test", "--segments=2", "--format=json", f"--cache={tmp_path / 'another'}"]
-    assert json.loads(memtx(*again)) == evaluation
+    assert json.loads(here(*again)) == evaluation
     assert (tmp_path / "another").exists()
     assert not (tmp_path / "cache").exists()
-    text = memtx("generate", f"--workdir={workdir}", "--prompt=The", "--max_tokens=4", "--temperature=0")
+    greedy = ["generate", f"--workdir={workdir}", "--prompt=The", "--max_tokens=4", "--temperature=0"]
+    text = memtx(*greedy)
     assert text.startswith("The")
-    assert text == memtx("generate", f"--workdir={workdir}", "--prompt=The", "--max_tokens=4", "--temperature=0")
+    assert text == here(*greedy)
     text = ["generate", f"--workdir={workdir}", "--prompt=é中", "--max_tokens=1", "--temperature=0"]
     assert memtx(*text, PYTHONIOENCODING="ascii").startswith(r"\xe9\u4e2d")
     assert memtx(*text, LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0").startswith(r"\xe9\u4e2d")
-    beams = memtx("generate", f"--workdir={workdir}", "--prompt=The", "--max_tokens=2", "--beams=2", "--stop=x", "--stop=y")
+    beams = here("generate", f"--workdir={workdir}", "--prompt=The", "--max_tokens=2", "--beams=2", "--stop=x", "--stop=y")
     assert beams.startswith("The")

@@ -114,3 +114,9 @@ def test_functions_take_at_most_eight_parameters():
 def test_every_room_has_a_sign_on_its_door():
     silent = [str(path) for path, tree in FILES.items() if path.name == "__init__.py" and not ast.get_docstring(tree)]
     assert not silent
+
+
+def test_the_tests_of_a_file_share_a_process_when_there_are_several(request):
+    """pytest-xdist writes the group into the id, or, with a pytest that it does not know, ignores all groups."""
+    if getattr(request.config.option, "loadgroup", False):
+        assert request.node.nodeid.endswith("@tests/test_layout.py")

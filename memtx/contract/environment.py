@@ -11,7 +11,7 @@ from pathlib import Path
 # `XLA_FLAGS=` on the command line tests the usual code. XLA aborts on an unknown flag, hence the check of the version.
 FAST = ["--xla_backend_optimization_level=0"]
 if version("jax").startswith("0.10."):
-    FAST.append("--xla_cpu_use_fusion_emitters=false")
+    FAST += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 
 
 def prepare(config) -> None:
@@ -21,10 +21,15 @@ def prepare(config) -> None:
     import jax
 
     jax.config.update("jax_num_cpu_devices", config.getoption("devices"))
-    cache = Path(tempfile.gettempdir()) / f"memtx-tests-{os.getuid()}"
-    jax.config.update("jax_compilation_cache_dir", os.environ.get("MEMTX_TEST_CACHE", str(cache)))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    folder = Path(tempfile.gettempdir()) / f"memtx-tests-{os.getuid()}"
+    cache = {
+        "jax_compilation_cache_dir": os.environ.get("MEMTX_TEST_CACHE", str(folder)),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in cache.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)  # for processes that tests start
 
 
 _limit = 1.5 * 2**30  # bytes of memory at which the process forgets its programs

@@ -38,12 +38,11 @@ def test_c7_save_restore_and_go_on(case, tmp_path):
         assert rows_differ(case.call(x, case.init_state(), seg)[0], expected[0]).all()  # control: the state matters
 
 
-@pytest.mark.parametrize("time", [1, 3, 4, 9])
+@pytest.mark.parametrize("time", [1, 4, 7])  # in float32 other checks trace the same programs
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_c8_types_never_change(case, time, dtype):
-    state = jax.eval_shape(lambda: case.layer.init_state(BATCH))
-    x = case.x(0, time, dtype)
-    y, after = jax.eval_shape(case.apply, case.params, x, state, at(0, time))
+    state, x = case.init_state(), case.x(0, time, dtype)
+    y, after = jax.eval_shape(case.jitted, case.params, x, state, at(0, time))
     assert jax.tree.structure(after) == jax.tree.structure(state)
     assert [(a.shape, a.dtype) for a in jax.tree.leaves(after)] == [(a.shape, a.dtype) for a in jax.tree.leaves(state)]
     assert y.dtype == jax.tree.leaves(x)[-1].dtype

@@ -105,9 +105,9 @@ class Memorizing(Memory):
             self.near: Layer = Sink(Sink.Config(config.window, config.sinks), dims, key)
         else:
             self.near = Window(Window.Config(config.window), dims, key)
-        self.gate = nnx.Param(jnp.full(dims.num_heads, config.gate), optim="no_decay")
+        self.gate = nnx.Param(jnp.full(dims.num_heads, config.gate, jnp.float32), optim="no_decay")
         if config.normalise:
-            self.scale = nnx.Param(jnp.full(dims.num_heads, dims.head_dim**0.5), optim="no_decay")
+            self.scale = nnx.Param(jnp.full(dims.num_heads, dims.head_dim**0.5, jnp.float32), optim="no_decay")
 
     @property
     def slots(self) -> int:

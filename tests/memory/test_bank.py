@@ -12,6 +12,7 @@ from memtx.memory import bank
 from memtx.memory.bank import Bank
 
 M, H = 5, 3
+write, gather, search = jax.jit(bank.write), jax.jit(bank.gather), jax.jit(bank.search, static_argnums=2)
 FLOAT = jax.ShapeDtypeStruct((H,), jnp.float32)
 TOKEN = jax.ShapeDtypeStruct((), jnp.int32)
 
@@ -27,7 +28,7 @@ def key_of(ids):
 
 def add(b: Bank, count: int, **labels) -> Bank:
     ids = b.cursor + jnp.arange(count)
-    return bank.write(b, key_of(ids), ids, **labels)
+    return write(b, key_of(ids), ids, **labels)
 
 
 def held(b: Bank) -> list[int]:
@@ -52,7 +53,7 @@ def test_the_newest_entries_are_held_across_wraps(counts):
 
 
 def test_only_masked_entries_are_written():
-    b = bank.write(add(fresh(), 2), key_of(jnp.array([9, 2, 9, 3])), jnp.array([9, 2, 9, 3]), mask_T=jnp.arange(4) % 2 == 1)
+    b = write(add(fresh(), 2), key_of(jnp.array([9, 2, 9, 3])), jnp.array([9, 2, 9, 3]), mask_T=jnp.arange(4) % 2 == 1)
     assert held(b) == [0, 1, 2, 3]
     assert consistent(b)
 
@@ -85,10 +86,10 @@ def test_search_sees_its_namespace_and_gather_tells_the_provenance():
     for document in range(4):
         b = add(b, 1, document=10 + document, position=20 + document, namespace=document % 2, step=3)
     q = jnp.ones((2, 1, 1, H))
-    score, index = bank.search(b, q, 2)
+    score, index = search(b, q, 2)
     np.testing.assert_array_equal(index[:, 0, 0], [[3, 2]] * 2)
-    score, index = bank.search(b, q, 3, namespace=0)
-    read = bank.gather(b, index[:, 0, 0])
+    score, index = search(b, q, 3, namespace=0)
+    read = gather(b, index[:, 0, 0])
     np.testing.assert_array_equal(np.isfinite(score[:, 0, 0]), [[True, True, False]] * 2)
     np.testing.assert_array_equal(read.document[:, :2], [[12, 10]] * 2)
     np.testing.assert_array_equal(read.position[:, :2], [[22, 20]] * 2)
@@ -98,7 +99,9 @@ def test_search_sees_its_namespace_and_gather_tells_the_provenance():
 def test_a_bank_per_stream_by_vmap():
     b = bank.rows(fresh(), 2)
     ids = jnp.arange(4)
-    b = jax.vmap(bank.write)(b, key_of(jnp.stack([ids, ids])), jnp.stack([ids, ids]), mask_T=ids < jnp.array([[4], [2]]))
+    b = jax.jit(jax.vmap(bank.write))(
+        b, key_of(jnp.stack([ids, ids])), jnp.stack([ids, ids]), mask_T=ids < jnp.array([[4], [2]])
+    )
     np.testing.assert_array_equal(b.cursor, [4, 2])
-    _, index = bank.search(b, jnp.ones((2, 1, 1, H)), 1)
-    np.testing.assert_array_equal(bank.gather(b, index).id[:, 0, 0, 0], [3, 1])
+    _, index = search(b, jnp.ones((2, 1, 1, H)), 1)
+    np.testing.assert_array_equal(gather(b, index).id[:, 0, 0, 0], [3, 1])

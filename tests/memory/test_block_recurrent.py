@@ -54,7 +54,7 @@ def test_state_vectors_stay_different_in_a_model_as_it_begins():
     x = jax.random.normal(jax.random.key(1), (1, 8 * config.block, 128))
 
     def after_eight_blocks() -> float:
-        state = layer(x, layer.init_state(1), segment(jnp.arange(x.shape[1])[None]))[1]
+        state = jax.jit(lambda x: layer(x, layer.init_state(1), segment(jnp.arange(x.shape[1])[None]))[1])(x)
         return cosine(state.state_BSD[0])
 
     assert after_eight_blocks() < 0.95
@@ -74,7 +74,7 @@ def test_states_read_the_block_before_the_one_that_ends():
             held = dataclasses.replace(held, state_BSD=jax.lax.stop_gradient(held.state_BSD))
             return layer(x[:, 8:], held, at(8, 12))[1].state_BSD.sum()
 
-        return np.flatnonzero(np.asarray(jax.grad(change)(x))[0].any(-1)).tolist()
+        return np.flatnonzero(np.asarray(jax.jit(jax.grad(change))(x))[0].any(-1)).tolist()
 
     assert reached(1) == [8, 9, 10, 11]
     assert reached(2) == [4, 5, 6, 7, 8, 9, 10, 11]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memtx.contract.case import BATCH, DIMS, Case, at
+from memtx.contract.case import DIMS, Case, at
 from memtx.core import collect
 from memtx.errors import UserError
 from memtx.memory.infini import Infini
@@ -31,7 +31,7 @@ def test_an_open_gate_reads_memory_alone_and_a_closed_one_the_segment_alone(rule
 
 def test_gates_are_emitted_when_wanted_and_learn_fast_without_decay():
     def call(x):
-        return CASE.layer(x, CASE.layer.init_state(BATCH), at(0, 4))[0]
+        return CASE.apply(CASE.params, x, CASE.init_state(), at(0, 4))[0]
 
     _, aux = jax.jit(collect(call, "metric"))(CASE.x(0, 4))
     np.testing.assert_array_equal(aux["metric/gate"][0], np.full(DIMS.num_heads, 0.5))

@@ -1,6 +1,7 @@
 """The matrix memories: long text, 16-bit inputs, options, and settings that cannot be."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +20,17 @@ from memtx.ops.delta import delta_rule
 ALL = [LinearAttention, RetNet, GLA, DeltaNet, GatedDeltaNet, KDA]
 
 
+@functools.cache
+def jitted(graph):
+    """The compiled call of all layers with the same structure."""
+    return jax.jit(lambda params, x, state, seg: nnx.merge(graph, params)(x, state, seg))
+
+
 def run(layer, x_BTD, start: int = 0, state=None):
     state = layer.init_state(BATCH) if state is None else state
-    position = jnp.broadcast_to(start + jnp.arange(x_BTD.shape[1]), x_BTD.shape[:2])
-    return jax.jit(lambda x, s, seg: layer(x, s, seg))(x_BTD, state, segment(position))
+    position = np.broadcast_to(start + np.arange(x_BTD.shape[1]), x_BTD.shape[:2])
+    graph, params = nnx.split(layer)
+    return jitted(graph)(params, x_BTD, state, segment(position))
 
 
 def text(time: int, dtype=jnp.float32):

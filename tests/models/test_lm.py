@@ -1,6 +1,7 @@
 """The language model as users hold it: pure functions of parameters, tokens and state."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,11 @@ MODEL = Model(
 TOKENS = np.random.default_rng(0).integers(0, 11, (2, 8))
 
 
+@functools.cache
+def jitted(lm):
+    return jax.jit(lm.__call__)
+
+
 def build(**changes) -> tuple[LM, dict]:
     lm = models.build(dataclasses.replace(MODEL, **changes))
     return lm, lm.init(jax.random.key(0))
@@ -37,7 +43,7 @@ def build(**changes) -> tuple[LM, dict]:
 @pytest.mark.parametrize("position", ["rope", "alibi", "t5", "learned", "none"])
 def test_positions_go_on_from_call_to_call(position):
     lm, params = build(position=position)
-    call = jax.jit(lm.__call__)
+    call = jitted(lm)
     whole, end = call(params, TOKENS, lm.init_state(2))
     assert (whole.shape, whole.dtype) == ((2, 8, 11), jnp.float32)
     assert end.position_B.tolist() == [8, 8]
@@ -51,17 +57,18 @@ def test_positions_go_on_from_call_to_call(position):
     later, _ = call(params, TOKENS, lm.init_state(2), segment(4 + np.arange(8) + np.zeros((2, 1))))
     assert (distance(later, whole) > 1e-4) == (position == "learned"), "only a table of places tells a later place"
     full, params = build(position=position, stacks=((("full",), 2),))  # a cache with all tokens
-    _, state = full(params, TOKENS[:, :4], full.init_state(2))
-    next_, apart = (full(params, TOKENS[:, 4:], state, segment(n + np.arange(4) + np.zeros((2, 1))))[0] for n in (4, 16))
+    call = jitted(full)
+    _, state = call(params, TOKENS[:, :4], full.init_state(2))
+    next_, apart = (call(params, TOKENS[:, 4:], state, segment(n + np.arange(4) + np.zeros((2, 1))))[0] for n in (4, 16))
     assert (distance(apart, next_) > 1e-4) == (position != "none"), "control: positions are read, where there are any"
 
 
 def test_a_ragged_call_leaves_each_row_where_its_tokens_end():
     lm, params = build()
-    _, state = lm(params, TOKENS, lm.init_state(2), segment(np.arange(8) + np.zeros((2, 1)), [3, 0]))
+    _, state = jitted(lm)(params, TOKENS, lm.init_state(2), segment(np.arange(8) + np.zeros((2, 1)), [3, 0]))
     assert state.position_B.tolist() == [3, 0]
     reset = segment(np.arange(8) + np.array([[0], [0]]), [5, 2], [True, False])
-    _, state = lm(params, TOKENS, state, reset)
+    _, state = jitted(lm)(params, TOKENS, state, reset)
     assert state.position_B.tolist() == [5, 2]
 
 
@@ -70,7 +77,7 @@ def test_tied_models_share_the_embedding():
     assert set(untied) - set(tied) == {"to_logits"}
     lm, params = build()
     other = params | {"embed": params["embed"].at[3].add(1.0)}
-    a, b = (lm(p, TOKENS[:, :1] * 0, lm.init_state(2))[0] for p in (params, other))
+    a, b = (jitted(lm)(p, TOKENS[:, :1] * 0, lm.init_state(2))[0] for p in (params, other))
     assert (a[..., 3] != b[..., 3]).all()  # token 3 was not read, so it is its place in the head that moved
     np.testing.assert_array_equal(np.delete(a, 3, -1), np.delete(b, 3, -1))
 
@@ -123,15 +130,15 @@ def test_shapes_are_known_without_computing():
 
 def test_without_a_key_dropout_is_off():
     lm, params = build(dropout=0.5)
-    plain = build()[0](params, TOKENS, lm.init_state(2))
-    assert distance(lm(params, TOKENS, lm.init_state(2)), plain) == 0
-    assert distance(lm(params, TOKENS, lm.init_state(2), key=jax.random.key(0)), plain) > 1e-3  # control
+    plain = jitted(build()[0])(params, TOKENS, lm.init_state(2))
+    assert distance(jitted(lm)(params, TOKENS, lm.init_state(2)), plain) == 0
+    assert distance(jitted(lm)(params, TOKENS, lm.init_state(2), key=jax.random.key(0)), plain) > 1e-3  # control
 
 
 def test_activations_in_bfloat16_keep_parameters_states_and_logits_in_float32():
     lm, params = build(dtype="bfloat16")
-    exact = build()[0](params, TOKENS, lm.init_state(2))[0]
-    logits, state = lm(params, TOKENS, lm.init_state(2))
+    exact = jitted(build()[0])(params, TOKENS, lm.init_state(2))[0]
+    logits, state = jitted(lm)(params, TOKENS, lm.init_state(2))
     assert {leaf.dtype for leaf in jax.tree.leaves((params, logits))} == {jnp.dtype("float32")}
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("float32"), jnp.dtype("int32")}
     assert 0 < distance(logits, exact) < 0.1
@@ -145,7 +152,7 @@ def test_groups_have_parameters_of_their_own_and_patterns_follow_one_another():
     w = first[1]["branches"][0]["memories"][0]["h"]
     assert w.shape == (2, lstm.hidden, 4 * lstm.hidden)
     assert (w[0] != w[1]).all()
-    assert lm(params, TOKENS, lm.init_state(2))[0].shape == (2, 8, 11)
+    assert jitted(lm)(params, TOKENS, lm.init_state(2))[0].shape == (2, 8, 11)
 
 
 def test_a_cache_in_a_body_that_wipes_it_is_cut_to_what_it_is_shown_and_answers_the_same():
@@ -164,9 +171,10 @@ def test_a_cache_in_a_body_that_wipes_it_is_cut_to_what_it_is_shown_and_answers_
     def read(lm):
         state, parts = lm.init_state(2), []
         for start, stop in ((0, 2), (2, 7), (7, 8)):
-            logits, state = jax.jit(lm.__call__)(params, TOKENS[:, start:stop], state)
+            logits, state = jitted(lm)(params, TOKENS[:, start:stop], state)
             parts.append(logits)
         return jnp.concatenate(parts, 1)
 
-    assert distance(read(lm), read(uncut)) <= 1e-6
-    assert distance(read(less), read(uncut)) > 1e-3
+    expected = read(uncut)
+    assert distance(read(lm), expected) <= 1e-6
+    assert distance(read(less), expected) > 1e-3

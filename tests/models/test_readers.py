@@ -285,9 +285,9 @@ def test_an_encoder_has_readers_of_its_own():
     layers = {"encoder": ((("bidirectional", "^bidirectional"), 1),)}
     lm = model(((("full+cross", "^full"), 1),), **layers)
     params = parameters(lm)
-    state = lm.encode(params, TOKEN[:, :4], lm.init_state(2))
-    other = lm.encode(params, TOKEN[:, 4:8], lm.init_state(2))
-    y, moved = (lm(params, TOKEN, s)[0] for s in (state, other))
+    encode = jax.jit(lm.encode)
+    states = (encode(params, source, lm.init_state(2)) for source in (TOKEN[:, :4], TOKEN[:, 4:8]))
+    y, moved = (jitted(lm)(params, TOKEN, state)[0] for state in states)
     assert distance(y, moved) > MOVED
     with pytest.raises(UserError, match=r"needs an earlier layer with bidirectional"):
         model(((("bidirectional",), 1),), encoder=((("^bidirectional",), 1),))

@@ -36,6 +36,7 @@ with Checkpointer(WORKDIR, CONFIG, keep=1, warn=pytest.fail) as keeper:
 def python(script: str, **names) -> subprocess.Popen:
     script = HERE + "".join(f"{name} = {value!r}\n" for name, value in names.items()) + script
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # it warns about entries that another process still writes
     return subprocess.Popen([sys.executable, "-W", "error", "-c", script], stdout=-1, stderr=-1, text=True, env=environment)
 
 

@@ -187,7 +187,11 @@ def classifier(tmp_path):
     memtx.export(lm, params, tmp_path / "model", tokenizer=tokenizer)
     texts = ["The keeper counted ships.", "He wrote.", "ships ships", "the year after", "they came", "counted", "1984"]
     ids = [tokenizer.frame(text)[0] for text in texts]
-    return tmp_path / "model", texts, [int(lm(params, row[None], lm.init_state(1))[0].argmax()) for row in ids]
+    longest = max(map(len, ids))
+    padded = np.stack([np.pad(row, (0, longest - len(row))) for row in ids])
+    seg = memtx.segment(np.broadcast_to(np.arange(longest), padded.shape), [len(row) for row in ids])
+    classes = jax.jit(lm.__call__)(params, padded, lm.init_state(len(ids)), seg)[0].argmax(-1)
+    return tmp_path / "model", texts, classes.tolist()
 
 
 def write_labels(folder, texts, said):

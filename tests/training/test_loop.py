@@ -42,7 +42,7 @@ def bits(workdir):
 def whole(root, tmp_path_factory):
     """A run of six steps that nothing disturbed."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    return workdir, train(tiny(root, "xl"), workdir, say=lambda _: None)
+    return workdir, train(tiny(root, "gru"), workdir, say=lambda _: None)
 
 
 def test_a_run_writes_metrics_of_every_step_and_evaluates_with_memory_carried_and_wiped(whole):
@@ -58,17 +58,17 @@ def test_a_run_writes_metrics_of_every_step_and_evaluates_with_memory_carried_an
 
 def test_the_same_config_gives_the_same_bits(whole, root, tmp_path):
     workdir, _ = whole
-    train(tiny(root, "xl"), tmp_path / "again", say=lambda _: None)
+    train(tiny(root, "gru"), tmp_path / "again", say=lambda _: None)
     assert lines(tmp_path / "again") == lines(workdir)
     assert bits(tmp_path / "again") == bits(workdir)
-    train(tiny(root, "xl", seed=1), tmp_path / "other", say=lambda _: None)
+    train(tiny(root, "gru", seed=1), tmp_path / "other", say=lambda _: None)
     assert bits(tmp_path / "other") != bits(workdir)
 
 
 def test_a_finished_run_is_not_trained_further(whole, root):
     workdir, trained = whole
     before = (lines(workdir), bits(workdir))
-    again = train(tiny(root, "xl"), workdir, say=lambda _: None)
+    again = train(tiny(root, "gru"), workdir, say=lambda _: None)
     assert again.finished
     assert again.evaluation.carried.bits_per_byte == trained.evaluation.carried.bits_per_byte
     assert (lines(workdir), bits(workdir)) == before
@@ -78,16 +78,16 @@ def test_a_run_past_the_last_step_is_one_line_and_stays_as_it_is(whole, root):
     workdir, _ = whole
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match=r"is at step 6, past train.steps=4; set train.steps=6 or more$"):
-        train(tiny(root, "xl", train={"steps": 4}), workdir, say=lambda _: None)
+        train(tiny(root, "gru", train={"steps": 4}), workdir, say=lambda _: None)
     assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 def test_a_run_told_to_stop_saves_and_goes_on_bit_identically(whole, root, tmp_path, told):
     workdir, _ = whole
-    stops = [run_until_next_line(tiny(root, "xl"), tmp_path / "run", told).step]
+    stops = [run_until_next_line(tiny(root, "gru"), tmp_path / "run", told).step]
     while stops[-1] < 6:
-        stops.append(run_until_next_line(tiny(root, "xl"), tmp_path / "run", told).step)
+        stops.append(run_until_next_line(tiny(root, "gru"), tmp_path / "run", told).step)
     assert len(stops) > 1
     assert lines(tmp_path / "run") == lines(workdir)
     assert bits(tmp_path / "run") == bits(workdir)
@@ -111,7 +111,7 @@ def test_being_told_to_stop_while_the_last_save_is_written_is_no_more_than_told(
     monkeypatch.setattr(Checkpointer, "wait", waiting)
     before = signal.signal(signal.SIGTERM, lambda *_: missed.append(True))  # the signal that would have ended the process
     try:
-        trained = train(tiny(root, "xl"), tmp_path / "run", say=lambda _: None)
+        trained = train(tiny(root, "gru"), tmp_path / "run", say=lambda _: None)
     finally:
         signal.signal(signal.SIGTERM, before)
     assert (trained.finished, saved[-2:], missed) == (True, [6, 6], [])
@@ -140,7 +140,7 @@ def stop_after_next_line(path, done: threading.Event, told) -> None:
 def test_a_run_killed_outright_goes_on_bit_identically(whole, root, tmp_path):
     workdir, _ = whole
     config = tmp_path / "config.json"
-    config.write_text(json.dumps(to_json(tiny(root, "xl"))))
+    config.write_text(json.dumps(to_json(tiny(root, "gru"))))
     program = (
         "import json, os, sys, memtx, memtx.training.metrics as m\n"
         "write = m.Metrics.write\n"
@@ -161,7 +161,7 @@ def test_a_run_killed_outright_goes_on_bit_identically(whole, root, tmp_path):
 def test_forgetting_the_memory_on_resume_would_be_noticed(whole, root, tmp_path, monkeypatch):
     """The negative control of the tests above: without the restored memory the bits differ."""
     workdir, _ = whole
-    config = tiny(root, "xl")
+    config = tiny(root, "gru")
     assert run_until_next_line(config, tmp_path / "run").step < 6
     loop = Run.loop
 
@@ -177,7 +177,7 @@ def test_forgetting_the_memory_on_resume_would_be_noticed(whole, root, tmp_path,
 def test_another_config_is_refused_and_more_steps_are_not(whole, root):
     workdir, _ = whole
     with pytest.raises(UserError, match="optim.lr: 0.5 here, 0.01 in the checkpoint"):
-        train(tiny(root, "xl", optim={"lr": 0.5}), workdir)
+        train(tiny(root, "gru", optim={"lr": 0.5}), workdir)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(root, tmp_path):
@@ -211,7 +211,7 @@ def test_state_is_donated(root):
     assert all(leaf.is_deleted() for leaf in leaves)
 
 
-@pytest.mark.parametrize("memory", ["window", "xl"])
+@pytest.mark.parametrize("memory", ["window", "gru"])
 def test_accumulation_gives_the_same_step(root, memory):
     results = []
     for parts in (1, 2):
@@ -226,7 +226,7 @@ def test_a_step_unrolled_is_the_step_in_a_loop(root, monkeypatch):
     results, programs = [], []
     for most in (1, 3):
         monkeypatch.setattr("memtx.training.step.UNROLLED", most)
-        run, stream = pieces(tiny(root, "xl", model={"scan": False, "dropout": 0.2}, train={"segments": 3}))
+        run, stream = pieces(tiny(root, "gru", model={"scan": False, "dropout": 0.2}, train={"segments": 3}))
         args = (*run.init(), run.layout.shard(next(stream)), np.int32(0), run.key)
         programs.append(run.step.lower(*args).as_text())
         _, *rest = run.step(*args)

@@ -37,7 +37,7 @@ def test_every_optimiser_learns_a_small_text(name):
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, value
 
-    opt_state, losses = tx.init(params), []
+    opt_state, losses = jax.jit(tx.init)(params), []
     for _ in range(60):
         params, opt_state, value = step(params, opt_state)
         losses.append(float(value))
@@ -48,7 +48,7 @@ def test_only_parameters_that_declare_no_decay_keep_still_under_zero_gradients()
     lm = make()
     tx = make_optimizer(Optim(lr=0.1, warmup=0, weight_decay=0.1), 10, lm)
     params = lm.init(jax.random.key(0))
-    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    updates = jax.jit(lambda params: tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)[0])(params)
     labels = jax.tree.leaves(lm.declared("optim", ""))
     assert "no_decay" in labels
     for label, update, param in zip(labels, jax.tree.leaves(updates), jax.tree.leaves(params), strict=True):
@@ -65,7 +65,7 @@ def test_a_declared_learning_rate_multiplies_that_parameter_only(monkeypatch):
     lm = make()
     tx = make_optimizer(Optim(lr=0.1, warmup=0, weight_decay=0.0, clip=0.0), 10, lm)
     params = lm.init(jax.random.key(0))
-    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    updates = jax.jit(lambda params: tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)[0])(params)
     factors = jax.tree.leaves(lm.declared("lr", 1.0))
     assert sorted(set(factors)) == [1.0, 5.0]
     for factor, update in zip(factors, jax.tree.leaves(updates), strict=True):

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -36,7 +37,7 @@ def config(tmp_path, backbone, memory="memorizing", **groups):
 
 
 def test_a_memory_is_trained_alone_and_the_rest_keeps_every_bit(tmp_path, backbone):
-    c = config(tmp_path, backbone)
+    c = config(tmp_path, backbone, memory="infini")
     assert train(c, tmp_path / "run", say=lambda _: None).finished
     lm, params = build(c.model), load(tmp_path / "run").params
     before, after = flat(pretrained.load_params(lm, jax.random.key(0))), flat(params)
@@ -44,7 +45,8 @@ def test_a_memory_is_trained_alone_and_the_rest_keeps_every_bit(tmp_path, backbo
     assert [path.rsplit("/", 1)[-1] for path in new] == ["gate"]
     moved = {path for path in before if (before[path] != after[path]).any()}
     assert moved == set(new)
-    whole = train(config(tmp_path, backbone, optim={"train": ""}), tmp_path / "whole", say=lambda _: None)
+    c = config(tmp_path, backbone, memory="infini", optim={"train": ""})
+    whole = train(c, tmp_path / "whole", say=lambda _: None)
     assert whole.finished
     everything = flat(load(tmp_path / "whole").params)
     assert all((before[path] != everything[path]).any() for path in before)  # control
@@ -62,7 +64,7 @@ def test_what_is_frozen_has_no_optimiser_state(tmp_path, backbone, name):
     assert size("gate") < 20 < 1000 < size("")
     tx = make_optimizer(dataclasses.replace(c.optim, name=name, train="gate"), 10, lm)
     params = lm.init(jax.random.key(0))
-    updates, _ = tx.update(jax.tree.map(np.ones_like, params), tx.init(params), params)
+    updates = jax.jit(lambda params: tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)[0])(params)
     assert {path for path, update in flat(updates).items() if update.any()} <= {p for p in flat(params) if "gate" in p}
 
 
@@ -73,7 +75,7 @@ def test_what_the_weights_do_not_have_learns_as_much_faster_as_is_said(tmp_path,
 
     def moves(train: str) -> dict[str, float]:
         tx = make_optimizer(dataclasses.replace(c.optim, train=train), 10, lm)
-        updates, _ = tx.update(jax.tree.map(np.ones_like, params), tx.init(params), params)
+        updates = jax.jit(lambda params: tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)[0])(params)
         return {path: round(-float(np.asarray(update).mean()), 4) for path, update in flat(updates).items()}
 
     new = set(pretrained.new_parameters(lm))
@@ -127,7 +129,7 @@ def test_a_memory_closed_is_the_attention_of_the_other_layers(backbone, attentio
         for name in memories.keys() & {"memorizing"}:
             memories[name] |= SMALL | settings
         lm = build(get_config(model=model, memory=memories))
-        return lm(pretrained.load_params(lm, jax.random.key(0)), token, lm.init_state(2))[0]
+        return jax.jit(lm.__call__)(pretrained.load_params(lm, jax.random.key(0)), token, lm.init_state(2))[0]
 
     np.testing.assert_allclose(logits("memorizing"), plain := logits("none"), atol=1e-5)
     assert np.abs(logits("memorizing", gate=0.5) - plain).max() > 1e-3  # control

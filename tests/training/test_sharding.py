@@ -1,7 +1,6 @@
 """A run on eight devices is the run on one."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +50,6 @@ def run(devices: int, configs: list) -> list[dict]:
         text=True,
         check=False,
         cwd=Path(__file__).parents[2],
-        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir)},
     )
     assert out.returncode == 0, out.stderr
     return [json.loads(line) for line in out.stdout.splitlines() if line.startswith("{")]
