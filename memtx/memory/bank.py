@@ -14,6 +14,7 @@ B stream, T entries written or queries, M slots, N query heads, K key heads, H h
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -22,7 +23,8 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import ArrayLike
 
-from memtx.core import pytree
+from memtx.core import Segment, emit, pytree, wants
+from memtx.memory.inspect import Inspectable
 from memtx.ops import topk
 
 
@@ -40,7 +42,7 @@ class Entries:
 
 
 @pytree
-class Bank:
+class Bank(Inspectable):
     """M entries and the id of the next one."""
 
     entries: Entries  # [M, ...], or [B, M, ...]
@@ -55,6 +57,11 @@ class Bank:
     def valid_M(self) -> Array:
         """Return a mask of the indices that have an entry."""
         return self.entries.id >= 0
+
+    @property
+    def stored(self) -> tuple[Array, Array]:
+        """Return the keys and a mask of the indices that have an entry (see `Inspectable`)."""
+        return self.entries.key, self.valid_M
 
 
 def empty(capacity: int, key: jax.ShapeDtypeStruct, value: Any) -> Bank:
@@ -167,3 +174,40 @@ def resize(bank: Bank, capacity: int) -> Bank:
     """Return a bank of a different capacity with the same entries and ids, or the newest ones if not all fit."""
     one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (bank.entries.key, bank.entries.value))
     return put(empty(capacity, *one), bank.entries, bank.cursor)
+
+
+# --- reports of reads -------------------------------------------------------------------------------------------------------
+
+
+def report(bank: Bank, reads: Mapping[str, Array], seg: Segment, prefix: str = "") -> None:
+    """Emit the entries that the queries of a call have read, if anyone collects them.
+
+    reads: [B, T, ...] each, with -1 for no entry: "id", "document", "position", "weight" and others. bank: the bank after the
+    call. Every array is emitted as "attribution/PREFIX..." and their use as "use/...":
+    use/entry, use/document, use/reads  [B, M], or [M] for a shared bank: id + 1 of each entry (0: none), its document, and how
+                                        many reads it had in this call
+    use/age                             [4], for a bank with a stream axis: the sums of 1, age, weight and age x weight over the
+                                        reads of real tokens. The age is the distance in tokens from the entry to its query
+    """
+    for name, value in reads.items():
+        emit(f"attribution/{prefix}{name}", value)
+    if not wants("use"):
+        return
+    wide = lambda a_BT: a_BT.reshape(a_BT.shape + (1,) * (reads["id"].ndim - 2))  # noqa: E731
+    found = (reads["id"] >= 0) & wide(seg.mask_BT)
+    id_BL = jnp.where(found, reads["id"], -1).reshape(len(found), -1)
+    counts = jax.vmap(count_reads)(bank.entries.id, id_BL) if bank.cursor.ndim else count_reads(bank.entries.id, id_BL.ravel())
+    emit("use/entry", bank.entries.id + 1)
+    emit("use/document", bank.entries.document)
+    emit("use/reads", counts)
+    if bank.cursor.ndim:
+        age = (wide(seg.position_BT) - reads["position"]).astype(jnp.float32)
+        terms = jnp.stack([jnp.ones_like(age), age, reads["weight"], age * reads["weight"]])
+        emit("use/age", jnp.where(found, terms, 0).reshape(4, -1).sum(1))
+
+
+def count_reads(id_M: Array, read_L: Array) -> Array:
+    """Return how many of the ids read, [L], are those of each entry, [M]. Ids that are not stored are left out."""
+    index_L = read_L % len(id_M)
+    stored_L = (read_L >= 0) & (id_M[index_L] == read_L)
+    return jnp.zeros(len(id_M), jnp.int32).at[index_L].add(stored_L.astype(jnp.int32))

@@ -26,7 +26,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from memtx.core import Dims, Memory, Segment, collect, emit, pytree, segment, wants
+from memtx.core import Dims, Memory, Segment, collect, pytree, segment
 from memtx.errors import UserError, positive
 from memtx.memory import bank
 from memtx.memory.bank import Bank
@@ -108,7 +108,12 @@ class KNNLM(Memory):
                 reads["datastore"] = self.read(f, state.datastore, 0, state.datastore.cursor)
             outs.append(reads)
         reads = jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *outs)
-        return self.mix(logits_BTV.astype(jnp.float32), reads).astype(logits_BTV.dtype), Pairs(cache, state.datastore)
+        y_BTV, weights = self.mix(logits_BTV.astype(jnp.float32), reads)
+        for (name, read), weight in zip(reads.items(), weights, strict=True):
+            full, prefix = (cache.bank, "") if name == "cache" else (state.datastore, "datastore_")
+            shown = {label: read[label] for label in (*LABELS, "token")}
+            bank.report(full, shown | {"weight": self.config.lam * weight}, seg, prefix)
+        return y_BTV.astype(logits_BTV.dtype), Pairs(cache, state.datastore)
 
     def read(self, f_BTD: Array, pairs: Bank, first_BT: ArrayLike, end_BT: ArrayLike) -> dict[str, Array]:
         """Return the nearest pairs of each query, [B, T, R]: token, score and the labels of the entry, with id -1 for none."""
@@ -125,8 +130,11 @@ class KNNLM(Memory):
         nothing = dict.fromkeys(LABELS, -1) | {"token": 0, "score": MASKED}
         return skip_unless((jnp.asarray(end_BT) > 0).any(), work, nothing, f_BTD, pairs)
 
-    def mix(self, logits_BTV: Array, reads: dict[str, dict[str, Array]]) -> Array:
-        """Return the logits of the mixture, at the scale of the model's, with one softmax over all pairs that were read."""
+    def mix(self, logits_BTV: Array, reads: dict[str, dict[str, Array]]) -> tuple[Array, list[Array]]:
+        """Return the logits of the mixture, at the scale of the model's, and the weights in p_knn of the pairs of each read.
+
+        One softmax is over all pairs that were read.
+        """
         score, token, id_ = (jnp.concatenate([read[name] for read in reads.values()], -1) for name in ("score", "token", "id"))
         weight = jax.nn.softmax(score, -1) * (id_ >= 0)
         zeros = jnp.zeros(logits_BTV.shape, jnp.float32)
@@ -135,15 +143,7 @@ class KNNLM(Memory):
         log_knn = jnp.where(knn > 0, jnp.log(jnp.where(knn > 0, knn, 1.0)) + np.log(lam), MASKED)
         total = jax.nn.logsumexp(logits_BTV, -1, keepdims=True)
         mixed = jnp.logaddexp(log_knn + total, logits_BTV + np.log1p(-lam))
-        y = jnp.where((id_ >= 0).any(-1, keepdims=True), mixed, logits_BTV)
-        if wants("attribution"):
-            weights = jnp.split(lam * weight, len(reads), -1)
-            for (name, read), part in zip(reads.items(), weights, strict=True):
-                prefix = "attribution/" + ("" if name == "cache" else "datastore_")
-                for label in (*LABELS, "token"):
-                    emit(prefix + label, read[label])
-                emit(prefix + "weight", part)
-        return y
+        return jnp.where((id_ >= 0).any(-1, keepdims=True), mixed, logits_BTV), jnp.split(weight, len(reads), -1)
 
 
 def empty(capacity: int, width: int) -> Bank:

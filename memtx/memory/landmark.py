@@ -30,7 +30,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
-from memtx.core import Dims, Memory, Segment, emit, pytree, wants
+from memtx.core import Dims, Memory, Segment, pytree
 from memtx.errors import UserError, positive
 from memtx.memory import bank
 from memtx.memory.bank import Bank
@@ -109,7 +109,7 @@ class Landmark(Memory):
             y, reads = self.read(asked, state.k_BCKH[:, None], state.v_BCKH[:, None], state.bank, seg)
         else:
             y, reads, state = self.read_and_write(x, state, seg)
-        self.report(reads)
+        bank.report(state.bank, reads, seg)  # the position of an entry is that of its first token
         return y.astype(q.dtype), state
 
     def read_and_write(self, x, state: Blocks, seg: Segment):
@@ -226,12 +226,6 @@ class Landmark(Memory):
         """Return ALiBi's or T5's bias, [B, T, N, S], or 0."""
         bias_BNTS = position_bias(age_BTS, False, seg, self.dims)
         return bias_BNTS.swapaxes(1, 2) if isinstance(bias_BNTS, Array) else bias_BNTS
-
-    def report(self, reads: dict[str, Array]) -> None:
-        """Emit the blocks that were read, [B, T, N, R]: id (-1: none), document, position of the first token, weight."""
-        if wants("attribution"):
-            for name, value in reads.items():
-                emit(f"attribution/{name}", value)
 
 
 def in_blocks(a_BT: Array, blocks: int) -> Array:

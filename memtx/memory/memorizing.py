@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-from memtx.core import Dims, Layer, Memory, Segment, emit, pytree, wants
+from memtx.core import Dims, Layer, Memory, Segment, emit, pytree
 from memtx.errors import UserError, positive
 from memtx.memory import bank
 from memtx.memory.bank import Bank
@@ -117,10 +117,10 @@ class Memorizing(Memory):
         else:
             far, reads, full = self.read_and_write(q, k, v, state.bank, seg)
             state = Memories(recent, full)
-        gate_BTN = jnp.where((reads["id"] >= 0).any(-1), self.dims.gate(self.gate[...]), 0)
-        if wants("attribution"):
-            for name, value in (reads | {"weight": reads["weight"] * gate_BTN[..., None]}).items():
-                emit(f"attribution/{name}", value)
+        gate_N = self.dims.gate(self.gate[...])
+        gate_BTN = jnp.where((reads["id"] >= 0).any(-1), gate_N, 0)
+        bank.report(state.bank, reads | {"weight": reads["weight"] * gate_BTN[..., None]}, seg)
+        emit("metric/gate", gate_N)
         return (near + gate_BTN[..., None] * (far - near)).astype(near.dtype), state
 
     def read_and_write(self, q, k, v, full: Bank, seg: Segment):
