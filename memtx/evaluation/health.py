@@ -3,17 +3,8 @@
 An evaluation reports these numbers as `memory/...`. They say whether a memory is used, not whether it helps. No mechanism is
 known by name: states show their parts (`memtx.memory.inspect`), and calls emit "use/..." and "metric/...".
 
-memory/filled              the share of indices that have an entry, at the end
-memory/never_read          of the entries at the end, the share that no query has read since they were written
-memory/most_read_tenth     the share of all reads that the most-read tenth of the entries of each bank got
-memory/age                 the mean distance in tokens from a query to an entry that it reads
-memory/age_by_weight       the same, weighted by the weights of the reads
-memory/entry_norm          the mean length of the stored keys or vectors
-memory/drift               how much one train step changes the keys of a text, see `drift`
-memory/effective_rank      of the matrices, see `effective_rank`; the mean over streams, heads and layers
-memory/matrix_norm         the mean Frobenius norm of the matrices
-memory/gate, .../keep, ... the mean of what a mechanism emits as "metric/NAME"; `_min` and `_max` over layers and heads
-
+WORDS explains the numbers. For each "metric/NAME" that a mechanism emits, such as a gate, there are also `memory/NAME`, the
+mean over calls, layers and heads, and `memory/NAME_min` and `memory/NAME_max`, the smallest and largest of layers and heads.
 `memory/NAME/layer=2` is the value of a layer, counted from 0 among the layers with such parts. A number that has no value, such
 as the age if nothing was read, is left out.
 
@@ -39,6 +30,17 @@ from memtx.memory.inspect import Inspectable
 from memtx.sharding import Layout
 
 KINDS = ("use", "metric")  # collected in the evaluation with the state carried
+WORDS = {
+    "filled": "the share of the room for entries that has an entry at the end of the evaluation",
+    "never_read": "the share of the entries at the end that no query has read since they were written",
+    "most_read_tenth": "the share of all reads of those entries that the most-read tenth of each bank got",
+    "age": "the mean distance in tokens from a query back to an entry that it reads",
+    "age_by_weight": "the same mean, with the weights of the reads",
+    "drift": "the relative change of a stored key by one train step, for the same text",
+    "entry_norm": "the mean length of the stored keys or vectors",
+    "effective_rank": "exp of the entropy of the singular values of a matrix, the mean over streams, heads and layers",
+    "matrix_norm": "the mean Frobenius norm of the matrices",
+}
 OUTSIDE = 1 << 30  # sorts parts of the state that are outside the stacks, such as a head, after all layers
 
 # --- numbers of arrays --------------------------------------------------------------------------------------------------------
@@ -51,17 +53,17 @@ def use(reads_M: ArrayLike, valid_M: ArrayLike) -> dict[str, float]:
     is a bank. The numbers are of all banks together. The most-read tenth of a bank is rounded up to whole entries. Numbers of
     no entries, or of no reads, are left out.
     """
-    valid, shape = np.asarray(valid_M, bool), np.shape(valid_M)
-    reads = np.where(valid, np.asarray(reads_M), 0).reshape(-1, shape[-1] if shape else 1)
-    entries, total = int(valid.sum()), float(reads.sum())
+    valid = np.asarray(valid_M, bool)
     if not valid.size:
         return {}
+    valid = valid.reshape(-1, valid.shape[-1])
+    reads = np.where(valid, np.asarray(reads_M).reshape(valid.shape), 0)
+    entries, total = int(valid.sum()), float(reads.sum())
     found = {"filled": entries / valid.size}
     if entries:
-        found["never_read"] = float((valid.reshape(reads.shape) & (reads == 0)).sum() / entries)
+        found["never_read"] = float((valid & (reads == 0)).sum() / entries)
     if total:
-        tenth = -(-valid.reshape(reads.shape).sum(-1, keepdims=True) // 10)
-        top = np.arange(reads.shape[-1]) < tenth
+        top = np.arange(valid.shape[-1]) < -(-valid.sum(-1, keepdims=True) // 10)
         found["most_read_tenth"] = float(np.where(top, -np.sort(-reads, -1), 0).sum() / total)
     return found
 

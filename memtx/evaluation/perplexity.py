@@ -126,8 +126,8 @@ def make_evaluator(lm: LM, bytes_V: np.ndarray, layout: Layout, health: Health |
                 watch.add(last[0][0], last[2])
         if last is None:
             raise ValueError("no text to evaluate on")
-        both = (perplexity(sums) for sums in jax.device_get(last[1]))
-        return Evaluation(*both, watch.metrics(last[0][0]) if watch else {})
+        carried, wiped = (perplexity(sums) for sums in jax.device_get(last[1]))
+        return Evaluation(carried, wiped, watch.metrics(last[0][0]) if watch else {})
 
     def remember(params, batches: Iterable[Batch]) -> None:
         if health:
