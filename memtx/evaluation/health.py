@@ -30,7 +30,7 @@ from memtx.memory.inspect import Inspectable
 from memtx.sharding import Layout
 
 KINDS = ("use", "metric")  # collected in the evaluation with the state carried
-WORDS = {
+ENTRIES = {
     "filled": "the share of the room for entries that has an entry at the end of the evaluation",
     "never_read": "the share of the entries at the end that no query has read since they were written",
     "most_read_tenth": "the share of all reads of those entries that the most-read tenth of each bank got",
@@ -38,9 +38,12 @@ WORDS = {
     "age_by_weight": "the same mean, with the weights of the reads",
     "drift": "the relative change of a stored key by one train step, for the same text",
     "entry_norm": "the mean length of the stored keys or vectors",
+}
+MATRICES = {
     "effective_rank": "exp of the entropy of the singular values of a matrix, the mean over streams, heads and layers",
     "matrix_norm": "the mean Frobenius norm of the matrices",
 }
+WORDS = ENTRIES | MATRICES
 OUTSIDE = 1 << 30  # sorts parts of the state that are outside the stacks, such as a head, after all layers
 
 # --- numbers of arrays --------------------------------------------------------------------------------------------------------
@@ -236,14 +239,24 @@ Result = TypeVar("Result")
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate(Generic[Result]):
-    """A function evaluate(params, batches) -> Result, with `remember(params, batches)` for the drift (see `Health`)."""
+    """A function evaluate(params, batches) -> Result, which can also prepare to measure the drift.
+
+    calls: yields a tuple after each batch. It starts with the states, of which the first is the carried one.
+    """
 
     run: Callable[[Any, Iterable[Any]], Result]
-    remember: Callable[[Any, Iterable[Any]], None]
+    calls: Callable[[Any, Iterable[Any]], Iterator[tuple]]
+    health: Health | None
 
     def __call__(self, params: Any, batches: Iterable[Any]) -> Result:
         """Evaluate parameters on batches."""
         return self.run(params, batches)
+
+    def remember(self, params: Any, batches: Iterable[Any]) -> None:
+        """Read the first batch and keep its entries (see `Health.remember`). Does nothing if the health is not measured."""
+        if self.health:
+            for (carried, *_), *_ in self.calls(params, batches):
+                return self.health.remember(carried)
 
 
 class Watch:

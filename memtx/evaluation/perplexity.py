@@ -129,12 +129,7 @@ def make_evaluator(lm: LM, bytes_V: np.ndarray, layout: Layout, health: Health |
         carried, wiped = (perplexity(sums) for sums in jax.device_get(last[1]))
         return Evaluation(carried, wiped, watch.metrics(last[0][0]) if watch else {})
 
-    def remember(params, batches: Iterable[Batch]) -> None:
-        if health:
-            for states, *_ in calls(params, batches):
-                return health.remember(states[0])
-
-    return Evaluate(evaluate, remember)
+    return Evaluate(evaluate, calls, health)
 
 
 def add(sums: Sums, nll_BT: Array, bytes_BT: Array, seg: Segment, mask_BT: Array) -> Sums:

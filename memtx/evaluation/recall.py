@@ -120,12 +120,7 @@ def make_recall(lm: LM, examples: Sequence[Example], layout: Layout, health: Hea
         found = watch.metrics(states[0]) if watch and states is not None else {}
         return Recall(carried, wiped, len(examples), labels, health=found)
 
-    def remember(params, batches: Iterable[Batch]) -> None:
-        if health:
-            for states, *_ in calls(params, batches):
-                return health.remember(states[0])
-
-    return Evaluate(evaluate, remember)
+    return Evaluate(evaluate, calls, health)
 
 
 def score(examples: Sequence[Example], right_EL: np.ndarray, nll_EL: np.ndarray) -> Score:

@@ -21,7 +21,7 @@ class Findings:
 
     judged     each claim and whether it is true
     undecided  why the remaining claims cannot be judged yet, or ""
-    health     a table of the health of the memories, or None if no run has measured it
+    health     tables of the health of the memories, if runs have measured it
     """
 
     study: Study
@@ -30,7 +30,7 @@ class Findings:
     judged: list[tuple[str, bool]]
     undecided: str
     pictures: list[Picture]
-    health: Table | None
+    health: list[Table]
 
 
 def conclude(study: Study, runs: list[Run]) -> Findings:

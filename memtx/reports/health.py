@@ -4,48 +4,41 @@ from __future__ import annotations
 
 import dataclasses
 
-from memtx.evaluation.health import WORDS
+from memtx.evaluation.health import ENTRIES, MATRICES, WORDS
 from memtx.reports.runs import Run
 from memtx.reports.study import Column, Report, Study
 from memtx.reports.table import NOT_STARTED, Cell, Table, tabulate, varying
 
 PREFIX = "memory/"
 RANGE = ("_min", "_max")  # of gates. They are in the files of the runs
+DIGITS = {"age": 0, "age_by_weight": 0, "drift": 4}  # others have 2
 
 
-def tabulate_health(study: Study, runs: list[Run]) -> Table | None:
-    """Return a table with a row for each combination of settings and a column for each number, or None without numbers.
+def tabulate_health(study: Study, runs: list[Run]) -> list[Table]:
+    """Return a table for each kind of numbers that runs have measured: of entries, of matrices, and gates.
 
-    Values of single layers and the ranges of gates are left out.
+    A table has a row for each combination of settings. Values of single layers and the ranges of gates are left out.
     """
     runs = [run for run in runs if run.finished]
-    metrics = dict.fromkeys(name for run in runs for name in run.result if name.startswith(PREFIX) and name.count("/") == 1)
-    columns = {
-        _heading(name): Column(name, better="higher") for name in sorted(metrics, key=_order) if not name.endswith(RANGE)
+    names = {
+        name.removeprefix(PREFIX) for run in runs for name in run.result if name.startswith(PREFIX) and name.count("/") == 1
     }
-    if not columns:
-        return None
-    table = tabulate(dataclasses.replace(study, report=Report(tuple(varying(runs)), columns)), runs)
-    rows = [
-        dataclasses.replace(row, cells={heading: _plain(cell) for heading, cell in row.cells.items()}) for row in table.rows
-    ]
-    return dataclasses.replace(table, rows=rows, unmatched={})
+    gates = sorted(name for name in names - {*WORDS} if not name.endswith(RANGE))
+    kinds = ([name for name in kind if name in names] for kind in (ENTRIES, MATRICES, gates))
+    return [_tabulate(study, runs, kind) for kind in kinds if kind]
 
 
 def explain(table: Table) -> dict[str, str]:
-    """Return an explanation for each heading of the table."""
+    """Return an explanation of each heading of the table."""
     names = {heading: column.metric.removeprefix(PREFIX) for heading, column in table.columns.items()}
     return {heading: WORDS.get(name, "the mean over layers and heads") for heading, name in names.items()}
 
 
-def _heading(metric: str) -> str:
-    return metric.removeprefix(PREFIX).replace("_", " ")
-
-
-def _order(metric: str) -> tuple[int, str]:
-    """Sort by the order of WORDS, and then the others by name."""
-    name = metric.removeprefix(PREFIX)
-    return ([*WORDS].index(name) if name in WORDS else len(WORDS)), name
+def _tabulate(study: Study, runs: list[Run], names: list[str]) -> Table:
+    columns = {name.replace("_", " "): Column(PREFIX + name, better="higher", digits=DIGITS.get(name, 2)) for name in names}
+    table = tabulate(dataclasses.replace(study, report=Report(tuple(varying(runs)), columns)), runs)
+    rows = [dataclasses.replace(row, cells={name: _plain(cell) for name, cell in row.cells.items()}) for row in table.rows]
+    return dataclasses.replace(table, rows=rows, unmatched={})
 
 
 def _plain(cell: Cell) -> Cell:

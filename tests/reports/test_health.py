@@ -25,26 +25,28 @@ def with_health() -> list[Run]:
     return [*banks, *runs({"gla": (0.1,)}, result=ACCURACY | {"memory/effective_rank": 3.0}), *plain]
 
 
-def test_the_table_has_a_row_for_each_setting_and_a_column_for_each_number():
-    table = tabulate_health(study(), with_health())
-    assert [*table.columns] == ["never read", "age", "effective rank", "gate"]
-    assert [row.labels for row in table.started().rows] == [("memorizing",), ("gla",)]
-    assert table["memorizing", "age"].text(3) == "12.000 ± 0.000 (2)"
-    assert table.rows[1].cells["age"].text(3) == "–"
-    assert not any(cell.best or cell.budget for row in table.rows for cell in row.cells.values())
-    words = explain(table)
-    assert "no query has read" in words["never read"]
-    assert "mean over layers" in words["gate"]
+def test_there_is_a_table_for_each_kind_and_a_row_for_each_setting():
+    entries, matrices, gates = tabulate_health(study(), with_health())
+    assert [*entries.columns] == ["never read", "age"]
+    assert [*matrices.columns] == ["effective rank"]
+    assert [*gates.columns] == ["gate"]
+    assert [row.labels for row in entries.started().rows] == [("memorizing",)]
+    assert [row.labels for row in matrices.started().rows] == [("gla",)]
+    assert entries["memorizing", "age"].text(3) == "12.000 ± 0.000 (2)"
+    assert entries.rows[1].cells["age"].text(3) == "–"
+    assert not any(cell.best or cell.budget for row in entries.rows for cell in row.cells.values())
+    assert "no query has read" in explain(entries)["never read"]
+    assert "mean over layers" in explain(gates)["gate"]
 
 
 def test_the_page_shows_it_only_if_runs_have_measured_it():
-    found = reports.conclude(study(), with_health())
-    text = page(found)
+    text = page(reports.conclude(study(), with_health()))
     section = re.search(r"<h2>Health of the memory</h2>.*?<h2>", text, re.DOTALL)[0]
-    assert section.count("<tr>") == 3
+    assert section.count("<table>") == 3
+    assert section.count("<tr>") == 3 + 3
     assert "<dt>never read</dt>" in section
-    assert "12.000 ± 0.000 (2)" in section
+    assert "12 ± 0 (2)" in section
     assert "gate min" not in section
     without = reports.conclude(study(), runs())
-    assert without.health is None
+    assert without.health == []
     assert "Health" not in page(without)
