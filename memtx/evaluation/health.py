@@ -43,7 +43,15 @@ MATRICES = {
     "effective_rank": "exp of the entropy of the singular values of a matrix, the mean over streams, heads and layers",
     "matrix_norm": "the mean Frobenius norm of the matrices",
 }
-WORDS = ENTRIES | MATRICES
+GATES = {  # emitted as "metric/NAME", among others of mechanisms outside memtx
+    "gate": "the weight of the memory beside attention",
+    "keep": "the share of the state that a token keeps",
+    "write": "the strength of a token's write to the state",
+    "forget": "the share of the fast weights that a token forgets",
+    "usage": "the share of the rows of a table that a segment reads",
+    "kl": "the distance of the use of those rows from uniform, in nats",
+}
+WORDS = ENTRIES | MATRICES | GATES
 OUTSIDE = 1 << 30  # sorts parts of the state that are outside the stacks, such as a head, after all layers
 
 # --- numbers of arrays --------------------------------------------------------------------------------------------------------

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from memtx.evaluation.health import ENTRIES, MATRICES, WORDS
+from memtx.evaluation.health import ENTRIES, GATES, MATRICES, WORDS
 from memtx.reports.runs import Run
 from memtx.reports.study import Column, Report, Study
 from memtx.reports.table import NOT_STARTED, Cell, Table, tabulate, varying
 
 PREFIX = "memory/"
 RANGE = ("_min", "_max")  # of gates. They are in the files of the runs
-DIGITS = {"age": 0, "age_by_weight": 0, "drift": 4}  # others have 2
+DIGITS = {"age": 0, "age_by_weight": 0, "drift": 4, "entry_norm": 1}  # others have 2
 
 
 def tabulate_health(study: Study, runs: list[Run]) -> list[Table]:
@@ -23,15 +23,15 @@ def tabulate_health(study: Study, runs: list[Run]) -> list[Table]:
     names = {
         name.removeprefix(PREFIX) for run in runs for name in run.result if name.startswith(PREFIX) and name.count("/") == 1
     }
-    gates = sorted(name for name in names - {*WORDS} if not name.endswith(RANGE))
-    kinds = ([name for name in kind if name in names] for kind in (ENTRIES, MATRICES, gates))
+    gates = [*GATES, *sorted(name for name in names - {*WORDS} if not name.endswith(RANGE))]
+    kinds = [[name for name in kind if name in names] for kind in (ENTRIES, MATRICES, gates)]
     return [_tabulate(study, runs, kind) for kind in kinds if kind]
 
 
 def explain(table: Table) -> dict[str, str]:
     """Return an explanation of each heading of the table."""
     names = {heading: column.metric.removeprefix(PREFIX) for heading, column in table.columns.items()}
-    return {heading: WORDS.get(name, "the mean over layers and heads") for heading, name in names.items()}
+    return {heading: WORDS.get(name, "a number that a mechanism emits") for heading, name in names.items()}
 
 
 def _tabulate(study: Study, runs: list[Run], names: list[str]) -> Table:
