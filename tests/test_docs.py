@@ -100,6 +100,15 @@ def test_the_functions_that_the_commands_call(folder):
     assert (folder / "run" / "metrics.jsonl").exists()
 
 
+def test_the_numbers_of_the_page_on_metrics():
+    first, *lines = filter(None, block("docs/metrics.md").splitlines())
+    found = {}
+    exec(first, found)
+    for line in lines:
+        call, said = line.split("  # ")
+        assert eval(call, found) == pytest.approx(eval(said), abs=0.006), line
+
+
 def test_pretrained_models(t5_folder, bert_folder, monkeypatch):  # noqa: F811
     folders, load = {"t5-small": t5_folder, "bert-base-uncased": bert_folder, "minilm": bert_folder}, memtx.load
     monkeypatch.setattr(memtx, "load", lambda name, **changes: load(folders[name], **changes))
