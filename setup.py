@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 REPORT = ["jinja2>=3.1"]
-HF = ["safetensors>=0.5", "huggingface_hub>=0.30", "gguf>=0.10", "sentencepiece>=0.2", "protobuf", *REPORT]
+HF = ["huggingface_hub>=0.30", "gguf>=0.10", "sentencepiece>=0.2", "protobuf", *REPORT]
 EVAL = ["sacrebleu>=2.4", "rouge-score>=0.1.2"]
 EXTRAS = {
     "tpu": ["jax[tpu]"],
@@ -28,7 +28,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["memtx", "memtx.*"]), "memtx.configs"],
     package_dir={"memtx.configs": "configs"},
-    package_data={"memtx": ["memory/cards/*.yaml", "cli/catalog.json", "reports/page.html", "py.typed"]},
+    package_data={"memtx": ["memory/cards/*.yaml", "cli/catalog.json", "reports/page.html", "library/explain.html", "py.typed"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12.8",
@@ -42,6 +42,7 @@ setup(
         "importlib_resources",  # tensorflow-datasets needs it and does not say so
         "tokenizers>=0.22",
         "filelock>=3.13",
+        "safetensors>=0.5",
         "rich>=13",
         "tensorboardX>=2.6",
         "matplotlib>=3.9",

@@ -10,6 +10,7 @@ memtx.train(config, workdir)                           does the same as `memtx t
 memtx.generate(lm, params, tokenizer, prompt)          does the same as `memtx generate`
 memtx.complete(lm, params, tokenizer, prompts)         generates for several prompts at once
 memtx.embed(memtx.load("minilm"), texts)               sentence embeddings
+memtx.explain(memtx.load(workdir), text)               which entries each token was predicted from
 
 `import memtx` is quick, because a name is imported from its module when it is first used.
 """
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from memtx.core import Dims, Segment, batch_axes, collect, detach, emit, reset, scan, segment, state_bytes, take_rows
     from memtx.errors import UserError
     from memtx.generate import GREEDY, Completion, Options, Sampling, complete, generate
+    from memtx.library.explain import Explanation, explain
     from memtx.memory import MEMORIES
     from memtx.models.lm import LM
     from memtx.pretrained.load import export
@@ -41,6 +43,7 @@ __all__ = [
     "Completion",
     "Config",
     "Dims",
+    "Explanation",
     "Loaded",
     "Options",
     "Sampling",
@@ -55,6 +58,7 @@ __all__ = [
     "detach",
     "embed",
     "emit",
+    "explain",
     "export",
     "generate",
     "get_config",
@@ -77,6 +81,7 @@ _MODULES = {
     ),
     "memtx.errors": ("UserError",),
     "memtx.generate": ("GREEDY", "Completion", "Options", "Sampling", "complete", "generate"),
+    "memtx.library.explain": ("Explanation", "explain"),
     "memtx.memory": ("MEMORIES",),
     "memtx.models.lm": ("LM",),
     "memtx.pretrained.load": ("export",),

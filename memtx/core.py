@@ -226,6 +226,23 @@ class Memory(nnx.Module):
         """Return the positions at which learned position embeddings are read, [B, T]. Only for the body site."""
         return position_BT
 
+    # --- for memories whose entries a library can store: their state is a `memtx.memory.bank.Holder`
+
+    @classmethod
+    def reading(cls, config, tokens: int):
+        """Return the config that reads a document of `tokens` tokens into a library: the state keeps an entry of each token."""
+        return config
+
+    @classmethod
+    def answering(cls, config, entries: int):
+        """Return the config whose state has room for `entries` entries of a library beside those of the stream."""
+        return config
+
+    @classmethod
+    def boundary(cls, config) -> int:
+        """Return a number of which the ids of the stream's entries begin at a multiple, so that the library is visible."""
+        return 1
+
 
 # --- operations on any state -----------------------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """The distribution of arrays over devices: modules declare the mesh axes of their parameters, and a Layout applies them.
 
 The mesh has the axes `data` (streams, and parameters under FSDP) and `model` (tensor parallelism). State is sharded over
-`data` by stream, and the optimiser state like its parameters. A dimension is replicated if the size of its mesh axis does not
-divide it.
+`data` by stream, and a bank that all streams share over all devices by entry. The optimiser state is sharded like its
+parameters. A dimension is replicated if the size of its mesh axes does not divide it.
 """
 
 import jax
@@ -15,6 +15,7 @@ from memtx import config as configs
 from memtx.core import batch_axes
 from memtx.errors import UserError
 from memtx.models.lm import LM
+from memtx.ops.topk import entry_axes
 
 FSDP_SMALLEST = 4096  # FSDP replicates parameters with fewer elements
 
@@ -77,12 +78,18 @@ class Layout:
         )
 
     def state(self, init_state):
-        """Return the shardings of a state: over `data` along the batch axis. Leaves that all streams share are replicated."""
+        """Return the shardings of a state: over `data` along the batch axis.
 
-        def sharding(axis):
-            return self.whole if axis < 0 else NamedSharding(self.mesh, P(*[None] * axis, "data"))
+        Leaves that all streams share are the entries of a bank, which are sharded over all devices along their first axis.
+        """
+        entries = NamedSharding(self.mesh, P(entry_axes(self.mesh)))
 
-        return jax.tree.map(sharding, batch_axes(init_state))
+        def sharding(leaf, axis):
+            if axis >= 0:
+                return NamedSharding(self.mesh, P(*[None] * axis, "data"))
+            return entries if leaf.ndim and leaf.shape[0] % self.mesh.size == 0 else self.whole
+
+        return jax.tree.map(sharding, jax.eval_shape(lambda: init_state(1)), batch_axes(init_state))
 
     def shard(self, batch):
         """Build global arrays from the rows of each process (NumPy leaves [B, ...]), sharded over `data`."""

@@ -18,6 +18,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_addoption(parser):
     parser.addoption("--fuzz", type=int, default=400, help="the number of damaged inputs that tests/test_fuzz.py tries")
+    parser.addoption("--histories", type=int, default=30, help="the number of histories that tests/library tries")
 
 
 def pytest_configure(config):

@@ -100,6 +100,19 @@ def test_the_functions_that_the_commands_call(folder):
     assert (folder / "run" / "metrics.jsonl").exists()
 
 
+def test_an_explanation(folder):
+    memtx.train(runs.tiny(folder, train={"steps": 2}), folder / "run")
+    found = {"workdir": folder / "run"}
+    exec(block("docs/explain.md"), found)
+    assert Path("page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    exec(block("docs/explain.md", 1), found)
+    names = [source.name for source in found["explanation"].sources]
+    assert {*names} == {"this text", "hamlet.txt", "romeo.txt"}
+    assert found["explanation"].effect(names.index("hamlet.txt")) != 0
+    exec(block("docs/explain.md", 2), found)
+    assert [source.name for source in found["explanation"].sources] == ["this text", "notes"]
+
+
 def test_the_numbers_of_the_page_on_metrics():
     first, *lines = filter(None, block("docs/metrics.md").splitlines())
     found = {}

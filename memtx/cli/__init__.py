@@ -1,7 +1,8 @@
 """The command line, with one module per command. Each module has the name of its command.
 
-Each module has `define(values)`, which defines the flags, and `act(values)`, which runs the command with the parsed flags. Its
-docstring and the texts of its flags are the help of the command. A module imports JAX in `act` or later, so that help is quick.
+Each module has `define(values)`, which defines the flags, and `act(values)`, which runs the command with the parsed flags. With
+`WORDS = True` it is `act(values, words)`, with the arguments that are not flags. The docstring and the texts of the flags are
+the help of the command. A module imports JAX in `act` or later, so that help is quick.
 In this file `list` and `eval` are the modules, not the builtins.
 """
 
@@ -22,7 +23,7 @@ from memtx.cli.options import default_cache, flags_help, parse
 from memtx.errors import UserError, check_known, escaped
 from memtx.files.cache import root
 
-COMMANDS = ("train", "eval", "generate", "sweep", "report", "plan", "data", "list")
+COMMANDS = ("train", "eval", "generate", "memory", "sweep", "report", "plan", "data", "list")
 WITHOUT_JAX = {"list"}
 HELP = {"-h", "--help"}
 CACHE = (
@@ -72,13 +73,17 @@ def run(argv: Sequence[str]) -> None:
     values = flags.FlagValues()
     module.define(values)
     flags.DEFINE_string("cache", None, CACHE, flag_values=values)
+    takes_words = getattr(module, "WORDS", False)
     if HELP & {*rest}:
         print(f"memtx {command}: {(module.__doc__ or '').strip()}\n\n{flags_help(values)}", end="")
         return
     with default_cache(rest):
         if command not in WITHOUT_JAX:
             _start_jax()
-        module.act(parse(values, command, rest))
+        words = parse(values, command, rest)
+        if words and not takes_words:
+            raise UserError(f"unexpected argument {words[0]!r}; options are written --name=value")
+        module.act(values, words) if takes_words else module.act(values)
 
 
 def overview() -> str:

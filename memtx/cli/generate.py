@@ -2,18 +2,28 @@
 
   memtx generate --workdir=runs/xl --prompt='HAMLET: '
   memtx generate --model=smollm2 --prompt='Once upon a time' --top_p=0.9
+  memtx generate --memory=notes --prompt='The tower was built in' --explain=page.html
 
---beams searches for the likeliest text instead of sampling.
+--beams searches for the likeliest text instead of sampling. --explain writes a page that shows, for each token of the text,
+which entries of the memory the model read.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from memtx.cli.options import needed, print_text
-from memtx.errors import UserError
+from memtx.errors import UserError, optional
+
+if TYPE_CHECKING:
+    from memtx.library.explain import Explanation
+    from memtx.runs.load import Loaded
 
 
 def define(values: flags.FlagValues) -> None:
@@ -25,8 +35,10 @@ def define(values: flags.FlagValues) -> None:
     def integer(name: str, default: int | None, text: str, least: int | None = 1, most: int | None = None) -> None:
         flags.DEFINE_integer(name, default, text, lower_bound=least, upper_bound=most, flag_values=values)
 
-    string("workdir", "The folder `DIR` of a trained run. Give it or --model.")
+    string("workdir", "The folder `DIR` of a trained run. Give it, --model or --memory.")
     string("model", "A pretrained `MODEL`: smollm2, a Hugging Face folder, a .gguf file, or a name of the hub.")
+    string("memory", "The folder `DIR` of a library, whose documents its model remembers (see memtx memory).")
+    flags.DEFINE_multi_string("namespace", [], "A namespace of --memory, by its `NAME`. Default: default", flag_values=values)
     string("prompt", "The `TEXT` to continue. Default: none.")
     string("prompt_file", "A `FILE` with the prompt, which may have any length.")
     integer("max_tokens", None, "Write at most N tokens. Default: 200, or fewer if the model has no more positions.")
@@ -41,37 +53,70 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_multi_string("stop", [], "End at this `TEXT`", flag_values=values)
     flags.DEFINE_bool("chat", False, "Format the prompt as a message with the chat template of the model.", flag_values=values)
     string("source", "The `TEXT` for the encoder of an encoder-decoder.")
+    string(
+        "explain", "Write a page to `FILE`, such as page.html, that shows which entries each token of the text was read from."
+    )
     integer("context", None, "The number of tokens that full attention of a --model keeps. Default: 2048.")
 
 
 def act(values) -> None:
     """Print the prompt and the text as it is written. Raises UserError for a mistake that the user can fix."""
     from memtx.generate import Sampling, chat, generate
-    from memtx.runs.load import load, load_run
 
     sampling = Sampling(values["temperature"].value, values["top_k"].value, values["top_p"].value)
     if values["beams"].value > 1 and not values["temperature"].present:
         sampling = Sampling(temperature=0)
-    model = values["model"].value
-    if model and values["workdir"].value:
-        raise UserError("give either --workdir or --model, not both")
-    context = values["context"].value
-    if context and not model:
-        raise UserError("--context is for --model; the config of a run sets its context")
-    kept = {"context": context} if context else {}
-    loaded = load(model, **kept) if model else load_run(Path(needed(values, "workdir", "runs/first")))
+    loaded, explain = _load(values, source := _text(values["source"].value))
     prompt = _prompt(values)
     if values["chat"].value:
         prompt = chat.render(loaded.tokenizer, [{"role": "user", "content": prompt}])
     else:
         print(prompt, end="", flush=True)
     options = {name: values[name].value for name in ("max_tokens", "seed", "beams", "length_penalty")}
-    options |= {"source": _text(values["source"].value), "stop": [*map(_text, values["stop"].value)]}
-    for text in generate(
-        loaded.lm, loaded.params, loaded.tokenizer, prompt, sampling=sampling, specials=values["chat"].value, **options
-    ):
+    options |= {"sampling": sampling, "specials": values["chat"].value, "stop": [*map(_text, values["stop"].value)]}
+    options["state"] = loaded.state if values["memory"].value else None
+    if page := values["explain"].value:
+        _write_explained(loaded, prompt, source, options, explain).write(page)
+        print(f"memtx: wrote {page}", file=sys.stderr)
+        return
+    for text in generate(loaded.lm, loaded.params, loaded.tokenizer, prompt, source=source, **options):
         print_text(text)
     print()
+
+
+def _load(values, source: str | None) -> tuple[Loaded, Callable[..., Explanation]]:
+    """Return the model that the flags name, and the function that explains its texts."""
+    from memtx.library import SPACE, open
+    from memtx.library.explain import explain, explain_with_source
+    from memtx.runs.load import load, load_run
+
+    model, workdir, memory, context = (values[name].value for name in ("model", "workdir", "memory", "context"))
+    if sum(map(bool, (model, workdir, memory))) > 1:
+        raise UserError("give only one of --workdir, --model and --memory")
+    if context and not model:
+        raise UserError("--context is for --model; the config of a run sets its context")
+    namespaces = values["namespace"].value
+    if namespaces and not memory:
+        raise UserError("--namespace is for --memory")
+    if memory:
+        library, spaces = open(memory), namespaces or [SPACE]
+        return library.model(namespace=spaces), partial(library.explain, namespace=spaces)
+    kept = {"context": context} if context else {}
+    loaded = load(model, **kept) if model else load_run(Path(needed(values, "workdir", "runs/first")))
+    return loaded, partial(explain, loaded) if source is None else partial(explain_with_source, loaded, source=source)
+
+
+def _write_explained(
+    loaded: Loaded, prompt: str, source: str | None, options: dict, explain: Callable[..., Explanation]
+) -> Explanation:
+    """Print the text, and return the explanation of its tokens."""
+    from memtx.generate import complete
+
+    optional("jinja2", "report")  # before the text is written
+    sources = None if source is None else [source]
+    done = complete(loaded.lm, loaded.params, loaded.tokenizer, [prompt], source=sources, **options)
+    print_text(f"{done.texts[0]}\n")
+    return explain([*done.prompts[0], *done.tokens[0]], first=len(done.prompts[0]))
 
 
 def _text(argument: str | None) -> str | None:

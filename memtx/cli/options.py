@@ -38,11 +38,11 @@ def _flag_help(flag: flags.Flag) -> str:
     return "\n".join([*first, *(space + line for line in lines[1:])])
 
 
-def parse(values: flags.FlagValues, command: str, rest: list[str]) -> flags.FlagValues:
-    """Parse the arguments of a command into its flags, and return them.
+def parse(values: flags.FlagValues, command: str, rest: list[str]) -> list[str]:
+    """Parse the arguments of a command into its flags, and return those that are not flags.
 
-    The name of an installed config is completed to its path. Raises UserError if a config file cannot be found or read, if it
-    lacks a key, or if an argument is not a flag. Raises absl's flags.Error for other mistakes.
+    The name of an installed config is completed to its path. Raises UserError if a config file cannot be found or read, or if
+    it lacks a key. Raises absl's flags.Error for other mistakes.
     """
     spec = next((arg.partition("=")[2] for arg in rest if arg.startswith("--config=")), None)
     if spec is not None:
@@ -53,7 +53,7 @@ def parse(values: flags.FlagValues, command: str, rest: list[str]) -> flags.Flag
         rest = [f"--config={found}" if part == f"--config={spec}" else part for part in rest]
     program, sys.argv = sys.argv, [f"memtx {command}", *rest]  # config_flags looks for overrides there
     try:
-        left = values(sys.argv)[1:]
+        return values(sys.argv)[1:]
     except (KeyError, AttributeError, IndexError, ValueError):
         if spec is not None:
             _check_keys(spec, rest)
@@ -68,9 +68,6 @@ def parse(values: flags.FlagValues, command: str, rest: list[str]) -> flags.Flag
         raise
     finally:
         sys.argv = program
-    if left:
-        raise UserError(f"unexpected argument {left[0]!r}; options are written --name=value")
-    return values
 
 
 @contextlib.contextmanager

@@ -24,10 +24,15 @@ WRITTEN = 200  # tokens written by default
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """The texts that continue each prompt, and the state after prompts and texts have been read."""
+    """The texts that continue each prompt, and the state after prompts and texts have been read.
+
+    prompts and tokens have the tokens of each prompt, with the first token of a document, and of each text, with its end.
+    """
 
     texts: list[str]
     state: LMState
+    prompts: list[np.ndarray]
+    tokens: list[np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +87,7 @@ def generate(
         try:
             [text] = next(pieces)
         except StopIteration as stop:
-            return stop.value
+            return stop.value[0]
         if text:
             yield text
 
@@ -99,13 +104,13 @@ def complete(lm: LM, params: Params, tokenizer: Tokenizer, prompts: Sequence[str
         try:
             texts = [text + more for text, more in zip(texts, next(pieces), strict=True)]
         except StopIteration as stop:
-            return Completion(texts, stop.value)
+            return Completion(texts, *stop.value)
 
 
 def _stream(
     lm: LM, params: Params, tokenizer: Tokenizer, prompts: Sequence[str], options: Options
-) -> Generator[list[str], None, LMState]:
-    """Yield the new text of each row, and return the state."""
+) -> Generator[list[str], None, tuple[LMState, list[np.ndarray], list[np.ndarray]]]:
+    """Yield the new text of each row. Return the state, the tokens of the prompts, and those that were written."""
     lm.check_next_token()
     source = _frame_sources(tokenizer, options.source, len(prompts))
     ids = _encode_prompts(tokenizer, prompts, options)
@@ -124,15 +129,17 @@ def _stream(
             stops=lambda row: any(text in tokenizer.decode(row) for text in stop),
         )
         yield ["".join([*map(text.add, row), text.rest()]) for text, row in zip(made, tokens, strict=True)]
-        return state
+        return state, ids, [np.asarray(row, np.int32) for row in tokens]
+    calls = [np.zeros((len(ids), 0), np.int32)]
     while left > 0 and writer.live_B.any():
         count = min(1 if stop else options.look, LOOK, left)
         token_BN = writer.write(count, options.sampling or Sampling(), options.seed, *masks)
+        calls.append(token_BN)
         left -= count
         yield ["".join(text.add(int(token)) for token in row if token >= 0) for text, row in zip(made, token_BN, strict=True)]
         writer.live_B &= [not text.stopped for text in made]
     yield [text.rest() for text in made]
-    return writer.memory()
+    return writer.memory(), ids, [row[row >= 0] for row in np.concatenate(calls, 1)]
 
 
 def _frame_sources(tokenizer: Tokenizer, sources: Sequence[str | np.ndarray] | None, prompts: int) -> list[np.ndarray] | None:
@@ -145,7 +152,7 @@ def _frame_sources(tokenizer: Tokenizer, sources: Sequence[str | np.ndarray] | N
 
 def _encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str], options: Options) -> list[np.ndarray]:
     """Return the tokens of each prompt. A prompt that starts a document begins with the first token of documents."""
-    fresh, start = options.state is None, options.start
+    fresh, start = options.state is None or not np.asarray(options.state.position_B).any(), options.start
     if start is None and options.source is not None:
         start = tokenizer.start
     return [_ids(tokenizer, prompt, start if fresh else None, fresh, options.specials) for prompt in prompts]

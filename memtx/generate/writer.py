@@ -50,7 +50,7 @@ class Writer:
                 f"the state has {len(state.position_B)} streams, but the number of prompts is {len(ids)}; give one prompt per "
                 "stream, or pick streams with memtx.take_rows"
             )
-        memory: LMState = jax.tree.map(jnp.copy, state) if state is not None else _fresh(lm, len(ids))
+        memory: LMState = jax.tree.map(jnp.copy, state) if state is not None else fresh(lm, len(ids))
         if source is not None:
             memory = _encode(lm, params, *_padded_sources(lm, source), memory)
         memory = read(lm, params, [row[:-1] for row in ids], memory, chunk)
@@ -83,14 +83,14 @@ class Writer:
         return state if self.lm is self.stacked else stack_state(self.stacked, state)
 
 
-def read(lm: LM, params: Params, ids: Sequence[np.ndarray], state: LMState, chunk: int) -> LMState:
-    """Return the state after each row has read its tokens, if any. `state` is donated."""
+def read(lm: LM, params: Params, ids: Sequence[np.ndarray], state: LMState, chunk: int, document: int = 0) -> LMState:
+    """Return the state after each row has read its tokens, if any. `state` is donated. document: the label of entries."""
     sizes = [*(size for size in (chunk // 16, chunk // 4) if size >= LEAST), chunk]
     longest, start = max(map(len, ids)), 0
     while start < longest:
         size = next(size for size in sizes if size >= min(chunk, longest - start))
         token_BT, length_B = padded([row[start : start + size] for row in ids], size)
-        state = _read(lm, params, token_BT, length_B, state)
+        state = _read(lm, params, token_BT, length_B, state, np.full(len(ids), document, np.int32))
         start += size
     return state
 
@@ -111,7 +111,8 @@ def _padded_sources(lm: LM, source: Sequence[np.ndarray]) -> tuple[np.ndarray, n
 
 
 @partial(jax.jit, static_argnames=("lm", "batch"))
-def _fresh(lm: LM, batch: int) -> LMState:
+def fresh(lm: LM, batch: int) -> LMState:
+    """Return the empty state of `batch` streams."""
     return lm.init_state(batch)
 
 
@@ -121,14 +122,14 @@ def _encode(lm: LM, params: Params, token_BS: Array, length_B: Array, state: LMS
 
 
 @partial(jax.jit, static_argnames="lm", donate_argnames="state")
-def _read(lm: LM, params: Params, token_BT: Array, length_B: Array, state: LMState) -> LMState:
+def _read(lm: LM, params: Params, token_BT: Array, length_B: Array, state: LMState, document_B=None) -> LMState:
     """Return the state after a call. Its logits are unused, so they are not computed."""
-    return step(lm, params, token_BT, length_B, state)[1]
+    return step(lm, params, token_BT, length_B, state, document_B)[1]
 
 
-def step(lm: LM, params: Params, token_BT: Array, length_B: Array, state: LMState) -> tuple[Array, LMState]:
-    """Return the logits and the state after a call without resets."""
-    seg = segment(state.position_B[:, None] + jnp.arange(token_BT.shape[1]), length_B)
+def step(lm: LM, params: Params, token_BT: Array, length_B: Array, state: LMState, document_B=None) -> tuple[Array, LMState]:
+    """Return the logits and the state after a call without resets. document_B: the labels of entries, by default 0."""
+    seg = segment(state.position_B[:, None] + jnp.arange(token_BT.shape[1]), length_B, document_B=document_B)
     return lm(params, token_BT, state, seg)
 
 

@@ -14,7 +14,6 @@ B stream, T entries written or queries, M slots, N query heads, K key heads, H h
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -25,6 +24,7 @@ from jax.typing import ArrayLike
 
 from memtx.core import Segment, emit, pytree, wants
 from memtx.memory.inspect import Inspectable
+from memtx.nn import reads as attribution
 from memtx.ops import topk
 
 
@@ -62,6 +62,24 @@ class Bank(Inspectable):
     def stored(self) -> tuple[Array, Array]:
         """Return the keys and a mask of the indices that have an entry (see `Inspectable`)."""
         return self.entries.key, self.valid_M
+
+
+class Holder:
+    """A state whose entries a library can store. This base class is for states with a single bank, in the field `bank`."""
+
+    bank: Bank
+
+    def written(self) -> Bank:
+        """Return the bank that a stream writes."""
+        return self.bank
+
+    def shelf(self) -> Bank:
+        """Return the bank that a library fills."""
+        return self.bank
+
+    def with_shelf(self, bank: Bank):
+        """Return the state with this bank in place of `shelf()`."""
+        return dataclasses.replace(self, bank=bank)  # pyright: ignore[reportArgumentType]  (subclasses are dataclasses)
 
 
 def empty(capacity: int, key: jax.ShapeDtypeStruct, value: Any) -> Bank:
@@ -149,6 +167,12 @@ def gather(bank: Bank, index: Array, head: Array | None = None) -> Entries:
     return dataclasses.replace(found, key=key, value=value)
 
 
+def reads(found: Entries, weight_BTNR: Array, found_BTNR: Array, tokens: int = 1) -> attribution.Reads:
+    """Return the Reads of gathered entries, of `tokens` tokens each. Where found_BTNR is False, there is no entry."""
+    labels = {name: jnp.where(found_BTNR, getattr(found, name), -1) for name in ("id", "document", "position")}
+    return attribution.reads(weight_BTNR, tokens=tokens, **labels)
+
+
 def forget(bank: Bank, *, document: int | None = None, namespace: int | None = None, id: int | None = None) -> Bank:
     """Erase the entries that match all arguments, with their keys and values. Other entries keep their index and id.
 
@@ -176,34 +200,31 @@ def resize(bank: Bank, capacity: int) -> Bank:
     return put(empty(capacity, *one), bank.entries, bank.cursor)
 
 
-# --- reports of reads -------------------------------------------------------------------------------------------------------
+# --- the use of entries -----------------------------------------------------------------------------------------------------
 
 
-def report(bank: Bank, reads: Mapping[str, Array], seg: Segment, prefix: str = "") -> None:
-    """Emit the entries that the queries of a call have read, if anyone collects them.
+def emit_use(bank: Bank, found: attribution.Reads, seg: Segment, share_BTN: ArrayLike = 1.0) -> None:
+    """Emit how the queries of a call have used the entries of a bank, if anyone collects it (see memtx.evaluation.health).
 
-    reads: [B, T, ...] each, with -1 for no entry: "id", "document", "position", "weight" and others. bank: the bank after the
-    call. Every array is emitted as "attribution/PREFIX..." and their use as "use/...":
+    bank: the bank after the call. share_BTN: the share of the bank in the output, by which weights are multiplied.
     use/entry, use/document, use/reads  [B, M], or [M] for a shared bank: id + 1 of each entry (0: none), its document, and how
                                         many reads it had in this call
     use/age                             [4], for a bank with a stream axis: the sums of 1, age, weight and age x weight over the
                                         reads of real tokens. The age is the distance in tokens from the entry to its query
     """
-    for name, value in reads.items():
-        emit(f"attribution/{prefix}{name}", value)
     if not wants("use"):
         return
-    wide = lambda a_BT: a_BT.reshape(a_BT.shape + (1,) * (reads["id"].ndim - 2))  # noqa: E731
-    found = (reads["id"] >= 0) & wide(seg.mask_BT)
-    id_BL = jnp.where(found, reads["id"], -1).reshape(len(found), -1)
+    found_BTNR = (found.id_BTNR >= 0) & seg.mask_BT[:, :, None, None]
+    id_BL = jnp.where(found_BTNR, found.id_BTNR, -1).reshape(len(found_BTNR), -1)
     counts = jax.vmap(count_reads)(bank.entries.id, id_BL) if bank.cursor.ndim else count_reads(bank.entries.id, id_BL.ravel())
     emit("use/entry", bank.entries.id + 1)
     emit("use/document", bank.entries.document)
     emit("use/reads", counts)
     if bank.cursor.ndim:
-        age = (wide(seg.position_BT) - reads["position"]).astype(jnp.float32)
-        terms = jnp.stack([jnp.ones_like(age), age, reads["weight"], age * reads["weight"]])
-        emit("use/age", jnp.where(found, terms, 0).reshape(4, -1).sum(1))
+        age_BTNR = (seg.position_BT[:, :, None, None] - found.position_BTNR).astype(jnp.float32)
+        weight_BTNR = found.weight_BTNR * jnp.asarray(share_BTN)[..., None]
+        terms = jnp.stack([jnp.ones_like(age_BTNR), age_BTNR, weight_BTNR, age_BTNR * weight_BTNR])
+        emit("use/age", jnp.where(found_BTNR, terms, 0).reshape(4, -1).sum(1))
 
 
 def count_reads(id_M: Array, read_L: Array) -> Array:

@@ -32,8 +32,9 @@ from jax import Array
 from memtx.core import Dims, Memory, Segment, pytree, segment
 from memtx.errors import UserError, check_known, positive
 from memtx.memory.window import Recent
-from memtx.nn.attention import KeySet, attend
+from memtx.nn.attention import KeySet, Origin, attend
 from memtx.nn.linear import Linear, Norm, normal, unit
+from memtx.nn.reads import NOWHERE, without_reads
 from memtx.ops.chunks import ChunkPart, change_rows, in_chunks
 from memtx.ops.rows import put, take
 
@@ -178,8 +179,9 @@ class BlockRecurrent(Memory):
         """Return the new state vectors after a block has ended. kv_state: the keys and values of s."""
         k, v = (a.astype(s_BSD.dtype) for a in (block.k_BRKH, block.v_BRKH))
         read_BR = jnp.arange(-self.config.read, 0) >= -self.config.block * (1 + block.before_B[:, None])
-        within = self.look(self.q_state(s_BSD), *kv_state)
-        across = self.look(self.q_state_cross(s_BSD), k, v, None if self.config.blocks == 1 else read_BR)
+        look = without_reads(self.look)  # the states read here, not the tokens
+        within = look(self.q_state(s_BSD), *kv_state)
+        across = look(self.q_state_cross(s_BSD), k, v, None if self.config.blocks == 1 else read_BR)
         h = jnp.concatenate([within, across], 2).reshape(*s_BSD.shape[:2], -1)
         z = self.update(h).astype(jnp.float32)
         old = block.state_BSD
@@ -194,7 +196,8 @@ class BlockRecurrent(Memory):
 
     def look(self, q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, valid_BS: Array | None = None) -> Array:
         """Return the attention of every query to every valid key, without positions, [B, T, N, H]."""
-        everywhere = KeySet(k_BSKH, v_BSKH, jnp.zeros(k_BSKH.shape[:2], jnp.int32), valid_BS, future=True)
+        nowhere = jnp.zeros(k_BSKH.shape[:2], jnp.int32)
+        everywhere = KeySet(k_BSKH, v_BSKH, nowhere, valid_BS, future=True, origin=Origin(NOWHERE))
         return attend(q_BTNH, [everywhere], segment(jnp.zeros(q_BTNH.shape[:2])), self.unplaced)
 
     def keys_values(self, kv_BTE: Array) -> tuple[Array, Array]:

@@ -25,12 +25,15 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from memtx.core import Dims, Segment, emit, pytree, wants
 from memtx.errors import UserError, check_known
 from memtx.memory.xl import Hidden, TransformerXL
+from memtx.nn.attention import Origin
 from memtx.nn.linear import Linear, dense
+from memtx.nn.reads import OWN
 from memtx.ops.rows import take
 
 
@@ -94,6 +97,15 @@ class Compressive(TransformerXL):
         pushed_out_B = jnp.maximum(state.segments_B * c.segment - c.memory, 0)
         valid_BS = jnp.arange(c.compressed) >= c.compressed - pushed_out_B[:, None] // c.rate
         return jnp.concatenate([state.compressed_BSD, memory_BMD], 1), jnp.concatenate([valid_BS, valid_BM], 1)
+
+    def origin(self, slots: int) -> Origin | None:
+        """Return the tokens of the keys: `rate` tokens of a compressed state, or with most_used those of its segment."""
+        c = self.config
+        spans = c.segment if c.compression == "most_used" else c.rate
+        per_span = c.segment // c.rate if c.compression == "most_used" else 1
+        ago_S = 1 + np.arange(c.compressed)[::-1] // per_span
+        first_S = np.concatenate([c.compressed - spans * ago_S, np.arange(c.compressed, slots)])
+        return Origin(OWN, first_S[None], np.where(np.arange(slots) < c.compressed, spans, 1))
 
     def finish(self, state: Compressed) -> Compressed:
         """Return the state after a segment, with the states that leave the memory compressed."""

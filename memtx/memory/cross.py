@@ -20,7 +20,8 @@ from jax import Array
 from memtx.core import Dims, Memory, Segment, pytree, where_rows
 from memtx.errors import UserError, positive
 from memtx.memory.inspect import Inspectable
-from memtx.nn.attention import KeySet, Projections, attend
+from memtx.nn.attention import KeySet, Origin, Projections, attend
+from memtx.nn.reads import SOURCE
 
 
 @pytree
@@ -65,7 +66,8 @@ class Cross(Memory):
         if "encoded/h" in seg.shared:
             state = self.write(state, seg.shared["encoded/h"], seg.shared["encoded/length"])
         keys_BSKH, valid_BS = state.stored
-        source = KeySet(keys_BSKH, state.v_BSKH, jnp.zeros_like(valid_BS, jnp.int32), valid_BS, future=True)
+        nowhere = jnp.zeros_like(valid_BS, jnp.int32)
+        source = KeySet(keys_BSKH, state.v_BSKH, nowhere, valid_BS, future=True, origin=Origin(SOURCE))
         q_BTNH = self.attention.queries(x_BTD)
         y_BTD = self.attention.merge(attend(q_BTNH, [source], seg, self.dims))
         return jnp.where((state.count_B > 0)[:, None, None], y_BTD, 0), state

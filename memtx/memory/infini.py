@@ -33,6 +33,7 @@ from memtx.errors import UserError, positive
 from memtx.memory.inspect import Inspectable
 from memtx.nn.attention import KeySet, attend
 from memtx.nn.linear import elu_plus_one
+from memtx.nn.reads import KIND, emit_gate, with_share
 from memtx.ops.chunks import ChunkPart, change_rows, in_chunks
 from memtx.ops.rows import shift
 
@@ -98,7 +99,7 @@ class Infini(Memory):
 
     def __call__(self, x, state: Compressed, seg: Segment, *, key: Array | None = None):
         q, k, v = x
-        local_BTNH = self.local(q, k, v, state, seg)
+        local_BTNH, emit_local = with_share(self.local, q, k, v, state, seg)
         if k is None:
             remote_BTNH = self.grouped_read(q, state.memory)
         else:
@@ -106,6 +107,9 @@ class Infini(Memory):
         gate_N = self.dims.gate(self.gate[...])
         if wants("metric"):
             emit("metric/gate", gate_N)
+        if wants(KIND):
+            emit_gate(gate_N, q.shape[:3])
+        emit_local(1 - gate_N)
         y = gate_N[:, None] * remote_BTNH + (1 - gate_N[:, None]) * local_BTNH.astype(jnp.float32)
         return y.astype(q.dtype), state
 

@@ -5,8 +5,8 @@
 
 f is the hidden state from which the model predicts. A pair is (f_{t-1}, token t). Pairs come from
 - the stream itself: its last `memory` pairs, which it writes as it reads (the continuous cache). A reset of the row clears
-them. - a datastore of `datastore` entries, which all streams share and only read. `build` makes it from many documents,
-`extend` adds documents, `forget` removes one, and `attach` puts it into a model's state.
+  them.
+- a datastore of `datastore` entries, which all streams share and only read. `memtx.library` makes it from documents.
 `neighbours` pairs of each are read. While there are no pairs, y equals the model's logits, bit for bit.
 
 The distances are differentiable with respect to f and, until the caller detaches the state, to the keys of the stream. The
@@ -17,7 +17,6 @@ B stream, T time, M entries, D model, R neighbours, V vocabulary.
 """
 
 import dataclasses
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -26,10 +25,12 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from memtx.core import Dims, Memory, Segment, collect, pytree, segment
+from memtx.core import Dims, Memory, Segment, pytree, wants
 from memtx.errors import UserError, positive
 from memtx.memory import bank
-from memtx.memory.bank import Bank
+from memtx.memory.bank import Bank, Holder
+from memtx.nn import reads as attribution
+from memtx.nn.reads import KIND, emit_gate, emit_reads
 from memtx.ops.attention import MASKED
 from memtx.ops.rows import take
 from memtx.ops.skip import skip_unless
@@ -47,11 +48,20 @@ class Cache:
 
 
 @pytree
-class Pairs:
+class Pairs(Holder):
     """All pairs that a stream can read."""
 
     cache: Any  # Cache, or () if memory=0
     datastore: Any  # Bank without a batch axis, or () if datastore=0
+
+    def written(self) -> Bank:
+        return self.cache.bank
+
+    def shelf(self) -> Bank:
+        return self.datastore
+
+    def with_shelf(self, bank: Bank):
+        return dataclasses.replace(self, datastore=bank)
 
 
 class KNNLM(Memory):
@@ -81,6 +91,14 @@ class KNNLM(Memory):
 
     tiny = (Config(memory=6, neighbours=4, temperature=8.0, chunk=4),)
 
+    @classmethod
+    def reading(cls, config: Config, tokens: int) -> Config:
+        return dataclasses.replace(config, memory=max(tokens, config.neighbours), datastore=0)
+
+    @classmethod
+    def answering(cls, config: Config, entries: int) -> Config:
+        return dataclasses.replace(config, datastore=max(entries, config.neighbours))
+
     def __init__(self, config: Config, dims: Dims, key: Array):
         self.config, self.dims = config, dims
 
@@ -108,11 +126,13 @@ class KNNLM(Memory):
                 reads["datastore"] = self.read(f, state.datastore, 0, state.datastore.cursor)
             outs.append(reads)
         reads = jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *outs)
-        y_BTV, weights = self.mix(logits_BTV.astype(jnp.float32), reads)
-        for (name, read), weight in zip(reads.items(), weights, strict=True):
-            full, prefix = (cache.bank, "") if name == "cache" else (state.datastore, "datastore_")
-            shown = {label: read[label] for label in (*LABELS, "token")}
-            bank.report(full, shown | {"weight": self.config.lam * weight}, seg, prefix)
+        y_BTV, lam_BT1, listed = self.mix(logits_BTV.astype(jnp.float32), reads)
+        if wants(KIND):
+            emit_gate(lam_BT1, lam_BT1.shape)
+        banks = {"datastore": state.datastore} | ({"cache": cache.bank} if self.config.memory else {})
+        for name, found in zip(reads, listed, strict=True):
+            emit_reads(found, share_BTN=lam_BT1)
+            bank.emit_use(banks[name], found, seg, lam_BT1)
         return y_BTV.astype(logits_BTV.dtype), Pairs(cache, state.datastore)
 
     def read(self, f_BTD: Array, pairs: Bank, first_BT: ArrayLike, end_BT: ArrayLike) -> dict[str, Array]:
@@ -130,10 +150,10 @@ class KNNLM(Memory):
         nothing = dict.fromkeys(LABELS, -1) | {"token": 0, "score": MASKED}
         return skip_unless((jnp.asarray(end_BT) > 0).any(), work, nothing, f_BTD, pairs)
 
-    def mix(self, logits_BTV: Array, reads: dict[str, dict[str, Array]]) -> tuple[Array, list[Array]]:
-        """Return the logits of the mixture, at the scale of the model's, and the weights in p_knn of the pairs of each read.
+    def mix(self, logits_BTV: Array, reads: dict[str, dict[str, Array]]) -> tuple[Array, Array, list[attribution.Reads]]:
+        """Return the logits of the mixture, at the scale of the model's, with one softmax over all pairs that were read.
 
-        One softmax is over all pairs that were read.
+        Also returns the weight of p_knn, [B, T, 1], and the Reads of each bank with their weights in p_knn.
         """
         score, token, id_ = (jnp.concatenate([read[name] for read in reads.values()], -1) for name in ("score", "token", "id"))
         weight = jax.nn.softmax(score, -1) * (id_ >= 0)
@@ -143,7 +163,15 @@ class KNNLM(Memory):
         log_knn = jnp.where(knn > 0, jnp.log(jnp.where(knn > 0, knn, 1.0)) + np.log(lam), MASKED)
         total = jax.nn.logsumexp(logits_BTV, -1, keepdims=True)
         mixed = jnp.logaddexp(log_knn + total, logits_BTV + np.log1p(-lam))
-        return jnp.where((id_ >= 0).any(-1, keepdims=True), mixed, logits_BTV), jnp.split(weight, len(reads), -1)
+        some_BT1 = (id_ >= 0).any(-1, keepdims=True)
+        parts = jnp.split(weight[:, :, None], len(reads), -1)
+        listed = [attribution.reads(part, **labels(read)) for read, part in zip(reads.values(), parts, strict=True)]
+        return jnp.where(some_BT1, mixed, logits_BTV), lam * some_BT1, listed
+
+
+def labels(read: dict[str, Array]) -> dict[str, Array]:
+    """Return the labels of the entries that were read, [B, T, 1, R]."""
+    return {name: read[name][:, :, None] for name in LABELS}
 
 
 def empty(capacity: int, width: int) -> Bank:
@@ -165,48 +193,3 @@ def remember(cache: Cache, f_BTD, token_BT, position_BT, mask_BT, document_B) ->
     last = take(f_BTD, jnp.maximum(length_B - 1, 0)[:, None])[:, 0]
     hidden = jnp.where((length_B > 0)[:, None], last, cache.hidden_BD)
     return end_BT, Cache(pairs, hidden, cache.begun_B | (length_B > 0))
-
-
-# --- the shared datastore ---------------------------------------------------------------------------------------------------
-
-
-def build(lm, params, documents: Iterable[tuple[int, ArrayLike]], *, time: int = 256) -> Bank:
-    """Build a datastore from documents (id, tokens). `lm` reads each document separately, `time` tokens per call."""
-    return extend(empty(1, lm.model.width), lm, params, documents, time=time)
-
-
-def extend(store: Bank, lm, params, documents: Iterable[tuple[int, ArrayLike]], *, time: int = 256) -> Bank:
-    """Return the datastore with more documents. It equals, bit for bit, one that is built from all documents at once."""
-    run = jax.jit(collect(lm, "hidden"))
-    parts = []
-    for document, tokens in documents:
-        tokens, state = np.asarray(tokens, np.int32), lm.init_state(1)
-        for start in range(0, len(tokens) - 1, time):
-            here, after = tokens[start : start + time][None], tokens[start + 1 : start + 1 + time]
-            padded = np.pad(here, ((0, 0), (0, time - here.shape[1])))
-            (_, state), found = run(params, padded, state, segment(start + np.arange(time)[None], [here.shape[1]]))
-            key = np.asarray(found["hidden"][0], np.float32)[0, : len(after)]
-            parts.append((key, after, np.full(len(after), document), start + 1 + np.arange(len(after))))
-    if not parts:
-        return store
-    key, token, document, position = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    store = bank.resize(store, int(store.cursor) + len(key))
-    return bank.write(store, jnp.asarray(key), jnp.asarray(token), document=document, position=position)
-
-
-def forget(store: Bank, document: int) -> Bank:
-    """Return the datastore without a document, as if it had never been added."""
-    return bank.forget(store, document=document)
-
-
-def attach(state, store: Bank):
-    """Return a language model's state with this datastore.
-
-    Raises UserError if `datastore` in the config is smaller than the capacity of the store.
-    """
-    room = state.head.datastore.capacity if state.head.datastore else 0
-    if room < store.capacity:
-        raise UserError(
-            f"the datastore has {store.capacity} entries: set memory.knn_lm.datastore to {store.capacity} instead of {room}"
-        )
-    return dataclasses.replace(state, head=dataclasses.replace(state.head, datastore=bank.resize(store, room)))

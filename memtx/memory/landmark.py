@@ -33,9 +33,10 @@ from jax.typing import ArrayLike
 from memtx.core import Dims, Memory, Segment, pytree
 from memtx.errors import UserError, positive
 from memtx.memory import bank
-from memtx.memory.bank import Bank
+from memtx.memory.bank import Bank, Holder
 from memtx.nn.attention import position_bias
 from memtx.nn.positions import rope
+from memtx.nn.reads import ATTENTION, KIND, emit_reads, reads
 from memtx.ops.attention import MASKED
 from memtx.ops.grid import Grid
 from memtx.ops.rows import put, take
@@ -44,7 +45,7 @@ AHEAD = 16  # blocks written before they are read
 
 
 @pytree
-class Blocks:
+class Blocks(Holder):
     """Finished blocks, whose key is a landmark [K, H] and whose value is k and v [K, C, H], and the unfinished block."""
 
     bank: Bank
@@ -89,6 +90,14 @@ class Landmark(Memory):
 
     tiny = (Config(block=3, memory=3, neighbours=2),)
 
+    @classmethod
+    def reading(cls, config: Config, tokens: int) -> Config:
+        return dataclasses.replace(config, memory=max(-(-tokens // config.block), config.neighbours))
+
+    @classmethod
+    def answering(cls, config: Config, entries: int) -> Config:
+        return dataclasses.replace(config, memory=entries + config.memory)
+
     def __init__(self, config: Config, dims: Dims, key: Array):
         self.config, self.dims = config, dims
         self.pool = nnx.Param(jnp.zeros((dims.num_kv_heads, dims.head_dim)), optim="no_decay")
@@ -106,10 +115,12 @@ class Landmark(Memory):
         if k is None:  # every query has the position of the next token
             slot_BT = jnp.broadcast_to(state.offset_B[:, None], q.shape[:2])
             asked = self.queries(q, slot_BT, slot_BT - 1, jnp.broadcast_to(state.bank.cursor[:, None], q.shape[:2]))
-            y, reads = self.read(asked, state.k_BCKH[:, None], state.v_BCKH[:, None], state.bank, seg)
+            y, found = self.read(asked, state.k_BCKH[:, None], state.v_BCKH[:, None], state.bank, seg)
         else:
-            y, reads, state = self.read_and_write(x, state, seg)
-        bank.report(state.bank, reads, seg)  # the position of an entry is that of its first token
+            y, found, state = self.read_and_write(x, state, seg)
+        for kind, read in zip((KIND, ATTENTION), found, strict=True):
+            emit_reads(read, kind=kind)
+        bank.emit_use(state.bank, found[0], seg)  # the position of an entry is that of its first token
         return y.astype(q.dtype), state
 
     def read_and_write(self, x, state: Blocks, seg: Segment):
@@ -117,8 +128,8 @@ class Landmark(Memory):
         size, outs = AHEAD * self.config.block, []
         for start in range(0, seg.position_BT.shape[1], size):
             *qkv, position_BT, mask_BT = (a[:, start : start + size] for a in (*x, seg.position_BT, seg.mask_BT))
-            y, reads, state = self.piece(qkv, position_BT, mask_BT, state, seg)
-            outs.append((y, reads))
+            y, found, state = self.piece(qkv, position_BT, mask_BT, state, seg)
+            outs.append((y, found))
         return *jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *outs), state
 
     def piece(self, x, position_BT: Array, mask_BT: Array, state: Blocks, seg: Segment):
@@ -140,10 +151,10 @@ class Landmark(Memory):
         in_line = lambda a_BJQ: a_BJQ.reshape(len(a_BJQ), -1, *a_BJQ.shape[3:])  # noqa: E731
         asked = self.queries(in_line(q), in_line(slot), in_line(slot), jnp.repeat(id_BJ, grid.slots, 1))
         out = self.read(asked, k[:, :-1], v[:, :-1], full, seg)
-        y, reads = jax.tree.map(lambda a: grid.unpack(jnp.moveaxis(a.reshape(*slot.shape, *a.shape[2:]), 1, 0)), out)
+        y, found = jax.tree.map(lambda a: grid.unpack(jnp.moveaxis(a.reshape(*slot.shape, *a.shape[2:]), 1, 0)), out)
         under_way_B1 = (state.offset_B + mask_BT.sum(1, dtype=jnp.int32))[:, None] // size
         k, v = (take(a, under_way_B1)[:, 0] for a in (k, v))
-        return y, reads, Blocks(full, k, v, grid.offset_B)
+        return y, found, Blocks(full, k, v, grid.offset_B)
 
     def write(self, full: Bank, k_JCKH: Array, v_JCKH: Array, complete_J, document, position_J) -> Bank:
         """Return the bank of one stream with the complete ones among J blocks added."""
@@ -158,18 +169,22 @@ class Landmark(Memory):
         return Queries(q_BTNH.astype(jnp.float32) * self.dims.scale, slot_BT, last_BT, id_BT)
 
     def read(self, asked: Queries, k_BJCKH: Array, v_BJCKH: Array, full: Bank, seg: Segment):
-        """Return y_BTNH by the grouped softmax, and the reads, each [B, T, N, R]. k and v: of the blocks of the call."""
+        """Return y_BTNH by the grouped softmax, and the reads of blocks and of the query's own block, as (Reads, Reads).
+
+        k and v: of the blocks of the call.
+        """
         own_BTNC = self.own_scores(asked, k_BJCKH, seg)
         block, gate_BTNR = self.retrieve(asked, full, seg)
         found_BTNR, size = gate_BTNR > MASKED, self.config.block
         p = jax.nn.softmax(jnp.concatenate([own_BTNC, gate_BTNR], -1), -1)
         p_own_BTNC, p_block_BTNR = p[..., :size], p[..., size:] * found_BTNR
-        reads = {name: jnp.where(found_BTNR, getattr(block, name), -1) for name in ("id", "document", "position")}
-        p_inside_BTNRC = jax.nn.softmax(self.inside_scores(asked, block, reads["id"], seg), -1)
+        far = bank.reads(block, p_block_BTNR, found_BTNR, size)
+        near = reads(p_own_BTNC, position=(jnp.arange(size) - asked.slot_BT[..., None])[:, :, None])
+        p_inside_BTNRC = jax.nn.softmax(self.inside_scores(asked, block, far.id_BTNR, seg), -1)
         v_BJCNH = jnp.repeat(v_BJCKH, self.groups, 3)
         y_BJQNH = jnp.einsum("BJQNC,BJCNH->BJQNH", in_blocks(p_own_BTNC, v_BJCNH.shape[1]), v_BJCNH)
         y_BTNH = jnp.einsum("BTNRC,BTNRCH->BTNH", p_inside_BTNRC * p_block_BTNR[..., None], block.value["v"])
-        return y_BJQNH.reshape(y_BTNH.shape) + y_BTNH, reads | {"weight": p_block_BTNR}
+        return y_BJQNH.reshape(y_BTNH.shape) + y_BTNH, (far, near)
 
     def own_scores(self, asked: Queries, k_BJCKH: Array, seg: Segment) -> Array:
         """Return the scores of the keys in each query's block, [B, T, N, C], masked after the last key that the query sees."""

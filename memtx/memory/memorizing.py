@@ -25,19 +25,20 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-from memtx.core import Dims, Layer, Memory, Segment, emit, pytree
+from memtx.core import Dims, Layer, Memory, Segment, emit, pytree, wants
 from memtx.errors import UserError, positive
 from memtx.memory import bank
-from memtx.memory.bank import Bank
+from memtx.memory.bank import Bank, Holder
 from memtx.memory.sink import Sink, Sinks
 from memtx.memory.window import Recent, Window
 from memtx.nn.linear import unit
+from memtx.nn.reads import KIND, Reads, emit_gate, emit_reads, with_share
 from memtx.ops.attention import MASKED
 from memtx.ops.skip import skip_unless
 
 
 @pytree
-class Memories:
+class Memories(Holder):
     """The window and the bank."""
 
     recent: Recent | Sinks
@@ -86,6 +87,18 @@ class Memorizing(Memory):
         sinks = attention.Config.sinks if attention is not None and issubclass(attention, Sink) else 0
         return {"normalise": False, "sinks": sinks}
 
+    @classmethod
+    def reading(cls, config: Config, tokens: int) -> Config:
+        return dataclasses.replace(config, memory=max(tokens, config.neighbours))
+
+    @classmethod
+    def answering(cls, config: Config, entries: int) -> Config:
+        return dataclasses.replace(config, memory=entries + config.memory)
+
+    @classmethod
+    def boundary(cls, config: Config) -> int:
+        return config.segment
+
     def __init__(self, config: Config, dims: Dims, key: Array):
         self.config, self.dims = config, dims
         if config.sinks:
@@ -111,15 +124,20 @@ class Memorizing(Memory):
             scale_NH = jnp.abs(self.scale[...])[:, None] / self.dims.scale  # which attention multiplies by
             q = unit(q.astype(jnp.float32)) * scale_NH
             k = None if k is None else unit(k.astype(jnp.float32))
-        near, recent = self.near(jax.tree.map(lambda a: a.astype(x[0].dtype), (q, k, v)), state.recent, seg)
+        here = jax.tree.map(lambda a: a.astype(x[0].dtype), (q, k, v))
+        (near, recent), emit_near = with_share(self.near, here, state.recent, seg)
         if k is None:
             far, reads = self.read(q, state.bank, jnp.broadcast_to(state.bank.cursor[:, None], q.shape[:2]))
         else:
             far, reads, full = self.read_and_write(q, k, v, state.bank, seg)
             state = Memories(recent, full)
         gate_N = self.dims.gate(self.gate[...])
-        gate_BTN = jnp.where((reads["id"] >= 0).any(-1), gate_N, 0)
-        bank.report(state.bank, reads | {"weight": reads["weight"] * gate_BTN[..., None]}, seg)
+        gate_BTN = jnp.where((reads.id_BTNR >= 0).any(-1), gate_N, 0)
+        if wants(KIND):
+            emit_gate(gate_BTN, gate_BTN.shape)
+            emit_reads(reads, share_BTN=gate_BTN)
+        emit_near(1 - gate_BTN)
+        bank.emit_use(state.bank, reads, seg, gate_BTN)
         emit("metric/gate", gate_N)
         return (near + gate_BTN[..., None] * (far - near)).astype(near.dtype), state
 
@@ -136,8 +154,8 @@ class Memorizing(Memory):
             outs.append(self.read(q[:, part], full, id_BT))
         return *jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *outs), full
 
-    def read(self, q_BTNH: Array, full: Bank, id_BT: Array) -> tuple[Array, dict[str, Array]]:
-        """Return o_memory of the queries of tokens id_BT in float32, and the entries read, [B, T, N, R] (id -1: none)."""
+    def read(self, q_BTNH: Array, full: Bank, id_BT: Array) -> tuple[Array, Reads]:
+        """Return o_memory of the queries of tokens id_BT in float32, and the entries read."""
         end_BT = id_BT // self.config.segment * self.config.segment
         first_BT = jnp.maximum(end_BT - self.config.memory, 0)
         heads, c = self.dims.num_heads, self.config
@@ -152,9 +170,8 @@ class Memorizing(Memory):
         key, value, index, found_BTNR = lax.stop_gradient(found)
         score = jnp.einsum("BTNH,BTNRH->BTNR", q_BTNH.astype(jnp.float32), key) * self.dims.scale
         weight = jax.nn.softmax(jnp.where(found_BTNR, score, MASKED), -1) * found_BTNR
-        labels = bank.gather(full, index)
-        reads = {name: jnp.where(found_BTNR, getattr(labels, name), -1) for name in ("id", "document", "position")}
-        return jnp.einsum("BTNR,BTNRH->BTNH", weight, value), reads | {"weight": weight}
+        reads = bank.reads(bank.gather(full, index), weight, found_BTNR)
+        return jnp.einsum("BTNR,BTNRH->BTNH", weight, value), reads
 
 
 def write(full: Bank, k_TKH, v_TKH, mask_T, document, position_T) -> Bank:

@@ -23,6 +23,7 @@ from jax import Array
 from memtx.core import Dims, Layer, Memory, Segment, State, pytree
 from memtx.errors import positive
 from memtx.nn.linear import normal
+from memtx.nn.reads import without_reads
 from memtx.ops.chunks import ChunkPart, change_rows, in_chunks
 from memtx.ops.grid import skip_if_empty
 from memtx.ops.rows import take
@@ -130,7 +131,7 @@ class Segmented(Memory):
             token_BT=take(jnp.pad(token_BQ, ((0, 0), (before, after))), source_BI),
             shared={**seg.shared, STARTS: part.starts_B, ENDS: part.ends_B},
         )
-        y_BID, body = self.body(x_BID, body, inner, key=key)
+        y_BID, body = without_reads(self.body)(x_BID, body, inner, key=key)  # its tokens are not those of the text
         written_BMD = take(y_BID, write_BM)
         memory = change_rows(part.ends_B, lambda memory: self.write(memory, written_BMD), state.memory)
         return Recurrence(body, memory, state.offset_B), take(y_BID, text_BQ)

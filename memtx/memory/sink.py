@@ -19,7 +19,8 @@ from jax import Array
 from memtx.core import Dims, Memory, Segment, pytree
 from memtx.errors import positive
 from memtx.memory.window import Recent
-from memtx.nn.attention import KeySet, attend
+from memtx.nn.attention import KeySet, Origin, attend
+from memtx.nn.reads import OWN
 from memtx.ops.rows import put
 
 
@@ -72,6 +73,7 @@ class Sink(Memory):
             position_BS=index,
             valid_BS=index < written[:, None],
             query_position_BT=jnp.minimum(seg.position_BT, sinks + window - 1),
+            origin=Origin(OWN, index),
         )
         before_BM = recent.count_B[:, None] - window + jnp.arange(window)  # positions of the recent keys
         sets = [first, recent.keys(window).without(before_BM < sinks)]

@@ -32,9 +32,10 @@ from memtx.core import Dims, Memory, Segment, pytree, where_rows
 from memtx.errors import positive
 from memtx.memory.titans import Fast, NeuralMemory, Settings, apply, chunk_start, finish
 from memtx.memory.window import Recent
-from memtx.nn.attention import KeySet, Projections, attend
+from memtx.nn.attention import KeySet, Origin, Projections, attend
 from memtx.nn.conv import ShortConv
 from memtx.nn.linear import Linear, Norm, normal, unit
+from memtx.nn.reads import NOWHERE, OWN
 from memtx.ops.chunks import ChunkPart, in_chunks
 from memtx.ops.rows import put
 
@@ -53,7 +54,8 @@ class Persistent(nnx.Module):
         k, v = self.attention.keys_values(self.tokens[...].astype(q_BTNH.dtype)[None])
         shape = (q_BTNH.shape[0], *k.shape[1:])
         nowhere, here = jnp.zeros(shape[:2], jnp.int32), jnp.zeros(q_BTNH.shape[:2], jnp.int32)
-        always = KeySet(jnp.broadcast_to(k, shape), jnp.broadcast_to(v, shape), nowhere, nowhere == 0, query_position_BT=here)
+        k, v = jnp.broadcast_to(k, shape), jnp.broadcast_to(v, shape)
+        always = KeySet(k, v, nowhere, nowhere == 0, query_position_BT=here, origin=Origin(NOWHERE))
         return self.attention.merge(attend(q_BTNH, [always, *sources], seg, self.dims))
 
 
@@ -147,7 +149,8 @@ class Context:
         """Return the keys and values of the segment. Slots that are not written yet have an age that hides them."""
         size = self.k_BSKH.shape[1] // 2
         position_BS = jnp.broadcast_to(jnp.tile(jnp.arange(size), 2), self.k_BSKH.shape[:2])
-        return KeySet(self.k_BSKH, self.v_BSKH, position_BS, None)
+        of_x = Origin(jnp.where(jnp.arange(2 * size) < size, NOWHERE, OWN))
+        return KeySet(self.k_BSKH, self.v_BSKH, position_BS, None, origin=of_x)
 
 
 class MAC(Memory):

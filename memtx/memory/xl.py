@@ -29,7 +29,7 @@ from jax import Array, lax
 from memtx.core import Dims, Memory, Segment, State, pytree, segment
 from memtx.errors import UserError, positive
 from memtx.memory.inspect import Inspectable
-from memtx.nn.attention import KeySet, attend
+from memtx.nn.attention import KeySet, Origin, attend
 from memtx.nn.linear import Linear, normal
 from memtx.ops.attention import Bias, shear
 from memtx.ops.chunks import ChunkPart, change_rows, in_chunks
@@ -136,9 +136,13 @@ class TransformerXL(Memory):
         if self.config.position == "relative":  # A_ij = (q_i + u) . k_j + (q_i + w) . (Wr R_{i-j}), scaled
             bias = self.by_distance(q_BQNH + self.w[...].astype(x_BQD.dtype), index_BQ, slots)
             q_BQNH = q_BQNH + self.u[...].astype(x_BQD.dtype)
-        keys = KeySet(k_BSNH, v_BSNH, index_BS, written_BS, query_position_BT=index_BQ, bias=bias)
+        keys = KeySet(k_BSNH, v_BSNH, index_BS, written_BS, query_position_BT=index_BQ, bias=bias, origin=self.origin(slots))
         y_BQNH = attend(q_BQNH, [keys], segment(index_BQ), self.dims)
         return self.out(y_BQNH.reshape(batch, queries, -1))
+
+    def origin(self, slots: int) -> Origin | None:
+        """Return the tokens of the keys that `read` sees, for attribution. None: key j is the token at index j."""
+        return None
 
     def by_distance(self, q_BQNH: Array, index_BQ: Array, slots: int) -> Bias:
         """Return the term q_i . (Wr R_{i-j}) / sqrt(H) of the scores. The query at index i sees key j at distance i - j."""

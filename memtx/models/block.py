@@ -18,11 +18,12 @@ from flax import nnx
 from jax import Array
 
 from memtx.config import Model
-from memtx.core import Dims, Memory, Segment
+from memtx.core import Dims, Memory, Segment, wants
 from memtx.models.readers import Reader
 from memtx.nn.attention import Projections
 from memtx.nn.linear import Linear, Norm, dropout
 from memtx.nn.mlp import MLP
+from memtx.nn.reads import KIND, emit_gate
 
 
 class Branch(nnx.Module):
@@ -68,6 +69,8 @@ class Branch(nnx.Module):
         if self.gate is None:
             return sum(outs[1:], outs[0]), tuple(new)
         weight_BTJ = jax.nn.softmax(self.gate(x_BTD).astype(jnp.float32)).astype(x_BTD.dtype)
+        if wants(KIND):
+            emit_gate(weight_BTJ, weight_BTJ.shape, "mix")
         return jnp.einsum("BTJ,BTDJ->BTD", weight_BTJ, jnp.stack(outs, -1)), tuple(new)
 
 

@@ -32,7 +32,9 @@ def build_body(model: Model, dims: Dims, key: Array) -> Body:
         makes = [_block_maker(model, dims, entry, read[s, p]) for p, entry in enumerate(pattern)]
         if around is not None and around.wrap_layer is not None:
             makes = [partial(_wrap, partial(around.wrap_layer, model.memory[model.body], dims), make) for make in makes]
-        stacks.append(Stack(makes, groups, stack_key, scan=model.scan, remat=model.remat, handed=sorted(later[s])))
+        how = {"scan": model.scan, "remat": model.remat, "handed": sorted(later[s])}
+        before = sum(len(pattern) * groups for pattern, groups in model.stacks[:s])
+        stacks.append(Stack(makes, groups, stack_key, **how, first=before))
     layers = Sequence(stacks)
     return layers if around is None else around(model.memory[model.body], dims, outer, layers)
 

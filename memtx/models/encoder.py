@@ -20,6 +20,7 @@ from memtx.core import Dims, Segment
 from memtx.models.body import build_body
 from memtx.nn.linear import Norm, normal
 from memtx.nn.positions import T5_BUCKETS
+from memtx.nn.reads import without_reads
 
 
 class Encoder(nnx.Module):
@@ -36,5 +37,5 @@ class Encoder(nnx.Module):
         """Return E, [B, S, D], from the embedded source."""
         if self.relative_bias is not None:
             seg = seg.replace(shared={**seg.shared, "relative_bias": self.relative_bias[...]})
-        h_BSD, _ = self.body(x_BSD, self.body.init_state(len(x_BSD)), seg, key=key)
+        h_BSD, _ = without_reads(self.body)(x_BSD, self.body.init_state(len(x_BSD)), seg, key=key)
         return self.norm(h_BSD) if self.norm else h_BSD

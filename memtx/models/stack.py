@@ -14,6 +14,7 @@ from jax import Array
 
 from memtx.core import Segment, collect, emit, emit_all, rematerialised, scan
 from memtx.models.readers import KIND, last_group, publish
+from memtx.nn.reads import in_layer
 
 
 class Stack(nnx.Module):
@@ -22,10 +23,12 @@ class Stack(nnx.Module):
     scan=True keeps compile time independent of depth. scan=False unrolls the loop, which runs faster on a CPU.
     remat=True recomputes each layer in the backward pass, except a mechanism's reads from a bank (named "read").
     A layer may read memories written earlier in its group (see readers.py). `handed` lists those that later stacks read.
+    first: the number of layers before this stack, for attribution.
     """
 
-    def __init__(self, makes, groups: int, key: Array, *, scan: bool = True, remat: bool = False, handed=()):
+    def __init__(self, makes, groups: int, key: Array, *, scan: bool = True, remat: bool = False, handed=(), first=0):
         self.groups, self.unroll, self.remat, self.handed = groups, 1 if scan else groups, remat, tuple(handed)
+        self.first = first
         keys = jax.random.split(key, len(makes))
         self.layers = nnx.List([stacked(make, k, groups) for make, k in zip(makes, keys, strict=True)])
 
@@ -50,7 +53,7 @@ class Stack(nnx.Module):
                 layer_key = None if key is None else jax.random.fold_in(jax.random.fold_in(key, i), g)
                 (x, layer_state), aux = layer(params[i], x, state[i], layer_key)
                 layer_seg, aux = publish(layer_seg, aux)
-                emit_all(aux)
+                emit_all(in_layer(aux, self.first + g * len(graphs) + i))
                 new.append(layer_state)
             for name in self.handed:
                 emit(name, layer_seg.shared[name])

@@ -18,12 +18,29 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
-from memtx.core import Dims, Segment
+from memtx.core import Dims, Segment, wants
 from memtx.nn.linear import Linear
 from memtx.nn.positions import alibi_slopes, rope, t5_bucket
+from memtx.nn.reads import ATTENTION, NOWHERE, OWN, Reads, emit_reads, reads
 from memtx.ops import attention
 from memtx.ops.attention import MASKED, Bias, Positions, Sums, View
 from memtx.ops.skip import skip_unless
+
+MOST_READS = 32  # keys that attribution lists per query and head
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """The tokens that keys were made of, for attribution, if they are not the tokens at the keys' positions.
+
+    document   OWN, SOURCE or NOWHERE (see nn/reads.py), or an array [S] of them
+    first_BS   the first token of each key. In OWN text on the scale of `seg.position_BT`, else an index. None: key j is j
+    tokens_BS  the number of tokens of each key
+    """
+
+    document: ArrayLike = NOWHERE
+    first_BS: Positions | None = None
+    tokens_BS: ArrayLike = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +63,7 @@ class KeySet:
     query_chunk_BT     the number of each query's chunk
     bias               a function of a slice of queries and one of keys: scores to add, [B or 1, N or 1, T, S]
     often_empty        whether to skip this set at run time if no row has a valid key (needs valid_BS)
+    origin             the tokens of the keys, for attribution. None: each key is the token at its position
     """
 
     k_BSKH: Array
@@ -59,6 +77,7 @@ class KeySet:
     query_chunk_BT: Array | None = None
     bias: Bias | None = None
     often_empty: bool = False
+    origin: Origin | None = None
     _start: int | None = None  # the position of key 0 relative to the call's first query, if keys have one position each
 
     def __post_init__(self):
@@ -103,14 +122,43 @@ class KeySet:
         assert self._start is not None
         return queries, self._start + np.arange(self.k_BSKH.shape[1])[None]
 
+    def origins(self, seg: Segment) -> tuple[ArrayLike, ArrayLike, ArrayLike]:
+        """Return document, position and number of tokens of each key as in Reads, [B or 1, T or 1, S]."""
+        at_BT, at_BS = self.positions(seg)
+        by_age = at_BS[:, None] - at_BT[:, :, None]
+        if self.origin is None:
+            return OWN, by_age, 1
+        document, first_BS, tokens_BS = self.origin.document, self.origin.first_BS, self.origin.tokens_BS
+        index = jnp.arange(self.k_BSKH.shape[1])[None, None]
+        own = by_age if first_BS is None else first_BS[:, None] - seg.position_BT[:, :, None]
+        return document, jnp.where(jnp.asarray(document) == OWN, own, index), jnp.atleast_2d(jnp.asarray(tokens_BS))[:, None]
+
 
 def attend(q_BTNH: Array, sets: Sequence[KeySet], seg: Segment, dims: Dims) -> Array:
     """Return softmax(q k^T dims.scale + position bias) v over all sets together, [B, T, N, H] in q's dtype.
 
     A query that sees no key at all (padding) gets finite values without meaning.
     """
-    reads = [(_read_unless_empty if keys.often_empty else _read)(q_BTNH, keys, seg, dims) for keys in sets]
-    return attention.combine(reads).astype(q_BTNH.dtype)
+    if wants(ATTENTION):
+        emit_reads(most_read(q_BTNH, sets, seg, dims), kind=ATTENTION)
+    sums = [(_read_unless_empty if keys.often_empty else _read)(q_BTNH, keys, seg, dims) for keys in sets]
+    return attention.combine(sums).astype(q_BTNH.dtype)
+
+
+def most_read(q_BTNH: Array, sets: Sequence[KeySet], seg: Segment, dims: Dims) -> Reads:
+    """Return the MOST_READS keys with the largest weights per query and head. Forms all scores, queries x keys."""
+    score_BTNS = attention.scores([view(q_BTNH, keys, seg, dims) for keys in sets]).swapaxes(1, 2)
+    weight_BTNS = jax.nn.softmax(score_BTNS, -1) * (score_BTNS > MASKED / 2)
+    weight_BTNR, index_BTNR = jax.lax.top_k(weight_BTNS, min(MOST_READS, weight_BTNS.shape[-1]))
+    (batch, time), labels = q_BTNH.shape[:2], []
+    for parts in zip(*(keys.origins(seg) for keys in sets), strict=True):  # documents, positions, numbers of tokens
+        shapes = [(batch, time, keys.k_BSKH.shape[1]) for keys in sets]
+        line_BTS = jnp.concatenate([jnp.broadcast_to(part, shape) for part, shape in zip(parts, shapes, strict=True)], -1)
+        line_BTNS = jnp.broadcast_to(line_BTS[:, :, None], weight_BTNS.shape)
+        labels.append(jnp.take_along_axis(line_BTNS, index_BTNR, -1))
+    document, position, tokens = labels
+    rest_BTN = weight_BTNS.sum(-1) - weight_BTNR.sum(-1)
+    return reads(weight_BTNR, jnp.maximum(rest_BTN, 0), document=document, position=position, tokens=tokens)
 
 
 def view(q_BTNH: Array, keys: KeySet, seg: Segment, dims: Dims) -> View:

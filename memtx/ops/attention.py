@@ -85,21 +85,31 @@ def attend(views: Sequence[View]) -> Array:
 
     A query that sees no key at all (padding) gets finite values without meaning.
     """
-    scores, values = [], []
+    values = [_for_each_head(view, view.v_BSKH) for view in views]
+    return jnp.einsum("BNTS,BSNH->BTNH", jax.nn.softmax(scores(views), -1), jnp.concatenate(values, 1))
+
+
+def scores(views: Sequence[View]) -> Array:
+    """Return the scores of the keys of all sets, [B, N, T, S of all sets], with MASKED or less for a key that is not seen."""
+    found = []
     for view in views:
-        groups = view.q_BTNH.shape[2] // view.k_BSKH.shape[2]
-        k_BSNH, v_BSNH = (jnp.repeat(a.astype(jnp.float32), groups, 2) for a in (view.k_BSKH, view.v_BSKH))
-        score_BNTS = jnp.einsum("BTNH,BSNH->BNTS", view.q_BTNH, k_BSNH) + (view.bias(ALL, ALL) if view.bias else 0.0)
+        k_BSNH = _for_each_head(view, view.k_BSKH)
+        score_BNTS = jnp.einsum("BTNH,BSNH->BNTS", view.q_BTNH, k_BSNH)
+        if view.bias:
+            score_BNTS = score_BNTS + view.bias(slice(0, view.q_BTNH.shape[1]), slice(0, k_BSNH.shape[1]))
         age_BTS = view.age_BTS()
         seen_BTS = jnp.ones(age_BTS.shape, bool) if view.future else jnp.asarray(view.in_time(age_BTS))
         if view.valid_BS is not None:
             seen_BTS = seen_BTS & view.valid_BS[:, None]
         if view.chunk_BT is not None and view.key_chunk_BS is not None:
             seen_BTS = seen_BTS & (view.chunk_BT[:, :, None] == view.key_chunk_BS[:, None])
-        scores.append(score_BNTS + jnp.where(seen_BTS, 0.0, MASKED)[..., None, :, :])
-        values.append(v_BSNH)
-    weight_BNTS = jax.nn.softmax(jnp.concatenate(scores, -1), -1)
-    return jnp.einsum("BNTS,BSNH->BTNH", weight_BNTS, jnp.concatenate(values, 1))
+        found.append(score_BNTS + jnp.where(seen_BTS, 0.0, MASKED)[..., None, :, :])
+    return jnp.concatenate(found, -1)
+
+
+def _for_each_head(view: View, a_BSKH: Array) -> Array:
+    """Return keys or values in float32, repeated for the query heads that share them, [B, S, N, H]."""
+    return jnp.repeat(a_BSKH.astype(jnp.float32), view.q_BTNH.shape[2] // a_BSKH.shape[2], 2)
 
 
 # --- the same in tiles ------------------------------------------------------------------------------------------------------

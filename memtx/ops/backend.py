@@ -16,8 +16,9 @@ def masked_dot(q_BKGTH: Array, key_BKMH: Array, seen: Callable[[slice], Array], 
     seen: returns the entries that a slice of the queries sees, [B, T, M].
     alike: whether all queries of each row see the same entries, a scalar.
 
-    XLA's CPU backend does not fuse the mask into the product, and a pass over the scores takes as long as the product. On a
-    CPU, if `alike`, the mask is therefore one more feature: 0 or -inf in the keys, and 1 in the queries.
+    XLA's CPU backend does not fuse the mask into the product, and a pass over the scores takes as long as the product of short
+    keys. On a CPU, if `alike`, the mask of short keys is therefore one more feature: 0 or -inf in the keys, and 1 in the
+    queries. To copy long keys would take longer than the pass, which is left out if all entries are seen.
     """
     shape = (*q_BKGTH.shape[:-1], key_BKMH.shape[2])
 
@@ -37,6 +38,8 @@ def masked_dot(q_BKGTH: Array, key_BKMH: Array, seen: Callable[[slice], Array], 
         return dot(jnp.concatenate([q_BKGTH, one], -1), jnp.concatenate([key_BKMH, mask_BKM1], -1))
 
     def on_cpu():
-        return lax.cond(alike, mask_within, mask_after)
+        if q_BKGTH.shape[-1] < math.prod(shape[2:4]):
+            return lax.cond(alike, mask_within, mask_after)
+        return lax.cond(alike & seen(slice(1)).all(), lambda: dot(q_BKGTH, key_BKMH), mask_after)
 
     return lax.platform_dependent(cpu=on_cpu, default=mask_after).reshape(shape)

@@ -128,5 +128,12 @@ def cut_chunks(
     work = rematerialised(work) if remat else work
     parts = ChunkPart(grid.valid_KBQ, grid.slot_KBQ, grid.start_KB, grid.complete_KB)
     blocks = jax.tree.map(grid.pack, tokens_BT), parts
-    state, y_KBQ = scan(lambda s, block: skip_if_empty(block[1].valid_BQ, work, s, block), state, blocks)
+    read = collect(lambda state: scan(lambda s, block: skip_if_empty(block[1].valid_BQ, work, s, block), state, blocks))
+    (state, y_KBQ), aux = read(state)
+    emit_all({name: by_token(grid, name, values) for name, values in aux.items()})
     return grid.unpack(y_KBQ), state
+
+
+def by_token(grid: Grid, name: str, values: tuple) -> tuple:
+    """Return emitted values. Those of attribution and attention, [K, B, Q, ...], become [B, T, ...] (see nn/reads.py)."""
+    return jax.tree.map(grid.unpack, values) if name.startswith(("attribution/", "attention/")) else values

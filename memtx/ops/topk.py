@@ -1,4 +1,4 @@
-"""Top-k search over a bank of keys: exact or approximate, in blocks of entries, with each device searching for its own rows.
+"""Top-k search over a bank of keys: exact or approximate, in blocks of entries, divided over the devices of a mesh.
 
     score_j = q . k_j                    ("dot")
     score_j = q . k_j - |k_j|^2 / 2      ("l2": the nearest in Euclidean distance has the highest score)
@@ -14,7 +14,9 @@ bucket, so the expected recall is about 1 - (k - 1) / 2L, which determines L (Ch
 L = k).
 
 *Devices.* A partitioner gathers the operand of `lax.top_k`, even if only the rows are divided. On a mesh the search therefore
-runs under `shard_map`, with rows over `data`.
+runs under `shard_map`. If each stream has a bank, rows are divided over `data`, and devices do not communicate. If all streams
+share one bank, its entries are divided over all devices. Each device searches its own entries for all queries, and then the k
+best of the devices are merged, so that queries and results move between devices, but entries do not.
 
 B stream (or 1: a bank that all streams share), T queries, M entries, N query heads, K key heads, G = N / K, H head dim,
 R = k neighbours, L buckets, I tiles of queries, C entries of a block.
@@ -24,6 +26,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -73,14 +76,61 @@ def search(
     if not 0 < k <= key_BMKH.shape[1]:
         raise ValueError(f"k={k} must be between 1 and the {key_BMKH.shape[1]} entries of the bank")
     args = lax.stop_gradient((q_BTNH, key_BMKH, id_BM, span_BT))
-    on_device = partial(_over_blocks, plan=plan_search(key_BMKH.shape[1], k, metric, recall, block))
+
+    def search_here(q_BTNH, key_BMKH, id_BM, span_BT):
+        entries = key_BMKH.shape[1]
+        return _over_blocks(q_BTNH, key_BMKH, id_BM, span_BT, plan_search(entries, min(k, entries), metric, recall, block))
+
     mesh = next((m for a in jax.tree.leaves(args) if not (m := jax.typeof(a).sharding.mesh).empty), None)
-    if mesh is None:
-        return on_device(*args)
-    rows = P("data") if "data" in mesh.shape and q_BTNH.shape[0] % mesh.shape["data"] == 0 else P(None)
-    bank = P(None) if key_BMKH.shape[0] == 1 else rows
+    return search_here(*args) if mesh is None else _over_devices(search_here, mesh, args, k)
+
+
+def _over_devices(search_here: Callable[..., Found], mesh, args, k: int) -> Found:
+    """Run a search on every device of a mesh: on its rows, or on its entries of a bank that all streams share."""
+    batch, (banks, entries) = args[0].shape[0], args[1].shape[:2]
+    by_row = "data" in mesh.shape and batch % mesh.shape["data"] == 0
+    rows = bank = P("data") if by_row else P()
+    if banks == 1:
+        search_here = _over_entries(search_here, mesh, by_row, entries, k)
+        bank = P(None, entry_axes(mesh)) if entries % mesh.size == 0 else P()
     # Per-device control flow: a device whose rows see nothing skips its blocks.
-    return jax.shard_map(on_device, mesh=mesh, in_specs=(rows, bank, bank, rows), out_specs=rows, check_vma=False)(*args)
+    return jax.shard_map(search_here, mesh=mesh, in_specs=(rows, bank, bank, rows), out_specs=rows, check_vma=False)(*args)
+
+
+def entry_axes(mesh) -> tuple[str, ...]:
+    """Return the axes of a mesh over which the entries of a shared bank are divided: all of them, `data` first."""
+    return tuple(sorted(mesh.axis_names, key=lambda name: name != "data"))
+
+
+def _over_entries(search_here: Callable[..., Found], mesh, by_row: bool, entries: int, k: int) -> Callable[..., Found]:
+    """Return the search of one device in a bank that all streams share.
+
+    The device searches its ceil(M / devices) entries for all queries, and merges all devices' results for its rows.
+    """
+    size = -(-entries // mesh.size)
+    axes = entry_axes(mesh)
+    others = axes[1:] if by_row else axes
+
+    def results_of_all(a_BTNR: Array) -> Array:
+        """Return the results of all devices for the rows of this one, in the order of their entries."""
+        k_here = a_BTNR.shape[-1]
+        if by_row:
+            a_BTNR = lax.all_to_all(a_BTNR, "data", split_axis=0, concat_axis=3, tiled=True)
+        parts = a_BTNR.reshape(*a_BTNR.shape[:3], -1, k_here)
+        return lax.all_gather(parts, others, axis=4, tiled=True).reshape(*a_BTNR.shape[:3], -1)
+
+    def search_part(q_BTNH, key_1MKH, id_1M, span_BT):
+        begin = lax.axis_index(axes) * size
+        start = jnp.minimum(begin, entries - size)  # the last parts overlap if the devices do not divide M
+        if key_1MKH.shape[1] > size:  # then each device has all entries
+            key_1MKH, id_1M = (lax.dynamic_slice_in_dim(a, start, size, 1) for a in (key_1MKH, id_1M))
+            id_1M = jnp.where(start + jnp.arange(size) >= begin, id_1M, -1)
+        if by_row:
+            q_BTNH, span_BT = jax.tree.map(lambda a: lax.all_gather(a, "data", tiled=True), (q_BTNH, span_BT))
+        score_BTNR, index_BTNR = search_here(q_BTNH, key_1MKH, id_1M, span_BT)
+        return keep_best(results_of_all(score_BTNR), results_of_all(index_BTNR + start), k)
+
+    return search_part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +172,6 @@ def _over_blocks(q_BTNH: Array, key_BMKH: Array, id_BM: Array, span_BT: Span, pl
     (batch, time), heads = q_BTNH.shape[:2], key_BMKH.shape[2]
     if len(key_BMKH) == 1:  # one bank for all streams: their queries are one row
         q_BTNH, span_BT = jax.tree.map(lambda a: a.reshape(1, -1, *a.shape[2:]), (q_BTNH, span_BT))
-    first_B1, end_B1 = span_BT[0].min(1, keepdims=True), span_BT[1].max(1, keepdims=True)
     tiles = _tiles(q_BTNH, span_BT, heads)
 
     def step(best: Found, begin: Array):
@@ -130,16 +179,18 @@ def _over_blocks(q_BTNH: Array, key_BMKH: Array, id_BM: Array, span_BT: Span, pl
         key_BCKH, id_BC = (lax.dynamic_slice_in_dim(a, start, plan.size, 1) for a in (key_BMKH, id_BM))
         id_BC = jnp.where(start + jnp.arange(plan.size) >= begin, id_BC, -1)
 
-        def search_tiles(best: Found) -> Found:
-            search_tile = lambda args: _search_tile(args[0], args[1], key_BCKH, id_BC, start, plan)  # noqa: E731
-            return lax.map(search_tile, (tiles, best))
+        def search_tile(args: tuple[tuple[Array, Span], Found]) -> Found:
+            tile, best = args
+            first_B1, end_B1 = tile[1][0].min(1, keepdims=True), tile[1][1].max(1, keepdims=True)
+            search = partial(_search_tile, tile, key_BCKH=key_BCKH, id_BC=id_BC, start=start, plan=plan)
+            return lax.cond(_seen(id_BC, first_B1, end_B1).any(), search, lambda best: best, best)
 
-        return lax.cond(_seen(id_BC, first_B1, end_B1).any(), search_tiles, lambda best: best, best), None
+        return lax.map(search_tile, (tiles, best)), None
 
     shape_IBKGTR = (*tiles[0].shape[:-1], plan.kept)
     best = jnp.full(shape_IBKGTR, -jnp.inf), jnp.zeros(shape_IBKGTR, jnp.int32)
     best, _ = lax.scan(step, best, jnp.arange(0, plan.entries, plan.size, dtype=jnp.int32))
-    score, index = best if plan.exact else _best(*best, plan.k)
+    score, index = best if plan.exact else keep_best(*best, plan.k)
     return tuple(_untile(a, q_BTNH.shape[1]).reshape(batch, time, -1, plan.k) for a in (score, index))  # pyright: ignore
 
 
@@ -159,7 +210,7 @@ def _search_tile(tile, best: Found, key_BCKH: Array, id_BC: Array, start: Array,
     score, index = select(score_BKGTC, min(plan.k, plan.size))
     if plan.size == plan.entries:  # there is one block
         return score, index
-    return _best(jnp.concatenate([best[0], score], -1), jnp.concatenate([best[1], index + start], -1), plan.k)
+    return keep_best(jnp.concatenate([best[0], score], -1), jnp.concatenate([best[1], index + start], -1), plan.k)
 
 
 def _tiles(q_BTNH: Array, span_BT: Span, kv_heads: int) -> tuple[Array, Span]:
@@ -194,6 +245,7 @@ def _best_of_buckets(best: Found, score: Array, start: Array, slots: int) -> Fou
     return jnp.maximum(best[0], score), jnp.where(score > best[0], index, best[1])
 
 
-def _best(score: Array, index: Array, k: int) -> Found:
+def keep_best(score: Array, index: Array, k: int) -> Found:
+    """Return the k best of candidates that are in the order of their indices, so that of equal scores the lower index wins."""
     score, position = select(score, k)
     return score, jnp.take_along_axis(index, position, -1)

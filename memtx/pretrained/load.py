@@ -19,12 +19,13 @@ from typing import Any
 
 import jax
 import numpy as np
+import safetensors.numpy
 from jax import Array
 
 from memtx.config import Model
 from memtx.data import tokenizers
 from memtx.data.tokenizers import Tokenizer, check_fits
-from memtx.errors import UserError, brief, check_known, listed, optional
+from memtx.errors import UserError, brief, check_known, listed
 from memtx.files.hub import find
 from memtx.models.lm import LM, Params
 from memtx.models.patterns import layers
@@ -234,7 +235,7 @@ def export(
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     dense = [slot for slot in found if slot.theirs[0].startswith(sentences.DENSE)]
-    values, save = flat(params), partial(optional("safetensors.numpy").save_file, metadata={"format": "pt"})
+    values, save = flat(params), partial(safetensors.numpy.save_file, metadata={"format": "pt"})
     _write_weights([slot for slot in found if slot not in dense], values, part, save, dtype, shard)
     sentences.write(lm.model, part, save, _tensors(dense, values, dtype))
     if tokenizer:

@@ -13,8 +13,9 @@ from typing import Any, Protocol
 
 import jax.numpy as jnp
 import numpy as np
+import safetensors
 
-from memtx.errors import UserError, brief, listed, optional
+from memtx.errors import UserError, brief, listed
 from memtx.pretrained.fields import table
 
 
@@ -91,7 +92,7 @@ class Safetensors:
 def read_header(file: Path) -> dict[str, Stored]:
     """Return the tensors of a safetensors file by name. Raises UserError if the file is damaged or cut short."""
     try:
-        with optional("safetensors").safe_open(file, "numpy"):  # checks the header against the size of the file
+        with safetensors.safe_open(file, "numpy"):  # checks the header against the size of the file
             pass
     except Exception as error:  # safetensors has a private exception class
         raise UserError(f"{file} cannot be read ({brief(error)}): it is damaged or cut short; download it again") from error

@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 
 from memtx.errors import UserError
+from memtx.files.atomic import write_atomic
 from memtx.reports.draw import png, svg
 from memtx.reports.findings import Findings, commands, facts
 from memtx.reports.formats import as_csv, escaped, latex, markdown
 from memtx.reports.page import page
-from memtx.training.workdir import write_atomic
 
 END = "<!-- end -->"  # the end of the generated part of a README.md
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from memtx.errors import UserError
+from memtx.files.atomic import write_atomic
 from memtx.sweep.record import metrics
-from memtx.training.workdir import write_atomic
 
 POINTS = 100  # the largest number of points of a stored curve
 BUDGETS = ("params", "flops_per_token", "state_bytes")

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from memtx.errors import UserError
-from memtx.training.workdir import RECORD, InUse, hold, write_atomic
+from memtx.files.atomic import write_atomic
+from memtx.training.workdir import RECORD, InUse, hold
 
 Record = dict[str, Any]
 

@@ -18,12 +18,13 @@ from typing import Any
 from filelock import FileLock
 
 from memtx.errors import UserError
+from memtx.files.atomic import write_atomic
 from memtx.sweep import record as records
 from memtx.sweep.execute import folder_of
 from memtx.sweep.jobs import SUBMITIT, Executor, Job
 from memtx.sweep.spec import Sweep
 from memtx.training.interrupt import catch_stop
-from memtx.training.workdir import LOCK, LOG, InUse, hold, write_atomic
+from memtx.training.workdir import LOCK, LOG, InUse, hold
 
 BUSY = 75  # exit status of a run that another process is executing (EX_TEMPFAIL)
 POLL = 0.3  # seconds

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from tensorboardX import SummaryWriter
 
-from memtx.training.workdir import write_atomic
+from memtx.files.atomic import write_atomic
 
 
 class Metrics:

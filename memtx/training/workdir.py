@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from memtx.config import Config, Model, to_json
 from memtx.errors import UserError, check_utf8
+from memtx.files.atomic import part_of, write_atomic
 from memtx.memory import MEMORIES
 
 LOCK, RECORD, LOG = ".lock", "run.json", "log.txt"
@@ -32,7 +32,7 @@ def claim(workdir: Path, config: Mapping) -> BaseFileLock:
     check_utf8(workdir.absolute(), "the workdir")
     path = workdir / "config.json"
     if workdir.exists() and not path.exists():
-        allowed = {_part(path).name, *OURS}
+        allowed = {part_of(path).name, *OURS}
         if not workdir.is_dir() or any(p.name not in allowed for p in workdir.iterdir()):
             raise UserError(f"{workdir} is not the workdir of a run (it has no {path.name}); choose another workdir")
     lock = hold(workdir)
@@ -62,20 +62,6 @@ def hold(workdir: Path) -> BaseFileLock:
         raise InUse(f"{workdir} is in use: another process trains there; wait for it, or choose another workdir") from None
     except OSError as e:
         raise UserError(f"cannot write in {workdir}: {e.strerror}") from e
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a file atomically: at any time it has either the old content or all of the new."""
-    part = _part(path)
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
-def _part(path: Path) -> Path:
-    return path.with_name(path.name + ".part")
 
 
 def _read(path: Path) -> dict:

@@ -106,15 +106,16 @@ def test_the_use_of_a_bank_is_that_of_the_attributions_of_all_calls(reader):
     found = data.evaluator(lm, Layout())(params).health
 
     @jax.jit
-    def read(state, batch):
+    def call(state, batch):
         part = jax.tree.map(lambda a: a[:, 0], batch)
         return collect(lm, "attribution")(params, part.token_BPT, state, segment_of(part))
 
     reads, ages, weights, documents, state = {}, [], [], [], None
     for batch in batches():
         state = lm.init_state(len(batch.token_BPT)) if state is None else state
-        (_, state), aux = read(state, batch)
-        id_BTNR, position_BTNR, weight_BTNR = (np.asarray(aux[f"attribution/{n}"][0])[0] for n in ("id", "position", "weight"))
+        (_, state), aux = call(state, batch)
+        read = aux["attribution/reads"][0]
+        id_BTNR, position_BTNR, weight_BTNR = (np.asarray(a)[0] for a in (read.id_BTNR, read.position_BTNR, read.weight_BTNR))
         for b, t, n, r in np.argwhere(id_BTNR >= 0):
             if t < batch.length_BP[b, 0]:
                 at = b, int(batch.document_BP[b, 0]), int(id_BTNR[b, t, n, r])

@@ -46,7 +46,8 @@ def reads(case: Case, x, cuts):
     for time in cuts:
         part = jax.tree.map(lambda a, start=start, time=time: a[:, start : start + time], x)
         (_, state), aux = run(part, state, at(start, time))
-        found.append({name.split("/")[1]: np.asarray(values[0]) for name, values in aux.items()})
+        [read] = aux["attribution/reads"]
+        found.append({name: np.asarray(getattr(read, f"{name}_BTNR")) for name in ("id", "position", "weight")})
         start += time
     return {name: np.concatenate([part[name] for part in found], 1) for name in found[0]}
 
@@ -232,7 +233,7 @@ def test_the_datastore_is_mixed_in_by_the_formula(model):
     for b, t in np.ndindex(2, 6):
         far = ((keys - f[b, t]) ** 2).sum(1)
         nearest = np.argsort(far)[:5]
-        np.testing.assert_array_equal(np.sort(aux["attribution/datastore_id"][0][b, t]), np.sort(nearest))
+        np.testing.assert_array_equal(np.sort(aux["attribution/reads"][0].id_BTNR[b, t, 0]), np.sort(nearest))
         weight = np.exp(-far[nearest] / 4)
         p = 0.75 * np.asarray(jax.nn.softmax(plain[b, t]), np.float64)
         np.add.at(p, values[nearest].astype(int), 0.25 * weight / weight.sum())

@@ -3,15 +3,20 @@
 B stream, T queries, M entries, N query heads, K key heads, H head dim, R neighbours.
 """
 
+import math
+import re
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from memtx.contract.case import gathers
 from memtx.ops.topk import LAST, buckets, search, search_plain
 
 B, T, M, N, K, H = 4, 3, 37, 4, 2, 5
@@ -125,24 +130,93 @@ def test_k_larger_than_the_bank_is_refused():
         search(q, key, ids, (np.zeros((B, T), int), np.full((B, T), LAST)), 38)
 
 
+# --- any bank ---------------------------------------------------------------------------------------------------------------
+
+SHAPES = [(1, 3, 37, 5, 4), (1, 3, 37, 5, 37), (2, 3, 37, 12, 4), (2, 130, 300, 128, 8)]  # banks, T, M, block, k
+
+
+@st.composite
+def searches(draw):
+    """The arguments of a search with few different keys, so that scores are equal, and with queries that see little."""
+    banks, time, entries, block, k = draw(st.sampled_from(SHAPES))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    values = draw(st.sampled_from([1, 2, 50]))  # 1: all keys are equal
+    q = rng.integers(-values, values + 1, (2, time, N, H)).astype(np.float32)
+    key = rng.integers(-values + 1, values, (banks, entries, K, H)).astype(np.float32)
+    ids = np.stack([rng.permutation(entries) for _ in range(banks)]) - draw(st.integers(0, entries + 1))
+    first = rng.integers(0, draw(st.sampled_from([1, entries])), (2, time))
+    end = first + rng.integers(0, draw(st.sampled_from([1, 3, 2 * entries])), (2, time))  # 1: the queries see nothing
+    return (q, key, ids, first, end), k, {"block": block, "metric": draw(st.sampled_from(["dot", "l2"]))}
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(searches())
+def test_any_search_is_its_definition(case):
+    args, k, how = case
+    plain = found(args, k, search_plain, metric=how["metric"])
+    np.testing.assert_array_equal(found(args, k, **how), plain)
+
+
 # --- on many devices --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif("config.getoption('devices') == 1", reason="needs --devices=8")
-@pytest.mark.parametrize("shared", [False, True])
-def test_rows_on_many_devices(shared):
+many_devices = pytest.mark.skipif("config.getoption('devices') == 1", reason="needs --devices=8")
+
+
+def on_mesh(mesh, args, bank):
+    """Shard the arguments of a search: queries over `data` if it divides them, and the bank as given."""
+    rows = P("data") if len(args[0]) % mesh.shape["data"] == 0 else P()
+    specs = (rows, bank, bank, rows, rows)
+    return [jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in zip(args, specs, strict=True)]
+
+
+@many_devices
+def test_rows_on_many_devices():
     mesh = jax.make_mesh((4, 2), ("data", "model"), (AxisType.Auto,) * 2)
     q, key, ids = data(40)
-    if shared:
-        key, ids = key[:1], ids[:1]
-    first, end = np.zeros((B, T), int), np.arange(B * T).reshape(B, T)
-    bank = P(None if shared else "data")
-    specs = (P("data"), bank, bank, P("data"), P("data"))
-    args = [jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in zip((q, key, ids, first, end), specs, strict=True)]
+    args = q, key, ids, np.zeros((B, T), int), np.arange(B * T).reshape(B, T)
+    sharded = on_mesh(mesh, args, P("data"))
     run = jax.jit(lambda q, key, ids, *span: search(q, key, ids, span, k=6, block=7))
-    score, index = run(*args)
-    np.testing.assert_array_equal(np.where(np.isfinite(score), index, -1), found((q, key, ids, first, end), 6))
-    assert " all-gather(" not in run.lower(*args).compile().as_text()
+    score, index = run(*sharded)
+    np.testing.assert_array_equal(np.where(np.isfinite(score), index, -1), found(args, 6))
+    assert gathers(run.lower(*sharded).compile().as_text()) == []
     plain = jax.jit(lambda q, key: jax.lax.top_k(jnp.einsum("BTNH,BMNH->BNTM", q[:, :, :2], key), 6))
-    if not shared:
-        assert " all-gather(" in plain.lower(args[0], args[1]).compile().as_text()  # control: the partitioner alone gathers
+    assert gathers(plain.lower(*sharded[:2]).compile().as_text())  # control: the partitioner alone gathers
+
+
+@many_devices
+@pytest.mark.parametrize(
+    ("shape", "entries", "k", "rows"),
+    [(shape, entries, 6, 4) for shape in [(1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (4, 2)] for entries in (40, 37)]
+    + [((4, 2), 9, 9, 4), ((4, 2), 40, 6, 3)],  # most devices have fewer than k entries; `data` does not divide the rows
+)
+def test_a_shared_bank_on_many_devices_is_one_bank(shape, entries, k, rows):
+    mesh = jax.make_mesh(shape, ("data", "model"), (AxisType.Auto,) * 2, devices=jax.devices()[: math.prod(shape)])
+    rng = np.random.default_rng(5)
+    q = rng.integers(-2, 3, (rows, T, N, H)).astype(np.float32)
+    key = rng.integers(-1, 2, (1, entries, K, H)).astype(np.float32)  # few different ones: scores are equal
+    args = q, key, np.arange(entries)[None] - 2, np.zeros((rows, T), int), np.arange(rows * T).reshape(rows, T) * 5
+    bank = P(None, ("data", "model")) if entries % mesh.size == 0 else P()
+    run = jax.jit(lambda q, key, ids, *span: search(q, key, ids, span, k, block=3))
+    score, index = run(*on_mesh(mesh, args, bank))
+    one_score, one_index = run(*args)
+    np.testing.assert_array_equal(score, one_score)
+    seen = np.isfinite(one_score)
+    np.testing.assert_array_equal(np.where(seen, index, -1), np.where(seen, one_index, -1))
+    np.testing.assert_array_equal(np.where(seen, index, -1), found(args, k, search_plain))
+    assert (score[..., :-1] == score[..., 1:]).any()
+    assert not seen.all()
+
+
+@many_devices
+def test_entries_of_a_shared_bank_stay_on_their_devices():
+    mesh = jax.make_mesh((4, 2), ("data", "model"), (AxisType.Auto,) * 2)
+    q, key, ids = data(4096)
+    args = on_mesh(mesh, (q, key[:1], ids[:1], np.zeros((B, T), int), np.full((B, T), LAST)), P(None, ("data", "model")))
+
+    def moved(f):
+        sizes = [re.findall(r"\[([\d,]+)\]", line) for line in gathers(jax.jit(f).lower(*args).compile().as_text())]
+        return max(math.prod(map(int, size.split(","))) for shapes in sizes for size in shapes)
+
+    assert moved(lambda q, key, ids, *span: search(q, key, ids, span, 6)) <= B * T * N * 6 * mesh.size
+    assert moved(lambda q, key, ids, *span: search_plain(q, key, ids, span, 6)) >= 4096  # control

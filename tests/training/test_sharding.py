@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from memtx.config import Mesh, to_json
 from memtx.core import batch_axes
@@ -117,6 +118,17 @@ def test_memory_is_sharded_along_its_batch_axis():
     where = layout(4, 2)
     for axis, sharding in zip(*map(jax.tree.leaves, (batch_axes(lm.init_state), where.state(lm.init_state))), strict=True):
         assert tuple(sharding.spec)[axis] == "data"
+
+
+def test_a_bank_that_all_streams_share_is_sharded_over_all_devices_by_entry():
+    config = configure({"model": {"vocab_size": 64, "head": "knn_lm", "memory": {"knn_lm": {"datastore": 64}}}})
+    lm = build(config.model)
+    for data, model in ((4, 2), (8, 1)):
+        store = layout(data, model).state(lm.init_state).head.datastore
+        assert {leaf.spec for leaf in jax.tree.leaves(store.entries)} == {PartitionSpec(("data", "model"))}
+        assert store.cursor.spec == PartitionSpec()
+    uneven = layout(3, 1).state(lm.init_state).head.datastore
+    assert {leaf.spec for leaf in jax.tree.leaves(uneven)} == {PartitionSpec()}
 
 
 def test_a_mesh_that_the_devices_do_not_make_is_refused():

@@ -1,0 +1,293 @@
+"""Use a library: read documents, recall, forget with a certificate, move.
+
+  memtx memory read --memory=notes --model=minilm report.txt papers/ --namespace=alice
+  memtx memory recall --memory=notes 'When was it built?' --namespace=alice
+  memtx memory show --memory=notes
+  memtx memory forget --memory=notes report.txt > certificate.json
+  memtx memory verify --memory=notes certificate.json
+
+read [FILE|FOLDER|-]...  read text files, the text files of folders, or the standard input
+recall QUERY             show the entries that answer best
+show                     list the documents, the namespaces, and the entries and bytes of each memory
+forget [DOCUMENT]        forget a document, a namespace, or entries, and print a certificate
+verify CERTIFICATE       check that a certificate is intact and still true
+export FILE, import FILE write the documents to one file, or add those of such a file
+merge DIR, diff DIR      add the documents of another library, or show the differences
+fork DIR                 copy the library
+resize N                 forget whole documents until at most N entries remain
+migrate DIR              make a library of another --model from the texts
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from memtx.cli.options import needed, print_text
+from memtx.errors import UserError, check_known, escaped, printable
+from memtx.files.text import decoded, read_text
+
+if TYPE_CHECKING:
+    from memtx.library import Library
+
+WORDS = True  # the command takes words that are not flags
+COLUMNS = ("namespace", "document", "entries", "tokens", "bytes", "recalled", "read at")
+
+
+def define(values: flags.FlagValues) -> None:
+    """Define the flags of the command."""
+
+    def string(name: str, text: str) -> None:
+        flags.DEFINE_string(name, None, text, flag_values=values)
+
+    def enum(name: str, default: str | None, choices: list[str], text: str) -> None:
+        flags.DEFINE_enum(name, default, choices, text, flag_values=values)
+
+    values.set_gnu_getopt(True)
+    string("memory", "The folder `DIR` of the library. Required.")
+    string("model", "The `MODEL` of a new library: minilm, smollm2, a workdir, a folder. For others: where theirs is now.")
+    kinds = ["sentences", "entries", "state"]
+    enum("kind", None, kinds, "The kind of a new library. Default: sentences for a sentence encoder, or else entries.")
+    flags.DEFINE_bool("no_text", False, "Keep no texts in a new library.", flag_values=values)
+    text = "A namespace, by its `NAME`. Default: default. recall, export and merge take several"
+    flags.DEFINE_multi_string("namespace", [], text, flag_values=values)
+    string("document", "The `NAME` of the document from the standard input.")
+    flags.DEFINE_integer("k", 5, "Show the N best entries.", lower_bound=1, flag_values=values)
+    flags.DEFINE_multi_string("entry", [], "Forget the entry with this `ID`, which recall shows", flag_values=values)
+    enum("method", None, ["erase", "replay", "mask"], "The method of forgetting. Default: the strongest.")
+    flags.DEFINE_bool("reread", False, "Prove the result by reading all other documents again.", flag_values=values)
+    string("key", "A `FILE` whose bytes sign a certificate, or check its signature.")
+    enum("keep", "newest", ["newest", "most recalled"], "The documents that resize keeps.")
+    enum("format", "table", ["table", "json"], "How to print a result.")
+
+
+def act(values, words: Sequence[str]) -> None:
+    """Run a verb. Raises UserError for a mistake that the user can fix."""
+    if not words:
+        raise UserError(f"give a verb: {', '.join(VERBS)}")
+    verb, *rest = words
+    check_known(verb, VERBS, "verb")
+    run, least, most = VERBS[verb]
+    if not least <= len(rest) <= (most or len(rest)):
+        raise UserError(
+            f"memtx memory {verb} takes {_count(least, most)} after the verb, not {len(rest)}; see memtx memory --help"
+        )
+    run(values, [_decoded(word) for word in rest])
+
+
+def _read(values, words: Sequence[str]) -> None:
+    from memtx import library
+
+    path, model = needed(values, "memory", "notes"), values["model"].value
+    if model and not library.is_library(path):
+        found = library.create(path, model, kind=values["kind"].value or "", texts=not values["no_text"].value)
+    else:
+        found = _library(values)
+    namespace = _one(values) or library.SPACE
+    texts = [*_texts(words, values["document"].value)]
+    count = 0
+    for name, text in _progress(texts):
+        count += found.read(text, document=name, namespace=namespace)
+    print(f"read {len(texts)} document{'s' * (len(texts) != 1)} into {found.path}: {count} entries")
+
+
+def _recall(values, words: Sequence[str]) -> None:
+    found = _library(values).recall(words[0], k=values["k"].value, **_spaces(values))
+    if values["format"].value == "json":
+        print(json.dumps([dataclasses.asdict(entry) for entry in found], indent=2))
+        return
+    if not found:
+        print("nothing: these namespaces have no documents")
+    for entry in found:
+        print_text(
+            f"{entry.score:.3f}  {escaped(entry.document)} ({escaped(entry.namespace)}) at {entry.position}  {entry.entry}\n"
+        )
+        print_text(f"       {' '.join((entry.text or '').split())}\n" if entry.text is not None else "")
+
+
+def _show(values, words: Sequence[str]) -> None:
+    from memtx.library.summary import summarise
+
+    about = summarise(_library(values))
+    if values["format"].value == "json":
+        print(json.dumps(about, indent=2))
+        return
+    console, table = Console(soft_wrap=True, highlight=False), Table()
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name in ("namespace", "document", "read at") else "right")
+    for row in about["documents"]:
+        numbers = (f"{row[name]:,}" for name in ("entries", "tokens", "bytes", "recalled"))
+        table.add_row(escaped(row["namespace"]), escaped(row["name"]), *numbers, row["time"])
+    console.print(f"{about['library']}: {about['kind']} of {about['model']}, version {about['version']}", markup=False)
+    console.print(table)
+    for name, group in about["groups"].items():
+        console.print(f"memory {name}: {group['entries']:,} entries, {group['bytes']:,} bytes", markup=False)
+    for space, size in about["states"].items():
+        console.print(f"state of {escaped(space)}: {size:,} bytes", markup=False)
+    use = ", ".join(f"{name.replace('_', ' ')} {share:.3g}" for name, share in about["use"].items())
+    console.print(f"use: {use}\ndigest: {about['digest']}", markup=False)
+
+
+def _forget(values, words: Sequence[str]) -> None:
+    certificate = _library(values).forget(
+        document=words[0] if words else None,
+        namespace=_one(values),
+        entries=values["entry"].value,
+        method=values["method"].value,
+        reread=values["reread"].value,
+        key=_key(values),
+    )
+    print(json.dumps(certificate, indent=2))
+
+
+def _verify(values, words: Sequence[str]) -> None:
+    try:
+        certificate = json.loads(Path(words[0]).read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the certificate {printable(words[0])}: {error}") from None
+    _library(values).verify(certificate, key=_key(values), reread=values["reread"].value)
+    print(f"true: {certificate['check']}")
+
+
+def _export(values, words: Sequence[str]) -> None:
+    from memtx.library import export
+
+    count = export(_library(values), words[0], namespace=values["namespace"].value or None)
+    print(f"wrote {count} documents to {words[0]}")
+
+
+def _import(values, words: Sequence[str]) -> None:
+    from memtx.library import import_file
+
+    library, count = import_file(needed(values, "memory", "notes"), words[0])
+    print(f"added {count} documents to {library.path}")
+
+
+def _merge(values, words: Sequence[str]) -> None:
+    from memtx import library
+
+    count = library.merge(_library(values), library.open(words[0]), namespace=values["namespace"].value or None)
+    print(f"added {count} documents")
+
+
+def _diff(values, words: Sequence[str]) -> None:
+    from memtx import library
+
+    found = library.diff(_library(values), library.open(words[0]))
+    for mark, documents in (("-", found.here), ("+", found.there), ("~", found.changed)):
+        for document in documents:
+            print(f"{mark} {escaped(document.namespace)} {escaped(document.name)} ({document.entries} entries)")
+    if not (found.here or found.there or found.changed):
+        print("the same documents")
+
+
+def _fork(values, words: Sequence[str]) -> None:
+    from memtx.library import fork
+
+    print(f"copied to {fork(_library(values), words[0]).path}")
+
+
+def _resize(values, words: Sequence[str]) -> None:
+    from memtx.library import resize
+
+    if not words[0].isdecimal():
+        raise UserError(f"resize takes a number of entries, not {words[0]!r}")
+    certificate = resize(_library(values), int(words[0]), keep=values["keep"].value, key=_key(values))
+    print(json.dumps(certificate, indent=2) if certificate else "all entries fit")
+
+
+def _migrate(values, words: Sequence[str]) -> None:
+    from memtx import library
+
+    model, kind = needed(values, "model", "minilm"), values["kind"].value or ""
+    old = library.open(needed(values, "memory", "notes"))
+    new = library.migrate(old, words[0], model, _progress, kind=kind, texts=not values["no_text"].value)
+    print(f"read {len(new.documents)} documents into {new.path}")
+
+
+VERBS = {  # with the smallest and the largest number of words after the verb (0: no limit)
+    "read": (_read, 1, 0),
+    "recall": (_recall, 1, 1),
+    "show": (_show, 0, 0),
+    "forget": (_forget, 0, 1),
+    "verify": (_verify, 1, 1),
+    "export": (_export, 1, 1),
+    "import": (_import, 1, 1),
+    "merge": (_merge, 1, 1),
+    "diff": (_diff, 1, 1),
+    "fork": (_fork, 1, 1),
+    "resize": (_resize, 1, 1),
+    "migrate": (_migrate, 1, 1),
+}
+
+
+# --- the values of flags ----------------------------------------------------------------------------------------------------
+
+
+def _library(values) -> Library:
+    from memtx import library
+
+    return library.open(needed(values, "memory", "notes"), model=values["model"].value)
+
+
+def _one(values) -> str | None:
+    """Return the namespace, or None if none is given. Raises UserError for several."""
+    names = [_decoded(name) for name in values["namespace"].value]
+    if len(names) > 1:
+        raise UserError("give one --namespace")
+    return names[0] if names else None
+
+
+def _spaces(values) -> dict[str, Any]:
+    return {"namespace": [_decoded(name) for name in values["namespace"].value]} if values["namespace"].value else {}
+
+
+def _key(values) -> bytes | None:
+    if not (path := values["key"].value):
+        return None
+    try:
+        key = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read --key: {error.strerror}") from None
+    if len(key) < 16:
+        raise UserError(f"--key={path} must have at least 16 bytes")
+    return key
+
+
+def _texts(words: Sequence[str], name: str | None) -> Iterator[tuple[str, str]]:
+    """Give the name and the text of each document. Raises UserError for a file that cannot be read or is not UTF-8."""
+    for word in words:
+        path = Path(word)
+        if word == "-":
+            if not name:
+                raise UserError("name the text from the standard input with --document")
+            yield name, decoded(sys.stdin.buffer.read(), "the standard input")
+        elif path.is_dir():
+            for file in sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")):
+                yield file.relative_to(path.parent).as_posix(), read_text(file)
+        else:
+            yield path.name, read_text(path)
+
+
+def _decoded(word: str) -> str:
+    """Return an argument decoded as UTF-8 in any locale."""
+    return word.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _progress(documents):
+    return track(documents, "reading", console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+
+
+def _count(least: int, most: int) -> str:
+    """Return a range of numbers of words as text."""
+    words = f"{least} word{'s' * (least != 1)}"
+    return words if least == most else f"at least {words}" if not most else f"{least} to {most} words"

@@ -1,0 +1,308 @@
+"""The Library: reads documents, recalls entries, and forgets with proof."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from memtx.errors import UserError, check_known
+from memtx.files.cache import absolute
+from memtx.files.text import read_text
+from memtx.library import certificate as certificates
+from memtx.library.explain import Explanation, Text, explain
+from memtx.library.folder import SETTINGS, Folder, unpacked
+from memtx.library.kind import Change, Found, Kind, Separate, check_text, fingerprint
+from memtx.library.language import Entries, States
+from memtx.library.record import Document, Record, Settings, sha256
+from memtx.library.sentences import Sentences
+from memtx.pretrained.load import CONTEXT
+from memtx.runs.load import Loaded, load
+
+KINDS: dict[str, type[Kind]] = {"sentences": Sentences, "entries": Entries, "state": States}
+SPACE = "default"  # the namespace of documents that are read without one
+LONGEST = 200  # characters of a name
+
+
+def create(
+    folder: str | Path,
+    model: str | Path,
+    *,
+    kind: str = "",
+    context: int = CONTEXT,
+    texts: bool = True,
+    loaded: Loaded | None = None,
+) -> Library:
+    """Create an empty library in a folder that is empty or does not exist.
+
+    model: what reads the documents, as `memtx.load` takes it: "minilm", "smollm2", a workdir, a folder. loaded: this model, if
+    it is loaded already. kind: "sentences" for a sentence encoder, "entries" or "state" for a language model (default:
+    "entries"). context: how many tokens full attention of a pretrained model keeps. texts: whether to keep the texts of
+    documents, which `replay`, `migrate` and the texts of recalled entries need. Raises UserError if the folder is in use, or if
+    the model does not suit the kind.
+    """
+    path, model = absolute(folder), str(model)
+    model = str(Path(model).resolve()) if Path(model).exists() else model
+    loaded = loaded or load(model, **_context(model, context))
+    pooled = loaded.lm.model.output == "pooled"
+    kind = kind or ("sentences" if pooled else "entries")
+    check_known(kind, KINDS, "kind of library")
+    if pooled != (kind == "sentences"):
+        raise UserError(
+            f"{model} cannot have a library of kind {kind}: " + ("it gives vectors" if pooled else "it gives no vectors")
+        )
+    KINDS[kind](loaded)
+    settings = Settings(kind, model, context, fingerprint(loaded), texts)
+    Folder(path).create(settings)
+    return Library(path, loaded)
+
+
+def open(folder: str | Path, *, model: str | Path | None = None) -> Library:
+    """Open a library. model: where its model is now, if it has moved. Raises UserError if the folder is not a library."""
+    return Library(absolute(folder), model=None if model is None else str(model))
+
+
+def is_library(folder: str | Path) -> bool:
+    """Return whether a folder is a library."""
+    return (absolute(folder) / SETTINGS).exists()
+
+
+def _context(model: str, context: int) -> dict[str, int]:
+    return {} if (Path(model) / "checkpoints").is_dir() else {"context": context}
+
+
+class Library:
+    """A library on disk. Several processes may use it: changes wait for one another, and a query sees a whole version."""
+
+    def __init__(self, path: Path, loaded: Loaded | None = None, *, model: str | None = None):
+        self.path, self.folder = path, Folder(path)
+        self.settings = self.folder.settings()
+        self._model, self._loaded, self._stamp = model, loaded, ()
+        self._cached = Record()
+        self.folder.clean()  # raises if the record is damaged
+
+    # --- contents
+
+    @property
+    def record(self) -> Record:
+        """The newest record, even if another process has changed the library."""
+        if (stamp := self.folder.stamp()) != self._stamp:
+            self._cached, self._stamp = self.folder.record(), stamp
+        return self._cached
+
+    @property
+    def documents(self) -> tuple[Document, ...]:
+        """The documents, in the order in which they were read."""
+        return self.record.documents
+
+    @cached_property
+    def kind(self) -> Kind:
+        """The kind, with the loaded model. Raises UserError if the model is not the one that made the library."""
+        name = self._model or self.settings.model
+        loaded = self._loaded or load(name, **_context(name, self.settings.context))
+        if self._loaded is None and fingerprint(loaded) != self.settings.fingerprint:
+            raise UserError(f"{name} is not the model of the library {self.path}: its weights, settings or tokenizer differ")
+        return KINDS[self.settings.kind](loaded)
+
+    def digest(self) -> str:
+        """Return a sha256 of everything the library remembers, whatever its history (see `Record.digest`).
+
+        Raises UserError if a byte on disk has changed.
+        """
+        record = self.record
+        for name in record.files():
+            self.folder.read(name)
+        return record.digest()
+
+    def model(self, *, namespace: str | Sequence[str] = SPACE, without: Collection[str] = (), batch_size: int = 1) -> Loaded:
+        """Return the language model with a state that remembers the documents of these namespaces.
+
+        Pass its `state` to `memtx.generate`. without: ids of documents to leave out. Raises UserError for a library of
+        sentences.
+        """
+        record = self.record
+        documents = [document for document in record.visible(namespace) if document.id not in without]
+        return self.kind.model(record, documents, self.folder.read, batch_size)
+
+    # --- verbs
+
+    def read(self, text: str | Path, *, document: str = "", namespace: str = SPACE) -> int:
+        """Read a document, and return the number of its entries. It replaces a document of the same name and namespace.
+
+        text: the text, or the Path of a UTF-8 file. document: its name, by default that of the file. Raises UserError if the
+        file or the model cannot read the text.
+        """
+        if isinstance(text, Path):
+            document, text = document or text.name, read_text(text)
+        for value, what in ((document, "document"), (namespace, "namespace")):
+            _check_name(value, what)
+        check_text(text, document)
+        kind, digest = self.kind, sha256(text.encode())
+        with self.changing() as record:
+            known = next((d for d in record.documents if d.key == (namespace, document)), None)
+            if known and known.sha256 == digest:
+                return known.entries
+            new = Document(document, namespace, digest, 0, _now(), 0, text=text if self.settings.texts else None)
+            files = {}
+            if known:
+                record, files = kind.remove(record, [known.id], kind.methods[0], self.folder.read)
+            record, more = kind.add(record, new, text, partial(self._new, files))
+            self.commit(record, files | more)
+        return record.documents[-1].entries
+
+    def recall(self, query: str, *, k: int = 5, namespace: str | Sequence[str] = SPACE) -> list[Found]:
+        """Return the k entries of these namespaces that answer a query best, the best first.
+
+        Entries of other namespaces are not in the arrays that are searched. Raises UserError if k is below 1, or the model has
+        no entries.
+        """
+        if k < 1:
+            raise UserError(f"k must be at least 1, not {k}")
+        record = self.record
+        found = self.kind.recall(record, record.visible(namespace), query, k, self.folder.read)
+        self._count(found)
+        return found
+
+    def explain(self, text: str | Sequence[int], *, namespace: str | Sequence[str] = SPACE, **options) -> Explanation:
+        """Explain a text: which entries of these namespaces the model reads to predict it, and the bits each document saves.
+
+        options: see `memtx.explain`. The losses without a document are those of a library that never read it. Raises UserError
+        for a library of sentences.
+        """
+        model, documents = self.model(namespace=namespace), self.kind.labelled(self.record.visible(namespace))
+        frame = model.tokenizer.frame
+        texts = {n: Text(d.name, None if d.text is None else frame(d.text)[0], d.start) for n, d in documents.items()}
+
+        def without(label: int) -> Loaded:
+            return self.model(namespace=namespace, without=[documents[label].id])
+
+        return explain(model, text, state=model.state, documents=texts, without=without, **options)
+
+    def forget(
+        self,
+        *,
+        document: str | None = None,
+        namespace: str | None = None,
+        entries: Collection[str] = (),
+        method: str | None = None,
+        reread: bool = False,
+        key: bytes | None = None,
+    ) -> dict[str, Any]:
+        """Forget a document, a namespace, or single entries (ids from `recall`), and return a certificate.
+
+        document: a name or id. Without a namespace, only one document may have the name. method: see certificate.METHODS, by
+        default the strongest of the library's kind; single entries can only be masked. reread: prove the result by reading all
+        other documents again from their texts. key: signs the certificate. Raises UserError if nothing matches.
+        """
+        kind = self.kind
+        with self.changing() as record:
+            if entries:
+                if document or namespace or not isinstance(kind, Separate) or method not in (None, "mask"):
+                    raise UserError("single entries can only be masked, without document and namespace, and not in a state")
+                positions = record.positions(entries)
+                removed = [certificates.describe(d, positions[d.id]) for d in record.documents if d.id in positions]
+                return self._forget(kind.thin(record, positions, self.folder.read), removed, "mask", reread, key)
+            return self.forget_documents(record.matching(document, namespace), method=method, reread=reread, key=key)
+
+    def forget_documents(
+        self, ids: Collection[str], *, method: str | None = None, reread: bool = False, key: bytes | None = None
+    ) -> dict[str, Any]:
+        """Forget documents by their ids, in one change. See `forget`."""
+        kind = self.kind
+        method = method or kind.methods[0]
+        check_known(method, kind.methods, "method of forgetting")
+        with self.changing() as record:
+            removed = [certificates.describe(d) for d in record.documents if d.id in ids]
+            return self._forget(kind.remove(record, ids, method, self.folder.read), removed, method, reread, key)
+
+    def verify(self, certificate: Mapping[str, Any], *, key: bytes | None = None, reread: bool = False) -> bool:
+        """Return True if a certificate is intact and still true of this library.
+
+        reread: read all documents again from their texts, and compare. Raises UserError that says what differs.
+        """
+        certificates.check_seal(certificate, key)
+        self._checked(certificate["removed"], certificate["method"], reread)
+        record = self.record
+        if record.version < certificate["version"]:
+            raise UserError(f"{self.path} is older than the certificate, or is another library")
+        if record.version == certificate["version"] and record.digest() != certificate["after"]:
+            raise UserError(f"{self.path} is not the library of the certificate: its digest differs")
+        return True
+
+    # --- changes
+
+    @contextmanager
+    def changing(self) -> Iterator[Record]:
+        """Lock the library for a change, and give its record. Nested changes of this object are one.
+
+        Raises UserError if another process keeps changing it.
+        """
+        with self.folder.changing():
+            yield self.record
+
+    def commit(self, record: Record, files: Mapping[str, bytes]) -> None:
+        """Replace the record within `changing`. files: new files of entries by digest, of which unnamed ones are left out."""
+        kept = record.files()
+        self.folder.commit(record, {name: content for name, content in files.items() if name in kept})
+
+    def _forget(self, change: Change, removed: Sequence[Mapping[str, Any]], method: str, reread: bool, key: bytes | None):
+        """Make a change that forgets, check it, and return the certificate."""
+        before = self.record.digest()
+        self.commit(*change)
+        check, after = self._checked(removed, method, reread), self.record
+        args = method, removed, before, after.digest(), after.version, _now(), check
+        return certificates.sealed(certificates.make_certificate(*args), key)
+
+    def _checked(self, removed: Sequence[Mapping[str, Any]], method: str, reread: bool) -> str:
+        """Check on disk that documents or entries are gone. Returns a description of the check."""
+        record = self.folder.record()
+        ids = {document.id: document for document in record.documents}
+        for gone in removed:
+            if gone["id"] in ids and ("positions" not in gone or gone["digest"] == ids[gone["id"]].digest):
+                raise UserError(f"{gone['name']!r} is in {self.path}: it was read again at {ids[gone['id']].time}")
+            if gone["digest"] and gone["digest"] in self.folder.stored() - record.files():
+                raise UserError(f"the entries of {gone['name']!r} are still in {self.path}")
+        for name in record.files():
+            self.folder.read(name)
+        check = "the record and the files on disk have none of it, and all other files are intact"
+        if reread and method != "mask":
+            self._check_reread(record)
+            check += "; the other documents, read again from their texts, give the same library"
+        return check
+
+    def _check_reread(self, record: Record) -> None:
+        """Raise a UserError unless the library equals one that reads the documents of its record now, in order."""
+        again, files = Record(), {}
+        for document in record.documents:
+            if document.text is None:
+                raise UserError(f"the library keeps no text of {document.name!r}, so it cannot be read again")
+            again, new = self.kind.add(again, document, document.text, partial(self._new, files))
+            files = {name: content for name, content in (files | new).items() if name in again.states.values()}
+        if again.digest() != record.digest():
+            raise UserError(f"{self.path} differs from a library that reads its documents now")
+
+    def _new(self, files: Mapping[str, bytes], name: str):
+        """Return the arrays of a file that may not be on disk yet."""
+        return unpacked(files[name]) if name in files else self.folder.read(name)
+
+    def _count(self, found: Sequence[Found]) -> None:
+        """Count the entries that were recalled, unless the library cannot be written now."""
+        with suppress(UserError), self.folder.changing(wait=0):
+            counts = self.folder.counts()
+            for entry in found:
+                document, _, position = entry.entry.partition(":")
+                of_document = counts.setdefault(document, {})
+                of_document[position] = of_document.get(position, 0) + 1
+            self.folder.write_counts(counts)
+
+
+def _check_name(name: str, what: str) -> None:
+    if not name or not name.isprintable() or len(name) > LONGEST or name != name.strip():
+        raise UserError(f"the name of a {what} must have 1 to {LONGEST} printable characters, not {name[:60]!r}")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,87 @@
+"""Libraries of sentences: the vectors of each document's sentences, by a sentence encoder such as MiniLM.
+
+n sentences, Q queries, R results, E features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from memtx.errors import UserError
+from memtx.library.folder import Arrays
+from memtx.library.kind import BLANK, Found, Read, Separate
+from memtx.library.record import Document, Record, sha256
+from memtx.library.search import Index
+from memtx.library.text import split
+from memtx.library.view import View, make_view
+from memtx.runs.embed import embed, limit
+from memtx.runs.load import Loaded
+
+TOKENS = 256  # the longest sentence of an encoder without a limit
+
+
+class Sentences(Separate):
+    """The vectors of sentences. An entry has a key [E], its position and its end in the text, in characters."""
+
+    def __init__(self, loaded: Loaded):
+        super().__init__(loaded)
+        self.most = limit(loaded.lm) or TOKENS
+        self._searched: tuple[tuple[str, ...], View, Index] | None = None
+
+    def length(self, text: str) -> int:
+        """Return the number of tokens of a text."""
+        return len(self.loaded.tokenizer.frame(text)[0])
+
+    def vectors(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the vectors of texts, [len(texts), E]."""
+        return embed(self.loaded, texts, max_tokens=self.most)
+
+    def arrays(self, document: Document, text: str) -> tuple[Arrays, int]:
+        """Return the sentences of a document. Their vectors are computed without those of other documents."""
+        span_n2 = np.asarray(split(text, lambda part: self.length(part) <= self.most), np.int32).reshape(-1, 2)
+        if not len(span_n2):
+            raise UserError(f"{document.name!r} has no text")
+        sentences = [text[start:end] for start, end in span_n2]
+        arrays = {"0/key": self.vectors(sentences), "0/position": span_n2[:, 0], "0/end": span_n2[:, 1]}
+        return arrays, sum(map(self.length, sentences))
+
+    def recall(self, record: Record, documents: Sequence[Document], query: str, k: int, read: Read) -> list[Found]:
+        """Return the sentences nearest to the query by the cosine."""
+        if not any(document.entries for document in documents):
+            return []
+        view, index = self._index(documents, read)
+        score_QR, index_QR = index.search(self.vectors([query]), k)
+        return [_found(view, int(row), float(score)) for score, row in zip(score_QR[0], index_QR[0], strict=True)]
+
+    def _index(self, documents: Sequence[Document], read: Read) -> tuple[View, Index]:
+        """Return the view of the documents and its index, which are kept for the next query."""
+        names = tuple(sorted(f"{document.id} {document.digest}" for document in documents))
+        if self._searched is None or self._searched[0] != names:
+            view = make_view(documents, read)
+            self._searched = names, view, Index(view.groups["0"].arrays["key"])
+        return self._searched[1:]
+
+    def redacted(self, document: Document, arrays: Arrays, positions: set[int]) -> Document:
+        """Return the document with blanked-out sentences."""
+        if document.text is None:
+            return document
+        text = document.text
+        for start, end in zip(arrays["0/position"].tolist(), arrays["0/end"].tolist(), strict=True):
+            if start in positions:
+                text = text[:start] + BLANK * (end - start) + text[end:]
+        return dataclasses.replace(document, text=text, sha256=sha256(text.encode()))
+
+    def model(self, record: Record, documents: Sequence[Document], read: Read, batch_size: int = 1) -> Loaded:
+        """Raise UserError, because a sentence encoder generates nothing."""
+        raise UserError("a library of sentences has no state that a language model could continue; use recall")
+
+
+def _found(view: View, index: int, score: float) -> Found:
+    rows = view.groups["0"]
+    document = view.documents[rows.document_n[index]]
+    start, end = int(rows.arrays["position"][index]), int(rows.arrays["end"][index])
+    text = None if document.text is None else document.text[start:end]
+    return Found(text, document.name, document.namespace, start, score, f"{document.id}:{start}")
