@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memtx.core import batch_axes, collect
+from memtx.core import batch_axes, collect, segment
 from memtx.data.streams import segment_of
 from memtx.evaluation import health
 from memtx.evaluation.health import KINDS, Health, age, count_reads, drift, effective_rank, join, parts, use
 from memtx.evaluation.perplexity import make_evaluator
 from memtx.memory import bank
+from memtx.nn.reads import reads
 from memtx.runs.configure import build
 from memtx.runs.source import make_source
 from memtx.runs.train import Run, train
@@ -110,7 +111,7 @@ def test_the_use_of_a_bank_is_that_of_the_attributions_of_all_calls(reader):
         part = jax.tree.map(lambda a: a[:, 0], batch)
         return collect(lm, "attribution")(params, part.token_BPT, state, segment_of(part))
 
-    reads, ages, weights, documents, state = {}, [], [], [], None
+    times, ages, weights, state = {}, [], [], None
     for batch in batches():
         state = lm.init_state(len(batch.token_BPT)) if state is None else state
         (_, state), aux = call(state, batch)
@@ -119,14 +120,14 @@ def test_the_use_of_a_bank_is_that_of_the_attributions_of_all_calls(reader):
         for b, t, n, r in np.argwhere(id_BTNR >= 0):
             if t < batch.length_BP[b, 0]:
                 at = b, int(batch.document_BP[b, 0]), int(id_BTNR[b, t, n, r])
-                reads[at] = reads.get(at, 0) + 1
+                times[at] = times.get(at, 0) + 1
                 ages.append(int(batch.position_BPT[b, 0, t] - position_BTNR[b, t, n, r]))
                 weights.append(weight_BTNR[b, t, n, r])
     entries = next(part.node.entries for part in parts(state, batch_axes(lm.init_state)) if isinstance(part.node, bank.Bank))
     ids, documents = np.asarray(entries.id)[0], np.asarray(entries.document)[0]
     count = np.zeros(ids.shape, int)
     for b, m in np.ndindex(*ids.shape):
-        count[b, m] = reads.get((b, int(documents[b, m]), int(ids[b, m])), 0)
+        count[b, m] = times.get((b, int(documents[b, m]), int(ids[b, m])), 0)
     expected = use(count, ids >= 0) | age(ages, weights)
     assert 0 < expected["never_read"] < 1
     for name in ("never_read", "most_read_tenth", "age", "age_by_weight"):
@@ -247,3 +248,20 @@ def test_it_can_be_switched_off_and_the_train_step_is_the_same(root):
     assert [name for name in with_health if name not in without]
     assert not any(name.startswith("memory/") for name in without)
     assert without == {name: with_health[name] for name in without}
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_use_of_a_bank_leaves_out_padding_and_entries_that_are_gone(shared):
+    one = bank.empty(4, jax.ShapeDtypeStruct((2,), jnp.float32), ())
+    one = bank.write(one, jnp.ones((6, 2)), (), document=7, position=jnp.arange(6))  # ids 2 to 5 are left
+    full = one if shared else bank.rows(one, 2)
+    id_BTNR = jnp.asarray([[[[2, 3]], [[2, 1]]], [[[5, -1]], [[5, 5]]]])
+    found = reads(jnp.full(id_BTNR.shape, 0.5), id=id_BTNR, document=7, position=id_BTNR)
+    seg = segment(jnp.asarray([[6, 7], [8, 9]]), [2, 1])  # the last query is padding
+    _, aux = jax.jit(collect(lambda: bank.emit_use(full, found, seg, 0.5 * jnp.ones((2, 2, 1))), "use"))()
+    counts = {index: int(count) for index, count in np.ndenumerate(aux["use/reads"][0]) if count}
+    assert counts == ({(2,): 2, (3,): 1, (1,): 1} if shared else {(0, 2): 2, (0, 3): 1, (1, 1): 1})
+    assert ("use/age" in aux) == (not shared)
+    if not shared:
+        ages = np.array([6 - 2, 6 - 3, 7 - 2, 7 - 1, 8 - 5])
+        np.testing.assert_allclose(aux["use/age"][0], [5, ages.sum(), 5 * 0.25, ages.sum() * 0.25])
