@@ -7,14 +7,16 @@ from setuptools import find_packages, setup
 REPORT = ["jinja2>=3.1"]
 HF = ["huggingface_hub>=0.30", "gguf>=0.10", "sentencepiece>=0.2", "protobuf", *REPORT]
 EVAL = ["sacrebleu>=2.4", "rouge-score>=0.1.2"]
+FAISS = ["faiss-cpu>=1.9"]
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
     "hf": HF,
     "eval": EVAL,
+    "faiss": FAISS,
     "sweep": ["submitit>=1.5"],
     "report": REPORT,
-    "test": ["pytest>=8", "pytest-xdist", "hypothesis>=6.100", "submitit>=1.5", *HF, *EVAL, *REPORT],
+    "test": ["pytest>=8", "pytest-xdist", "hypothesis>=6.100", "submitit>=1.5", *HF, *EVAL, *FAISS, *REPORT],
     "dev": ["ruff", "pyright", "pre-commit"],
 }
 
@@ -28,7 +30,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["memtx", "memtx.*"]), "memtx.configs"],
     package_dir={"memtx.configs": "configs"},
-    package_data={"memtx": ["memory/cards/*.yaml", "cli/catalog.json", "reports/page.html", "library/explain.html", "py.typed"]},
+    package_data={"memtx": ["memory/cards/*.yaml", "cli/catalog.json", "*/*.html", "py.typed"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12.8",

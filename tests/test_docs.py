@@ -16,7 +16,7 @@ import pytest
 from absl import flags
 
 import memtx
-from memtx import reports
+from memtx import cli, reports
 from memtx.cli import COMMANDS, _module
 from memtx.cli.options import parse
 from memtx.sweep.spec import load_sweep
@@ -120,6 +120,41 @@ def test_the_numbers_of_the_page_on_metrics():
     for line in lines:
         call, said = line.split("  # ")
         assert eval(call, found) == pytest.approx(eval(said), abs=0.006), line
+
+
+def test_libraries(folder, bert_folder, monkeypatch, capsys):  # noqa: F811
+    load = memtx.load
+    monkeypatch.setattr(
+        "memtx.library.library.load", lambda name, **given: load(bert_folder if name == "minilm" else name, **given)
+    )
+    memtx.train(runs.tiny(folder, train={"steps": 2}), folder / "run")
+    found = {"workdir": folder / "run"}
+    for number in range(4):
+        exec(block("docs/library.md", number), found)
+    assert [document.key for document in found["library"].documents] == [("alice", "fruit.txt"), ("bob", "report.txt")]
+    assert {document.name for document in found["copy"].documents} == {"fruit.txt", "report.txt"}  # after the merge
+    assert "The tower was built in 1700." not in capsys.readouterr().out  # of bob
+
+
+def test_the_commands_of_a_library(folder, bert_folder, monkeypatch, capsys):  # noqa: F811
+    load = memtx.load
+    monkeypatch.setattr(
+        "memtx.library.library.load", lambda name, **given: load(bert_folder if name == "minilm" else name, **given)
+    )
+    (folder / "papers").mkdir()
+    (folder / "papers" / "fruit.txt").write_text("Alice likes green apples.")
+    (folder / "report.txt").write_text("The tower was built in 1889. It is made of iron.")
+    lines = [line for page, line in LINES if page == "docs/library.md" and line.startswith("memtx memory")]
+    assert [line.split()[2] for line in lines] == ["read", "recall", "show", "forget", "verify"]
+    said = {}
+    for line in lines:
+        cli.main(shlex.split(line)[1:])
+        said[line.split()[2]] = capsys.readouterr().out
+        (folder / "certificate.json").write_text(said[line.split()[2]])
+    assert "read 2 documents into" in said["read"]
+    assert "The tower was built in 1889." in said["recall"]
+    assert "alice" in said["show"]
+    assert said["verify"].startswith("true: ")
 
 
 def test_pretrained_models(t5_folder, bert_folder, monkeypatch):  # noqa: F811

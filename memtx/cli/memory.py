@@ -123,10 +123,10 @@ def _show(values, words: Sequence[str]) -> None:
         return
     console, table = Console(soft_wrap=True, highlight=False), Table()
     for name in COLUMNS:
-        table.add_column(name, justify="left" if name in ("namespace", "document", "read at") else "right")
+        table.add_column(name, justify="left" if name in ("namespace", "document", "read at") else "right", overflow="fold")
     for row in about["documents"]:
         numbers = (f"{row[name]:,}" for name in ("entries", "tokens", "bytes", "recalled"))
-        table.add_row(escaped(row["namespace"]), escaped(row["name"]), *numbers, row["time"])
+        table.add_row(escaped(row["namespace"]), escaped(row["name"]), *numbers, row["time"][:16].replace("T", " "))
     console.print(f"{about['library']}: {about['kind']} of {about['model']}, version {about['version']}", markup=False)
     console.print(table)
     for name, group in about["groups"].items():

@@ -152,7 +152,7 @@ def _frame_sources(tokenizer: Tokenizer, sources: Sequence[str | np.ndarray] | N
 
 def _encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str], options: Options) -> list[np.ndarray]:
     """Return the tokens of each prompt. A prompt that starts a document begins with the first token of documents."""
-    fresh, start = options.state is None or not np.asarray(options.state.position_B).any(), options.start
+    fresh, start = options.state is None, options.start
     if start is None and options.source is not None:
         start = tokenizer.start
     return [_ids(tokenizer, prompt, start if fresh else None, fresh, options.specials) for prompt in prompts]

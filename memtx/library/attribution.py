@@ -38,7 +38,10 @@ class Attribution:
 def collect_attribution(
     lm: LM, params: Params, ids_T: np.ndarray, state: LMState, kinds: tuple[str, ...] = (KIND, ATTENTION)
 ) -> Attribution:
-    """Read the tokens and return what the layers emit. kinds: KIND for the reads from banks, ATTENTION for those of keys."""
+    """Return the values that layers emit while they read the tokens.
+
+    kinds: KIND for the reads from banks, ATTENTION for those of keys.
+    """
     calls = [(list(_by_layer(aux)), length) for _, aux, length in _calls(partial(_read, kinds), lm, params, ids_T, state)]
     reads, shares = [], []
     for parts in zip(*(found for found, _ in calls), strict=True):  # the same value in each call

@@ -98,7 +98,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """What each token of a text was predicted from. Lists by token have one item per explained token, from `first` on.
+    """The entries from which each token of a text was predicted. Lists by token begin with token `first`.
 
     model    the name of the model
     tokens   the text of every token. Of the tokens of one character, the last one has it
@@ -169,17 +169,8 @@ def explain(
     Raises UserError if the model does not predict next tokens, the state has several streams, or there is no token to explain.
     """
     lm, params, tokenizer, documents = loaded.lm, loaded.params, loaded.tokenizer, dict(documents or {})
-    lm.check_next_token()
     before = lm.init_state(1) if state is None else state
-    if len(before.position_B) != 1:
-        raise UserError(f"the state has {len(before.position_B)} streams; pick one of them with memtx.take_rows")
-    start = int(before.position_B[0])
-    if isinstance(text, str):
-        text = tokenizer.encode(text) if start else tokenizer.frame(text)[0]
-    ids_T = np.asarray(text, np.int32)
-    if not 1 <= first < len(ids_T):
-        raise UserError(f"there is no token to explain: the text has {len(ids_T)} tokens and first={first}")
-    lm.check_length(start + len(ids_T), CHUNK, "give a shorter text")
+    ids_T, start = _encoded(loaded, text, before, first), int(before.position_B[0])
 
     def bits(lm: LM, state: LMState) -> list[float]:
         return losses(lm, params, ids_T, state)[first - 1 :].tolist()
@@ -204,6 +195,20 @@ def explain(
         sources=[_source(tokenizer, label, documents.get(label), summary, left_out.get(label)) for label in labels],
         gates=[Gate(layer, name, share[first - 1 : -1].tolist()) for layer, name, share in found.shares],
     )
+
+
+def _encoded(loaded: Loaded, text: str | Sequence[int] | np.ndarray, state: LMState, first: int) -> np.ndarray:
+    """Return the tokens of a text. Raises UserError if the model cannot explain them."""
+    loaded.lm.check_next_token()
+    if len(state.position_B) != 1:
+        raise UserError(f"the state has {len(state.position_B)} streams; pick one of them with memtx.take_rows")
+    start = int(state.position_B[0])
+    if isinstance(text, str):
+        text = loaded.tokenizer.encode(text) if start else loaded.tokenizer.frame(text)[0]
+    if not 1 <= first < len(text):
+        raise UserError(f"there is no token to explain: the text has {len(text)} tokens and first={first}")
+    loaded.lm.check_length(start + len(text), CHUNK, "give a shorter text")
+    return np.asarray(text, np.int32)
 
 
 def explain_with_source(loaded: Loaded, text: str | Sequence[int] | np.ndarray, source: str, *, first: int = 1) -> Explanation:

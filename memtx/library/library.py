@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from memtx.errors import UserError, check_known
 from memtx.files.cache import absolute
+from memtx.files.hub import PACKAGED
 from memtx.files.text import read_text
 from memtx.library import certificate as certificates
 from memtx.library.explain import Explanation, Text, explain
@@ -22,6 +23,7 @@ from memtx.library.sentences import Sentences
 from memtx.pretrained.load import CONTEXT
 from memtx.runs.load import Loaded, load
 
+T = TypeVar("T")
 KINDS: dict[str, type[Kind]] = {"sentences": Sentences, "entries": Entries, "state": States}
 SPACE = "default"  # the namespace of documents that are read without one
 LONGEST = 200  # characters of a name
@@ -45,15 +47,13 @@ def create(
     the model does not suit the kind.
     """
     path, model = absolute(folder), str(model)
-    model = str(Path(model).resolve()) if Path(model).exists() else model
+    model = str(Path(model).resolve()) if model not in PACKAGED and Path(model).exists() else model
     loaded = loaded or load(model, **_context(model, context))
     pooled = loaded.lm.model.output == "pooled"
     kind = kind or ("sentences" if pooled else "entries")
     check_known(kind, KINDS, "kind of library")
     if pooled != (kind == "sentences"):
-        raise UserError(
-            f"{model} cannot have a library of kind {kind}: " + ("it gives vectors" if pooled else "it gives no vectors")
-        )
+        raise UserError(f"{model} cannot have a library of kind {kind}, because it gives {'' if pooled else 'no '}vectors")
     KINDS[kind](loaded)
     settings = Settings(kind, model, context, fingerprint(loaded), texts)
     Folder(path).create(settings)
@@ -112,10 +112,13 @@ class Library:
 
         Raises UserError if a byte on disk has changed.
         """
-        record = self.record
-        for name in record.files():
-            self.folder.read(name)
-        return record.digest()
+
+        def check(record: Record) -> str:
+            for name in record.files():
+                self.folder.read(name)
+            return record.digest()
+
+        return self._consistent(check)
 
     def model(self, *, namespace: str | Sequence[str] = SPACE, without: Collection[str] = (), batch_size: int = 1) -> Loaded:
         """Return the language model with a state that remembers the documents of these namespaces.
@@ -123,9 +126,13 @@ class Library:
         Pass its `state` to `memtx.generate`. without: ids of documents to leave out. Raises UserError for a library of
         sentences.
         """
-        record = self.record
-        documents = [document for document in record.visible(namespace) if document.id not in without]
-        return self.kind.model(record, documents, self.folder.read, batch_size)
+        kind = self.kind
+
+        def load_state(record: Record) -> Loaded:
+            documents = [document for document in record.visible(namespace) if document.id not in without]
+            return kind.model(record, documents, self.folder.read, batch_size)
+
+        return self._consistent(load_state)
 
     # --- verbs
 
@@ -161,8 +168,8 @@ class Library:
         """
         if k < 1:
             raise UserError(f"k must be at least 1, not {k}")
-        record = self.record
-        found = self.kind.recall(record, record.visible(namespace), query, k, self.folder.read)
+        kind = self.kind
+        found = self._consistent(lambda record: kind.recall(record, record.visible(namespace), query, k, self.folder.read))
         self._count(found)
         return found
 
@@ -287,6 +294,16 @@ class Library:
     def _new(self, files: Mapping[str, bytes], name: str):
         """Return the arrays of a file that may not be on disk yet."""
         return unpacked(files[name]) if name in files else self.folder.read(name)
+
+    def _consistent(self, use: Callable[[Record], T]) -> T:
+        """Use a version of the library. If another process deletes files of it meanwhile, use the next version."""
+        while True:
+            record = self.record
+            try:
+                return use(record)
+            except UserError:
+                if self.record.version == record.version:
+                    raise
 
     def _count(self, found: Sequence[Found]) -> None:
         """Count the entries that were recalled, unless the library cannot be written now."""

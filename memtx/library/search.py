@@ -79,11 +79,14 @@ class Index:
         key_CE = np.asarray(self.key_ME[start : start + self._size], np.float32)
         if len(key_CE) < self._size:  # there is one block
             key_CE = np.pad(key_CE, ((0, self._size - len(key_CE)), (0, 0)))
-        devices = jax.local_devices()
-        mesh = jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
-        return start, jax.device_put(
-            key_CE[None, :, None], NamedSharding(mesh, PartitionSpec(None, "data")) if len(devices) > 1 else None
-        )
+        return start, jax.device_put(key_CE[None, :, None], _over_devices())
+
+
+def _over_devices() -> NamedSharding | None:
+    """Return the sharding of key_1C1E over the entries, or None if there is one device."""
+    devices = jax.local_devices()
+    mesh = jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
+    return NamedSharding(mesh, PartitionSpec(None, "data")) if len(devices) > 1 else None
 
 
 def _block_size(entries: int, devices: int) -> int:

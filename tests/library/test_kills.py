@@ -21,11 +21,17 @@ def prepare(folder: Path) -> None:
     export(other, folder / "exported")
 
 
+def mask(folder: Path) -> None:
+    library = open_fake(folder / "library")
+    library.forget(entries=[f"{document.id}:0" for document in library.documents])
+
+
 # Each verb changes the library, and says which documents it has afterwards.
 VERBS = {
     "read": (lambda folder: open_fake(folder / "library").read(TEXTS["a"], document="a"), "abdfh"),
     "replace": (lambda folder: open_fake(folder / "library").read("Another text.", document="b"), "bdfh"),
     "forget": (lambda folder: open_fake(folder / "library").forget(document="b"), "dfh"),
+    "mask": (mask, "bdfh"),
     "resize": (lambda folder: resize(open_fake(folder / "library"), 4), "h"),
     "merge": (lambda folder: merge(open_fake(folder / "library"), open_fake(folder / "other")), "abcdefgh"),
     "import": (lambda folder: import_file(folder / "library", folder / "exported"), "abcdefgh"),

@@ -29,6 +29,7 @@ CONFIGS = {  # of which a text is one chunk, so that little is compiled
     "memorizing": Memorizing.Config(window=3, segment=32, memory=32, neighbours=3),
     "knn_lm": KNNLM.Config(memory=32, neighbours=4, temperature=8.0, chunk=32),
 }
+WINDOW = {"stacks": ((("window",), 1),)}
 STEP = jax.jit(step, static_argnums=0)
 BYTES = tokenizers.byte_tokenizer()
 
@@ -40,8 +41,8 @@ def models():
 
     def get(name: str) -> Loaded:
         if name not in built:
-            at_head = MEMORIES[name].site == "head"
-            place = {"stacks": ((("window",), 1),), "head": name} if at_head else {"stacks": ((("window", name), 1),)}
+            site = MEMORIES[name].site
+            place = {"stacks": ((("window", name), 1),)} if site in ("attention", "residual") else {site: name, **WINDOW}
             lm = build(
                 Model(memory={name: CONFIGS.get(name, MEMORIES[name].tiny[0])}, **place, **SIZES), vocab_size=BYTES.vocab_size
             )
@@ -98,6 +99,19 @@ def test_another_namespace_has_no_influence_on_logits_or_recall(make, kind, name
         query = {"query": "Was it built", "k": 9, "namespace": "alice"}
         assert shared.recall(**query) == mine.recall(**query)
     assert np.abs(logits(shared, namespace="bob") - logits(mine, namespace="alice")).max() > 1e-6  # control
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", [name for name, cls in MEMORIES.items() if cls.causal and not cls.encoded])
+def test_the_state_of_every_memory_can_be_saved_forked_continued_and_forgotten(make, tmp_path, models, name):
+    found, never = make(name, "state", {"a": TEXTS["a"]}), make(name, "state", {"b": TEXTS["b"]})
+    copy = library.Library(library.fork(found, tmp_path / "copy").path, models(name))
+    np.testing.assert_array_equal(logits(found), logits(copy))
+    copy.read(TEXTS["b"], document="b")
+    assert np.abs(logits(found) - logits(copy)).max() > 0  # the copy goes on, and the other stays
+    copy.forget(document="a", reread=True)
+    assert copy.digest() == never.digest()
+    np.testing.assert_array_equal(logits(copy), logits(never))
 
 
 def test_a_masked_document_has_no_entries_and_the_certificate_says_that_traces_may_remain(make):

@@ -73,6 +73,18 @@ def test_two_objects_and_another_process_see_each_others_changes(found):
     assert found.recall("New text.", k=1, namespace="alice")[0].document == "new"
 
 
+def test_a_query_during_a_change_sees_the_version_before_or_after_it(found, monkeypatch):
+    read, other = found.folder.read, open_fake(found.path)
+
+    def forget_then_read(digest):
+        if any(document.name == "trees" for document in other.documents):
+            other.forget(document="trees")  # deletes a file that the query is about to read
+        return read(digest)
+
+    monkeypatch.setattr(found.folder, "read", forget_then_read)
+    assert {entry.document for entry in found.recall("Trees grow.", k=9, namespace="alice")} == {"sky"}
+
+
 # --- forgetting and certificates
 
 

@@ -2,8 +2,14 @@
 
 import re
 
+import jax
+
 from memtx.contract.test_costs import CARDS, card
+from memtx.library.entries import holders
 from memtx.memory import MEMORIES
+from memtx.memory.bank import Bank
+from memtx.runs.configure import build, get_config
+from memtx.runs.presets import preset
 from tests.golden import make
 
 FIELDS = {
@@ -16,6 +22,7 @@ FIELDS = {
     "parity": dict,
     "golden": dict,
     "state": dict,
+    "forgetting": list,
     "claim": dict,
     "negative_results": list,
 }
@@ -35,6 +42,19 @@ def check_parity(parity: dict) -> None:
     assert all(0 <= parity[key] < 1e-3 for key in ("output", "gradient"))
 
 
+def forgetting(name: str) -> list[str]:
+    """The methods by which a library can forget a document that this memory has read (see docs/library.md)."""
+    cls = MEMORIES[name]
+    if not cls.causal or cls.encoded:
+        return []
+    if cls.site == "body":
+        return ["replay"]
+    lm = build(get_config(model=preset(name, "micro")), vocab_size=264)
+    state = jax.eval_shape(lambda: lm.init_state(1))
+    banks = [leaf for leaf in jax.tree.leaves(state, is_leaf=lambda s: isinstance(s, Bank)) if isinstance(leaf, Bank)]
+    return ["erase"] * bool(holders(state)) + ["replay"] + ["mask"] * bool(banks)
+
+
 def test_every_memory_has_a_card():
     assert {path.stem for path in CARDS.glob("*.yaml")} == set(MEMORIES)
     for name in MEMORIES:
@@ -44,5 +64,6 @@ def test_every_memory_has_a_card():
         assert set(fields["golden"]) == {"source", "files", "tolerance"}, name
         assert {f"{key}.npz" for key, golden in make.GOLDENS.items() if golden.memory == name} == set(fields["golden"]["files"])
         assert fields["state"]["kind"] == MEMORIES[name].kind, name
+        assert fields["forgetting"] == forgetting(name), name
         check_parity(fields["parity"])
         assert set(fields["claim"]) == {"paper", "status"}, name

@@ -132,13 +132,13 @@ def test_k_larger_than_the_bank_is_refused():
 
 # --- any bank ---------------------------------------------------------------------------------------------------------------
 
-SHAPES = [(1, 3, 37, 5, 4), (1, 3, 37, 5, 37), (2, 3, 37, 12, 4), (2, 130, 300, 128, 8)]  # banks, T, M, block, k
+SHAPES = [(1, 3, 37, 5, 37, "dot"), (2, 3, 37, 12, 4, "l2"), (1, 70, 300, 128, 8, "dot")]  # banks, T, M, block, k, metric
 
 
 @st.composite
 def searches(draw):
     """The arguments of a search with few different keys, so that scores are equal, and with queries that see little."""
-    banks, time, entries, block, k = draw(st.sampled_from(SHAPES))
+    banks, time, entries, block, k, metric = draw(st.sampled_from(SHAPES))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     values = draw(st.sampled_from([1, 2, 50]))  # 1: all keys are equal
     q = rng.integers(-values, values + 1, (2, time, N, H)).astype(np.float32)
@@ -146,15 +146,15 @@ def searches(draw):
     ids = np.stack([rng.permutation(entries) for _ in range(banks)]) - draw(st.integers(0, entries + 1))
     first = rng.integers(0, draw(st.sampled_from([1, entries])), (2, time))
     end = first + rng.integers(0, draw(st.sampled_from([1, 3, 2 * entries])), (2, time))  # 1: the queries see nothing
-    return (q, key, ids, first, end), k, {"block": block, "metric": draw(st.sampled_from(["dot", "l2"]))}
+    return (q, key, ids, first, end), k, block, metric
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(searches())
 def test_any_search_is_its_definition(case):
-    args, k, how = case
-    plain = found(args, k, search_plain, metric=how["metric"])
-    np.testing.assert_array_equal(found(args, k, **how), plain)
+    args, k, block, metric = case
+    plain = found(args, k, search_plain, metric=metric)
+    np.testing.assert_array_equal(found(args, k, metric=metric, block=block), plain)
 
 
 # --- on many devices --------------------------------------------------------------------------------------------------------
