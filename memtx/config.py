@@ -117,6 +117,7 @@ class Eval:
     examples: Count = 512  # of a task: held-out ones
     task: Mapping[str, Any] = field(default_factory=dict)  # changes to data.task for held-out examples
     generate: Natural = 0  # for task:pairs: the number of examples to answer by greedy generation and score
+    health: bool = True  # write the health of the carried state as memory/...; see memtx.evaluation.health
     split: str = "valid"
     prompt: str = ""  # of the sample written at the end
     sample_tokens: Natural = 200

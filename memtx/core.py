@@ -325,9 +325,9 @@ def wants_only(kind: str) -> bool:
 def emit(name: str, value: Any) -> None:
     """Emit an auxiliary value to the enclosing `collect`. If nobody collects its kind, nothing happens.
 
-    The kind is the part of the name before "/". Training adds "loss/..." to the loss. "metric/...", "attribution/..." and
-    "hidden" are collected on request. A value is an array, or a tree of arrays for "memory/...", which a body passes on to its
-    later layers.
+    The kind is the part of the name before "/". Training adds "loss/..." to the loss. Evaluation reports "metric/..." and
+    "use/..." (see memtx.evaluation.health). "attribution/..." and "hidden" are collected on request. A value is an array, or a
+    tree of arrays for "memory/...", which a body passes on to its later layers.
     """
     kinds, store = _tap.get()
     if name.split("/")[0] in kinds:

@@ -19,7 +19,13 @@ def write_texts(folder: Path) -> Path:
 def tiny(root: Path, memory: str = "window", **groups) -> Config:
     """One layer of width 16 over `root/texts`; groups are changes to the config's."""
     write_texts(root / "texts")
-    settings = {"window": {"window": 16}, "xl": {"segment": 8, "memory": 8}, "full": {"capacity": 32}}
+    settings = {
+        "window": {"window": 16},
+        "xl": {"segment": 8, "memory": 8},
+        "full": {"capacity": 32},
+        "memorizing": {"window": 4, "segment": 4, "memory": 16, "neighbours": 3},
+        "gated_deltanet": {"chunk": 8},
+    }
     values = {
         "model": {"stacks": [[[memory], 1]], "width": 16, "num_heads": 2, "ff_dim": 32},
         "memory": {memory: settings.get(memory, {})},

@@ -113,6 +113,15 @@ def test_an_explanation(folder):
     assert [source.name for source in found["explanation"].sources] == ["this text", "notes"]
 
 
+def test_the_numbers_of_the_page_on_metrics():
+    first, *lines = filter(None, block("docs/metrics.md").splitlines())
+    found = {}
+    exec(first, found)
+    for line in lines:
+        call, said = line.split("  # ")
+        assert eval(call, found) == pytest.approx(eval(said), abs=0.006), line
+
+
 def test_libraries(folder, bert_folder, monkeypatch, capsys):  # noqa: F811
     load = memtx.load
     monkeypatch.setattr(

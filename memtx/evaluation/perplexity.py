@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from memtx.core import Segment, pytree
+from memtx.core import Segment, collect, pytree
 from memtx.data.streams import Batch, segment_of
+from memtx.evaluation.health import KINDS, Evaluate, Health
 from memtx.evaluation.losses import token_nll
 from memtx.models.lm import LM
 from memtx.sharding import Layout
@@ -65,57 +66,70 @@ class Perplexity:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """The results with the state carried and with the state wiped."""
+    """The results with the state carried and wiped. health: of the carried state, see memtx.evaluation.health."""
 
     carried: Perplexity
     wiped: Perplexity
+    health: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
-        """Return the overall metrics and the loss by position. position=1 is the first token of a document."""
+        """Return the overall metrics, the loss by position and the health. position=1 is the first token of a document."""
         found = {}
         for p, suffix in ((self.carried, ""), (self.wiped, "_wiped")):
             found |= {f"eval/{name}{suffix}": getattr(p, name) for name in ("bits_per_byte", "perplexity")}
             slices = zip(p.position, p.loss_by_position, strict=True)
             found |= {f"eval/loss{suffix}/position={round(middle + 1)}": loss for middle, loss in slices}
-        return found
+        return found | self.health
 
 
-def make_evaluator(lm: LM, bytes_V: np.ndarray, layout: Layout):
+def make_evaluator(lm: LM, bytes_V: np.ndarray, layout: Layout, health: Health | None = None) -> Evaluate[Evaluation]:
     """Build evaluate(params, batches) -> Evaluation. It creates fresh states at each call and is compiled once.
 
-    bytes_V: the number of bytes of each token of the vocabulary. batches: batches with P = 1.
-    evaluate raises ValueError if there are no batches.
+    bytes_V: the number of bytes of each token of the vocabulary. batches: batches with P = 1. health: measures the state that
+    is carried. evaluate raises ValueError if there are no batches.
     """
 
     def step(params, states, sums, batch: Batch):
         part = jax.tree.map(lambda a: a[:, 0], batch)
-        new_states, new_sums = [], []
+        new_states, new_sums, emitted = [], [], {}
         for state, total, wiped in zip(states, sums, (False, True), strict=True):
             seg = segment_of(part, wiped=wiped)
-            logits, state = lm(params, part.token_BPT, state, seg)
+            read = collect(lm, also=KINDS if health and not wiped else ())
+            (logits, state), found = read(params, part.token_BPT, state, seg)
+            emitted |= found
             nll_BT = token_nll(logits, part.target_BPT)[0]
             new_states.append(state)
             new_sums.append(add(total, nll_BT, jnp.asarray(bytes_V)[part.target_BPT], seg, part.labelled_BPT))
-        return tuple(new_states), tuple(new_sums)
+        return tuple(new_states), tuple(new_sums), emitted
 
     state_shardings = (layout.state(lm.init_state),) * 2
-    step = jax.jit(step, donate_argnums=(1, 2), out_shardings=(state_shardings, layout.whole))
+    step = jax.jit(step, donate_argnums=(1, 2), out_shardings=(state_shardings, layout.whole, None))
 
     @partial(jax.jit, static_argnums=(0, 1), out_shardings=(state_shardings, layout.whole))
     def start(batch: int, time: int):
         return (lm.init_state(batch), lm.init_state(batch)), (Sums.zero(time), Sums.zero(time))
 
-    def evaluate(params, batches: Iterable[Batch]) -> Evaluation:
+    def calls(params, batches: Iterable[Batch]):
+        """Yield the states, the sums and the emissions after each call. The next call donates the states and sums."""
         carry = None
         for batch in batches:
             batch = layout.shard(batch)
-            carry = carry or start(batch.token_BPT.shape[0], batch.token_BPT.shape[2])
-            carry = step(params, *carry, batch)
-        if carry is None:
-            raise ValueError("no text to evaluate on")
-        return Evaluation(*(perplexity(sums) for sums in jax.device_get(carry[1])))
+            states, sums = carry or start(batch.token_BPT.shape[0], batch.token_BPT.shape[2])
+            states, sums, emitted = step(params, states, sums, batch)
+            yield states, sums, emitted
+            carry = states, sums
 
-    return evaluate
+    def evaluate(params, batches: Iterable[Batch]) -> Evaluation:
+        watch, last = health and health.watch(), None
+        for last in calls(params, batches):
+            if watch:
+                watch.add(last[0][0], last[2])
+        if last is None:
+            raise ValueError("no text to evaluate on")
+        carried, wiped = (perplexity(sums) for sums in jax.device_get(last[1]))
+        return Evaluation(carried, wiped, watch.metrics(last[0][0]) if watch else {})
+
+    return Evaluate(evaluate, calls, health)
 
 
 def add(sums: Sums, nll_BT: Array, bytes_BT: Array, seg: Segment, mask_BT: Array) -> Sums:

@@ -17,7 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from memtx.core import collect
 from memtx.data.streams import Batch, segment_of
+from memtx.evaluation.health import KINDS, Evaluate, Health
 from memtx.evaluation.losses import repeat_logits, token_nll
 from memtx.models.lm import LM
 from memtx.sharding import Layout
@@ -46,7 +48,8 @@ class Score:
 class Recall:
     """The results with the state carried and with the state wiped.
 
-    text: the metrics of memtx.evaluation.written, if any. signature: sacrebleu's signature of the BLEU among them.
+    text: the metrics of memtx.evaluation.written, if any. signature: sacrebleu's signature of the BLEU among them. health: of
+    the carried state, see memtx.evaluation.health.
     """
 
     carried: Score
@@ -55,55 +58,69 @@ class Recall:
     labels: int
     text: Mapping[str, float] = dataclasses.field(default_factory=dict)
     signature: str = ""
+    health: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
-        """Return the overall metrics, those of the slices, and those of generated text."""
+        """Return the overall metrics, those of the slices, those of generated text, and the health."""
         found = {}
         for score, suffix in ((self.carried, ""), (self.wiped, "_wiped")):
             found |= {f"eval/{name}{suffix}": getattr(score, name) for name in ("accuracy", "exact", "loss")}
         for score, suffix in ((self.carried, ""), (self.wiped, "_wiped")):
             found |= {f"eval/accuracy{suffix}/{name}": value for name, value in score.by_slice.items()}
             found |= {f"eval/exact{suffix}/{name}": value for name, value in score.exact_by_slice.items()}
-        return found | {f"eval/{name}": value for name, value in self.text.items()}
+        return found | {f"eval/{name}": value for name, value in self.text.items()} | self.health
 
 
-def make_recall(lm: LM, examples: Sequence[Example], layout: Layout):
+def make_recall(lm: LM, examples: Sequence[Example], layout: Layout, health: Health | None = None) -> Evaluate[Recall]:
     """Build evaluate(params, batches) -> Recall. It creates fresh states at each call and is compiled once.
 
-    batches: batches with P = 1, whose `document_BP` is the index of the example.
+    batches: batches with P = 1, whose `document_BP` is the index of the example. health: measures the carried state.
     """
 
     def step(params, states, batch: Batch):
         part = jax.tree.map(lambda a: a[:, 0], batch)
-        new, right, nll = [], [], []
+        new, right, nll, emitted = [], [], [], {}
         for state, wiped in zip(states, (False, True), strict=True):
-            logits, state = lm(params, part.token_BPT, state, segment_of(part, wiped=wiped))
+            read = collect(lm, also=KINDS if health and not wiped else ())
+            (logits, state), found = read(params, part.token_BPT, state, segment_of(part, wiped=wiped))
+            emitted |= found
             logits = repeat_logits(logits, part.target_BPT.shape[1])
             new.append(state)
             right.append(logits.argmax(-1) == part.target_BPT)
             nll.append(token_nll(logits, part.target_BPT)[0])
-        return tuple(new), (part.document_BP, part.position_BPT, part.labelled_BPT, jnp.stack(right), jnp.stack(nll))
+        results = part.document_BP, part.position_BPT, part.labelled_BPT, jnp.stack(right), jnp.stack(nll)
+        return tuple(new), results, emitted
 
     state_shardings = (layout.state(lm.init_state),) * 2
-    step = jax.jit(step, donate_argnums=1, out_shardings=(state_shardings, layout.whole))
+    step = jax.jit(step, donate_argnums=1, out_shardings=(state_shardings, layout.whole, None))
     start = jax.jit(lambda batch: (lm.init_state(batch),) * 2, static_argnums=0, out_shardings=state_shardings)
 
-    def evaluate(params, batches: Iterable[Batch]) -> Recall:
-        longest = max(len(example.token_L) for example in examples)
-        right_WEL, nll_WEL = np.zeros((2, len(examples), longest), bool), np.zeros((2, len(examples), longest), np.float32)
+    def calls(params, batches: Iterable[Batch]):
+        """Yield the states, the results and the emissions of each call. The next call donates the states."""
         states = None
         for batch in batches:
             batch = layout.shard(batch)
             states = start(batch.token_BPT.shape[0]) if states is None else states
-            states, found = step(params, states, batch)
+            states, found, emitted = step(params, states, batch)
+            yield states, found, emitted
+
+    def evaluate(params, batches: Iterable[Batch]) -> Recall:
+        watch, states = health and health.watch(), None
+        longest = max(len(example.token_L) for example in examples)
+        right_WEL, nll_WEL = np.zeros((2, len(examples), longest), bool), np.zeros((2, len(examples), longest), np.float32)
+        for states, found, emitted in calls(params, batches):
+            if watch:
+                watch.add(states[0], emitted)
             document_B, position_BT, labelled_BT, right_WBT, nll_WBT = jax.device_get(found)
             row, column = np.nonzero(labelled_BT)
             at = (slice(None), document_B[row], position_BT[row, column])
             right_WEL[at], nll_WEL[at] = right_WBT[:, row, column], nll_WBT[:, row, column]
         carried, wiped = (score(examples, right_EL, nll_EL) for right_EL, nll_EL in zip(right_WEL, nll_WEL, strict=True))
-        return Recall(carried, wiped, len(examples), sum(int((example.label_L >= 0).sum()) for example in examples))
+        labels = sum(int((example.label_L >= 0).sum()) for example in examples)
+        found = watch.metrics(states[0]) if watch and states is not None else {}
+        return Recall(carried, wiped, len(examples), labels, health=found)
 
-    return evaluate
+    return Evaluate(evaluate, calls, health)
 
 
 def score(examples: Sequence[Example], right_EL: np.ndarray, nll_EL: np.ndarray) -> Score:

@@ -35,6 +35,7 @@ from jax import Array, lax
 
 from memtx.core import Dims, Layer, Segment, State, pytree, reset
 from memtx.errors import positive
+from memtx.memory.inspect import Inspectable
 from memtx.memory.segmented import ENDS, STARTS, Segmented
 from memtx.nn.linear import Linear
 from memtx.ops.chunks import change_rows
@@ -44,12 +45,17 @@ EPSILON, TINY = 1e-5, 1e-12
 
 
 @pytree
-class Matrix:
+class Matrix(Inspectable):
     """The state of a layer, and the memory A and z."""
 
     layer: State
     a_BFD: Array
     z_BF: Array
+
+    @property
+    def matrices(self) -> tuple[Array]:
+        """Return A (see `Inspectable`)."""
+        return (self.a_BFD,)
 
 
 class Associative(nnx.Module):

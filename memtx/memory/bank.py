@@ -22,7 +22,8 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import ArrayLike
 
-from memtx.core import pytree
+from memtx.core import Segment, emit, pytree, wants
+from memtx.memory.inspect import Inspectable
 from memtx.nn import reads as attribution
 from memtx.ops import topk
 
@@ -41,7 +42,7 @@ class Entries:
 
 
 @pytree
-class Bank:
+class Bank(Inspectable):
     """M entries and the id of the next one."""
 
     entries: Entries  # [M, ...], or [B, M, ...]
@@ -56,6 +57,11 @@ class Bank:
     def valid_M(self) -> Array:
         """Return a mask of the indices that have an entry."""
         return self.entries.id >= 0
+
+    @property
+    def stored(self) -> tuple[Array, Array]:
+        """Return the keys and a mask of the indices that have an entry (see `Inspectable`)."""
+        return self.entries.key, self.valid_M
 
 
 class Holder:
@@ -192,3 +198,37 @@ def resize(bank: Bank, capacity: int) -> Bank:
     """Return a bank of a different capacity with the same entries and ids, or the newest ones if not all fit."""
     one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (bank.entries.key, bank.entries.value))
     return put(empty(capacity, *one), bank.entries, bank.cursor)
+
+
+# --- the use of entries -----------------------------------------------------------------------------------------------------
+
+
+def emit_use(bank: Bank, found: attribution.Reads, seg: Segment, share_BTN: ArrayLike = 1.0) -> None:
+    """Emit how the queries of a call have used the entries of a bank, if anyone collects it (see memtx.evaluation.health).
+
+    bank: the bank after the call. share_BTN: the share of the bank in the output, by which weights are multiplied.
+    use/entry, use/document, use/reads  [B, M], or [M] for a shared bank: id + 1 of each entry (0: none), its document, and how
+                                        many reads it had in this call
+    use/age                             [4], for a bank with a stream axis: the sums of 1, age, weight and age x weight over the
+                                        reads of real tokens. The age is the distance in tokens from the entry to its query
+    """
+    if not wants("use"):
+        return
+    found_BTNR = (found.id_BTNR >= 0) & seg.mask_BT[:, :, None, None]
+    id_BL = jnp.where(found_BTNR, found.id_BTNR, -1).reshape(len(found_BTNR), -1)
+    counts = jax.vmap(count_reads)(bank.entries.id, id_BL) if bank.cursor.ndim else count_reads(bank.entries.id, id_BL.ravel())
+    emit("use/entry", bank.entries.id + 1)
+    emit("use/document", bank.entries.document)
+    emit("use/reads", counts)
+    if bank.cursor.ndim:
+        age_BTNR = (seg.position_BT[:, :, None, None] - found.position_BTNR).astype(jnp.float32)
+        weight_BTNR = found.weight_BTNR * jnp.asarray(share_BTN)[..., None]
+        terms = jnp.stack([jnp.ones_like(age_BTNR), age_BTNR, weight_BTNR, age_BTNR * weight_BTNR])
+        emit("use/age", jnp.where(found_BTNR, terms, 0).reshape(4, -1).sum(1))
+
+
+def count_reads(id_M: Array, read_L: Array) -> Array:
+    """Return how many of the ids read, [L], are those of each entry, [M]. Ids that are not stored are left out."""
+    index_L = read_L % len(id_M)
+    stored_L = (read_L >= 0) & (id_M[index_L] == read_L)
+    return jnp.zeros(len(id_M), jnp.int32).at[index_L].add(stored_L.astype(jnp.int32))

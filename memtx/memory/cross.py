@@ -19,17 +19,23 @@ from jax import Array
 
 from memtx.core import Dims, Memory, Segment, pytree, where_rows
 from memtx.errors import UserError, positive
+from memtx.memory.inspect import Inspectable
 from memtx.nn.attention import KeySet, Origin, Projections, attend
 from memtx.nn.reads import SOURCE
 
 
 @pytree
-class Encoded:
+class Encoded(Inspectable):
     """The keys and values of an encoder's output."""
 
     k_BSKH: Array
     v_BSKH: Array
     count_B: Array  # how many of the S are real
+
+    @property
+    def stored(self) -> tuple[Array, Array]:
+        """Return the keys and a mask of the real ones (see `Inspectable`)."""
+        return self.k_BSKH, jnp.arange(self.k_BSKH.shape[1]) < self.count_B[:, None]
 
 
 class Cross(Memory):
@@ -59,9 +65,9 @@ class Cross(Memory):
     def __call__(self, x_BTD: Array, state: Encoded, seg: Segment, *, key: Array | None = None):
         if "encoded/h" in seg.shared:
             state = self.write(state, seg.shared["encoded/h"], seg.shared["encoded/length"])
-        valid_BS = jnp.arange(self.config.capacity) < state.count_B[:, None]
+        keys_BSKH, valid_BS = state.stored
         nowhere = jnp.zeros_like(valid_BS, jnp.int32)
-        source = KeySet(state.k_BSKH, state.v_BSKH, nowhere, valid_BS, future=True, origin=Origin(SOURCE))
+        source = KeySet(keys_BSKH, state.v_BSKH, nowhere, valid_BS, future=True, origin=Origin(SOURCE))
         q_BTNH = self.attention.queries(x_BTD)
         y_BTD = self.attention.merge(attend(q_BTNH, [source], seg, self.dims))
         return jnp.where((state.count_B > 0)[:, None, None], y_BTD, 0), state

@@ -17,18 +17,29 @@ from jax import Array
 
 from memtx.core import Dims, Memory, Segment, pytree
 from memtx.errors import positive
+from memtx.memory.inspect import Inspectable
 from memtx.nn.attention import KeySet, attend
 from memtx.ops.rows import put
 
 
 @pytree
-class Cache:
+class Cache(Inspectable):
     """M entries. The token with id n is entry n mod M."""
 
     k_BMKH: Array
     v_BMKH: Array
     position_BM: Array
     count_B: Array  # tokens ever written
+
+    @property
+    def valid_BM(self) -> Array:
+        """The mask of the entries that were written."""
+        return jnp.arange(self.k_BMKH.shape[1]) < self.count_B[:, None]
+
+    @property
+    def stored(self) -> tuple[Array, Array]:
+        """Return the keys and `valid_BM` (see `Inspectable`)."""
+        return self.k_BMKH, self.valid_BM
 
 
 class Full(Memory):
@@ -64,8 +75,7 @@ class Full(Memory):
     def __call__(self, x, state: Cache, seg: Segment, *, key: Array | None = None):
         q, k, v = x
         size = self.config.capacity
-        valid = jnp.arange(size) < state.count_B[:, None]
-        past = KeySet(state.k_BMKH, state.v_BMKH, state.position_BM, valid, window=size, often_empty=True)
+        past = KeySet(state.k_BMKH, state.v_BMKH, state.position_BM, state.valid_BM, window=size, often_empty=True)
         if k is None:
             return attend(q, [past], seg, self.dims), state
         y = attend(q, [past, KeySet.call(k, v, seg, window=size)], seg, self.dims)

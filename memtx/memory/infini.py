@@ -30,6 +30,7 @@ from jax import Array
 
 from memtx.core import Dims, Memory, Segment, emit, pytree, wants
 from memtx.errors import UserError, positive
+from memtx.memory.inspect import Inspectable
 from memtx.nn.attention import KeySet, attend
 from memtx.nn.linear import elu_plus_one
 from memtx.nn.reads import KIND, emit_gate, with_share
@@ -48,7 +49,7 @@ class Sums:
 
 
 @pytree
-class Compressed:
+class Compressed(Inspectable):
     """The memory of finished segments, the terms that the unfinished one will add, and its keys and values, newest last."""
 
     memory: Sums
@@ -56,6 +57,11 @@ class Compressed:
     k_BCKH: Array
     v_BCKH: Array
     offset_B: Array  # tokens in the unfinished segment
+
+    @property
+    def matrices(self) -> tuple[Array]:
+        """Return the matrix of finished segments (see `Inspectable`)."""
+        return (self.memory.matrix_BKHH,)
 
 
 class Infini(Memory):

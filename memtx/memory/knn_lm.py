@@ -126,7 +126,14 @@ class KNNLM(Memory):
                 reads["datastore"] = self.read(f, state.datastore, 0, state.datastore.cursor)
             outs.append(reads)
         reads = jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *outs)
-        return self.mix(logits_BTV.astype(jnp.float32), reads).astype(logits_BTV.dtype), Pairs(cache, state.datastore)
+        y_BTV, lam_BT1, listed = self.mix(logits_BTV.astype(jnp.float32), reads)
+        if wants(KIND):
+            emit_gate(lam_BT1, lam_BT1.shape)
+        banks = {"datastore": state.datastore} | ({"cache": cache.bank} if self.config.memory else {})
+        for name, found in zip(reads, listed, strict=True):
+            emit_reads(found, share_BTN=lam_BT1)
+            bank.emit_use(banks[name], found, seg, lam_BT1)
+        return y_BTV.astype(logits_BTV.dtype), Pairs(cache, state.datastore)
 
     def read(self, f_BTD: Array, pairs: Bank, first_BT: ArrayLike, end_BT: ArrayLike) -> dict[str, Array]:
         """Return the nearest pairs of each query, [B, T, R]: token, score and the labels of the entry, with id -1 for none."""
@@ -143,8 +150,11 @@ class KNNLM(Memory):
         nothing = dict.fromkeys(LABELS, -1) | {"token": 0, "score": MASKED}
         return skip_unless((jnp.asarray(end_BT) > 0).any(), work, nothing, f_BTD, pairs)
 
-    def mix(self, logits_BTV: Array, reads: dict[str, dict[str, Array]]) -> Array:
-        """Return the logits of the mixture, at the scale of the model's, with one softmax over all pairs that were read."""
+    def mix(self, logits_BTV: Array, reads: dict[str, dict[str, Array]]) -> tuple[Array, Array, list[attribution.Reads]]:
+        """Return the logits of the mixture, at the scale of the model's, with one softmax over all pairs that were read.
+
+        Also returns the weight of p_knn, [B, T, 1], and the Reads of each bank with their weights in p_knn.
+        """
         score, token, id_ = (jnp.concatenate([read[name] for read in reads.values()], -1) for name in ("score", "token", "id"))
         weight = jax.nn.softmax(score, -1) * (id_ >= 0)
         zeros = jnp.zeros(logits_BTV.shape, jnp.float32)
@@ -153,14 +163,15 @@ class KNNLM(Memory):
         log_knn = jnp.where(knn > 0, jnp.log(jnp.where(knn > 0, knn, 1.0)) + np.log(lam), MASKED)
         total = jax.nn.logsumexp(logits_BTV, -1, keepdims=True)
         mixed = jnp.logaddexp(log_knn + total, logits_BTV + np.log1p(-lam))
-        y = jnp.where((id_ >= 0).any(-1, keepdims=True), mixed, logits_BTV)
-        if wants(KIND):
-            lam_BT1 = lam * (id_ >= 0).any(-1, keepdims=True)
-            emit_gate(lam_BT1, lam_BT1.shape)
-            for read, part in zip(reads.values(), jnp.split(weight[:, :, None], len(reads), -1), strict=True):
-                labels = {name: read[name][:, :, None] for name in LABELS}
-                emit_reads(attribution.reads(part, **labels), share_BTN=lam_BT1)
-        return y
+        some_BT1 = (id_ >= 0).any(-1, keepdims=True)
+        parts = jnp.split(weight[:, :, None], len(reads), -1)
+        listed = [attribution.reads(part, **labels(read)) for read, part in zip(reads.values(), parts, strict=True)]
+        return jnp.where(some_BT1, mixed, logits_BTV), lam * some_BT1, listed
+
+
+def labels(read: dict[str, Array]) -> dict[str, Array]:
+    """Return the labels of the entries that were read, [B, T, 1, R]."""
+    return {name: read[name][:, :, None] for name in LABELS}
 
 
 def empty(capacity: int, width: int) -> Bank:

@@ -120,6 +120,7 @@ class Landmark(Memory):
             y, found, state = self.read_and_write(x, state, seg)
         for kind, read in zip((KIND, ATTENTION), found, strict=True):
             emit_reads(read, kind=kind)
+        bank.emit_use(state.bank, found[0], seg)  # the position of an entry is that of its first token
         return y.astype(q.dtype), state
 
     def read_and_write(self, x, state: Blocks, seg: Segment):

@@ -30,8 +30,9 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from memtx.core import Dims, Memory, Segment, State, pytree
+from memtx.core import Dims, Memory, Segment, State, emit, pytree, wants
 from memtx.errors import UserError, positive
+from memtx.memory.inspect import Inspectable
 from memtx.nn.conv import ShortConv
 from memtx.nn.linear import Linear, Norm, elu_plus_one
 from memtx.nn.positions import rotate
@@ -39,11 +40,16 @@ from memtx.ops.delta import delta_rule
 
 
 @pytree
-class Matrix:
+class Matrix(Inspectable):
     """The state of a matrix memory. inputs_BCE: the last inputs of the convolution, or () without one."""
 
     s_BNKV: Array
     inputs_BCE: State
+
+    @property
+    def matrices(self) -> tuple[Array]:
+        """Return the matrix of each head (see `Inspectable`)."""
+        return (self.s_BNKV,)
 
 
 class MatrixMemory(Memory):
@@ -110,6 +116,8 @@ class MatrixMemory(Memory):
         q, k, v = self.features(q, k, v, seg)
         live_BT11 = seg.mask_BT[..., None, None]
         decay, beta = self.rates(x_BTD)
+        if wants("metric"):
+            observe({"keep": None if decay is None else jnp.exp(decay), "write": beta}, live_BT11)
         decay = None if decay is None else jnp.where(live_BT11, decay, 0)
         k = jnp.where(live_BT11, k, 0)
         o_BTNV, s_BNKV = delta_rule(q, k, v, state.s_BNKV, decay, beta, chunk=self.config.chunk)
@@ -129,6 +137,14 @@ class MatrixMemory(Memory):
         if self.gate is not None:
             y = y * self.activation(self.gate(x_BTD).astype(jnp.float32)).reshape(y.shape)
         return self.out(y.reshape(*x_BTD.shape[:2], -1).astype(x_BTD.dtype))
+
+
+def observe(gates: dict[str, Array | None], live_BT11: Array) -> None:
+    """Emit the mean of each gate [B, T, N, ...] over the real tokens, per head."""
+    for name, gate in gates.items():
+        if gate is not None:
+            total_N = jnp.where(live_BT11, gate, 0).mean(-1).sum((0, 1))
+            emit(f"metric/{name}", total_N / jnp.maximum(live_BT11.sum(), 1))
 
 
 class LinearAttention(MatrixMemory):

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-from memtx.core import Dims, Layer, Memory, Segment, pytree, wants
+from memtx.core import Dims, Layer, Memory, Segment, emit, pytree, wants
 from memtx.errors import UserError, positive
 from memtx.memory import bank
 from memtx.memory.bank import Bank, Holder
@@ -131,11 +131,14 @@ class Memorizing(Memory):
         else:
             far, reads, full = self.read_and_write(q, k, v, state.bank, seg)
             state = Memories(recent, full)
-        gate_BTN = jnp.where((reads.id_BTNR >= 0).any(-1), self.dims.gate(self.gate[...]), 0)
+        gate_N = self.dims.gate(self.gate[...])
+        gate_BTN = jnp.where((reads.id_BTNR >= 0).any(-1), gate_N, 0)
         if wants(KIND):
             emit_gate(gate_BTN, gate_BTN.shape)
             emit_reads(reads, share_BTN=gate_BTN)
         emit_near(1 - gate_BTN)
+        bank.emit_use(state.bank, reads, seg, gate_BTN)
+        emit("metric/gate", gate_N)
         return (near + gate_BTN[..., None] * (far - near)).astype(near.dtype), state
 
     def read_and_write(self, q, k, v, full: Bank, seg: Segment):

@@ -24,12 +24,13 @@ from jax import Array
 
 from memtx.core import Dims, Layer, State, pytree, reset
 from memtx.errors import check_known
+from memtx.memory.inspect import Inspectable
 from memtx.memory.segmented import Segmented
 from memtx.nn.linear import Norm
 
 
 @pytree
-class Tokens:
+class Tokens(Inspectable):
     """The memory tokens m that the last segment wrote, and the number of finished segments."""
 
     memory_BMD: Array
@@ -39,6 +40,12 @@ class Tokens:
     def empty(batch_size: int, tokens: int, width: int) -> "Tokens":
         """Return the memory tokens of rows that have not finished a segment."""
         return Tokens(jnp.zeros((batch_size, tokens, width)), jnp.zeros(batch_size, jnp.int32))
+
+    @property
+    def stored(self) -> tuple[Array, Array]:
+        """Return the memory tokens, which are written from the first finished segment on (see `Inspectable`)."""
+        written_B1 = self.segments_B[:, None] > 0
+        return self.memory_BMD, jnp.broadcast_to(written_B1, self.memory_BMD.shape[:2])
 
     def read(self, initial_MD: Array) -> Array:
         """Return m [B, M, D]: the learned value in a row's first segment."""

@@ -36,6 +36,7 @@ from jax import Array, lax
 
 from memtx.core import Dims, Segment, emit, pytree, wants, where_rows
 from memtx.errors import UserError, positive
+from memtx.memory.inspect import Inspectable
 from memtx.nn.conv import ShortConv
 from memtx.nn.linear import Linear, dense, normal, unit
 from memtx.ops.chunks import ChunkPart, in_chunks
@@ -66,7 +67,7 @@ class Settings:
 
 
 @pytree
-class Fast:
+class Fast(Inspectable):
     """The memories of B streams and N heads."""
 
     now: Weights
@@ -74,6 +75,11 @@ class Fast:
     momentum: Weights  # () without momentum
     offset_B: Array  # tokens in the unfinished chunk
     fresh_B: Array  # whether the row has read nothing yet, so that `initialise` gives it the learned first weights
+
+    @property
+    def matrices(self) -> Weights:
+        """Return the weights of each layer and head (see `Inspectable`)."""
+        return self.now
 
 
 @pytree

@@ -34,6 +34,7 @@ from jax import Array
 
 from memtx.core import Dims, Memory, Segment, pytree
 from memtx.errors import UserError, positive
+from memtx.memory.inspect import Inspectable
 from memtx.nn.linear import Linear, Norm, normal
 from memtx.nn.positions import rope
 from memtx.ops.chunks import ChunkPart, change_rows, in_chunks
@@ -42,12 +43,17 @@ Layers = Any  # ((w [..., N, I, O], b [..., N, 1, O]), ...), or the same of grad
 
 
 @pytree
-class FastWeights:
+class FastWeights(Inspectable):
     """The weights of B streams, and the gradient of their unfinished mini-batches."""
 
     moved: Layers  # the weights minus their learned first values
     gradient: Layers  # G of the unfinished mini-batch
     offset_B: Array  # the number of its tokens so far
+
+    @property
+    def matrices(self) -> tuple[Array, ...]:
+        """Return the change of the weights of each layer and head since their first values (see `Inspectable`)."""
+        return tuple(w for w, _ in self.moved)
 
 
 class TTTLinear(Memory):

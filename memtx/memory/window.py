@@ -17,12 +17,13 @@ from jax import Array
 
 from memtx.core import Dims, Memory, Segment, pytree
 from memtx.errors import positive
+from memtx.memory.inspect import Inspectable
 from memtx.nn.attention import KeySet, attend
 from memtx.ops.rows import shift
 
 
 @pytree
-class Recent:
+class Recent(Inspectable):
     """The last M keys and values, newest last. The first M - count_B of them are empty."""
 
     k_BMKH: Array
@@ -41,6 +42,11 @@ class Recent:
         """The mask of the keys that were written."""
         size = self.k_BMKH.shape[1]
         return jnp.arange(size) >= size - self.count_B[:, None]
+
+    @property
+    def stored(self) -> tuple[Array, Array]:
+        """Return the keys and `valid_BM` (see `Inspectable`)."""
+        return self.k_BMKH, self.valid_BM
 
     def write(self, k_BTKH: Array, v_BTKH: Array, seg: Segment) -> "Recent":
         """Return the state with this call's real tokens."""

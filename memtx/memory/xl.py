@@ -28,6 +28,7 @@ from jax import Array, lax
 
 from memtx.core import Dims, Memory, Segment, State, pytree, segment
 from memtx.errors import UserError, positive
+from memtx.memory.inspect import Inspectable
 from memtx.nn.attention import KeySet, Origin, attend
 from memtx.nn.linear import Linear, normal
 from memtx.ops.attention import Bias, shear
@@ -36,13 +37,19 @@ from memtx.ops.rows import put, slice_rows
 
 
 @pytree
-class Hidden:
+class Hidden(Inspectable):
     """The hidden states of finished segments, newest last, and those of the unfinished segment."""
 
     memory_BMD: Array
     current_BCD: Array
     offset_B: Array  # tokens in the unfinished segment
     segments_B: Array  # finished segments
+
+    @property
+    def stored(self) -> tuple[Array, Array]:
+        """Return the hidden states of finished segments and a mask of the written ones (see `Inspectable`)."""
+        size, segment = self.memory_BMD.shape[1], self.current_BCD.shape[1]
+        return self.memory_BMD, jnp.arange(size) >= size - self.segments_B[:, None] * segment
 
 
 class TransformerXL(Memory):
@@ -101,8 +108,7 @@ class TransformerXL(Memory):
 
     def remembered(self, state: Hidden) -> tuple[Array, Array]:
         """Return the hidden states of earlier segments, oldest first, [B, M, D], and a mask of the written ones, [B, M]."""
-        size = self.config.memory
-        return state.memory_BMD, jnp.arange(size) >= size - state.segments_B[:, None] * self.config.segment
+        return state.stored
 
     def finish(self, state):
         """Return the state after a segment: the newest M hidden states, without gradient."""

@@ -68,15 +68,22 @@ def in_chunks(
     remat     whether the backward pass recomputes each step
     """
     any_cut = partial(cut_chunks, size, step, remat)
-    if seg.position_BT.shape[1] % size or not wants_only("loss"):  # other emissions need the same shape from both branches
-        return any_cut(tokens_BT, state, offset_B, seg)
+    args = tokens_BT, state, offset_B, seg
+    if seg.position_BT.shape[1] % size or not (wants_only("loss") or emits_only_losses(any_cut, *args)):
+        return any_cut(*args)  # both branches must emit the same shapes, and those of losses are sums
     # If the chunk size divides T, training meets whole chunks only. The backward pass recomputes the other branch: when it is
     # not taken, saved residuals would be filled with zeros.
     whole = (offset_B == 0).all() & seg.mask_BT.all()
     branches = losses_summed(partial(whole_chunks, size, step, remat)), jax.checkpoint(losses_summed(any_cut))
-    out, losses = lax.cond(whole, *branches, tokens_BT, state, offset_B, seg)
+    out, losses = lax.cond(whole, *branches, *args)
     emit_all(losses)
     return out
+
+
+def emits_only_losses(f: Callable, *args) -> bool:
+    """Return whether a call of f would emit losses and nothing else, although other kinds are collected."""
+    emitted = jax.eval_shape(collect(f), *args)[1]
+    return all(name.startswith("loss/") for name in emitted)
 
 
 def losses_summed(f: Callable) -> Callable:

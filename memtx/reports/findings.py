@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memtx.reports.figures import Picture, pictures
+from memtx.reports.health import tabulate_health
 from memtx.reports.runs import Run
 from memtx.reports.study import Study
 from memtx.reports.table import STRAY, Table, complete, judge, tabulate
@@ -20,6 +21,7 @@ class Findings:
 
     judged     each claim and whether it is true
     undecided  why the remaining claims cannot be judged yet, or ""
+    health     tables of the health of the memories, if runs have measured it
     """
 
     study: Study
@@ -28,6 +30,7 @@ class Findings:
     judged: list[tuple[str, bool]]
     undecided: str
     pictures: list[Picture]
+    health: list[Table]
 
 
 def conclude(study: Study, runs: list[Run]) -> Findings:
@@ -37,7 +40,7 @@ def conclude(study: Study, runs: list[Run]) -> Findings:
     """
     runs = complete(runs, study.planned)
     table = tabulate(study, runs)
-    return Findings(study, runs, table, *judge(study, table), pictures(study, runs))
+    return Findings(study, runs, table, *judge(study, table), pictures(study, runs), tabulate_health(study, runs))
 
 
 def commands(found: Findings, results: Path | None = None) -> list[str]:

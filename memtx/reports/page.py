@@ -9,6 +9,7 @@ from memtx.errors import UserError
 from memtx.reports.draw import inline_svg
 from memtx.reports.findings import Findings, commands, duration, facts
 from memtx.reports.formats import grid
+from memtx.reports.health import explain
 from memtx.reports.table import label, varying
 
 
@@ -27,6 +28,7 @@ def page(found: Findings) -> str:
         judged=found.judged,
         undecided=found.undecided,
         grid=grid(found.table),
+        health=[(grid(table), explain(table)) for table in found.health],
         pictures=[(picture.name, inline_svg(picture)) for picture in found.pictures],
         facts=facts(found),
         commands=commands(found),

@@ -134,8 +134,8 @@ def _collect_curves(lines: Iterable[dict]) -> dict[str, Curve]:
 
 
 def _is_overall(metric: str) -> bool:
-    """Return whether a metric of an evaluation is an overall one and not one of a slice."""
-    return metric.startswith("eval/") and metric.count("/") == 1
+    """Return whether a metric of an evaluation is an overall one and not one of a slice or a layer."""
+    return metric.startswith(("eval/", "memory/")) and metric.count("/") == 1
 
 
 def thin(curve: Curve, most: int = POINTS) -> Curve:

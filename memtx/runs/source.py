@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 import jax
 
@@ -15,6 +15,7 @@ from memtx.data.streams import Batch, Stream
 from memtx.data.tokenizers import Tokenizer, make_tokenizer
 from memtx.data.tokens import Tokens, tokenize
 from memtx.errors import UserError, quoted
+from memtx.evaluation.health import Evaluate, Health
 from memtx.evaluation.perplexity import Evaluation, make_evaluator
 from memtx.evaluation.recall import Recall, make_recall
 from memtx.evaluation.text import check_scorers
@@ -27,7 +28,26 @@ from memtx.tasks.base import Task
 from memtx.tasks.stream import Examples
 
 Result = Evaluation | Recall
-Evaluator = Callable[[Params], Result]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """A function of parameters that evaluates them on held-out data.
+
+    evaluate: the compiled evaluation. batches: makes the held-out batches. finish: completes the result.
+    """
+
+    evaluate: Evaluate
+    batches: Callable[[], Iterable[Batch]]
+    finish: Callable[[Params, Any], Result] = lambda params, result: result
+
+    def __call__(self, params: Params) -> Result:
+        """Evaluate parameters."""
+        return self.finish(params, self.evaluate(params, self.batches()))
+
+    def remember(self, params: Params) -> None:
+        """Prepare to measure how much the next train step changes the keys of the first held-out segment."""
+        self.evaluate.remember(params, self.batches())
 
 
 class Batches(Protocol):
@@ -108,9 +128,9 @@ class TextSource:
 
     def evaluator(self, lm: LM, layout: Layout) -> Evaluator:
         """Return a function that evaluates parameters on held-out data."""
-        evaluate = make_evaluator(lm, self.tokenizer.bytes_V, layout)
+        evaluate = make_evaluator(lm, self.tokenizer.bytes_V, layout, make_health(lm, layout, self.config))
         batch = eval_rows(self._held_out, self.config)
-        return lambda params: evaluate(params, self._masked(eval_batches(self._held_out, self.config), batch))
+        return Evaluator(evaluate, lambda: self._masked(eval_batches(self._held_out, self.config), batch))
 
     def _masked(self, batches, rows: int):
         c, first = self.config, jax.process_index() * rows // jax.process_count()
@@ -168,13 +188,12 @@ class TaskSource:
     def evaluator(self, lm: LM, layout: Layout) -> Evaluator:
         """Return a function that evaluates parameters on held-out data."""
         c = self.config
-        recall = make_recall(lm, self._held_out, layout)
+        recall = make_recall(lm, self._held_out, layout, make_health(lm, layout, c))
 
-        def evaluate(params: Params) -> Recall:
-            found = recall(params, eval_examples(self._task, c))
+        def finish(params: Params, found: Recall) -> Recall:
             return self._with_text(lm, params, found) if self._source else found
 
-        return evaluate
+        return Evaluator(recall, lambda: eval_examples(self._task, c), finish)
 
     def _with_text(self, lm: LM, params: Params, recall: Recall) -> Recall:
         c, text = self.config.eval, bits_per_byte(recall, self._held_out, self.tokenizer.bytes_V)
@@ -184,6 +203,11 @@ class TaskSource:
             scores, signature = greedy_scores(lm, params, self.tokenizer, some, batch=rows, max_tokens=length)
             return dataclasses.replace(recall, text=text | scores, signature=signature)
         return dataclasses.replace(recall, text=text)
+
+
+def make_health(lm: LM, layout: Layout, config: Config) -> Health | None:
+    """Return the measurements of the state that the config asks for, or None."""
+    return Health(lm, layout) if config.eval.health else None
 
 
 def _named(config: Config, tasks: Sequence[Task]) -> Config:

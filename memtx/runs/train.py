@@ -127,7 +127,7 @@ class Run:
         with catch_stop() as stopped:
             for step in range(max(done, 0), total + 1):
                 last, stop, measured = step == total, self._agree(stopped.is_set()), None
-                if step > done and (last or _is_due(step, config.eval.every)):
+                if step > done and self._evaluates(step):
                     log.write()
                     with log.paused():
                         evaluation = evaluate(train_state[0])
@@ -139,6 +139,10 @@ class Run:
                     log.saved = step
                 if last or stop:
                     break
+                if config.eval.health and self._evaluates(step + 1):
+                    log.write()
+                    with log.paused():
+                        evaluate.remember(train_state[0])
                 batch = self.layout.shard(next(stream))
                 *train_state, values = self.step(*train_state, batch, np.int32(step), self.key)
                 log.write()
@@ -147,6 +151,10 @@ class Run:
                 evaluation = evaluate(train_state[0])
             checkpoints.wait()  # a second signal must not interrupt the last save
         return Trained(step, step == total, evaluation)
+
+    def _evaluates(self, step: int) -> bool:
+        """Return whether the run is evaluated after a step."""
+        return step == self.config.train.steps or _is_due(step, self.config.eval.every)
 
     def _items(self, train_state) -> dict:
         return dict(zip(("params", "opt_state", "memory"), train_state, strict=True))

@@ -75,7 +75,8 @@ class Metrics:
         """Print a line, or update the progress bar on a terminal. Evaluations are always printed as lines."""
         head = f"step {step}/{self.steps}  "
         if "train/loss" not in numbers:
-            shown = {name: value for name, value in numbers.items() if name.count("/") < 2}  # slices go only to the files
+            hidden = [name for name in numbers if name.startswith("memory/") or name.count("/") > 1]  # only for the files
+            shown = {name: value for name, value in numbers.items() if name not in hidden}
             self._console.print(head + "  ".join(f"{name} {_short(value)}" for name, value in shown.items()), markup=False)
             return
         text = head + "  ".join(self._describe(step, numbers))
