@@ -1,5 +1,5 @@
 """What memorizing, landmark and knn_lm promise beyond the contract: everything retrieved is full attention, ids across wraps,
-attributions, approximate search, and a datastore that can be built piece by piece and edited.
+attributions, approximate search, and a datastore beside the cache.
 
 B stream, T time, N query heads, K kv heads, H head dim, D model, R neighbours.
 """
@@ -17,7 +17,9 @@ from memtx.config import Model
 from memtx.contract.case import BATCH, DIMS, Case, at, distance
 from memtx.core import collect
 from memtx.errors import UserError
-from memtx.memory import knn_lm
+from memtx.library.entries import answering_state, read_entries
+from memtx.library.record import Document
+from memtx.library.view import make_view
 from memtx.memory.knn_lm import KNNLM
 from memtx.memory.landmark import AHEAD, Landmark
 from memtx.memory.memorizing import Memorizing
@@ -188,55 +190,36 @@ def test_landmark_reads_the_same_in_calls_longer_than_its_bank_has_room_for():
 # --- knn_lm: the shared datastore -------------------------------------------------------------------------------------------
 
 
-DOCUMENTS = [(document, np.random.default_rng(document).integers(0, 16, 9 + 4 * document)) for document in range(4)]
-TOTAL = sum(len(tokens) - 1 for _, tokens in DOCUMENTS)
+SLOTS = 256  # of the smallest datastore
 
 
 @pytest.fixture(scope="module")
 def model():
-    settings = KNNLM.Config(memory=0, datastore=TOTAL, neighbours=5, temperature=4.0)
+    """A model, its parameters, and the entries of four documents, as a library reads them (tests/library has the rest)."""
+    settings = KNNLM.Config(memory=0, datastore=SLOTS, neighbours=5, temperature=4.0, chunk=32)
     sizes = {"vocab_size": 16, "width": 8, "num_heads": 2, "num_kv_heads": 2, "head_dim": 4, "ff_dim": 16}
     lm = build(Model(stacks=((("window",), 1),), head="knn_lm", memory={"knn_lm": settings}, **sizes))
     params = lm.init(jax.random.key(0))
-    return lm, params, partial(knn_lm.build, lm, params, time=8)
-
-
-def predict(model, store):
-    lm, params, _ = model
-    token = np.random.default_rng(9).integers(0, 16, (2, 6))
-    return np.asarray(jax.jit(lm.__call__)(params, token, knn_lm.attach(lm.init_state(2), store))[0])
-
-
-def test_a_datastore_built_piece_by_piece_is_the_one_built_at_once(model):
-    lm, params, make = model
-    whole = make(DOCUMENTS)
-    pieces = knn_lm.extend(make(DOCUMENTS[:1]), lm, params, DOCUMENTS[1:3], time=8)
-    pieces = knn_lm.extend(pieces, lm, params, DOCUMENTS[3:], time=8)
-    assert whole.capacity == TOTAL
-    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(pieces), strict=True):
-        np.testing.assert_array_equal(a, b)
-    np.testing.assert_array_equal(whole.entries.value, np.concatenate([tokens[1:] for _, tokens in DOCUMENTS]))
-
-
-def test_a_document_that_was_deleted_was_never_there(model):
-    _, _, make = model
-    whole, without = make(DOCUMENTS), make([document for document in DOCUMENTS if document[0] != 2])
-    np.testing.assert_array_equal(predict(model, knn_lm.forget(whole, 2)), predict(model, without))
-    assert distance(predict(model, whole), predict(model, without)) > MOVED  # control
+    texts = {str(n): np.random.default_rng(n).integers(0, 16, 9 + 4 * n) for n in range(4)}
+    documents = [Document(name, "", "", len(ids), "", len(ids) - 1, digest=name) for name, ids in texts.items()]
+    view = make_view(documents, lambda name: read_entries(lm, params, texts[name]))
+    np.testing.assert_array_equal(view.groups["0"].arrays["1"], np.concatenate([ids[1:] for ids in texts.values()]))
+    return lm, params, view
 
 
 def test_the_datastore_is_mixed_in_by_the_formula(model):
     """Against a float64 brute force over all entries."""
-    lm, params, make = model
-    store = make(DOCUMENTS)
+    lm, params, view = model
+    lm, state = answering_state(lm, view, 2)
     token = np.random.default_rng(9).integers(0, 16, (2, 6))
 
     def run(token, state):
         return collect(lm, "hidden", "attribution")(params, token, state)
 
-    (y, _), aux = jax.jit(run)(token, knn_lm.attach(lm.init_state(2), store))
+    (y, _), aux = jax.jit(run)(token, state)
     (plain, _), _ = jax.jit(run)(token, lm.init_state(2))  # an empty datastore is the plain model
-    f, keys, values = (np.asarray(a, np.float64) for a in (aux["hidden"][0], store.entries.key, store.entries.value))
+    arrays = view.groups["0"].arrays
+    f, keys, values = (np.asarray(a, np.float64) for a in (aux["hidden"][0], arrays["0"], arrays["1"]))
     for b, t in np.ndindex(2, 6):
         far = ((keys - f[b, t]) ** 2).sum(1)
         nearest = np.argsort(far)[:5]
@@ -248,37 +231,26 @@ def test_the_datastore_is_mixed_in_by_the_formula(model):
 
 
 def test_all_streams_share_the_datastore_and_a_reset_leaves_it(model):
-    lm, params, make = model
-    store = make(DOCUMENTS)
-    state = knn_lm.attach(lm.init_state(2), store)
+    lm, params, view = model
+    lm, state = answering_state(lm, view, 2)
     seg = at(0, 6)
     seg = dataclasses.replace(jax.tree.map(lambda a: a[:2], seg), reset_B=jnp.array([True, False]))
     _, after = jax.jit(lm.__call__)(params, np.zeros((2, 6), int), state, seg)
-    assert distance(after.head.datastore, store) == 0
+    assert distance(after.head.datastore, state.head.datastore) == 0
     assert state.head.datastore.cursor.shape == ()
 
 
 def test_cache_and_datastore_together_read_both(model):
-    _, _, make = model
-    both = case(KNNLM, memory=8, datastore=TOTAL, neighbours=3, chunk=4)
-    state = dataclasses.replace(both.init_state(), datastore=make(DOCUMENTS))
+    lm, _, view = model
+    store = answering_state(lm, view)[1].head.datastore
+    both = case(KNNLM, memory=8, datastore=SLOTS, neighbours=3, chunk=4)
+    state = dataclasses.replace(both.init_state(), datastore=store)
     x = both.x(0, 8)
     y = both.call(x, state, at(0, 8))[0]
     np.testing.assert_allclose(jax.nn.logsumexp(y, -1), jax.nn.logsumexp(x[1], -1), atol=1e-5)
     assert distance(y, both.call(x, both.init_state(), at(0, 8))[0]) > MOVED
-    assert (
-        distance(
-            y, case(KNNLM, memory=0, datastore=TOTAL, neighbours=3).call(x, dataclasses.replace(state, cache=()), at(0, 8))[0]
-        )
-        > MOVED
-    )
-
-
-def test_a_datastore_that_does_not_fit_says_so(model):
-    lm, params, make = model
-    large = knn_lm.extend(make(DOCUMENTS), lm, params, DOCUMENTS[:1], time=8)
-    with pytest.raises(UserError, match=f"has {TOTAL + 8} entries: set memory.knn_lm.datastore"):
-        knn_lm.attach(lm.init_state(1), large)
+    only = case(KNNLM, memory=0, datastore=SLOTS, neighbours=3)
+    assert distance(y, only.call(x, dataclasses.replace(state, cache=()), at(0, 8))[0]) > MOVED
 
 
 @pytest.mark.parametrize(
