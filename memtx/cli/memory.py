@@ -94,9 +94,7 @@ def _read(values, words: Sequence[str]) -> None:
         found = _library(values)
     namespace = _one(values) or library.SPACE
     texts = [*_texts(words, values["document"].value)]
-    count = 0
-    for name, text in _progress(texts):
-        count += found.read(text, document=name, namespace=namespace)
+    count = found.read_all(_progress(texts), namespace=namespace)
     print(f"read {len(texts)} document{'s' * (len(texts) != 1)} into {found.path}: {count} entries")
 
 

@@ -140,11 +140,3 @@ def _chosen(group: Any) -> dict[str, Any]:
     """Return the fields of a dataclass that differ from their defaults, so that a new field changes no fingerprint."""
     default = type(group)()
     return {name: value for name, value in plain(group).items() if getattr(group, name) != getattr(default, name)}
-
-
-def check_text(text: str, name: str) -> None:
-    """Raise a UserError unless a text can be written as UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{name!r} has characters that UTF-8 cannot encode; clean the text first") from None

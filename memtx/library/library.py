@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,9 +17,9 @@ from memtx.files.text import read_text
 from memtx.library import certificate as certificates
 from memtx.library.explain import Explanation, Text, explain
 from memtx.library.folder import SETTINGS, Folder, unpacked
-from memtx.library.kind import Change, Found, Kind, Separate, check_text, fingerprint
+from memtx.library.kind import Change, Found, Kind, Separate, fingerprint
 from memtx.library.language import Entries, States
-from memtx.library.record import Document, Record, Settings, sha256
+from memtx.library.record import Document, Record, Settings, check_name, now
 from memtx.library.sentences import Sentences
 from memtx.pretrained.load import CONTEXT
 from memtx.runs.load import Loaded, load
@@ -26,7 +27,7 @@ from memtx.runs.load import Loaded, load
 T = TypeVar("T")
 KINDS: dict[str, type[Kind]] = {"sentences": Sentences, "entries": Entries, "state": States}
 SPACE = "default"  # the namespace of documents that are read without one
-LONGEST = 200  # characters of a name
+GROUP = 64  # documents that `read_all` saves at a time
 
 
 def create(
@@ -144,21 +145,27 @@ class Library:
         """
         if isinstance(text, Path):
             document, text = document or text.name, read_text(text)
-        for value, what in ((document, "document"), (namespace, "namespace")):
-            _check_name(value, what)
-        check_text(text, document)
-        kind, digest = self.kind, sha256(text.encode())
-        with self.changing() as record:
-            known = next((d for d in record.documents if d.key == (namespace, document)), None)
-            if known and known.sha256 == digest:
-                return known.entries
-            new = Document(document, namespace, digest, 0, _now(), 0, text=text if self.settings.texts else None)
-            files = {}
-            if known:
-                record, files = kind.remove(record, [known.id], kind.methods[0], self.folder.read)
-            record, more = kind.add(record, new, text, partial(self._new, files))
-            self.commit(record, files | more)
-        return record.documents[-1].entries
+        return self.read_all([(document, text)], namespace=namespace)
+
+    def read_all(self, documents: Iterable[tuple[str, str]], *, namespace: str = SPACE) -> int:
+        """Read documents, given as name and text, and return the number of their entries.
+
+        They are saved in groups, which is quicker than one by one. If one cannot be read, those before it are saved, and
+        UserError is raised.
+        """
+        check_name(namespace, "namespace")
+        left, count = iter(documents), 0
+        while group := [*islice(left, GROUP)]:
+            with self.changing() as record:
+                before, files = record, {}
+                try:
+                    for name, text in group:
+                        record, files, entries = self._added(record, files, Document.of(name, namespace, text))
+                        count += entries
+                finally:
+                    if record is not before:
+                        self.commit(dataclasses.replace(record, version=before.version + 1), files)
+        return count
 
     def recall(self, query: str, *, k: int = 5, namespace: str | Sequence[str] = SPACE) -> list[Found]:
         """Return the k entries of these namespaces that answer a query best, the best first.
@@ -255,12 +262,25 @@ class Library:
         kept = record.files()
         self.folder.commit(record, {name: content for name, content in files.items() if name in kept})
 
+    def _added(self, record: Record, files: dict[str, bytes], new: Document) -> tuple[Record, dict[str, bytes], int]:
+        """Return the record with a document, the new files so far, and the number of its entries."""
+        kind, text = self.kind, new.text or ""
+        known = next((document for document in record.documents if document.key == new.key), None)
+        if known and known.sha256 == new.sha256:
+            return record, files, known.entries
+        if known:
+            record, more = kind.remove(record, [known.id], kind.methods[0], partial(self._new, files))
+            files = files | more
+        new = new if self.settings.texts else dataclasses.replace(new, text=None)
+        record, more = kind.add(record, new, text, partial(self._new, files))
+        return record, files | more, record.documents[-1].entries
+
     def _forget(self, change: Change, removed: Sequence[Mapping[str, Any]], method: str, reread: bool, key: bytes | None):
         """Make a change that forgets, check it, and return the certificate."""
         before = self.record.digest()
         self.commit(*change)
         check, after = self._checked(removed, method, reread), self.record
-        args = method, removed, before, after.digest(), after.version, _now(), check
+        args = method, removed, before, after.digest(), after.version, now(), check
         return certificates.sealed(certificates.make_certificate(*args), key)
 
     def _checked(self, removed: Sequence[Mapping[str, Any]], method: str, reread: bool) -> str:
@@ -314,12 +334,3 @@ class Library:
                 of_document = counts.setdefault(document, {})
                 of_document[position] = of_document.get(position, 0) + 1
             self.folder.write_counts(counts)
-
-
-def _check_name(name: str, what: str) -> None:
-    if not name or not name.isprintable() or len(name) > LONGEST or name != name.strip():
-        raise UserError(f"the name of a {what} must have 1 to {LONGEST} printable characters, not {name[:60]!r}")
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

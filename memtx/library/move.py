@@ -10,6 +10,7 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Collection
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +124,8 @@ def migrate(
 
     def fill(path: Path) -> None:
         new = create(path, model, **settings)
-        for document in progress(documents):
-            new.read(document.text or "", document=document.name, namespace=document.namespace)
+        for space, group in groupby(progress(documents), key=lambda document: document.namespace):
+            new.read_all(((document.name, document.text or "") for document in group), namespace=space)
 
     return _built(folder, fill)
 

@@ -12,12 +12,14 @@ import json
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from memtx.errors import UserError, nearest
 from memtx.fields import to_dataclass
 
 FORMAT = 1
+LONGEST = 200  # characters of a name
 KINDS = ("sentences", "entries", "state")
 
 
@@ -45,6 +47,15 @@ class Document:
     label: int = 0
     start: int = 0
     text: str | None = None
+
+    @staticmethod
+    def of(name: str, namespace: str, text: str) -> Document:
+        """Return a document that is about to be read. Raises UserError for a name or a text that cannot be stored."""
+        check_name(name, "document")
+        try:
+            return Document(name, namespace, sha256(text.encode()), 0, now(), 0, text=text)
+        except UnicodeEncodeError:
+            raise UserError(f"{name!r} has characters that UTF-8 cannot encode; clean the text first") from None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -184,6 +195,17 @@ def load_settings(content: bytes) -> Settings:
 def _check_format(values: Mapping[str, Any], name: str) -> None:
     if values[name] != FORMAT:
         raise UserError(f"its format is {values[name]!r}, and this version of memtx reads format {FORMAT}")
+
+
+def check_name(name: str, what: str) -> None:
+    """Raise a UserError unless a name of a document or namespace can be shown on a line."""
+    if not name or not name.isprintable() or len(name) > LONGEST or name != name.strip():
+        raise UserError(f"the name of a {what} must have 1 to {LONGEST} printable characters, not {name[:60]!r}")
+
+
+def now() -> str:
+    """Return the time, in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def sha256(content: bytes) -> str:

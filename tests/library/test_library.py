@@ -43,6 +43,15 @@ def test_a_file_is_read_under_its_name(found, tmp_path):
     assert found.recall("Some notes.")[0].text == "Some notes."
 
 
+def test_many_documents_are_read_in_few_changes_and_those_before_a_fault_are_kept(found):
+    version = found.record.version
+    assert found.read_all([(f"n{n}", f"Number {n}. It counts.") for n in range(130)], namespace="many") == 260
+    assert found.record.version == version + 3
+    with pytest.raises(UserError, match="'empty' has no text"):
+        found.read_all([("first", "One."), ("empty", " "), ("last", "Two.")], namespace="few")
+    assert [document.name for document in found.record.visible("few")] == ["first"]
+
+
 @pytest.mark.parametrize("name", ["", " a", "a\n", "a\x1b[31m", "x" * 201])
 def test_names_are_printable(found, name):
     with pytest.raises(UserError, match="the name of a document must have"):
