@@ -279,9 +279,9 @@ def where_rows(row_B: Array | np.ndarray, new: State, old: State, axes: State = 
     return jax.tree.map(leaf, new, old, axes)
 
 
-def take_rows(state: State, index_B: Array, axes: State) -> State:
+def take_rows(state: State, index_B: Array | Sequence[int], axes: State) -> State:
     """Return the rows of a state at these indices, which may repeat. Leaves that all streams share stay."""
-    return jax.tree.map(lambda leaf, axis: leaf if axis < 0 else jnp.take(leaf, index_B, axis), state, axes)
+    return jax.tree.map(lambda leaf, axis: leaf if axis < 0 else jnp.take(leaf, jnp.asarray(index_B), axis), state, axes)
 
 
 def reset(layer: Stateful, state: State, reset_B: Array) -> State:

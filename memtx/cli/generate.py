@@ -35,7 +35,7 @@ def define(values: flags.FlagValues) -> None:
     def integer(name: str, default: int | None, text: str, least: int | None = 1, most: int | None = None) -> None:
         flags.DEFINE_integer(name, default, text, lower_bound=least, upper_bound=most, flag_values=values)
 
-    string("workdir", "The folder `DIR` of a trained run. Give it, --model or --memory.")
+    string("workdir", "The folder `DIR` of a trained run. Give one of --workdir, --model and --memory.")
     string("model", "A pretrained `MODEL`: smollm2, a Hugging Face folder, a .gguf file, or a name of the hub.")
     string("memory", "The folder `DIR` of a library, whose documents its model remembers (see memtx memory).")
     flags.DEFINE_multi_string("namespace", [], "A namespace of --memory, by its `NAME`. Default: default", flag_values=values)
@@ -54,7 +54,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_bool("chat", False, "Format the prompt as a message with the chat template of the model.", flag_values=values)
     string("source", "The `TEXT` for the encoder of an encoder-decoder.")
     string(
-        "explain", "Write a page to `FILE`, such as page.html, that shows which entries each token of the text was read from."
+        "explain", "Write a page to `FILE`, such as page.html, that shows from which entries each token of the text was predicted."
     )
     integer("context", None, "The number of tokens that full attention of a --model keeps. Default: 2048.")
 

@@ -15,6 +15,7 @@ from memtx.errors import UserError, escaped
 from memtx.files.cache import VARIABLE
 
 INDENT, WIDTH = 28, 110  # of the texts in the help
+REPEATED = r"\.?;\s+repeat this option to specify a list of values"  # the words of absl
 PLACEHOLDERS = {"int": "N", "float": "X"}
 
 
@@ -30,6 +31,7 @@ def _flag_help(flag: flags.Flag) -> str:
     kinds = getattr(flag.parser, "enum_values", None) or re.findall("`([^`]*)`", flag.help)[:1]
     value = "" if flag.boolean else f"={'|'.join(kinds) or PLACEHOLDERS[flag.flag_type()]}"
     text = flag.help.partition(">: ")[2] or flag.help  # absl puts the choices in front
+    text = re.sub(REPEATED, ". May be repeated.", text)
     if flag.default not in (None, "", []):
         text += f" Default: {str(flag.default).lower() if flag.boolean else flag.default}."
     text, left, space = " ".join(text.replace("`", "").split()), f"  --{flag.name}{value}", " " * INDENT

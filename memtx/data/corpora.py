@@ -99,7 +99,7 @@ def _build(part: Path, name: str, origin: Origin, documents: Documents) -> None:
         sums[id] = hashlib.sha256(content).hexdigest()
         damaged += [id] if is_damaged(content) else []
     if len(sums) < 2:
-        raise UserError(f"corpus {name} has {len(sums)} text documents; it needs at least 2, to train on and to hold out")
+        raise UserError(f"corpus {name} needs at least 2 text documents, to train on and to hold out, but it has {len(sums)}")
     splits = {split: ids for split, ids in origin.split(sorted(sums)).items() if ids}
     records.write(part, {split: [(id, documents[id]) for id in ids] for split, ids in splits.items()})
     fingerprint = digest([(split, id, sums[id]) for split, ids in splits.items() for id in ids])

@@ -55,7 +55,8 @@ class Board:
     def summary(self) -> str:
         """Return the number of runs by state, such as "12 runs: 10 finished, 2 failed"."""
         counts = Counter(self._states.values())
-        return f"{len(self._states)} runs: " + ", ".join(f"{counts[state]} {state}" for state in STYLES if counts[state])
+        total = len(self._states)
+        return f"{total} run{'s' * (total != 1)}: " + ", ".join(f"{counts[state]} {state}" for state in STYLES if counts[state])
 
     def table(self) -> Table:
         """Return the table of runs: all running and failed ones, and up to ROWS others."""

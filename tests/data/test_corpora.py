@@ -151,7 +151,7 @@ def test_pycode_needs_nothing_and_has_no_tests(cache):
         ("textdir", "textdir:PATH"),
         ("textdir:/no/such/folder", "is not a folder"),
         ("textdir:{empty}", "has no files"),
-        ("textdir:{one}", "has 1 text documents"),
+        ("textdir:{one}", "needs at least 2 text documents, .* but it has 1"),
         ("tfds:imdb_revews", "did you mean imdb_reviews"),
     ],
 )
