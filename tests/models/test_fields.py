@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -99,8 +100,8 @@ def test_t5_as_transformers_5_saves_it(tmp_path):
         lm, params = load(folder_of(tmp_path, name, **changes))
         target = np.pad(np.maximum(a["input.labels"], 0), ((0, 0), (1, 0)))[:, :-1]
         length = a["input.attention_mask"].sum(1)
-        state = lm.encode(params, a["input.input_ids"], lm.init_state(3), length)
-        logits, _ = lm(params, target, state)
+        state = jax.jit(lm.encode)(params, a["input.input_ids"], lm.init_state(3), length)
+        logits, _ = jax.jit(lm.__call__)(params, target, state)
         assert distance(np.asarray(logits)[0], a["y.logits"][0] * size) <= 1e-4
         pretrained.export(lm, params, tmp_path / f"{name}-again")
         assert load(tmp_path / f"{name}-again")[0].model.logit_scale == 1

@@ -50,6 +50,11 @@ def make(rng, time, sizes, *, heads=4, kv_heads=2, window=None, known=True, firs
     return q, sources, seg
 
 
+def run(q, sources, seg, dims):
+    """`attend`, compiled."""
+    return jax.jit(lambda q: attend(q, sources, seg, dims))(q)
+
+
 def positions(source, seg):
     """The positions of the keys in the document, [B, S]."""
     if source.position_BS is not None:
@@ -118,7 +123,7 @@ def test_equals_plain_softmax_over_all_keys(example, position):
     dims = Dims(32, q.shape[2], sources[0].k_BSKH.shape[2], H, position)
     table = np.random.default_rng(1).normal(size=(32, dims.num_heads))
     seg = seg.replace(shared={"relative_bias": jnp.asarray(table, jnp.float32)})
-    y = jax.jit(lambda q: attend(q, sources, seg, dims))(q)
+    y = run(q, sources, seg, dims)
     np.testing.assert_allclose(real(seg, y), real(seg, oracle(q, sources, seg, dims, table)), atol=2e-5)
 
 
@@ -128,7 +133,7 @@ def test_a_source_with_its_own_query_positions():
     at = jnp.broadcast_to(sink.position_BS[:, -1:] + 30, seg.position_BT.shape)
     sources = [dataclasses.replace(sink, query_position_BT=at), own]
     dims = Dims(32, 4, 2, H)
-    np.testing.assert_allclose(real(seg, attend(q, sources, seg, dims)), real(seg, oracle(q, sources, seg, dims)), atol=2e-5)
+    np.testing.assert_allclose(real(seg, run(q, sources, seg, dims)), real(seg, oracle(q, sources, seg, dims)), atol=2e-5)
 
 
 @pytest.mark.parametrize("often_empty", [False, True])
@@ -176,16 +181,16 @@ def test_an_empty_source_is_skipped_and_gives_nothing():
     poison = dataclasses.replace(
         memory, valid_BS=jnp.zeros_like(memory.valid_BS), v_BSKH=jnp.full_like(memory.v_BSKH, jnp.nan), often_empty=True
     )
-    y = attend(q, [poison, own], seg, dims)
-    np.testing.assert_allclose(real(seg, y), real(seg, attend(q, [own], seg, dims)), atol=1e-6)
+    y = run(q, [poison, own], seg, dims)
+    np.testing.assert_allclose(real(seg, y), real(seg, run(q, [own], seg, dims)), atol=1e-6)
     read = dataclasses.replace(poison, often_empty=False)  # control: a set that is not skipped is read, and 0 * nan is nan
-    assert np.isnan(np.asarray(attend(q, [read, own], seg, dims))).any()
+    assert np.isnan(np.asarray(run(q, [read, own], seg, dims))).any()
 
 
 def test_bfloat16_in_bfloat16_out_and_close():
     q, sources, seg = make(np.random.default_rng(0), 12, [9], dtype=jnp.bfloat16)
     dims = Dims(32, 4, 2, H)
-    y = attend(q, sources, seg, dims)
+    y = run(q, sources, seg, dims)
     assert y.dtype == jnp.bfloat16
     np.testing.assert_allclose(real(seg, y), real(seg, oracle(q, sources, seg, dims)), atol=0.05)
 
@@ -194,8 +199,8 @@ def test_queries_that_see_nothing_are_finite_and_so_are_gradients():
     q, sources, seg = make(np.random.default_rng(0), 12, [9])
     sources = [s.without(jnp.ones(s.k_BSKH.shape[:2], bool)) for s in sources]
     dims = Dims(32, 4, 2, H)
-    assert np.isfinite(np.asarray(attend(q, sources, seg, dims))).all()
-    assert np.isfinite(np.asarray(jax.grad(lambda q: attend(q, sources, seg, dims).sum())(q))).all()
+    assert np.isfinite(np.asarray(run(q, sources, seg, dims))).all()
+    assert np.isfinite(np.asarray(jax.grad(lambda q: run(q, sources, seg, dims).sum())(q))).all()
 
 
 # --- tiles against the definition -------------------------------------------------------------------------------------------
@@ -254,7 +259,8 @@ def test_each_variant_changes_the_values(change):
     """The control of the test above."""
     q, sets, seg = make(np.random.default_rng(0), **CASES["two memories"])
     dims = Dims(32, 4, 2, H)
-    plain, changed = (real(seg, attention.attend([view(q, s, seg, dims) for s in some])) for some in (sets, change(sets, seg)))
+    call = lambda sets: jax.jit(lambda q: attention.attend([view(q, s, seg, dims) for s in sets]))(q)  # noqa: E731
+    plain, changed = (real(seg, call(some)) for some in (sets, change(sets, seg)))
     assert np.abs(plain - changed).max() > 1e-2
 
 
@@ -316,4 +322,5 @@ def test_full_in_a_call_that_begins_documents_does_not_read_its_cache():
     rng = np.random.default_rng(0)
     x = tuple(jnp.asarray(rng.normal(size=(B, 6, n, H)), jnp.float32) for n in (4, 2, 2))
     seg = segment(jnp.arange(6) + jnp.zeros((B, 1), jnp.int32))
-    np.testing.assert_array_equal(memory(x, poison, seg)[0], memory(x, state, seg)[0])
+    call = jax.jit(memory.__call__)
+    np.testing.assert_array_equal(call(x, poison, seg)[0], call(x, state, seg)[0])
