@@ -54,7 +54,8 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_bool("chat", False, "Format the prompt as a message with the chat template of the model.", flag_values=values)
     string("source", "The `TEXT` for the encoder of an encoder-decoder.")
     string(
-        "explain", "Write a page to `FILE`, such as page.html, that shows from which entries each token of the text was predicted."
+        "explain",
+        "Write a page to `FILE`, such as page.html, that shows from which entries each token of the text was predicted.",
     )
     integer("context", None, "The number of tokens that full attention of a --model keeps. Default: 2048.")
 

@@ -2,8 +2,8 @@
 
   memtx plan --config=lm:memory=xl --match=params=1e6
 
-FLOPs count the matrix products of a forward pass. --match finds the width at which the model has a given cost, and prints the flags
-that set it.
+FLOPs are those of the matrix products of a forward pass. --match finds the width at which the model has a given cost, and
+prints the flags that set it.
 """
 
 from __future__ import annotations
