@@ -38,3 +38,8 @@ def tiny(root: Path, memory: str = "window", **groups) -> Config:
     for group, changes in groups.items():
         values[group] = {**values.get(group, {}), **changes} if isinstance(changes, dict) else changes
     return configure(values)
+
+
+def without_drift(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics of an evaluation without the drift of keys, which needs the weights before the last train step."""
+    return {name: value for name, value in metrics.items() if not name.startswith("memory/drift")}

@@ -390,8 +390,8 @@ def test_damaged_values_of_the_config(check):
     def call(changes):
         values = flags.FlagValues()
         train.define(values)
-        parsed = parse(values, "train", [f"--config={spec}", *(f"--config.{key}={text}" for key, text in changes)])
-        configure(parsed.config)
+        parse(values, "train", [f"--config={spec}", *(f"--config.{key}={text}" for key, text in changes)])
+        configure(values.config)
 
     def refused(changes):
         try:
