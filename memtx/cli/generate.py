@@ -101,6 +101,8 @@ def _load(values, source: str | None) -> tuple[Loaded, Callable[..., Explanation
         raise UserError("--namespace is for --memory")
     if memory:
         library, spaces = open(memory), namespaces or [SPACE]
+        if not library.record.visible(spaces):
+            raise UserError(f"no documents in the namespace {', '.join(spaces)}; {library.record.spaces()}")
         return library.model(namespace=spaces), partial(library.explain, namespace=spaces)
     kept = {"context": context} if context else {}
     loaded = load(model, **kept) if model else load_run(Path(needed(values, "workdir", "runs/first")))

@@ -58,7 +58,7 @@ def define(values: flags.FlagValues) -> None:
     kinds = ["sentences", "entries", "state"]
     enum("kind", None, kinds, "The kind of a new library. Default: sentences for a sentence encoder, or else entries.")
     flags.DEFINE_bool("no_text", False, "Keep no texts in a new library.", flag_values=values)
-    text = "A namespace, by its `NAME`. Default: default. recall, export and merge take several"
+    text = "A namespace, by its `NAME`, or * for all. Default: default. read and forget take one"
     flags.DEFINE_multi_string("namespace", [], text, flag_values=values)
     string("document", "The `NAME` of the document from the standard input.")
     flags.DEFINE_integer("k", 5, "Show the N best entries.", lower_bound=1, flag_values=values)
@@ -78,9 +78,7 @@ def act(values, words: Sequence[str]) -> None:
     check_known(verb, VERBS, "verb")
     run, least, most = VERBS[verb]
     if not least <= len(rest) <= (most or len(rest)):
-        raise UserError(
-            f"memtx memory {verb} takes {_count(least, most)} after the verb, not {len(rest)}; see memtx memory --help"
-        )
+        raise UserError(f"memtx memory {verb} takes {_count(least, most)}, not {len(rest)}; see memtx memory --help")
     run(values, [_decoded(word) for word in rest])
 
 
@@ -88,23 +86,24 @@ def _read(values, words: Sequence[str]) -> None:
     from memtx import library
 
     path, model = needed(values, "memory", "notes"), values["model"].value
+    texts = [*_texts(words, values["document"].value)]
     if model and not library.is_library(path):
         found = library.create(path, model, kind=values["kind"].value or "", texts=not values["no_text"].value)
     else:
         found = _library(values)
     namespace = _one(values) or library.SPACE
-    texts = [*_texts(words, values["document"].value)]
     count = found.read_all(_progress(texts), namespace=namespace)
-    print(f"read {len(texts)} document{'s' * (len(texts) != 1)} into {found.path}: {count} entries")
+    print(f"read {_plural(len(texts), 'document')} into {found.path}: {_plural(count, 'entry', 'entries')}")
 
 
 def _recall(values, words: Sequence[str]) -> None:
-    found = _library(values).recall(words[0], k=values["k"].value, **_spaces(values))
+    library = _library(values)
+    found = library.recall(words[0], k=values["k"].value, **_spaces(values))
     if values["format"].value == "json":
         print(json.dumps([dataclasses.asdict(entry) for entry in found], indent=2))
         return
     if not found:
-        print("nothing: these namespaces have no documents")
+        print(f"nothing, because the namespace has no documents; {library.record.spaces()}")
     for entry in found:
         print_text(
             f"{entry.score:.3f}  {escaped(entry.document)} ({escaped(entry.namespace)}) at {entry.position}  {entry.entry}\n"
@@ -116,6 +115,8 @@ def _show(values, words: Sequence[str]) -> None:
     from memtx.library.summary import summarise
 
     about = summarise(_library(values))
+    if spaces := _spaces(values).get("namespace"):
+        about["documents"] = [row for row in about["documents"] if row["namespace"] in spaces or "*" in spaces]
     if values["format"].value == "json":
         print(json.dumps(about, indent=2))
         return
@@ -150,31 +151,35 @@ def _forget(values, words: Sequence[str]) -> None:
 def _verify(values, words: Sequence[str]) -> None:
     try:
         certificate = json.loads(Path(words[0]).read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the certificate {printable(words[0])}: {error}") from None
+    except OSError as error:
+        raise UserError(f"cannot read the certificate {printable(words[0])}: {error.strerror}") from None
+    except ValueError:
+        raise UserError(f"{printable(words[0])} is not a certificate: it is not JSON") from None
+    from memtx.library.certificate import CHECKED, REREAD
+
     _library(values).verify(certificate, key=_key(values), reread=values["reread"].value)
-    print(f"true: {certificate['check']}")
+    print(f"true: {CHECKED}{REREAD * (values['reread'].value and certificate['method'] != 'mask')}")
 
 
 def _export(values, words: Sequence[str]) -> None:
     from memtx.library import export
 
-    count = export(_library(values), words[0], namespace=values["namespace"].value or None)
-    print(f"wrote {count} documents to {words[0]}")
+    count = export(_library(values), words[0], **_spaces(values))
+    print(f"wrote {_plural(count, 'document')} to {words[0]}")
 
 
 def _import(values, words: Sequence[str]) -> None:
     from memtx.library import import_file
 
     library, count = import_file(needed(values, "memory", "notes"), words[0])
-    print(f"added {count} documents to {library.path}")
+    print(f"added {_plural(count, 'document')} to {library.path}")
 
 
 def _merge(values, words: Sequence[str]) -> None:
     from memtx import library
 
-    count = library.merge(_library(values), library.open(words[0]), namespace=values["namespace"].value or None)
-    print(f"added {count} documents")
+    count = library.merge(_library(values), library.open(words[0]), **_spaces(values))
+    print(f"added {_plural(count, 'document')}")
 
 
 def _diff(values, words: Sequence[str]) -> None:
@@ -183,7 +188,8 @@ def _diff(values, words: Sequence[str]) -> None:
     found = library.diff(_library(values), library.open(words[0]))
     for mark, documents in (("-", found.here), ("+", found.there), ("~", found.changed)):
         for document in documents:
-            print(f"{mark} {escaped(document.namespace)} {escaped(document.name)} ({document.entries} entries)")
+            size = _plural(document.entries, "entry", "entries")
+            print(f"{mark} {escaped(document.namespace)} {escaped(document.name)} ({size})")
     if not (found.here or found.there or found.changed):
         print("the same documents")
 
@@ -209,7 +215,7 @@ def _migrate(values, words: Sequence[str]) -> None:
     model, kind = needed(values, "model", "minilm"), values["kind"].value or ""
     old = library.open(needed(values, "memory", "notes"))
     new = library.migrate(old, words[0], model, _progress, kind=kind, texts=not values["no_text"].value)
-    print(f"read {len(new.documents)} documents into {new.path}")
+    print(f"read {_plural(len(new.documents), 'document')} into {new.path}")
 
 
 VERBS = {  # with the smallest and the largest number of words after the verb (0: no limit)
@@ -255,7 +261,7 @@ def _key(values) -> bytes | None:
     try:
         key = Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read --key: {error.strerror}") from None
+        raise UserError(f"cannot read --key={printable(path)}: {error.strerror}") from None
     if len(key) < 16:
         raise UserError(f"--key={path} must have at least 16 bytes")
     return key
@@ -270,15 +276,32 @@ def _texts(words: Sequence[str], name: str | None) -> Iterator[tuple[str, str]]:
                 raise UserError("name the text from the standard input with --document")
             yield name, decoded(sys.stdin.buffer.read(), "the standard input")
         elif path.is_dir():
-            for file in sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")):
-                yield file.relative_to(path.parent).as_posix(), read_text(file)
+            yield from _texts_in(path)
         else:
-            yield path.name, read_text(path)
+            yield path.as_posix(), read_text(path)
+
+
+def _texts_in(folder: Path) -> Iterator[tuple[str, str]]:
+    """Give the text files of a folder. Other files are left out with a note."""
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
+        try:
+            text = read_text(path)
+        except UserError as error:
+            print(f"memtx: left out: {error}", file=sys.stderr)
+            continue
+        if text.strip():
+            yield path.as_posix(), text
+        else:
+            print(f"memtx: left out: {printable(str(path))} is empty", file=sys.stderr)
 
 
 def _decoded(word: str) -> str:
     """Return an argument decoded as UTF-8 in any locale."""
     return word.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _plural(count: int, one: str, many: str = "") -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def _progress(documents):

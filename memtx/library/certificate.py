@@ -6,7 +6,6 @@ either. A seal proves that nobody changed the certificate by accident, and a sig
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import hmac
 import json
@@ -14,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from memtx.errors import UserError
-from memtx.library.record import Document
 
 FORMAT = 1
 METHODS = {
@@ -24,12 +22,16 @@ METHODS = {
 }
 
 
+CHECKED = "the record does not have it, no file has entries of it alone, and all other files are intact"
+REREAD = "; the other documents, read again from their texts, give the same library"
+
+
 def make_certificate(
     method: str, removed: Sequence[Mapping[str, Any]], before: str, after: str, version: int, time: str, check: str
 ) -> dict[str, Any]:
     """Return a certificate without a seal.
 
-    removed: the fields of each document, from `describe`. before, after: digests of the library. version: of the library
+    removed: what `Record.describe` says of each document. before, after: digests of the library. version: of the library
     afterwards. check: the check that was made and passed.
     """
     return {
@@ -44,12 +46,6 @@ def make_certificate(
         "check": check,
         "passed": True,
     }
-
-
-def describe(document: Document, positions: set[int] | None = None) -> dict[str, Any]:
-    """Return what a certificate says of a document, without its text. positions: of the entries, if only some were removed."""
-    fields = {name: value for name, value in dataclasses.asdict(document).items() if name not in ("text", "label", "start")}
-    return {"id": document.id, **fields} | ({} if positions is None else {"positions": sorted(positions)})
 
 
 def sealed(certificate: Mapping[str, Any], key: bytes | None = None) -> dict[str, Any]:

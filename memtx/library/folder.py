@@ -54,7 +54,7 @@ class Folder:
         """Return the settings. Raises UserError if the folder is not a library, or is damaged."""
         path = self.path / SETTINGS
         if not path.is_file():
-            raise UserError(f"{self.path} is not a library (it has no {SETTINGS}); create one with memtx memory create")
+            raise UserError(f"{self.path} is not a library (it has no {SETTINGS}); memtx memory read --model=MODEL creates one")
         return self._parsed(path, load_settings)
 
     def record(self) -> Record:

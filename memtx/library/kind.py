@@ -128,7 +128,8 @@ def fingerprint(loaded: Loaded) -> str:
     """Return a sha256 of a model: its settings, its tokenizer and its parameters."""
     model, total = loaded.lm.model, hashlib.sha256()
     memory = {name: _chosen(config) for name, config in model.memory.items()}
-    total.update(digest(_chosen(model) | {"memory": memory, "pretrained": ""}, loaded.tokenizer.fingerprint).encode())
+    tokenizer = {**loaded.tokenizer.stored(), "name": ""}  # its name and `pretrained` may be paths, and folders move
+    total.update(digest(_chosen(model) | {"memory": memory, "pretrained": ""}, tokenizer).encode())
     for path, leaf in jax.tree.leaves_with_path(loaded.params):
         array = np.ascontiguousarray(leaf)
         total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())

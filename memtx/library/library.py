@@ -103,7 +103,11 @@ class Library:
     def kind(self) -> Kind:
         """The kind, with the loaded model. Raises UserError if the model is not the one that made the library."""
         name = self._model or self.settings.model
-        loaded = self._loaded or load(name, **_context(name, self.settings.context))
+        try:
+            loaded = self._loaded or load(name, **_context(name, self.settings.context))
+        except UserError as error:
+            hint = "" if self._model else "; if the model has moved, say where it is (--model, or open(..., model=))"
+            raise UserError(f"cannot load the model of {self.path}: {error}{hint}") from error
         if self._loaded is None and fingerprint(loaded) != self.settings.fingerprint:
             raise UserError(f"{name} is not the model of the library {self.path}: its weights, settings or tokenizer differ")
         return KINDS[self.settings.kind](loaded)
@@ -188,7 +192,10 @@ class Library:
         """
         model, documents = self.model(namespace=namespace), self.kind.labelled(self.record.visible(namespace))
         frame = model.tokenizer.frame
-        texts = {n: Text(d.name, None if d.text is None else frame(d.text)[0], d.start) for n, d in documents.items()}
+        several = len({document.namespace for document in documents.values()}) > 1
+        names = {n: f"{d.namespace}/{d.name}" if several else d.name for n, d in documents.items()}
+        ids = {n: None if d.text is None else frame(d.text)[0] for n, d in documents.items()}
+        texts = {n: Text(names[n], ids[n], d.start) for n, d in documents.items()}
 
         def without(label: int) -> Loaded:
             return self.model(namespace=namespace, without=[documents[label].id])
@@ -217,7 +224,7 @@ class Library:
                 if document or namespace or not isinstance(kind, Separate) or method not in (None, "mask"):
                     raise UserError("single entries can only be masked, without document and namespace, and not in a state")
                 positions = record.positions(entries)
-                removed = [certificates.describe(d, positions[d.id]) for d in record.documents if d.id in positions]
+                removed = [record.describe(d, (), positions[d.id]) for d in record.documents if d.id in positions]
                 return self._forget(kind.thin(record, positions, self.folder.read), removed, "mask", reread, key)
             return self.forget_documents(record.matching(document, namespace), method=method, reread=reread, key=key)
 
@@ -229,11 +236,11 @@ class Library:
         method = method or kind.methods[0]
         check_known(method, kind.methods, "method of forgetting")
         with self.changing() as record:
-            removed = [certificates.describe(d) for d in record.documents if d.id in ids]
+            removed = [record.describe(d, ids) for d in record.documents if d.id in ids]
             return self._forget(kind.remove(record, ids, method, self.folder.read), removed, method, reread, key)
 
     def verify(self, certificate: Mapping[str, Any], *, key: bytes | None = None, reread: bool = False) -> bool:
-        """Return True if a certificate is intact and still true of this library.
+        """Return True if a certificate is unchanged and still true of this library.
 
         reread: read all documents again from their texts, and compare. Raises UserError that says what differs.
         """
@@ -288,17 +295,17 @@ class Library:
         record = self.folder.record()
         ids = {document.id: document for document in record.documents}
         for gone in removed:
+            if copies := [name for name in record.copies(gone) if name not in gone["copies"]]:
+                raise UserError(f"the text of {gone['name']!r} is in {self.path} again, as {copies[0]!r}")
             if gone["id"] in ids and ("positions" not in gone or gone["digest"] == ids[gone["id"]].digest):
                 raise UserError(f"{gone['name']!r} is in {self.path}: it was read again at {ids[gone['id']].time}")
             if gone["digest"] and gone["digest"] in self.folder.stored() - record.files():
                 raise UserError(f"the entries of {gone['name']!r} are still in {self.path}")
         for name in record.files():
             self.folder.read(name)
-        check = "the record and the files on disk have none of it, and all other files are intact"
         if reread and method != "mask":
             self._check_reread(record)
-            check += "; the other documents, read again from their texts, give the same library"
-        return check
+        return certificates.CHECKED + certificates.REREAD * (reread and method != "mask")
 
     def _check_reread(self, record: Record) -> None:
         """Raise a UserError unless the library equals one that reads the documents of its record now, in order."""

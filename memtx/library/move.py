@@ -21,7 +21,7 @@ from memtx.errors import UserError, check_known, listed
 from memtx.files.atomic import write_atomic
 from memtx.files.cache import absolute
 from memtx.library.folder import Arrays, Folder, packed
-from memtx.library.library import Library, create, is_library
+from memtx.library.library import SPACE, Library, create, is_library
 from memtx.library.record import Document, Record, Settings, load_record, load_settings
 
 KEEP = ("newest", "most recalled")
@@ -36,23 +36,16 @@ class Diff:
     changed: tuple[Document, ...]
 
 
-def export(library: Library, file: str | Path, *, namespace: str | Collection[str] | None = None) -> int:
-    """Write the documents of some namespaces (default: all) to one file, and return their number.
+def export(library: Library, file: str | Path, *, namespace: str | Collection[str] = SPACE) -> int:
+    """Write the documents of some namespaces ("*" for all) to one file, and return their number.
 
-    Nothing of other namespaces is in the file. Raises UserError if the file exists or cannot be written.
+    Nothing of other namespaces is in the file. Raises UserError if the file exists or cannot be written, or if there are no
+    documents.
     """
     path, record = absolute(file), library.record
     if path.exists():
         raise UserError(f"{path} exists already; choose another file")
-    spaces = (
-        {namespace}
-        if isinstance(namespace, str)
-        else {d.namespace for d in record.documents}
-        if namespace is None
-        else {*namespace}
-    )
-    documents = tuple(record.visible(spaces))
-    part = Record(1, documents, {space: name for space, name in record.states.items() if space in spaces})
+    part = _part(record, namespace)
     tensors = {f"{name}/{path}": array for name in sorted(part.files()) for path, array in library.folder.read(name).items()}
     metadata = {"settings": library.settings.dumps(), "record": part.dumps()}
     try:
@@ -60,7 +53,7 @@ def export(library: Library, file: str | Path, *, namespace: str | Collection[st
     except OSError as error:
         path.with_name(path.name + ".part").unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}") from error
-    return len(documents)
+    return len(part.documents)
 
 
 def import_file(folder: str | Path, file: str | Path) -> tuple[Library, int]:
@@ -77,16 +70,12 @@ def import_file(folder: str | Path, file: str | Path) -> tuple[Library, int]:
     return library, _add(library, settings, record, files.__getitem__)
 
 
-def merge(library: Library, other: Library, *, namespace: str | Collection[str] | None = None) -> int:
-    """Add the documents of another library with the same model, and return the number of new ones.
+def merge(library: Library, other: Library, *, namespace: str | Collection[str] = SPACE) -> int:
+    """Add the documents of some namespaces ("*" for all) of another library with the same model.
 
-    namespace: only from these. Raises UserError if the models differ, or if both have different documents of the same name.
+    Returns the number of new documents. Raises UserError if the models differ, or both have different documents of a name.
     """
-    record = other.record
-    if namespace is not None:
-        documents = tuple(record.visible(namespace))
-        spaces = {document.namespace for document in documents}
-        record = Record(1, documents, {space: name for space, name in record.states.items() if space in spaces})
+    record = _part(other.record, namespace)
     return _add(library, other.settings, record, other.folder.read)
 
 
@@ -155,6 +144,19 @@ def resize(library: Library, entries: int, *, keep: str = "newest", key: bytes |
 
 
 # --- inside -------------------------------------------------------------------------------------------------------------------
+
+
+def _part(record: Record, namespace: str | Collection[str]) -> Record:
+    """Return the record of some namespaces. Raises UserError if they have no documents."""
+    documents = record.visible(namespace)
+    if not documents:
+        raise UserError(f"no documents in {_spaces(namespace)}; {record.spaces()}")
+    spaces = {document.namespace for document in documents}
+    return Record(1, tuple(documents), {space: name for space, name in record.states.items() if space in spaces})
+
+
+def _spaces(namespace: str | Collection[str]) -> str:
+    return f"the namespace {namespace!r}" if isinstance(namespace, str) else f"the namespaces {', '.join(namespace)}"
 
 
 def _add(library: Library, settings: Settings, record: Record, read: Callable[[str], Arrays]) -> int:

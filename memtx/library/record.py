@@ -19,6 +19,7 @@ from memtx.errors import UserError, nearest
 from memtx.fields import to_dataclass
 
 FORMAT = 1
+EVERY = "*"  # in place of a namespace: all of them
 LONGEST = 200  # characters of a name
 KINDS = ("sentences", "entries", "state")
 
@@ -98,9 +99,30 @@ class Record:
         return Record(self.version + 1, tuple(documents), self.states if states is None else states)
 
     def visible(self, namespace: str | Collection[str]) -> list[Document]:
-        """Return the documents of one or several namespaces."""
+        """Return the documents of one or several namespaces. "*" stands for all."""
         spaces = {namespace} if isinstance(namespace, str) else {*namespace}
-        return [document for document in self.documents if document.namespace in spaces]
+        return [document for document in self.documents if document.namespace in spaces or EVERY in spaces]
+
+    def spaces(self) -> str:
+        """Describe the namespaces that have documents, for a message."""
+        names = sorted({document.namespace for document in self.documents})
+        return f"there are: {', '.join(names)}" if names else "the library is empty"
+
+    def copies(self, gone: Mapping[str, Any]) -> list[str]:
+        """Return the names of other documents with the same text in the namespace of a document, given as by `describe`."""
+        mine = self.visible(gone["namespace"])
+        return [document.name for document in mine if document.sha256 == gone["sha256"] and document.id != gone["id"]]
+
+    def describe(self, document: Document, gone: Collection[str], positions: set[int] | None = None) -> dict[str, Any]:
+        """Return the description of a document for a certificate, without its text.
+
+        gone: the ids of all documents that are forgotten with it. positions: of the entries, if only some are forgotten. The
+        description has `copies`, the names of documents that stay and have the same text.
+        """
+        fields = {name: value for name, value in dataclasses.asdict(document).items() if name not in ("text", "label", "start")}
+        found = {"id": document.id, **fields, **({} if positions is None else {"positions": sorted(positions)})}
+        kept = Record(documents=tuple(other for other in self.documents if other.id not in gone))
+        return {**found, "copies": kept.copies(found)}
 
     def matching(self, name: str | None, namespace: str | None) -> list[str]:
         """Return the ids of the documents with a name or id, in a namespace. None matches all.
@@ -199,7 +221,7 @@ def _check_format(values: Mapping[str, Any], name: str) -> None:
 
 def check_name(name: str, what: str) -> None:
     """Raise a UserError unless a name of a document or namespace can be shown on a line."""
-    if not name or not name.isprintable() or len(name) > LONGEST or name != name.strip():
+    if not name or not name.isprintable() or len(name) > LONGEST or name != name.strip() or name == EVERY:
         raise UserError(f"the name of a {what} must have 1 to {LONGEST} printable characters, not {name[:60]!r}")
 
 

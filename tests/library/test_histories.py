@@ -108,20 +108,25 @@ class Histories(RuleBasedStateMachine):
         self.libraries.append(open_fake(fork(self.libraries[i], self.new("fork")).path))
         self.known.append(dict(self.known[i]))
 
-    @rule(data=st.data(), space=st.sampled_from((None, *SPACES)))
+    @rule(data=st.data(), space=st.sampled_from(("*", *SPACES)))
     def export_and_import(self, data, space):
         i, j, file = self.pick(data), self.pick(data), self.new("file")
-        mine = {key: text for key, text in self.known[i].items() if space in (None, key[0])}
+        mine = {key: text for key, text in self.known[i].items() if space in ("*", key[0])}
+        if not mine:
+            with pytest.raises(UserError, match="no documents in the namespace"):
+                export(self.libraries[i], file, namespace=space)
+            return
         assert export(self.libraries[i], file, namespace=space) == len(mine)
         for key, text in self.known[i].items():
             assert key in mine or text in mine.values() or text.encode() not in file.read_bytes()
         self.add(j, mine, lambda: import_file(self.libraries[j].path, file)[1])
 
-    @rule(data=st.data(), space=st.sampled_from((None, *SPACES)))
+    @rule(data=st.data(), space=st.sampled_from(("*", *SPACES)))
     def merge_two(self, data, space):
         i, j = self.pick(data), self.pick(data)
-        mine = {key: text for key, text in self.known[i].items() if space in (None, key[0])}
-        self.add(j, mine, lambda: merge(self.libraries[j], self.libraries[i], namespace=space))
+        mine = {key: text for key, text in self.known[i].items() if space in ("*", key[0])}
+        if mine:
+            self.add(j, mine, lambda: merge(self.libraries[j], self.libraries[i], namespace=space))
 
     def add(self, j, mine, run):
         if any(self.known[j].get(key, text) != text for key, text in mine.items()):

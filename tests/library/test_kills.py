@@ -18,7 +18,7 @@ def prepare(folder: Path) -> None:
     library, other = create_fake(folder / "library"), create_fake(folder / "other")
     for i, (name, text) in enumerate(TEXTS.items()):
         (library if i % 2 else other).read(text, document=name)
-    export(other, folder / "exported")
+    export(other, folder / "exported", namespace="*")
 
 
 def mask(folder: Path) -> None:
@@ -33,7 +33,7 @@ VERBS = {
     "forget": (lambda folder: open_fake(folder / "library").forget(document="b"), "dfh"),
     "mask": (mask, "bdfh"),
     "resize": (lambda folder: resize(open_fake(folder / "library"), 4), "h"),
-    "merge": (lambda folder: merge(open_fake(folder / "library"), open_fake(folder / "other")), "abcdefgh"),
+    "merge": (lambda folder: merge(open_fake(folder / "library"), open_fake(folder / "other"), namespace="*"), "abcdefgh"),
     "import": (lambda folder: import_file(folder / "library", folder / "exported"), "abcdefgh"),
     "recall": (lambda folder: open_fake(folder / "library").recall("It has"), "bdfh"),
 }

@@ -7,10 +7,11 @@ import time
 
 import pytest
 
+from memtx import cli
 from memtx.errors import UserError
 from memtx.library import export, fork, import_file, merge, migrate, resize
 from memtx.library.library import Library
-from tests.library.fakes import create_fake, open_fake
+from tests.library.fakes import FakeSentences, create_fake, open_fake
 
 KEY = b"0123456789abcdef"
 
@@ -52,7 +53,7 @@ def test_many_documents_are_read_in_few_changes_and_those_before_a_fault_are_kep
     assert [document.name for document in found.record.visible("few")] == ["first"]
 
 
-@pytest.mark.parametrize("name", ["", " a", "a\n", "a\x1b[31m", "x" * 201])
+@pytest.mark.parametrize("name", ["", "*", " a", "a\n", "a\x1b[31m", "x" * 201])
 def test_names_are_printable(found, name):
     with pytest.raises(UserError, match="the name of a document must have"):
         found.read("text", document=name)
@@ -146,6 +147,17 @@ def test_a_certificate_stays_true_after_other_changes_and_fails_when_the_documen
         found.verify(certificate)
 
 
+def test_a_certificate_fails_when_the_text_is_read_again_under_another_name_and_names_copies_that_stay(found):
+    found.read("Trees grow. They are tall.", document="copy", namespace="alice")
+    found.read("Trees grow. They are tall.", document="trees", namespace="bob")
+    certificate = found.forget(document="trees", namespace="alice")
+    assert certificate["removed"][0]["copies"] == ["copy"]  # and nothing of bob
+    assert found.verify(certificate)
+    found.read("Trees grow. They are tall.", document="again", namespace="alice")
+    with pytest.raises(UserError, match="the text of 'trees' is in .* again, as 'again'"):
+        found.verify(certificate)
+
+
 def test_a_certificate_of_another_library_fails(found, tmp_path):
     other = create_fake(tmp_path / "other")
     other.read("Trees grow.", document="trees")
@@ -198,10 +210,12 @@ def test_an_export_of_a_namespace_has_nothing_of_the_others(found, tmp_path):
     assert b"bob" not in content
     with pytest.raises(UserError, match="exists already"):
         export(found, tmp_path / "file")
+    with pytest.raises(UserError, match="no documents in the namespace 'default'; there are: alice, bob"):
+        export(found, tmp_path / "other")
 
 
 def test_a_damaged_export_is_refused_and_the_library_is_unharmed(found, tmp_path):
-    export(found, tmp_path / "file")
+    export(found, tmp_path / "file", namespace="*")
     content, digest = (tmp_path / "file").read_bytes(), found.digest()
     for at in (3, 20, 300, len(content) // 2, len(content) - 9):
         (tmp_path / "broken").write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
@@ -218,14 +232,14 @@ def test_a_damaged_export_is_refused_and_the_library_is_unharmed(found, tmp_path
 def test_libraries_of_other_models_do_not_mix(found, tmp_path):
     other = create_fake(tmp_path / "other", fingerprint="another")
     with pytest.raises(UserError, match="was made by another model"):
-        merge(other, found)
+        merge(other, found, namespace="*")
 
 
 def test_conflicting_documents_are_not_merged(found, tmp_path):
     other = create_fake(tmp_path / "other")
     other.read("A different sky.", document="sky", namespace="alice")
     with pytest.raises(UserError, match="has other documents of the same names: sky"):
-        merge(found, other)
+        merge(found, other, namespace="*")
 
 
 def test_the_newest_or_the_most_recalled_documents_are_kept(found, tmp_path):
@@ -344,3 +358,64 @@ def test_a_second_writer_waits_for_the_first_or_is_refused(found, monkeypatch):
     monkeypatch.setattr("memtx.library.folder.WAIT", 60.0)
     assert found.read("New text.", document="new") == 1
     holder.join()
+
+
+def run(*words: str) -> None:
+    cli.main(["memory", *words])
+
+
+def test_the_command_reads_a_folder_without_files_that_are_not_text(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("memtx.library.library.KINDS", {"sentences": lambda loaded: FakeSentences()})
+    monkeypatch.setattr("memtx.library.library.load", lambda name, **given: None)
+    monkeypatch.setattr("memtx.library.library.fingerprint", lambda loaded: "fake")
+    create_fake(tmp_path / "library")
+    folder = tmp_path / "texts"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "one.txt").write_text("The sky is blue.")
+    (folder / "inner" / "one.txt").write_text("It rains.")
+    (folder / "empty.txt").write_text("")
+    (folder / "picture.png").write_bytes(b"\x89PNG\xff")
+    monkeypatch.chdir(tmp_path)
+    run("read", "--memory=library", "texts", "--namespace=alice")
+    said = capsys.readouterr()
+    assert "read 2 documents into" in said.out
+    assert said.out.endswith("library: 2 entries\n")
+    assert said.err.count("left out") == 2
+    assert {document.name for document in open_fake(tmp_path / "library").documents} == {"texts/one.txt", "texts/inner/one.txt"}
+    run("recall", "--memory=library", "It rains.", "--k=1", "--namespace=alice")
+    assert "texts/inner/one.txt (alice) at 0" in capsys.readouterr().out
+    run("recall", "--memory=library", "It rains.")
+    assert capsys.readouterr().out == "nothing, because the namespace has no documents; there are: alice\n"
+    run("forget", "--memory=library", "texts/one.txt")
+    (tmp_path / "certificate.json").write_text(capsys.readouterr().out)
+    run("verify", "--memory=library", "certificate.json")
+    assert capsys.readouterr().out.startswith("true: ")
+    run("export", "--memory=library", "file", "--namespace=*")
+    run("import", "--memory=other", "file")
+    run("diff", "--memory=library", "other")
+    assert capsys.readouterr().out.splitlines()[-1] == "the same documents"
+    run("show", "--memory=library")
+    assert "1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "give a verb"),
+        (("recal", "x"), "did you mean recall?"),
+        (("recall",), "takes 1 word, not 0"),
+        (("recall", "x"), "--memory is missing"),
+        (("recall", "x", "--memory=nowhere"), "is not a library"),
+        (("read", "nofile.txt", "--memory=nowhere", "--model=minilm"), "cannot read nofile.txt: No such file"),
+        (("resize", "ten", "--memory=nowhere"), "takes a number of entries, not 'ten'"),
+        (("verify", "nofile.json", "--memory=nowhere"), "cannot read the certificate nofile.json: No such file"),
+    ],
+)
+def test_a_mistake_in_a_command_is_one_line_and_creates_nothing(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        run(*words)
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert [*tmp_path.iterdir()] == []
