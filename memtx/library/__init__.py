@@ -7,11 +7,11 @@ certificate = library.forget(document="tower.txt")            the library is now
 library.verify(certificate)
 
 record.py        the documents that were read              folder.py   the folder, which changes atomically
-kind.py          what a library does with its model        view.py     the entries of some namespaces
+kind.py          how a library uses its model              view.py     the entries of some namespaces
 sentences.py     vectors of sentences                      text.py     texts to sentences
 language.py      entries or states of a language model     entries.py  documents to entries, entries to a state
 certificate.py   proofs of forgetting                      move.py     export, import, merge, diff, fork, resize, migrate
-explain.py       which entries a token was predicted from  attribution.py  the pass that collects them
+explain.py       the entries behind each token             attribution.py   the pass that collects them
 """
 
 from memtx.library.kind import Found

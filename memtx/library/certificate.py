@@ -1,4 +1,4 @@
-"""Certificates of forgetting: JSON that says what was removed, how it was checked, and which library remained.
+"""Certificates of forgetting: JSON that lists the removed documents, the check, and the digest of the library that remained.
 
 A certificate is sealed with the sha256 of its content, or signed with HMAC-SHA256 if a key is given. A changed byte breaks
 either. A seal proves that nobody changed the certificate by accident, and a signature that the holder of the key wrote it.
@@ -31,7 +31,7 @@ def make_certificate(
 ) -> dict[str, Any]:
     """Return a certificate without a seal.
 
-    removed: what `Record.describe` says of each document. before, after: digests of the library. version: of the library
+    removed: descriptions of the documents by `Record.describe`. before, after: digests of the library. version: of the library
     afterwards. check: the check that was made and passed.
     """
     return {

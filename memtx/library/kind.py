@@ -1,4 +1,4 @@
-"""The kinds of libraries: what a library can do with its model.
+"""The kinds of libraries, and how each of them uses its model.
 
 Sentences   the vectors of a document's sentences, by a sentence encoder
 Entries     the entries of the banks in a language model's state: pairs of kNN-LM, or keys and values

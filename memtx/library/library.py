@@ -41,8 +41,8 @@ def create(
 ) -> Library:
     """Create an empty library in a folder that is empty or does not exist.
 
-    model: what reads the documents, as `memtx.load` takes it: "minilm", "smollm2", a workdir, a folder. loaded: this model, if
-    it is loaded already. kind: "sentences" for a sentence encoder, "entries" or "state" for a language model (default:
+    model: the model that reads the documents, as `memtx.load` takes it: "minilm", "smollm2", a workdir, a folder. loaded: this
+    model, if it is loaded already. kind: "sentences" for a sentence encoder, "entries" or "state" for a language model (default:
     "entries"). context: how many tokens full attention of a pretrained model keeps. texts: whether to keep the texts of
     documents, which `replay`, `migrate` and the texts of recalled entries need. Raises UserError if the folder is in use, or if
     the model does not suit the kind.
@@ -242,7 +242,7 @@ class Library:
     def verify(self, certificate: Mapping[str, Any], *, key: bytes | None = None, reread: bool = False) -> bool:
         """Return True if a certificate is unchanged and still true of this library.
 
-        reread: read all documents again from their texts, and compare. Raises UserError that says what differs.
+        reread: read all documents again from their texts, and compare. Raises UserError that names the difference.
         """
         certificates.check_seal(certificate, key)
         self._checked(certificate["removed"], certificate["method"], reread)

@@ -99,7 +99,7 @@ class Record:
         return Record(self.version + 1, tuple(documents), self.states if states is None else states)
 
     def visible(self, namespace: str | Collection[str]) -> list[Document]:
-        """Return the documents of one or several namespaces. "*" stands for all."""
+        """Return the documents of one or several namespaces. "*" means all."""
         spaces = {namespace} if isinstance(namespace, str) else {*namespace}
         return [document for document in self.documents if document.namespace in spaces or EVERY in spaces]
 
