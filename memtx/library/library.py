@@ -41,11 +41,13 @@ def create(
 ) -> Library:
     """Create an empty library in a folder that is empty or does not exist.
 
-    model: the model that reads the documents, as `memtx.load` takes it: "minilm", "smollm2", a workdir, a folder. loaded: this
-    model, if it is loaded already. kind: "sentences" for a sentence encoder, "entries" or "state" for a language model (default:
-    "entries"). context: how many tokens full attention of a pretrained model keeps. texts: whether to keep the texts of
-    documents, which `replay`, `migrate` and the texts of recalled entries need. Raises UserError if the folder is in use, or if
-    the model does not suit the kind.
+    model: the model that reads the documents, as `memtx.load` takes it: "minilm", "smollm2", a workdir, a folder.
+    loaded: this model, if it is loaded already.
+    kind: "sentences" for a sentence encoder, "entries" or "state" for a language model (default: "entries").
+    context: how many tokens full attention of a pretrained model keeps.
+    texts: whether to keep the texts of documents, which `replay`, `migrate` and the texts of recalled entries need.
+
+    Raises UserError if the folder is in use, or if the model does not suit the kind.
     """
     path, model = absolute(folder), str(model)
     model = str(Path(model).resolve()) if model not in PACKAGED and Path(model).exists() else model
