@@ -100,12 +100,13 @@ def _module(command: str) -> ModuleType:
 
 
 def _start_jax() -> None:
-    """Configure JAX before its first use: keep freed memory, and compiled programs in the cache if it can be written."""
+    """Configure JAX before its first use: memory and order on a CPU, and the cache of compiled programs if it can be written."""
     import jax
 
-    from memtx.training.cpu import keep_pages
+    from memtx.training.cpu import keep_pages, schedule_in_order
 
     keep_pages()
+    schedule_in_order()
     try:
         folder = root("") / "compiled"
         folder.mkdir(parents=True, exist_ok=True)

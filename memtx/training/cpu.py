@@ -1,8 +1,12 @@
-"""Settings of the process that speed up train steps on a CPU."""
+"""Settings of the process for computations on a CPU."""
 
 import ctypes
+import os
+from importlib.metadata import version
 
 import jax
+
+ORDER = "xla_cpu_enable_concurrency_optimized_scheduler"
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 _HEAP = 2**26  # glibc's HEAP_MAX_SIZE, the size in bytes of a thread's heap
@@ -22,3 +26,14 @@ def keep_pages() -> None:
     if mallopt is not None:
         for option, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, _HEAP)):
             mallopt(option, value)
+
+
+def schedule_in_order() -> None:
+    """Make XLA run the operations of a CPU program in an order that cannot deadlock. Call it before JAX computes anything.
+
+    With jaxlib 0.10 and two cores, programs with two independent loops wait forever: `memtx eval` of a matrix memory did. The
+    flag has no effect on other devices. XLA aborts on unknown flags, hence the check of the version.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if version("jax").startswith("0.10.") and ORDER not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --{ORDER}=false".strip()

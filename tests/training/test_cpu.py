@@ -1,5 +1,6 @@
-"""What training on a CPU does with memory pages: in processes of their own, since malloc is set for all of one."""
+"""Settings for a CPU, each in a separate process, because they apply to a whole process."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -39,3 +40,12 @@ def test_a_steps_pages_are_kept_from_one_to_the_next():
     kept = faults("kept")
     assert kept < 1_000
     assert faults("given back") > 10 * max(kept, 5)  # the buffer is 72 faults even where all pages are huge
+
+
+@pytest.mark.thorough
+def test_a_matrix_memory_is_evaluated_with_the_usual_flags_of_xla():
+    """With jaxlib 0.10 and two cores this waited forever, see `schedule_in_order`."""
+    args = ["eval", "--config=lm:memory=gated_deltanet,size=tiny", "--config.data.corpus=books", "--segments=2"]
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run([sys.executable, "-m", "memtx.cli", *args], env=env, capture_output=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
