@@ -100,7 +100,7 @@ def _module(command: str) -> ModuleType:
 
 
 def _start_jax() -> None:
-    """Configure JAX before its first use: memory and order on a CPU, and the cache of compiled programs if it can be written."""
+    """Configure JAX before its first use: its CPU, and the cache of compiled programs if it can be written."""
     import jax
 
     from memtx.training.cpu import keep_pages, schedule_in_order
