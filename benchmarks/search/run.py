@@ -31,7 +31,7 @@ import numpy as np
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent / "speed"))
 
-from clock import DISTURBED, own_cores, own_cpu, timed  # noqa: E402
+from clock import DISTURBED, memory, own_cores, own_cpu, timed  # noqa: E402
 from rounds import machine, store  # noqa: E402
 
 FEATURES, QUERIES, K = 384, 512, 32
@@ -60,12 +60,6 @@ def make_keys(kind: str, entries: int, folder: Path) -> Path:
 
 
 # --- a worker: one method ---------------------------------------------------------------------------------------------------
-
-
-def memory(field: str) -> int:
-    """Return VmRSS or VmHWM of this process in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith(field))) * 1024
 
 
 def make_search(method: str, keys: np.ndarray):
