@@ -157,6 +157,18 @@ def test_the_commands_of_a_library(folder, bert_folder, monkeypatch, capsys):  #
     assert said["verify"].startswith("true: ")
 
 
+def test_a_conversation(folder, bert_folder, monkeypatch, capsys):  # noqa: F811
+    load = memtx.load
+    memtx.train(runs.tiny(folder, train={"steps": 2}), folder / "run")
+    monkeypatch.setattr("memtx.library.library.load", lambda name, **given: load(bert_folder, **given))
+    monkeypatch.setattr("memtx.chat.conversation.load", lambda name: load(folder / "run"))
+    found = {}
+    exec(block("docs/chat.md"), found)
+    assert "report.txt: The tower was built in 1889." in capsys.readouterr().out
+    assert [document.text for document in found["chat"].library.documents] == ["My sister Ana lives in Lisbon."]
+    assert found["chat"].library.verify(found["certificate"])
+
+
 def test_pretrained_models(t5_folder, bert_folder, monkeypatch):  # noqa: F811
     folders, load = {"t5-small": t5_folder, "bert-base-uncased": bert_folder, "minilm": bert_folder}, memtx.load
     monkeypatch.setattr(memtx, "load", lambda name, **changes: load(folders[name], **changes))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,13 +40,18 @@ class Head:
 def read_head(path: Path) -> Head:
     """Read the head of a GGUF file. Raises UserError if the file is missing, damaged or not GGUF."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            return _head(_Reader(file, size))
+        stat = path.stat()
+        return _read_head(path, stat.st_size, stat.st_mtime_ns)
     except FileNotFoundError:
         raise UserError(f"no file {path}") from None
     except (OSError, ValueError, KeyError, struct.error, RecursionError) as error:  # from damaged bytes
         raise damaged(path, brief(error)) from error
+
+
+@lru_cache(1)  # the settings, the weights and the tokenizer are in one file, whose head has the whole vocabulary
+def _read_head(path: Path, size: int, changed: int) -> Head:
+    with path.open("rb") as file:
+        return _head(_Reader(file, size))
 
 
 def damaged(path: Path, why: str) -> UserError:

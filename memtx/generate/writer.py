@@ -54,7 +54,7 @@ class Writer:
         if source is not None:
             memory = _encode(lm, params, *_padded_sources(lm, source), memory)
         memory = read(lm, params, [row[:-1] for row in ids], memory, chunk)
-        self.stacked, self.lm = lm, unstacked(lm)
+        self.stacked, self.lm = (lm, params), unstacked(lm)
         if self.lm is not lm:
             params, memory = unstack_params(lm, params), unstack_state(lm, memory)
         self.params, self.state = params, memory
@@ -78,9 +78,9 @@ class Writer:
 
     def memory(self) -> LMState:
         """Read the last tokens, and return the state of `lm`. The writer cannot be used afterwards."""
-        token_BT = jnp.asarray(self.token_B)[:, None]
-        state = _read(self.lm, self.params, token_BT, jnp.ones(len(token_BT), jnp.int32), self.state)
-        return state if self.lm is self.stacked else stack_state(self.stacked, state)
+        lm, params = self.stacked
+        state = self.state if self.lm is lm else stack_state(lm, self.state)
+        return read(lm, params, self.token_B[:, None], state, LEAST)
 
 
 def read(lm: LM, params: Params, ids: Sequence[np.ndarray], state: LMState, chunk: int, document: int = 0) -> LMState:

@@ -36,6 +36,7 @@ class Found:
     """An entry that was recalled.
 
     text      the sentence, or the text around the token. None if the library keeps no texts
+    span      where this text begins and ends in the document, in characters. None if it is unknown
     document  the name of its document
     position  where it begins in the document: a character in a library of sentences, or else a token
     score     the cosine of sentence and query, or the share of the model's reads that went to the entry
@@ -43,11 +44,28 @@ class Found:
     """
 
     text: str | None
+    span: tuple[int, int] | None
     document: str
     namespace: str
     position: int
     score: float
     entry: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """A question to a library.
+
+    text    the question, or for a language model also its tokens
+    k       how many entries are wanted
+    around  how many sentences before and after each sentence its text includes
+    first   the first token whose reads count. A token is read for by the token before it
+    """
+
+    text: str | Sequence[int]
+    k: int = 5
+    around: int = 0
+    first: int = 0
 
 
 class Kind:
@@ -66,8 +84,8 @@ class Kind:
         """Remove documents by one of the methods."""
         raise NotImplementedError(f"{type(self).__name__}.remove")
 
-    def recall(self, record: Record, documents: Sequence[Document], query: str, k: int, read: Read) -> list[Found]:
-        """Return the k best entries of these documents, the best first."""
+    def recall(self, record: Record, documents: Sequence[Document], query: Query, read: Read) -> list[Found]:
+        """Return the best entries of these documents, the best first."""
         raise NotImplementedError(f"{type(self).__name__}.recall")
 
     def labelled(self, documents: Sequence[Document]) -> dict[int, Document]:

@@ -19,7 +19,7 @@ from memtx.generate import writer
 from memtx.library.attribution import collect_attribution
 from memtx.library.entries import answering_state, holders, read_entries, with_entries
 from memtx.library.folder import Arrays, packed
-from memtx.library.kind import Change, Found, Kind, Read, Separate
+from memtx.library.kind import Change, Found, Kind, Query, Read, Separate
 from memtx.library.record import Document, Record
 from memtx.library.view import make_view
 from memtx.memory.bank import Bank, forget
@@ -47,10 +47,11 @@ class Entries(Separate):
         lm, state = answering_state(self.loaded.lm, make_view(documents, read), batch_size)
         return dataclasses.replace(self.loaded, lm=lm, state=state)
 
-    def recall(self, record: Record, documents: Sequence[Document], query: str, k: int, read: Read) -> list[Found]:
+    def recall(self, record: Record, documents: Sequence[Document], query: Query, read: Read) -> list[Found]:
         """Return the entries that the model reads most while it reads the query."""
-        ids = self.loaded.tokenizer.frame(query)[0]
-        return recalled(self.model(record, documents, read), self.labelled(documents), ids, k)
+        text = query.text
+        ids = self.loaded.tokenizer.frame(text)[0] if isinstance(text, str) else np.asarray(text, np.int32)
+        return recalled(self.model(record, documents, read), self.labelled(documents), ids, query)
 
     def labelled(self, documents: Sequence[Document]) -> dict[int, Document]:
         """Return the documents by the label of their entries in the state of `model`."""
@@ -88,10 +89,11 @@ class States(Kind):
         order = {document.id: i for i, document in enumerate(record.documents)}
         return record.changed(sorted(documents, key=lambda d: order[d.id]), states), files
 
-    def recall(self, record: Record, documents: Sequence[Document], query: str, k: int, read: Read) -> list[Found]:
+    def recall(self, record: Record, documents: Sequence[Document], query: Query, read: Read) -> list[Found]:
         """Return the entries that the model reads most while it reads the query, if its memories have entries."""
-        model = self.model(record, documents, read)
-        return recalled(model, self.labelled(documents), self.loaded.tokenizer.encode(query), k)
+        text = query.text
+        ids = self.loaded.tokenizer.encode(text) if isinstance(text, str) else np.asarray(text, np.int32)
+        return recalled(self.model(record, documents, read), self.labelled(documents), ids, query)
 
     def labelled(self, documents: Sequence[Document]) -> dict[int, Document]:
         """Return the documents by the label of their entries in the state of their namespace."""
@@ -150,26 +152,30 @@ def _leaves(state: LMState) -> Arrays:
     return {name: np.asarray(leaf) for name, leaf in named_leaves(state).items()}
 
 
-def recalled(model: Loaded, labelled: Mapping[int, Document], ids: np.ndarray, k: int) -> list[Found]:
-    """Return the k entries that the state's memories read most while the model reads the tokens of a query.
+def recalled(model: Loaded, labelled: Mapping[int, Document], ids: np.ndarray, query: Query) -> list[Found]:
+    """Return the entries that the state's memories read most while the model reads the tokens of a query.
 
     labelled: the documents by the label of their entries. The score is the share of all reads by tokens, layers and heads.
     Raises UserError if no memory of the model has entries.
     """
     shares: dict[tuple[int, int], float] = {}
-    for label_n, position_n, weight_n in _reads(model, ids):
+    for label_n, position_n, weight_n in _reads(model, ids, max(query.first - 1, 0)):
         for label, position, weight in zip(label_n.tolist(), position_n.tolist(), weight_n.tolist(), strict=True):
             if label in labelled:
                 shares[label, position] = shares.get((label, position), 0.0) + weight
-    best = sorted(shares, key=lambda at: (-shares[at], labelled[at[0]].key, at[1]))[:k]
+    best = sorted(shares, key=lambda at: (-shares[at], labelled[at[0]].key, at[1]))[: query.k]
     return [_found(model, labelled[label], position, shares[label, position]) for label, position in best]
 
 
-def _reads(model: Loaded, ids: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Return (label, position, weight) of the entries of banks that were read, flat. The weights add up to at most 1."""
+def _reads(model: Loaded, ids: np.ndarray, first: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Return (label, position, weight) of the entries of banks that the tokens from `first` on read, flat.
+
+    The weights add up to at most 1.
+    """
     if not holders(model.state):
         raise UserError("no memory of this model has entries to recall")
     found: list[Any] = [reads for _, reads in collect_attribution(model.lm, model.params, ids, model.state, (KIND,)).reads]
+    found = [jax.tree.map(lambda a: a[first:], reads) for reads in found]
     return [
         (a.document_BTNR.reshape(-1), a.position_BTNR.reshape(-1), a.weight_BTNR.reshape(-1) / (len(found) * a.rest_BTN.size))
         for a in found
@@ -177,8 +183,9 @@ def _reads(model: Loaded, ids: np.ndarray) -> list[tuple[np.ndarray, np.ndarray,
 
 
 def _found(model: Loaded, document: Document, position: int, score: float) -> Found:
-    text, position = None, position - document.start
+    text, span, position = None, None, position - document.start
     if document.text is not None:
-        ids = model.tokenizer.frame(document.text)[0]
-        text = model.tokenizer.decode(ids[max(position - AROUND[0], 0) : position + AROUND[1]])
-    return Found(text, document.name, document.namespace, position, score, f"{document.id}:{position}")
+        ids, start = model.tokenizer.frame(document.text)[0], max(position - AROUND[0], 0)
+        text, begin = model.tokenizer.decode(ids[start : position + AROUND[1]]), len(model.tokenizer.decode(ids[:start]))
+        span = (begin, begin + len(text)) if document.text.startswith(text, begin) else None  # if tokens spell the text
+    return Found(text, span, document.name, document.namespace, position, score, f"{document.id}:{position}")

@@ -17,7 +17,7 @@ from memtx.files.text import read_text
 from memtx.library import certificate as certificates
 from memtx.library.explain import Explanation, Text, explain
 from memtx.library.folder import SETTINGS, Folder, unpacked
-from memtx.library.kind import Change, Found, Kind, Separate, fingerprint
+from memtx.library.kind import Change, Found, Kind, Query, Separate, fingerprint
 from memtx.library.language import Entries, States
 from memtx.library.record import Document, Record, Settings, check_name, now
 from memtx.library.sentences import Sentences
@@ -173,16 +173,24 @@ class Library:
                         self.commit(dataclasses.replace(record, version=before.version + 1), files)
         return count
 
-    def recall(self, query: str, *, k: int = 5, namespace: str | Sequence[str] = SPACE) -> list[Found]:
+    def recall(
+        self,
+        query: str | Sequence[int],
+        *,
+        k: int = 5,
+        namespace: str | Sequence[str] = SPACE,
+        around: int = 0,
+        first: int = 0,
+    ) -> list[Found]:
         """Return the k entries of these namespaces that answer a query best, the best first.
 
-        Entries of other namespaces are not in the arrays that are searched. Raises UserError if k is below 1, or the model has
-        no entries.
+        Entries of other namespaces are not in the arrays that are searched. around, first: see `Query`. Raises UserError if k
+        is below 1, or the model has no entries.
         """
-        if k < 1:
-            raise UserError(f"k must be at least 1, not {k}")
-        kind = self.kind
-        found = self._consistent(lambda record: kind.recall(record, record.visible(namespace), query, k, self.folder.read))
+        if k < 1 or around < 0:
+            raise UserError(f"k must be at least 1 and around at least 0, not {k} and {around}")
+        kind, asked = self.kind, Query(query, k, around, first)
+        found = self._consistent(lambda record: kind.recall(record, record.visible(namespace), asked, self.folder.read))
         self._count(found)
         return found
 

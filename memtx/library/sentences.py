@@ -12,7 +12,7 @@ import numpy as np
 
 from memtx.errors import UserError
 from memtx.library.folder import Arrays
-from memtx.library.kind import BLANK, Found, Read, Separate
+from memtx.library.kind import BLANK, Found, Query, Read, Separate
 from memtx.library.record import Document, Record, sha256
 from memtx.library.search import Index
 from memtx.library.text import split
@@ -48,13 +48,16 @@ class Sentences(Separate):
         arrays = {"0/key": self.vectors(sentences), "0/position": span_n2[:, 0], "0/end": span_n2[:, 1]}
         return arrays, sum(map(self.length, sentences))
 
-    def recall(self, record: Record, documents: Sequence[Document], query: str, k: int, read: Read) -> list[Found]:
+    def recall(self, record: Record, documents: Sequence[Document], query: Query, read: Read) -> list[Found]:
         """Return the sentences nearest to the query by the cosine."""
+        if not isinstance(query.text, str):
+            raise UserError("a library of sentences recalls by a text, not by tokens")
         if not any(document.entries for document in documents):
             return []
         view, index = self._index(documents, read)
-        score_QR, index_QR = index.search(self.vectors([query]), k)
-        return [_found(view, int(row), float(score)) for score, row in zip(score_QR[0], index_QR[0], strict=True)]
+        score_QR, index_QR = index.search(self.vectors([query.text]), query.k)
+        best = zip(score_QR[0], index_QR[0], strict=True)
+        return [_found(view, int(row), float(score), query.around) for score, row in best]
 
     def _index(self, documents: Sequence[Document], read: Read) -> tuple[View, Index]:
         """Return the view of the documents and its index, which are kept for the next query."""
@@ -79,9 +82,12 @@ class Sentences(Separate):
         raise UserError("a library of sentences has no state that a language model could continue; use recall")
 
 
-def _found(view: View, index: int, score: float) -> Found:
+def _found(view: View, index: int, score: float, around: int) -> Found:
+    """Return the sentence at an index of the view, with its neighbours in the document as text."""
     rows = view.groups["0"]
     document = view.documents[rows.document_n[index]]
-    start, end = int(rows.arrays["position"][index]), int(rows.arrays["end"][index])
-    text = None if document.text is None else document.text[start:end]
-    return Found(text, document.name, document.namespace, start, score, f"{document.id}:{start}")
+    position_n, end_n = rows.arrays["position"], rows.arrays["end"]
+    first, last = np.searchsorted(rows.document_n, rows.document_n[index] + np.arange(2)) - (0, 1)  # of the document
+    span = int(position_n[max(index - around, first)]), int(end_n[min(index + around, last)])
+    text, position = None if document.text is None else document.text[slice(*span)], int(position_n[index])
+    return Found(text, span, document.name, document.namespace, position, score, f"{document.id}:{position}")

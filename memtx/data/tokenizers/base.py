@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +240,7 @@ def check_fits(tokenizer: Tokenizer, rows: int) -> None:
         )
 
 
+@cache  # a vocabulary asks for each of its tokens
 def byte_of_character() -> dict[str, int]:
     """Return the byte of each of GPT-2's printable characters. Printable bytes are themselves. The others start at 256."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]

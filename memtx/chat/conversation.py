@@ -1,0 +1,273 @@
+"""A conversation: messages, answers with their sources, and the library that remembers the messages.
+
+    sentences   The library finds the sentences that are nearest to a message, and the prompt quotes them. Sentences with a much
+                lower score than the best are left out.
+    entries     The model that answers reads the library: its state remembers the documents (kNN-LM, Memorizing, ...).
+    state       The same, with one state per namespace.
+
+A message that ends with a question mark is not remembered, because it would be the nearest sentence to itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Generator, Iterable, Iterator
+from contextlib import suppress
+from datetime import datetime
+from functools import cached_property
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+from memtx.chat.prompt import Prompt, write_prompt
+from memtx.errors import UserError, check_known, printable
+from memtx.files.text import read_text
+from memtx.generate import GREEDY, Sampling, generate
+from memtx.library.entries import holders
+from memtx.library.kind import Found
+from memtx.library.library import KINDS, SPACE, Library, create, is_library
+from memtx.library.library import open as open_library
+from memtx.runs.load import Loaded, load
+
+LARGEST = 2_000_000  # bytes of a file that is read in a conversation
+LEAST, NEAR = 0.2, 0.75  # the lowest score of a quoted sentence, and the lowest as a share of the best: others confuse a model
+SPARE = 4  # how many times as many entries are recalled as wanted, because some overlap
+QUESTION_MARKS = ("?", "？", "؟")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a conversation remembers and answers.
+
+    model       the model that answers, as `memtx.load` takes it. "": that of a library of entries, or else smollm2
+    kind        the kind of a new library. "": sentences, with the vectors of MiniLM
+    passages    how many sources an answer has at most
+    around      how many sentences before and after a recalled one the prompt quotes with it
+    window      how many tokens of the latest messages and answers the prompt repeats
+    max_tokens  how long an answer is at most
+    sampling    how its tokens are drawn, with the `seed`
+
+    Raises UserError for an unknown kind or a negative number.
+    """
+
+    model: str = ""
+    kind: str = ""
+    passages: int = 4
+    around: int = 1
+    window: int = 256
+    max_tokens: int = 120
+    sampling: Sampling = GREEDY
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.kind:
+            check_known(self.kind, KINDS, "kind of library")
+        for name in ("passages", "around", "window", "max_tokens"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must be at least 0, not {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """A text and its sources, the best first."""
+
+    text: str
+    sources: tuple[Found, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """A message and its answer. documents: the ids of those that they came from."""
+
+    namespace: str
+    message: str
+    answer: str
+    documents: frozenset[str]
+
+
+class Chat:
+    """A conversation. `turns` are its messages. `namespace` may be set at any time: other namespaces are not read or shown.
+
+    library: the folder of a library, which is made if it does not exist, or a Library. model: the model that answers, if it is
+    loaded already. Raises UserError if the library is of another kind, or was made by another model, than the settings say.
+    """
+
+    def __init__(
+        self,
+        library: str | Path | Library,
+        settings: Settings | None = None,
+        *,
+        namespace: str = SPACE,
+        model: Loaded | None = None,
+    ):
+        self.settings, self.namespace, self._model = settings or Settings(), namespace, model
+        self.library = library if isinstance(library, Library) else _library(library, self.settings)
+        self.turns: list[Turn] = []
+
+    @property
+    def quotes(self) -> bool:
+        """Return whether the prompt quotes recalled sentences. If not, the model that answers reads the library itself."""
+        return self.library.settings.kind == "sentences"
+
+    @cached_property
+    def model(self) -> Loaded:
+        """The model that answers, without any document."""
+        return self._model or load(self.settings.model or "smollm2") if self.quotes else self.library.kind.loaded
+
+    # --- messages
+
+    def say(self, message: str) -> Answer:
+        """Remember a message unless it is a question, and answer it. Raises UserError if it is blank."""
+        answering = self.stream(message)
+        while True:
+            try:
+                next(answering)
+            except StopIteration as stop:
+                return stop.value
+
+    def stream(self, message: str) -> Generator[str, None, Answer]:
+        """Yield the pieces of the answer while it is written, and return it. See `say`.
+
+        If the caller closes the generator, the answer so far belongs to the conversation.
+        """
+        message = _checked(message)
+        quoted = self._recall(message) if self.quotes else []
+        model = self.model if self.quotes else self.library.model(namespace=self.namespace)
+        prompt = write_prompt(self.model.tokenizer, self._window(), message, [found.text or "" for found in quoted])
+        told, text = self.tell(message), ""
+        try:
+            for piece in self._written(model, prompt):
+                text += piece
+                yield piece
+        finally:
+            answer = Answer(text.strip(), tuple(quoted if self.quotes else self._read_by(prompt, text)))
+            sources = {found.entry.partition(":")[0] for found in answer.sources} | ({told} if told else set())
+            self.turns.append(Turn(self.namespace, message, answer.text, frozenset(sources)))
+        return answer
+
+    def tell(self, message: str) -> str | None:
+        """Remember a message without an answer, and return the id of its document, or None if it is a question."""
+        message = _checked(message)
+        if message.endswith(QUESTION_MARKS):
+            return None
+        taken = {document.name for document in self.library.record.visible(self.namespace)}
+        name = _unused(f"message {datetime.now():%Y-%m-%d %H:%M:%S}", taken)
+        self.library.read(message, document=name, namespace=self.namespace)
+        return self.library.record.matching(name, self.namespace)[0]
+
+    # --- documents
+
+    def read(self, text: str | Path, *, document: str = "") -> int:
+        """Read a document, and return the number of its entries. See `Library.read`.
+
+        Raises UserError if a file has more than LARGEST bytes. `memtx memory read` reads it, and shows its progress.
+        """
+        if isinstance(text, Path):
+            document, text = document or printable(str(text)), _read_small(text)
+        return self.library.read(text, document=document, namespace=self.namespace)
+
+    def forget(self, document: str | None = None, **options) -> dict[str, Any]:
+        """Forget a document of the namespace, and return a certificate. options: those of `Library.forget`.
+
+        The conversation forgets the turns that came from it, and all later ones, which may repeat it.
+        """
+        certificate = self.library.forget(document=document, namespace=self.namespace, **options)
+        self._forget_turns()
+        return certificate
+
+    def _forget_turns(self) -> None:
+        """Forget all turns from the first one on that came from a document that is gone, whoever forgot it."""
+        known = {document.id for document in self.library.documents}
+        first = next((i for i, turn in enumerate(self.turns) if not turn.documents <= known), len(self.turns))
+        del self.turns[first:]
+
+    # --- an answer
+
+    def _window(self) -> list[Turn]:
+        """Return the latest turns of the namespace that together have at most `window` tokens."""
+        self._forget_turns()
+        window, left = [], self.settings.window
+        for turn in reversed([turn for turn in self.turns if turn.namespace == self.namespace]):
+            left -= len(self.model.tokenizer.encode(turn.message + turn.answer))
+            if left < 0:
+                break
+            window.insert(0, turn)
+        return window
+
+    def _recall(self, message: str) -> list[Found]:
+        """Return the sentences that the prompt quotes."""
+        if not (most := self.settings.passages):
+            return []
+        asked = {"namespace": self.namespace, "around": self.settings.around}
+        found = self.library.recall(message, k=SPARE * most, **asked)
+        return _apart((entry for entry in found if entry.score >= max(LEAST, NEAR * found[0].score)), most)
+
+    def _written(self, model: Loaded, prompt: Prompt) -> Iterator[str]:
+        """Yield the pieces of the answer, without blanks at its start."""
+        chosen = {name: getattr(self.settings, name) for name in ("sampling", "seed", "max_tokens")}
+        chosen["specials"] = prompt.specials
+        state, begun = None if self.quotes else model.state, False
+        for piece in generate(model.lm, model.params, model.tokenizer, prompt.text, state=state, stop=prompt.stop, **chosen):
+            piece = piece if begun else piece.lstrip()
+            begun = begun or bool(piece)
+            if piece:
+                yield piece
+
+    def _read_by(self, prompt: Prompt, text: str) -> list[Found]:
+        """Return the entries that the model read most to predict the tokens of an answer, if its memories have entries."""
+        tokenizer, most = self.model.tokenizer, self.settings.passages
+        before, after = (tokenizer.encode(part, specials=prompt.specials) for part in (prompt.text, text))
+        if not most or not len(after) or not holders(self.model.state):
+            return []
+        ids = [*before.tolist(), *after.tolist()]
+        return _apart(self.library.recall(ids, k=SPARE * most, namespace=self.namespace, first=len(before)), most)
+
+
+def _library(folder: str | Path, settings: Settings) -> Library:
+    """Open the library in a folder, or make one. Raises UserError if it is of another kind than the settings say."""
+    if not is_library(folder):
+        kind = settings.kind or "sentences"
+        return create(folder, "minilm" if kind == "sentences" else settings.model or "smollm2", kind=kind)
+    library = open_library(folder)
+    if settings.kind not in ("", library.settings.kind):
+        raise UserError(f"{folder} is a library of kind {library.settings.kind}, not {settings.kind}")
+    if settings.model and library.settings.kind != "sentences":
+        library = open_library(folder, model=settings.model)
+        _ = library.kind  # raises UserError if this is another model
+    return library
+
+
+def _apart(found: Iterable[Found], most: int) -> list[Found]:
+    """Return the best entries whose texts do not overlap."""
+    kept: list[Found] = []
+    for entry in found:
+        if len(kept) < most and not any(_overlap(entry, other) for other in kept):
+            kept.append(entry)
+    return kept
+
+
+def _overlap(a: Found, b: Found) -> bool:
+    same = (a.document, a.namespace) == (b.document, b.namespace)
+    return same and (not a.span or not b.span or (a.span[0] < b.span[1] and b.span[0] < a.span[1]))
+
+
+def _checked(message: str) -> str:
+    if not message.strip():
+        raise UserError("the message is blank")
+    return message.strip()
+
+
+def _unused(name: str, taken: Collection[str]) -> str:
+    """Return a name that is not taken: the name, or else with a number."""
+    return next(found for found in chain([name], (f"{name} ({n})" for n in count(2))) if found not in taken)
+
+
+def _read_small(path: Path) -> str:
+    """Read a text file. Raises UserError if it is large, is not text, or cannot be read."""
+    with suppress(OSError):  # that read_text reports
+        if (size := path.stat().st_size) > LARGEST:
+            raise UserError(
+                f"{printable(str(path))} has {size / 1e6:.1f} MB; a conversation reads files of at most "
+                f"{LARGEST / 1e6:.0f} MB, and memtx memory read larger ones"
+            )
+    return read_text(path)

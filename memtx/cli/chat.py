@@ -1,0 +1,203 @@
+"""Talk with a model that remembers what you tell it and the files that it reads.
+
+  memtx chat --memory=notes
+  memtx chat --memory=notes --kind=entries
+
+The library in the folder keeps your messages, except questions, and the documents. A later conversation remembers them.
+With --kind=sentences the prompt quotes the sentences that are nearest to your message. With --kind=entries the model that
+answers reads the documents into its memory itself.
+
+/read FILE          read a text file, or the text files of a folder
+/sources            show the passages that the last answer came from
+/documents          list the documents of the namespace
+/forget DOCUMENT    forget a document or message
+/namespace [NAME]   show the namespace, or change it
+/help, /quit        show this list, or end. Ctrl-C ends an answer, Ctrl-D the conversation
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from memtx.cli.options import needed, print_text
+from memtx.errors import UserError, check_known
+
+if TYPE_CHECKING:
+    from memtx.chat import Answer, Chat
+
+SHOWN = 100  # characters of a source below an answer
+HELP = "".join((__doc__ or "").partition("/read")[1:]).strip()
+
+
+def define(values: flags.FlagValues) -> None:
+    """Define the flags of the command."""
+
+    def string(name: str, default: str | None, text: str) -> None:
+        flags.DEFINE_string(name, default, text, flag_values=values)
+
+    def integer(name: str, default: int, text: str) -> None:
+        flags.DEFINE_integer(name, default, text, lower_bound=0, flag_values=values)
+
+    string("memory", None, "The folder `DIR` of the library. It is made if it does not exist. Required.")
+    string("model", None, "The `MODEL` that answers. Default: that of a library of entries or states, or else smollm2.")
+    kinds = ["sentences", "entries", "state"]
+    flags.DEFINE_enum("kind", None, kinds, "The kind of a new library. Default: sentences.", flag_values=values)
+    string("namespace", "default", "The namespace of the conversation, by its `NAME`.")
+    integer("passages", 4, "The number of sources that an answer has at most.")
+    integer("around", 1, "Quote N sentences before and after a recalled one with it.")
+    integer("window", 256, "Repeat the latest messages in the prompt, up to N tokens.")
+    integer("max_tokens", 120, "Write at most N tokens in an answer.")
+    flags.DEFINE_float("temperature", 0.0, "Sample at this temperature. 0 takes the likeliest token.", flag_values=values)
+    integer("seed", 0, "The seed of the samples.")
+
+
+def act(values) -> None:
+    """Hold the conversation on the terminal, or serve its page. Raises UserError for a mistake that the user can fix."""
+    from memtx.chat import Chat, Settings
+    from memtx.generate import Sampling
+
+    names = ("passages", "around", "window", "max_tokens", "seed")
+    numbers = {name: values[name].value for name in names}
+    named = {name: values[name].value or "" for name in ("model", "kind")}
+    settings = Settings(**named, **numbers, sampling=Sampling(temperature=values["temperature"].value))
+    chat = Chat(needed(values, "memory", "notes"), settings, namespace=values["namespace"].value)
+    Terminal(chat).run()
+
+
+class Terminal:
+    """A conversation on the terminal, or with the lines of the standard input."""
+
+    def __init__(self, chat: Chat):
+        self.chat = chat
+        self.answer: Answer | None = None  # the last one
+        self.commands: dict[str, tuple[Callable[[str], None], str]] = {
+            "/read": (self.read, "a file"),
+            "/sources": (self.sources, ""),
+            "/documents": (self.documents, ""),
+            "/forget": (self.forget, "a document"),
+            "/namespace": (self.namespace, ""),
+            "/help": (self.help, ""),
+        }
+
+    def run(self) -> None:
+        """Take lines until the end of the input or /quit."""
+        documents = self.chat.library.record.visible(self.chat.namespace)
+        say(f"{len(documents)} documents and messages remembered. /help shows the commands.")
+        for line in lines():
+            if line in ("/quit", "/exit"):
+                return
+            try:
+                self.act(line)
+            except UserError as error:
+                say(f"memtx: {error}")
+            except KeyboardInterrupt:
+                say("\n(stopped)")
+
+    def act(self, line: str) -> None:
+        """Run a command, or answer a message. Raises UserError for a mistake that the user can fix."""
+        if not line.startswith("/"):
+            self.reply(line)
+            return
+        name, _, rest = line.partition(" ")
+        check_known(name, [*self.commands, "/quit"], "command")
+        run, wanted = self.commands[name]
+        if wanted and not rest.strip():
+            raise UserError(f"give {wanted}: {name} {wanted.split()[-1].upper()}")
+        run(rest.strip())
+
+    def reply(self, message: str) -> None:
+        """Print the answer while it is written, and a line for each source."""
+        answering = self.chat.stream(message)
+        try:
+            while True:
+                print_text(next(answering))
+        except StopIteration as stop:
+            self.answer = stop.value
+        finally:
+            answering.close()
+            print_text("\n")
+        for number, found in enumerate(self.answer.sources if self.answer else (), 1):
+            say(f"  [{number}] {found.document}: {shortened(found.text)}")
+
+    def read(self, rest: str) -> None:
+        """Read a file, or the text files of a folder. Raises UserError if there is none."""
+        from memtx.data.folder import files_in
+
+        path = Path(rest).expanduser()
+        if not path.is_dir():
+            say(f"read {rest}: {self.chat.read(path, document=rest)} entries")
+            return
+        for name, file in sorted(files_in(path)[0].items()):
+            try:
+                say(f"read {name}: {self.chat.read(file, document=name)} entries")
+            except UserError as error:
+                say(f"left out: {error}")
+
+    def sources(self, rest: str) -> None:
+        """Print the whole text of the sources of the last answer."""
+        found = self.answer.sources if self.answer else ()
+        for number, source in enumerate(found, 1):
+            say(f"[{number}] {source.document} at {source.position} (score {source.score:.2f})\n{source.text}\n")
+        if not found:
+            say("no answer with sources yet")
+
+    def documents(self, rest: str) -> None:
+        """Print the documents of the namespace."""
+        for document in self.chat.library.record.visible(self.chat.namespace):
+            say(f"{document.name} ({document.entries} entries)")
+
+    def forget(self, rest: str) -> None:
+        """Forget a document by its name or id."""
+        certificate = self.chat.forget(rest)
+        self.answer = None
+        for removed in certificate["removed"]:
+            say(f"forgot {removed['name']}: {removed['entries']} entries ({certificate['method']})")
+
+    def namespace(self, rest: str) -> None:
+        """Change the namespace, or print those that there are."""
+        from memtx.library.record import check_name
+
+        if rest:
+            check_name(rest, "namespace")
+            self.chat.namespace, self.answer = rest, None
+        say(f"namespace {self.chat.namespace}; {self.chat.library.record.spaces()}")
+
+    def help(self, rest: str) -> None:
+        """Print the list of commands."""
+        say(HELP)
+
+
+def lines() -> Iterator[str]:
+    """Yield the lines of the standard input that are not blank. On a terminal they can be edited."""
+    if not sys.stdin.isatty():
+        yield from filter(None, (line.strip() for line in sys.stdin))
+        return
+    with suppress(ImportError):
+        importlib.import_module("readline")  # gives `input` a history and editing
+    while True:
+        try:
+            if line := input("> ").strip():
+                yield line
+        except EOFError:
+            say("")
+            return
+        except KeyboardInterrupt:
+            say("\n/quit ends the conversation")
+
+
+def shortened(text: str | None) -> str:
+    """Return the start of a text on one line."""
+    words = " ".join((text or "").split())
+    return words if len(words) <= SHOWN else words[:SHOWN].rsplit(" ", 1)[0] + " ..."
+
+
+def say(line: str) -> None:
+    """Print a line. A terminal gets no control characters."""
+    print_text(f"{line}\n")
