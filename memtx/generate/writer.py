@@ -80,7 +80,7 @@ class Writer:
         """Read the last tokens, and return the state of `lm`. The writer cannot be used afterwards."""
         lm, params = self.stacked
         state = self.state if self.lm is lm else stack_state(lm, self.state)
-        return read(lm, params, self.token_B[:, None], state, LEAST)
+        return read(lm, params, [*self.token_B[:, None]], state, LEAST)
 
 
 def read(lm: LM, params: Params, ids: Sequence[np.ndarray], state: LMState, chunk: int, document: int = 0) -> LMState:
