@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 REPORT = ["jinja2>=3.1"]
+CHAT = ["starlette>=1.0", "uvicorn>=0.30"]
 HF = ["huggingface_hub>=0.30", "gguf>=0.10", "sentencepiece>=0.2", "protobuf", *REPORT]
 EVAL = ["sacrebleu>=2.4", "rouge-score>=0.1.2"]
 FAISS = ["faiss-cpu>=1.9"]
@@ -16,7 +17,8 @@ EXTRAS = {  # with pytest 9.2, pytest-xdist 3.8 ignores the groups of --dist loa
     "faiss": FAISS,
     "sweep": ["submitit>=1.5"],
     "report": REPORT,
-    "test": ["pytest>=8,<9.2", "pytest-xdist", "hypothesis>=6.100", "submitit>=1.5", *HF, *EVAL, *FAISS, *REPORT],
+    "chat": CHAT,
+    "test": ["pytest>=8,<9.2", "pytest-xdist", "hypothesis>=6.100", "submitit>=1.5", *HF, *EVAL, *FAISS, *REPORT, *CHAT],
     "dev": ["ruff", "pyright", "pre-commit"],
 }
 
@@ -30,7 +32,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["memtx", "memtx.*"]), "memtx.configs"],
     package_dir={"memtx.configs": "configs"},
-    package_data={"memtx": ["memory/cards/*.yaml", "cli/catalog.json", "*/*.html", "py.typed"]},
+    package_data={"memtx": ["memory/cards/*.yaml", "cli/catalog.json", "*/*.html", "*/*.css", "py.typed"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12.8",

@@ -29,6 +29,7 @@ from memtx.library.library import KINDS, SPACE, Library, create, is_library
 from memtx.library.library import open as open_library
 from memtx.runs.load import Loaded, load
 
+ANSWERS = "smollm2"  # the model that answers by default
 LARGEST = 2_000_000  # bytes of a file that is read in a conversation
 LEAST, NEAR = 0.2, 0.75  # the lowest score of a quoted sentence, and the lowest as a share of the best: others confuse a model
 SPARE = 4  # how many times as many entries are recalled as wanted, because some overlap
@@ -43,7 +44,7 @@ class Settings:
     kind        the kind of a new library. "": sentences, with the vectors of MiniLM
     passages    how many sources an answer has at most
     around      how many sentences before and after a recalled one the prompt quotes with it
-    window      how many tokens of the latest messages and answers the prompt repeats
+    window      how many tokens of the latest messages and answers the prompt repeats. A small model repeats its mistakes, too
     max_tokens  how long an answer is at most
     sampling    how its tokens are drawn, with the `seed`
 
@@ -54,7 +55,7 @@ class Settings:
     kind: str = ""
     passages: int = 4
     around: int = 1
-    window: int = 256
+    window: int = 128
     max_tokens: int = 120
     sampling: Sampling = GREEDY
     seed: int = 0
@@ -83,6 +84,7 @@ class Turn:
     message: str
     answer: str
     documents: frozenset[str]
+    sources: tuple[Found, ...] = ()
 
 
 class Chat:
@@ -109,12 +111,22 @@ class Chat:
         """Return whether the prompt quotes recalled sentences. If not, the model that answers reads the library itself."""
         return self.library.settings.kind == "sentences"
 
+    @property
+    def model_name(self) -> str:
+        """The name or folder of the model that answers, without loading it."""
+        return self.settings.model or (ANSWERS if self.quotes else self.library.settings.model)
+
     @cached_property
     def model(self) -> Loaded:
         """The model that answers, without any document."""
-        return self._model or load(self.settings.model or "smollm2") if self.quotes else self.library.kind.loaded
+        return self._model or load(self.model_name) if self.quotes else self.library.kind.loaded
 
     # --- messages
+
+    def history(self) -> list[Turn]:
+        """Return the turns of the namespace, without those that came from a document that is gone."""
+        self._forget_turns()
+        return [turn for turn in self.turns if turn.namespace == self.namespace]
 
     def say(self, message: str) -> Answer:
         """Remember a message unless it is a question, and answer it. Raises UserError if it is blank."""
@@ -139,10 +151,11 @@ class Chat:
             for piece in self._written(model, prompt):
                 text += piece
                 yield piece
-        finally:
-            answer = Answer(text.strip(), tuple(quoted if self.quotes else self._read_by(prompt, text)))
-            sources = {found.entry.partition(":")[0] for found in answer.sources} | ({told} if told else set())
-            self.turns.append(Turn(self.namespace, message, answer.text, frozenset(sources)))
+        except (GeneratorExit, KeyboardInterrupt):
+            self._add(message, Answer(text.strip(), tuple(quoted)), told)
+            raise
+        answer = Answer(text.strip(), tuple(quoted if self.quotes else self._read_by(model, prompt, text)))
+        self._add(message, answer, told)
         return answer
 
     def tell(self, message: str) -> str | None:
@@ -176,18 +189,26 @@ class Chat:
         return certificate
 
     def _forget_turns(self) -> None:
-        """Forget all turns from the first one on that came from a document that is gone, whoever forgot it."""
-        known = {document.id for document in self.library.documents}
-        first = next((i for i, turn in enumerate(self.turns) if not turn.documents <= known), len(self.turns))
-        del self.turns[first:]
+        """Forget the turns of a namespace from the first one on that came from a document that is gone, whoever forgot it."""
+        known, kept, forgetting = {document.id for document in self.library.documents}, [], set()
+        for turn in self.turns:
+            if not turn.documents <= known:
+                forgetting.add(turn.namespace)
+            if turn.namespace not in forgetting:
+                kept.append(turn)
+        self.turns = kept
 
     # --- an answer
 
+    def _add(self, message: str, answer: Answer, told: str | None) -> None:
+        """Add a turn. told: the id of the document with the message."""
+        documents = {found.entry.partition(":")[0] for found in answer.sources} | ({told} if told else set())
+        self.turns.append(Turn(self.namespace, message, answer.text, frozenset(documents), answer.sources))
+
     def _window(self) -> list[Turn]:
         """Return the latest turns of the namespace that together have at most `window` tokens."""
-        self._forget_turns()
         window, left = [], self.settings.window
-        for turn in reversed([turn for turn in self.turns if turn.namespace == self.namespace]):
+        for turn in reversed(self.history()):
             left -= len(self.model.tokenizer.encode(turn.message + turn.answer))
             if left < 0:
                 break
@@ -213,11 +234,11 @@ class Chat:
             if piece:
                 yield piece
 
-    def _read_by(self, prompt: Prompt, text: str) -> list[Found]:
+    def _read_by(self, model: Loaded, prompt: Prompt, text: str) -> list[Found]:
         """Return the entries that the model read most to predict the tokens of an answer, if its memories have entries."""
         tokenizer, most = self.model.tokenizer, self.settings.passages
         before, after = (tokenizer.encode(part, specials=prompt.specials) for part in (prompt.text, text))
-        if not most or not len(after) or not holders(self.model.state):
+        if not most or not len(after) or not holders(model.state):
             return []
         ids = [*before.tolist(), *after.tolist()]
         return _apart(self.library.recall(ids, k=SPARE * most, namespace=self.namespace, first=len(before)), most)
@@ -227,7 +248,7 @@ def _library(folder: str | Path, settings: Settings) -> Library:
     """Open the library in a folder, or make one. Raises UserError if it is of another kind than the settings say."""
     if not is_library(folder):
         kind = settings.kind or "sentences"
-        return create(folder, "minilm" if kind == "sentences" else settings.model or "smollm2", kind=kind)
+        return create(folder, "minilm" if kind == "sentences" else settings.model or ANSWERS, kind=kind)
     library = open_library(folder)
     if settings.kind not in ("", library.settings.kind):
         raise UserError(f"{folder} is a library of kind {library.settings.kind}, not {settings.kind}")
@@ -262,12 +283,17 @@ def _unused(name: str, taken: Collection[str]) -> str:
     return next(found for found in chain([name], (f"{name} ({n})" for n in count(2))) if found not in taken)
 
 
+def check_size(size: int, name: str) -> None:
+    """Raise a UserError if a file has more bytes than a conversation reads."""
+    if size > LARGEST:
+        raise UserError(
+            f"{name} has {size / 1e6:.1f} MB; a conversation reads files of at most {LARGEST / 1e6:.0f} MB, and memtx memory "
+            "read larger ones"
+        )
+
+
 def _read_small(path: Path) -> str:
     """Read a text file. Raises UserError if it is large, is not text, or cannot be read."""
     with suppress(OSError):  # that read_text reports
-        if (size := path.stat().st_size) > LARGEST:
-            raise UserError(
-                f"{printable(str(path))} has {size / 1e6:.1f} MB; a conversation reads files of at most "
-                f"{LARGEST / 1e6:.0f} MB, and memtx memory read larger ones"
-            )
+        check_size(path.stat().st_size, printable(str(path)))
     return read_text(path)

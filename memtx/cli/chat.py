@@ -1,6 +1,7 @@
 """Talk with a model that remembers what you tell it and the files that it reads.
 
   memtx chat --memory=notes
+  memtx chat --memory=notes --page
   memtx chat --memory=notes --kind=entries
 
 The library in the folder keeps your messages, except questions, and the documents. A later conversation remembers them.
@@ -52,10 +53,12 @@ def define(values: flags.FlagValues) -> None:
     string("namespace", "default", "The namespace of the conversation, by its `NAME`.")
     integer("passages", 4, "The number of sources that an answer has at most.")
     integer("around", 1, "Quote N sentences before and after a recalled one with it.")
-    integer("window", 256, "Repeat the latest messages in the prompt, up to N tokens.")
+    integer("window", 128, "Repeat the latest messages in the prompt, up to N tokens.")
     integer("max_tokens", 120, "Write at most N tokens in an answer.")
     flags.DEFINE_float("temperature", 0.0, "Sample at this temperature. 0 takes the likeliest token.", flag_values=values)
     integer("seed", 0, "The seed of the samples.")
+    flags.DEFINE_bool("page", False, "Show the conversation as a page in the browser instead.", flag_values=values)
+    integer("port", 8000, "The port of the page.")
 
 
 def act(values) -> None:
@@ -68,6 +71,11 @@ def act(values) -> None:
     named = {name: values[name].value or "" for name in ("model", "kind")}
     settings = Settings(**named, **numbers, sampling=Sampling(temperature=values["temperature"].value))
     chat = Chat(needed(values, "memory", "notes"), settings, namespace=values["namespace"].value)
+    if values["page"].value:
+        from memtx.chat.page import serve
+
+        serve(chat, port=values["port"].value)
+        return
     Terminal(chat).run()
 
 

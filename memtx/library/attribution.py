@@ -63,7 +63,7 @@ def losses(lm: LM, params: Params, ids_T: np.ndarray, state: LMState) -> np.ndar
 
 def _calls(call, lm: LM, params: Params, ids_T: np.ndarray, state: LMState) -> Iterator[tuple[Array, dict, int]]:
     """Yield (nll_BT, emitted values, number of real tokens) of each call."""
-    size = min(CHUNK, -(-len(ids_T) // LEAST) * LEAST)
+    size = min(CHUNK, 1 << (max(len(ids_T), LEAST) - 1).bit_length())  # few sizes are compiled
     for start in range(0, len(ids_T), size):
         part = ids_T[start : start + size]
         target = np.append(ids_T[start + 1 : start + 1 + size], [0] * size)[:size]

@@ -12,7 +12,6 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ import numpy as np
 
 from memtx.data.tokenizers import Tokenizer
 from memtx.errors import UserError, optional
+from memtx.files.pages import read_template
 from memtx.library.attribution import CHUNK, EARLIER, THIS, Summary, collect_attribution, losses, resolve, summarise
 from memtx.models.lm import LM, LMState
 from memtx.nn.reads import NOWHERE, SOURCE
@@ -265,9 +265,7 @@ def texts_of(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
 
 def render(explanation: Explanation) -> str:
     """Return the page of an explanation. Raises UserError if jinja2 is not installed."""
-    jinja2 = optional("jinja2", "report")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string((resources.files("memtx.library") / "explain.html").read_text(encoding="utf-8"))
+    template = read_template("memtx.library", "explain.html")
     return template.render(model=explanation.model, data=_script(_rounded(explanation.to_json())))
 
 

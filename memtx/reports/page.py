@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from importlib import resources
 
-from memtx.errors import UserError
+from memtx.files.pages import read_template
 from memtx.reports.draw import inline_svg
 from memtx.reports.findings import Findings, commands, duration, facts
 from memtx.reports.formats import grid
@@ -15,14 +14,8 @@ from memtx.reports.table import label, varying
 
 def page(found: Findings) -> str:
     """Return the page as HTML. Raises UserError if jinja2 is not installed."""
-    try:
-        import jinja2
-    except ImportError:
-        raise UserError("a page needs jinja2: pip install 'memtx[report]'") from None
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string((resources.files("memtx.reports") / "page.html").read_text(encoding="utf-8"))
     keys = varying(found.runs)
-    return template.render(
+    return read_template("memtx.reports", "page.html").render(
         study=found.study,
         paragraphs=[" ".join(part.split()) for part in found.study.question.split("\n\n") if part.strip()],
         judged=found.judged,

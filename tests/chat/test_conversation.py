@@ -118,6 +118,26 @@ def test_forgetting_takes_the_turns_that_came_from_a_document_and_those_after_th
     assert "One more" not in chat.prompts[-1].replace("- One more.", "")
 
 
+def test_forgetting_leaves_the_turns_of_other_namespaces(chat):
+    chat.say("Bruno is my dog.")
+    chat.namespace = "bob"
+    chat.say("I am Bob.")
+    chat.namespace = "default"
+    chat.forget(chat.library.record.visible("default")[0].name)
+    assert [turn.message for turn in chat.turns] == ["I am Bob."]
+
+
+def test_an_answer_that_fails_leaves_no_turn_but_the_message(chat, monkeypatch):
+    def fail(*args, **options):
+        raise UserError("no room")
+
+    monkeypatch.setattr(conversation, "generate", fail)
+    with pytest.raises(UserError, match="no room"):
+        chat.say("Bruno is my dog.")
+    assert chat.turns == []
+    assert [document.text for document in chat.library.documents] == ["Bruno is my dog."]
+
+
 def test_the_prompt_repeats_the_latest_turns_that_fit_in_the_window(chat):
     chat.settings = dataclasses.replace(chat.settings, passages=0, window=2 * len("Is it 1?I see"))
     for n in range(4):
