@@ -9,6 +9,7 @@ logits_BTV, state = lm(params, tokens_BT, state)
 memtx.train(config, workdir)                           does the same as `memtx train`
 memtx.generate(lm, params, tokenizer, prompt)          does the same as `memtx generate`
 memtx.complete(lm, params, tokenizer, prompts)         generates for several prompts at once
+memtx.write(memtx.load("t5-small"), sources).texts     translations, summaries, answers
 memtx.embed(memtx.load("minilm"), texts)               sentence embeddings
 memtx.explain(memtx.load(workdir), text)               which entries each token was predicted from
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from memtx.runs.embed import embed
     from memtx.runs.load import Loaded, load
     from memtx.runs.train import Trained, train
+    from memtx.runs.write import Written, write
 
 __version__ = "0.1.0"
 
@@ -50,6 +52,7 @@ __all__ = [
     "Segment",
     "Trained",
     "UserError",
+    "Written",
     "batch_axes",
     "build",
     "collect",
@@ -70,6 +73,7 @@ __all__ = [
     "state_bytes",
     "take_rows",
     "train",
+    "write",
 ]
 
 # The module of each public name: the imports above, for Python.
@@ -89,6 +93,7 @@ _MODULES = {
     "memtx.runs.embed": ("embed",),
     "memtx.runs.load": ("Loaded", "load"),
     "memtx.runs.train": ("Trained", "train"),
+    "memtx.runs.write": ("Written", "write"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

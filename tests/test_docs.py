@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -22,6 +23,7 @@ from memtx.cli.options import parse
 from memtx.sweep.spec import load_sweep
 from tests import runs
 from tests.test_programs import bert_folder, t5_folder  # noqa: F401
+from tests.test_write import config as write_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
@@ -96,8 +98,30 @@ def test_the_idea_of_the_readme():
 
 def test_the_functions_that_the_commands_call(folder):
     values = runs.tiny(folder)
-    exec(block("docs/use.md"), {"config": values, "workdir": folder / "run"})
+    exec(block("docs/use.md", 1), {"config": values, "workdir": folder / "run"})
     assert (folder / "run" / "metrics.jsonl").exists()
+
+
+def test_texts_for_sources(folder, t5_folder, monkeypatch, capsys):  # noqa: F811
+    load = memtx.load
+    monkeypatch.setattr(memtx, "load", lambda name, **changes: load(t5_folder if name == "t5-small" else name, **changes))
+    found = {"memtx": memtx, "text": "He counted ships. " * 200}
+    exec(block("docs/use.md"), found)
+    assert len(found["done"].texts) == 2
+    assert found["done"].cut == [1]
+    Path("pairs.jsonl").write_text("".join(f'{{"source": "a{i}", "target": "{i}a"}}\n' for i in range(60)))
+    memtx.train(write_config(folder / "pairs.jsonl"), "runs/pairs", say=lambda *_: None)
+    capsys.readouterr()
+    Path("letter.txt").write_text("ab\n\nb\n")
+    Path("report.txt").write_text("ab")
+    Path("questions.jsonl").write_text('{"question": "a", "context": "b", "id": 7}\n')
+    lines = [line for page, line in LINES if page == "docs/use.md" and line.split()[1] in ("translate", "summarize", "ask")]
+    assert [line.split()[1] for line in lines] == ["translate", "summarize", "ask", "ask"]
+    for line in lines:
+        cli.main(shlex.split(line.replace("t5-small", str(t5_folder)))[1:])
+    assert Path("letter.es.txt").read_text().count("\n") == 3
+    assert json.loads(Path("answers.jsonl").read_text()).keys() == {"question", "context", "id", "prediction"}
+    assert capsys.readouterr().out.count("\n") >= 2
 
 
 def test_an_explanation(folder):

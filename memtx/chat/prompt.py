@@ -37,15 +37,7 @@ def write_prompt(tokenizer: Tokenizer, turns: Iterable[Exchange], message: str, 
     if tokenizer.chat_template:
         said = [(role, text) for turn in turns for role, text in (("user", turn.message), ("assistant", turn.answer))]
         parts = [("system", system), *said, ("user", message)]
-        messages = [{"role": role, "content": _without_specials(tokenizer, text)} for role, text in parts]
+        messages = [{"role": role, "content": chat.without_specials(tokenizer, text)} for role, text in parts]
         return Prompt(chat.render(tokenizer, messages), True, ())
     lines = [f"Question: {turn.message}\nAnswer: {turn.answer}\n" for turn in turns]
     return Prompt("\n".join([system, "", *lines, f"Question: {message}\nAnswer:"]), False, ("\nQuestion:", "\n\n"))
-
-
-def _without_specials(tokenizer: Tokenizer, text: str) -> str:
-    """Remove the spellings of special tokens from a text, which would otherwise end a message and begin another."""
-    while found := [name for name in tokenizer.specials if name in text]:
-        for name in found:
-            text = text.replace(name, "")
-    return text

@@ -23,7 +23,10 @@ from memtx.cli.options import default_cache, flags_help, parse
 from memtx.errors import UserError, check_known, escaped
 from memtx.files.cache import root
 
-COMMANDS = ("train", "eval", "generate", "memory", "chat", "sweep", "report", "plan", "data", "list")
+COMMANDS = (
+    *("train", "eval", "generate", "translate", "summarize", "ask", "memory", "chat"),
+    *("sweep", "report", "plan", "data", "list"),
+)
 WITHOUT_JAX = {"list"}
 HELP = {"-h", "--help"}
 CACHE = (

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from memtx.cli.options import needed, print_text
+from memtx.cli.options import as_utf8, needed, plural, print_text
 from memtx.errors import UserError, check_known
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def act(values) -> None:
     numbers = {name: values[name].value for name in names}
     named = {name: values[name].value or "" for name in ("model", "kind")}
     settings = Settings(**named, **numbers, sampling=Sampling(temperature=values["temperature"].value))
-    chat = Chat(needed(values, "memory", "notes"), settings, namespace=values["namespace"].value)
+    chat = Chat(needed(values, "memory", "notes"), settings, namespace=as_utf8(values["namespace"].value))
     if values["page"].value:
         from memtx.chat.page import serve
 
@@ -97,7 +97,7 @@ class Terminal:
     def run(self) -> None:
         """Take lines until the end of the input or /quit."""
         documents = self.chat.library.record.visible(self.chat.namespace)
-        say(f"{len(documents)} documents and messages remembered. /help shows the commands.")
+        say(f"{plural(len(documents), 'document or message', 'documents and messages')} remembered. /help shows the commands.")
         for line in lines():
             if line in ("/quit", "/exit"):
                 return
@@ -140,11 +140,11 @@ class Terminal:
 
         path = Path(rest).expanduser()
         if not path.is_dir():
-            say(f"read {rest}: {self.chat.read(path, document=rest)} entries")
+            say(f"read {rest}: {_entries(self.chat.read(path, document=rest))}")
             return
         for name, file in sorted(files_in(path)[0].items()):
             try:
-                say(f"read {name}: {self.chat.read(file, document=name)} entries")
+                say(f"read {name}: {_entries(self.chat.read(file, document=name))}")
             except UserError as error:
                 say(f"left out: {error}")
 
@@ -159,14 +159,14 @@ class Terminal:
     def documents(self, rest: str) -> None:
         """Print the documents of the namespace."""
         for document in self.chat.library.record.visible(self.chat.namespace):
-            say(f"{document.name} ({document.entries} entries)")
+            say(f"{document.name} ({_entries(document.entries)})")
 
     def forget(self, rest: str) -> None:
         """Forget a document by its name or id."""
         certificate = self.chat.forget(rest)
         self.answer = None
         for removed in certificate["removed"]:
-            say(f"forgot {removed['name']}: {removed['entries']} entries ({certificate['method']})")
+            say(f"forgot {removed['name']}: {_entries(removed['entries'])} ({certificate['method']})")
 
     def namespace(self, rest: str) -> None:
         """Change the namespace, or print those that there are."""
@@ -198,6 +198,10 @@ def lines() -> Iterator[str]:
             return
         except KeyboardInterrupt:
             say("\n/quit ends the conversation")
+
+
+def _entries(count: int) -> str:
+    return plural(count, "entry", "entries")
 
 
 def shortened(text: str | None) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from memtx.cli.options import needed, print_text
+from memtx.cli.options import as_utf8, define_writing, needed, print_text, writing
 from memtx.errors import UserError, optional
 
 if TYPE_CHECKING:
@@ -32,24 +32,13 @@ def define(values: flags.FlagValues) -> None:
     def string(name: str, text: str) -> None:
         flags.DEFINE_string(name, None, text, flag_values=values)
 
-    def integer(name: str, default: int | None, text: str, least: int | None = 1, most: int | None = None) -> None:
-        flags.DEFINE_integer(name, default, text, lower_bound=least, upper_bound=most, flag_values=values)
-
     string("workdir", "The folder `DIR` of a trained run. Give one of --workdir, --model and --memory.")
     string("model", "A pretrained `MODEL`: smollm2, a Hugging Face folder, a .gguf file, or a name of the hub.")
     string("memory", "The folder `DIR` of a library, whose documents its model remembers (see memtx memory).")
     flags.DEFINE_multi_string("namespace", [], "A namespace of --memory, by its `NAME`. Default: default", flag_values=values)
     string("prompt", "The `TEXT` to continue. Default: none.")
     string("prompt_file", "A `FILE` with the prompt, which may have any length.")
-    integer("max_tokens", None, "Write at most N tokens. Default: 200, or fewer if the model has no more positions.")
-    flags.DEFINE_float("temperature", 0.8, "Sample at this temperature. 0 takes the likeliest token.", flag_values=values)
-    integer("top_k", 0, "Sample from the N likeliest tokens only. 0 allows all.", least=None)
-    flags.DEFINE_float("top_p", 0.95, "Sample from the fewest tokens with this probability in sum.", flag_values=values)
-    integer("seed", 0, "The seed of the samples.", least=0, most=2**32 - 1)
-    integer("beams", 1, "Search with N beams. More than 1 turns sampling off, unless --temperature is given.")
-    flags.DEFINE_float(
-        "length_penalty", 1.0, "Divide the score of a beam by its number of tokens to this power.", flag_values=values
-    )
+    define_writing(values, temperature=0.8, length="200, or fewer if the model has no more positions")
     flags.DEFINE_multi_string("stop", [], "End at this `TEXT`", flag_values=values)
     flags.DEFINE_bool("chat", False, "Format the prompt as a message with the chat template of the model.", flag_values=values)
     string("source", "The `TEXT` for the encoder of an encoder-decoder.")
@@ -57,24 +46,22 @@ def define(values: flags.FlagValues) -> None:
         "explain",
         "Write a page to `FILE`, such as page.html, that shows from which entries each token of the text was predicted.",
     )
-    integer("context", None, "The number of tokens that full attention of a --model keeps. Default: 2048.")
+    text = "The number of tokens that full attention of a --model keeps. Default: 2048."
+    flags.DEFINE_integer("context", None, text, lower_bound=1, flag_values=values)
 
 
 def act(values) -> None:
     """Print the prompt and the text as it is written. Raises UserError for a mistake that the user can fix."""
-    from memtx.generate import Sampling, chat, generate
+    from memtx.generate import chat, generate
 
-    sampling = Sampling(values["temperature"].value, values["top_k"].value, values["top_p"].value)
-    if values["beams"].value > 1 and not values["temperature"].present:
-        sampling = Sampling(temperature=0)
+    options = writing(values)
     loaded, explain = _load(values, source := _text(values["source"].value))
     prompt = _prompt(values)
     if values["chat"].value:
         prompt = chat.render(loaded.tokenizer, [{"role": "user", "content": prompt}])
     else:
         print(prompt, end="", flush=True)
-    options = {name: values[name].value for name in ("max_tokens", "seed", "beams", "length_penalty")}
-    options |= {"sampling": sampling, "specials": values["chat"].value, "stop": [*map(_text, values["stop"].value)]}
+    options |= {"specials": values["chat"].value, "stop": [*map(as_utf8, values["stop"].value)]}
     options["state"] = loaded.state if values["memory"].value else None
     if page := values["explain"].value:
         _write_explained(loaded, prompt, source, options, explain).write(page)
@@ -123,8 +110,7 @@ def _write_explained(
 
 
 def _text(argument: str | None) -> str | None:
-    """Return an argument decoded as UTF-8 in any locale. Python reads bytes that the locale lacks as lone surrogates."""
-    return argument and argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return argument and as_utf8(argument)
 
 
 def _prompt(values) -> str:

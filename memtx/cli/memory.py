@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from memtx.cli.options import needed, print_text
+from memtx.cli.options import as_utf8, needed, plural, print_text
 from memtx.errors import UserError, check_known, escaped, printable
 from memtx.files.text import decoded, read_text
 
@@ -79,7 +79,7 @@ def act(values, words: Sequence[str]) -> None:
     run, least, most = VERBS[verb]
     if not least <= len(rest) <= (most or len(rest)):
         raise UserError(f"memtx memory {verb} takes {_count(least, most)}, not {len(rest)}; see memtx memory --help")
-    run(values, [_decoded(word) for word in rest])
+    run(values, [as_utf8(word) for word in rest])
 
 
 def _read(values, words: Sequence[str]) -> None:
@@ -93,7 +93,7 @@ def _read(values, words: Sequence[str]) -> None:
         found = _library(values)
     namespace = _one(values) or library.SPACE
     count = found.read_all(_progress(texts), namespace=namespace)
-    print(f"read {_plural(len(texts), 'document')} into {found.path}: {_plural(count, 'entry', 'entries')}")
+    print(f"read {plural(len(texts), 'document')} into {found.path}: {plural(count, 'entry', 'entries')}")
 
 
 def _recall(values, words: Sequence[str]) -> None:
@@ -165,21 +165,21 @@ def _export(values, words: Sequence[str]) -> None:
     from memtx.library import export
 
     count = export(_library(values), words[0], **_spaces(values))
-    print(f"wrote {_plural(count, 'document')} to {words[0]}")
+    print(f"wrote {plural(count, 'document')} to {words[0]}")
 
 
 def _import(values, words: Sequence[str]) -> None:
     from memtx.library import import_file
 
     library, count = import_file(needed(values, "memory", "notes"), words[0])
-    print(f"added {_plural(count, 'document')} to {library.path}")
+    print(f"added {plural(count, 'document')} to {library.path}")
 
 
 def _merge(values, words: Sequence[str]) -> None:
     from memtx import library
 
     count = library.merge(_library(values), library.open(words[0]), **_spaces(values))
-    print(f"added {_plural(count, 'document')}")
+    print(f"added {plural(count, 'document')}")
 
 
 def _diff(values, words: Sequence[str]) -> None:
@@ -188,7 +188,7 @@ def _diff(values, words: Sequence[str]) -> None:
     found = library.diff(_library(values), library.open(words[0]))
     for mark, documents in (("-", found.here), ("+", found.there), ("~", found.changed)):
         for document in documents:
-            size = _plural(document.entries, "entry", "entries")
+            size = plural(document.entries, "entry", "entries")
             print(f"{mark} {escaped(document.namespace)} {escaped(document.name)} ({size})")
     if not (found.here or found.there or found.changed):
         print("the same documents")
@@ -215,7 +215,7 @@ def _migrate(values, words: Sequence[str]) -> None:
     model, kind = needed(values, "model", "minilm"), values["kind"].value or ""
     old = library.open(needed(values, "memory", "notes"))
     new = library.migrate(old, words[0], model, _progress, kind=kind, texts=not values["no_text"].value)
-    print(f"read {_plural(len(new.documents), 'document')} into {new.path}")
+    print(f"read {plural(len(new.documents), 'document')} into {new.path}")
 
 
 VERBS = {  # with the smallest and the largest number of words after the verb (0: no limit)
@@ -245,14 +245,14 @@ def _library(values) -> Library:
 
 def _one(values) -> str | None:
     """Return the namespace, or None if none is given. Raises UserError for several."""
-    names = [_decoded(name) for name in values["namespace"].value]
+    names = [as_utf8(name) for name in values["namespace"].value]
     if len(names) > 1:
         raise UserError("give one --namespace")
     return names[0] if names else None
 
 
 def _spaces(values) -> dict[str, Any]:
-    return {"namespace": [_decoded(name) for name in values["namespace"].value]} if values["namespace"].value else {}
+    return {"namespace": [as_utf8(name) for name in values["namespace"].value]} if values["namespace"].value else {}
 
 
 def _key(values) -> bytes | None:
@@ -293,15 +293,6 @@ def _texts_in(folder: Path) -> Iterator[tuple[str, str]]:
             yield path.as_posix(), text
         else:
             print(f"memtx: left out: {printable(str(path))} is empty", file=sys.stderr)
-
-
-def _decoded(word: str) -> str:
-    """Return an argument decoded as UTF-8 in any locale."""
-    return word.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def _plural(count: int, one: str, many: str = "") -> str:
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def _progress(documents):

@@ -1,4 +1,4 @@
-"""Flags of a command: help, parsing, and errors on one line."""
+"""Flags of a command: help, parsing, errors on one line, and the flags that several commands share."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import textwrap
+from typing import Any
 
 from absl import flags
 
@@ -100,11 +101,49 @@ def print_text(text: str) -> None:
     print(escaped(text, keep="\n\t") if sys.stdout.isatty() else text, end="", flush=True)
 
 
+def plural(count: int, one: str, many: str = "") -> str:
+    """Return a number with its noun: "1 entry", "2,000 entries". many: the plural if it is not `one` with an s."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
 def needed(values: flags.FlagValues, name: str, example: str):
     """Return the value of a flag. Raises a UserError with an example if it was not given."""
     if not (value := values[name].value):
         raise UserError(f"--{name} is missing; for example --{name}={example}")
     return value
+
+
+def as_utf8(argument: str) -> str:
+    """Return an argument decoded as UTF-8 in any locale. Python reads bytes that the locale lacks as lone surrogates."""
+    return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def define_writing(values: flags.FlagValues, temperature: float, length: str) -> None:
+    """Define the flags of generated text. temperature: the default. length: the default of --max_tokens, in words."""
+
+    def integer(name: str, default: int | None, text: str, least: int | None = 1, most: int | None = None) -> None:
+        flags.DEFINE_integer(name, default, text, lower_bound=least, upper_bound=most, flag_values=values)
+
+    def real(name: str, default: float, text: str) -> None:
+        flags.DEFINE_float(name, default, text, flag_values=values)
+
+    integer("max_tokens", None, f"Write at most N tokens. Default: {length}.")
+    real("temperature", temperature, "Sample at this temperature. 0 takes the likeliest token.")
+    integer("top_k", 0, "Sample from the N likeliest tokens only. 0 allows all.", least=None)
+    real("top_p", 0.95, "Sample from the fewest tokens with this probability in sum.")
+    integer("seed", 0, "The seed of the samples.", least=0, most=2**32 - 1)
+    integer("beams", 1, "Search with N beams. More than 1 turns sampling off, unless --temperature is given.")
+    real("length_penalty", 1.0, "Divide the score of a beam by its number of tokens to this power.")
+
+
+def writing(values) -> dict[str, Any]:
+    """Return the arguments of `memtx.complete` that these flags give. Raises UserError if a value is not valid."""
+    from memtx.generate import Sampling
+
+    sampling = Sampling(values["temperature"].value, values["top_k"].value, values["top_p"].value)
+    if values["beams"].value > 1 and not values["temperature"].present:
+        sampling = Sampling(temperature=0)
+    return {name: values[name].value for name in ("max_tokens", "seed", "beams", "length_penalty")} | {"sampling": sampling}
 
 
 def parse_settings(text: str | None, option: str) -> dict | None:

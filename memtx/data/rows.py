@@ -42,14 +42,18 @@ def find(given: Path) -> list[Path]:
 
 def read(file: Path, keys: Sequence[str]) -> list[tuple[str, ...]]:
     """Return the values of these keys in each line. Raises UserError, with the line number, if a value is missing or empty."""
+    return [tuple(_value(line, key) for key in keys) for line in read_lines(file, keys)]
+
+
+def read_lines(file: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """Return all columns of each line. The columns `keys` must have texts, as for `read`."""
     form = "{" + ", ".join(f'"{key}": "..."' for key in keys) + "}"
     rows = []
     try:
         for number, line in _rows(file, keys):
-            values = tuple(_value(line, key) for key in keys)
-            if fault := _fault(line, dict(zip(keys, values, strict=True))):
+            if fault := _fault(line, {key: _value(line, key) for key in keys}):
                 raise UserError(f"{file}, line {number}: {fault}; each line must be {form}")
-            rows.append(values)
+            rows.append(line)
     except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(f"cannot read {file}: {error}") from None
     if not rows:

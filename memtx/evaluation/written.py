@@ -14,7 +14,7 @@ import numpy as np
 from memtx.data.tokenizers import Tokenizer
 from memtx.evaluation.recall import Recall
 from memtx.evaluation.text import bleu, bleu_signature, exact_match, rouge, token_f1
-from memtx.generate import GREEDY, complete
+from memtx.generate import GREEDY, complete_in_batches
 from memtx.models.lm import LM, Params
 from memtx.tasks.base import Example
 
@@ -30,12 +30,8 @@ def greedy_scores(
     lm: LM, params: Params, tokenizer: Tokenizer, examples: Sequence[Example], *, batch: int, max_tokens: int
 ) -> tuple[dict[str, float], str]:
     """Generate a text for the source of each example and score it. Returns the metrics and sacrebleu's signature."""
-    texts: list[str] = []
-    while len(texts) < len(examples):
-        rows = examples[len(texts) : len(texts) + batch]
-        sources = [row.source_S for row in (*rows, *[rows[-1]] * (batch - len(rows)))]  # full batches need one program
-        done = complete(lm, params, tokenizer, [""] * batch, source=sources, sampling=GREEDY, max_tokens=max_tokens)
-        texts += done.texts[: len(rows)]
+    sources, options = [example.source_S for example in examples], {"sampling": GREEDY, "max_tokens": max_tokens}
+    texts = complete_in_batches(lm, params, tokenizer, [""] * len(sources), source=sources, batch=batch, **options).texts
     answers = [example.answer for example in examples]
     scores = {"exact_match": exact_match, "f1": token_f1, "bleu": bleu}
     found = {name: score(texts, answers) for name, score in scores.items()}

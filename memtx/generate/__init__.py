@@ -9,7 +9,19 @@ The cost of a token does not depend on how much was read, unless the state grows
 """
 
 from memtx.generate import chat
+from memtx.generate.batches import Batched, complete_in_batches
 from memtx.generate.sampling import GREEDY, Sampling, sample
 from memtx.generate.text import Completion, Options, complete, generate
 
-__all__ = ["GREEDY", "Completion", "Options", "Sampling", "chat", "complete", "generate", "sample"]
+__all__ = [
+    "GREEDY",
+    "Batched",
+    "Completion",
+    "Options",
+    "Sampling",
+    "chat",
+    "complete",
+    "complete_in_batches",
+    "generate",
+    "sample",
+]

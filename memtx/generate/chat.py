@@ -31,5 +31,13 @@ def render(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], *, reply
         raise UserError(f"the chat template of {tokenizer.name} refuses the conversation: {error}") from None
 
 
+def without_specials(tokenizer: Tokenizer, text: str) -> str:
+    """Return a text without the names of special tokens, which would otherwise end its message and begin another."""
+    while found := [name for name in tokenizer.specials if name in text]:
+        for name in found:
+            text = text.replace(name, "")
+    return text
+
+
 def _refuse(message: str):
     raise optional("jinja2").TemplateError(message)

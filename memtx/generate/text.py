@@ -40,7 +40,7 @@ class Options:
     """The keyword arguments of `generate` and `complete`.
 
     max_tokens      the maximum number of tokens to write. None: 200, or as many as the learned positions allow
-    sampling        how tokens are drawn. Row b draws with the seed `seed + b`
+    sampling        how tokens are drawn. Row b draws with the seed `seed + b`, or `seed[b]` if seed is a list
     beams           more than 1 searches for the highest sum of log-probabilities / tokens**length_penalty
     stop            texts that end a row. They are not part of the result, but the state has read them
     state           the state of an earlier call to continue from. None starts documents
@@ -58,7 +58,7 @@ class Options:
     beams: int = 1
     length_penalty: float = 1.0
     stop: Sequence[str] = ()
-    seed: int = 0
+    seed: int | list[int] = 0
     state: LMState | None = None
     source: Sequence[str | np.ndarray] | None = None
     start: int | None = None
@@ -67,7 +67,8 @@ class Options:
     look: int = LOOK
 
     def __post_init__(self):
-        fitted(self.seed, Seed, "seed")
+        for seed in self.seed if isinstance(self.seed, list) else [self.seed]:
+            fitted(seed, Seed, "seed")
         for name in ("beams", "chunk", "look"):
             if (number := getattr(self, name)) < 1:
                 raise UserError(f"{name} must be 1 or more, not {number}")
@@ -130,16 +131,25 @@ def _stream(
         )
         yield ["".join([*map(text.add, row), text.rest()]) for text, row in zip(made, tokens, strict=True)]
         return state, ids, [np.asarray(row, np.int32) for row in tokens]
+    seed_B = _seeds(options.seed, len(ids))
     calls = [np.zeros((len(ids), 0), np.int32)]
     while left > 0 and writer.live_B.any():
         count = min(1 if stop else options.look, LOOK, left)
-        token_BN = writer.write(count, options.sampling or Sampling(), options.seed, *masks)
+        token_BN = writer.write(count, options.sampling or Sampling(), seed_B, *masks)
         calls.append(token_BN)
         left -= count
         yield ["".join(text.add(int(token)) for token in row if token >= 0) for text, row in zip(made, token_BN, strict=True)]
         writer.live_B &= [not text.stopped for text in made]
     yield [text.rest() for text in made]
     return writer.memory(), ids, [row[row >= 0] for row in np.concatenate(calls, 1)]
+
+
+def _seeds(seed: int | list[int], prompts: int) -> np.ndarray:
+    if not isinstance(seed, list):
+        return seed + np.arange(prompts)
+    if len(seed) != prompts:
+        raise UserError(f"{len(seed)} seeds for {prompts} prompts; give one seed per prompt, or a number")
+    return np.asarray(seed)
 
 
 def _frame_sources(tokenizer: Tokenizer, sources: Sequence[str | np.ndarray] | None, prompts: int) -> list[np.ndarray] | None:

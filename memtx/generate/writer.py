@@ -62,13 +62,12 @@ class Writer:
         self.live_B = np.ones(len(ids), bool)
         self.step = 0
 
-    def write(self, count: int, sampling: Sampling, seed: int, drawable_V: np.ndarray, ends_V: np.ndarray) -> np.ndarray:
-        """Write up to `count` tokens of each live row, [B, count], with -1 after its end.
-
-        Row b draws with the seed `seed + b`.
-        """
+    def write(
+        self, count: int, sampling: Sampling, seed_B: np.ndarray, drawable_V: np.ndarray, ends_V: np.ndarray
+    ) -> np.ndarray:
+        """Write up to `count` tokens of each live row, [B, count], with -1 after its end. seed_B: the seeds of the samples."""
         settings = jnp.asarray([sampling.temperature, sampling.top_k, sampling.top_p], jnp.float32)
-        rule = Rule(drawable_V, ends_V, settings, jnp.asarray(seed + np.arange(len(self.live_B))), self.step)
+        rule = Rule(drawable_V, ends_V, settings, jnp.asarray(seed_B), self.step)
         rows = self.token_B, self.live_B
         write = partial(_write, self.lm, self.params, greedy=sampling.temperature == 0)
         token_BN, (self.token_B, live_B), self.state = write(rows, self.state, rule, min(count, LOOK))

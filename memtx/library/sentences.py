@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from memtx.data.sentences import split
 from memtx.errors import UserError
 from memtx.library.folder import Arrays
 from memtx.library.kind import BLANK, Found, Query, Read, Separate
 from memtx.library.record import Document, Record, sha256
 from memtx.library.search import Index
-from memtx.library.text import split
 from memtx.library.view import View, make_view
 from memtx.runs.embed import embed, limit
 from memtx.runs.load import Loaded

@@ -213,9 +213,16 @@ class LM:
 
     @property
     def source_capacity(self) -> int:
-        """The number of source tokens that cross-attention can store, or 0 without cross-attention."""
-        readers = [name for name in names(self.model.stacks) if MEMORIES[name].encoded]
-        return min((self.model.memory[name].capacity for name in readers), default=0)
+        """The number of source tokens that cross-attention can store, at most the learned positions. 0 without an encoder."""
+        readers = [name for name in names(self.model.stacks) if MEMORIES[name].encoded and self.model.encoder]
+        stored = min((self.model.memory[name].capacity for name in readers), default=0)
+        return min(stored, self._source_positions or stored)
+
+    @property
+    def _source_positions(self) -> int | None:
+        """The learned positions of the encoder, or None for no limit."""
+        counts_anew = hasattr(getattr(self._static.encoder, "body", None), "local_position")
+        return self.model.max_position if self.model.position == "learned" and not counts_anew else None
 
     def check_reads(self, tokens: int) -> None:
         """Raise a UserError unless the model has an encoder, and room for a source of `tokens` tokens."""
@@ -225,14 +232,13 @@ class LM:
             raise UserError(
                 f"this model has no encoder; set model.encoder and add a memory that reads it to model.stacks ({known})"
             )
-        if tokens > (capacity := self.source_capacity):
+        if tokens > (capacity := min(self.model.memory[name].capacity for name in readers)):
             raise UserError(
                 f"memory.{readers[0]}.capacity={capacity} is too small for a source of {tokens} tokens; increase it (of a "
                 f"pretrained model: context={tokens}, in `memtx generate` --context={tokens}), or cut the source (in a task: "
                 f"data.task.source_tokens={capacity})"
             )
-        counts_anew = hasattr(getattr(self._static.encoder, "body", None), "local_position")
-        if self.model.position == "learned" and not counts_anew and tokens > (room := self.model.max_position):
+        if (room := self._source_positions) and tokens > room:
             raise UserError(f"a source has {tokens} tokens, but the model has {room} learned positions: cut the source")
 
     def check_learns(self, classes: int) -> None:

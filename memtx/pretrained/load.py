@@ -118,6 +118,17 @@ def _has_own_head(weights: Weights, names: Names) -> bool:
     return False
 
 
+def prefixes(name: str, *, cache: str | Path = "") -> dict[str, str]:
+    """Return the text before a source for each task of a pretrained model, such as {"summarization": "summarize: "}.
+
+    They are in `task_specific_params` of the config.json of a T5. Raises UserError if the model cannot be found.
+    """
+    found = open_weights(find(name, cache)).config.get("task_specific_params")
+    tasks = found.items() if isinstance(found, Mapping) else ()
+    given = {task: params.get("prefix") for task, params in tasks if isinstance(params, Mapping)}
+    return {str(task): prefix for task, prefix in given.items() if isinstance(prefix, str)}
+
+
 # --- from a checkpoint to a model ---------------------------------------------------------------------------------------------
 
 

@@ -43,16 +43,18 @@ def load(source: str | Path, *, context: int = pretrained.CONTEXT, **changes) ->
     changes: settings of a pretrained model to change, such as output="classes", classes=3. New parameters are drawn at random.
     Raises UserError if there is no such model, if its files are damaged, or if a setting of a run is changed.
     """
-    name, path = str(source), Path(source)
-    if name in PACKAGED or not path.is_dir() or _is_pretrained(path):
-        return _pretrained(name, context, changes)
+    if is_pretrained(source):
+        return _pretrained(str(source), context, changes)
     if changes:
-        raise UserError(f"{path} is the workdir of a run, and its settings cannot be changed: {', '.join(changes)}")
-    return load_run(path)
+        raise UserError(f"{source} is the workdir of a run, and its settings cannot be changed: {', '.join(changes)}")
+    return load_run(Path(source))
 
 
-def _is_pretrained(folder: Path) -> bool:
-    """Return whether a folder is from Hugging Face. The config.json of a workdir has different keys."""
+def is_pretrained(source: str | Path) -> bool:
+    """Return whether `load` takes this for a pretrained model. The config.json of a workdir has different keys."""
+    folder = Path(source)
+    if str(source) in PACKAGED or not folder.is_dir():
+        return True
     try:
         config = read_json(folder / "config.json")
     except UserError:

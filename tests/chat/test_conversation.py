@@ -237,7 +237,7 @@ def test_the_terminal_reads_answers_shows_and_forgets(talk, chat, tmp_path):
     (tmp_path / "more" / "b.bin").write_bytes(b"\xff\xfe\x00")
     out = talk(f"/read {tmp_path}/notes.txt", f"/read {tmp_path}/more", "The tower is old.?", "/sources", "/documents")
     assert f"read {tmp_path}/notes.txt: 2 entries" in out
-    assert "read a.txt: 1 entries" in out
+    assert "read a.txt: 1 entry" in out
     assert "left out: " in out
     name = re.escape(f"{tmp_path}/notes.txt")
     assert re.search(rf"I see\n  \[1\] {name}: The tower is old\.\n\[1\] {name} at 0 \(score 1\.00\)\nThe tower", out)

@@ -1,4 +1,4 @@
-"""Cutting of texts into sentences."""
+"""Cutting of texts into sentences, or into parts of whole sentences."""
 
 from __future__ import annotations
 
@@ -17,6 +17,22 @@ def split(text: str, fits: Callable[[str], bool]) -> list[tuple[int, int]]:
     """
     starts = [0, *(match.end() for match in ENDS.finditer(text)), len(text)]
     return [span for start, end in pairwise(starts) for span in _fitting(text, start, end, fits)]
+
+
+def pack(text: str, fits: Callable[[str], bool]) -> list[str]:
+    """Return a text in parts that fit, each with as many whole sentences as possible. Blanks between parts are left out.
+
+    fits: whether the model can read a text at once.
+    """
+    if fits(text):
+        return [text]
+    spans: list[tuple[int, int]] = []
+    for start, end in split(text, fits):
+        if spans and fits(text[spans[-1][0] : end]):
+            spans[-1] = spans[-1][0], end
+        else:
+            spans.append((start, end))
+    return [text[start:end] for start, end in spans]
 
 
 def _fitting(text: str, start: int, end: int, fits: Callable[[str], bool]) -> Iterator[tuple[int, int]]:

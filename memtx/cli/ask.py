@@ -1,0 +1,48 @@
+"""Ask a question about text files, or the questions of a table.
+
+  memtx ask --workdir=runs/answers 'When was it built?' report.txt
+  memtx ask --model=smollm2 'When was it built?' - < report.txt
+  memtx ask --workdir=runs/answers questions.jsonl --out=answers.jsonl
+
+QUESTION FILE|-...   a question, and text files or the standard input. The answer to each file is found in that file alone
+TABLE...             tables (.jsonl, .csv, .tsv) with columns "question" and "context". They give JSON Lines: their rows with a
+                     column "prediction"
+
+The model is a run of configs/seq2seq.py, a T5 or a chat model. Its source is "question: ... context: ...", as in T5, so these
+are the sources to train a run with. The end of a text that is too long for the model is left out. To ask about many documents,
+see memtx memory recall.
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+
+from memtx.cli import texts
+from memtx.cli.options import as_utf8
+from memtx.errors import UserError
+
+WORDS = True  # the command takes words that are not flags
+SOURCE = "question: {question} context: {context}"
+MESSAGE = "Answer the question about the text in one short sentence.\n\n"
+JOB = texts.Job(keys=("question", "context"), source=SOURCE, by_line=False, long="cut", task="", message=MESSAGE)
+
+
+def define(values: flags.FlagValues) -> None:
+    """Define the flags of the command."""
+    texts.define(values)
+
+
+def act(values, words: Sequence[str]) -> None:
+    """Answer the question or the questions. Raises UserError for a mistake that the user can fix."""
+    texts.act(values, JOB, _inputs(words))
+
+
+def _inputs(words: Sequence[str]) -> texts.Inputs:
+    if words and texts.is_table(words[:1]):
+        return texts.read_tables(words, JOB)
+    if len(words) < 2:
+        raise UserError("give a question and then the files to ask, such as memtx ask 'When was it built?' report.txt")
+    question, *files = words
+    if texts.is_table(files):
+        raise UserError("the questions of a table are in its column 'question'; leave out the one before it")
+    return texts.Inputs([SOURCE.format(question=as_utf8(question), context=text) for text in texts.read_texts(files)])
