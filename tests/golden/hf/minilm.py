@@ -30,12 +30,17 @@ TEXTS = [
 ]
 
 
-def main(folder: str) -> None:
+def vectors(folder: str, texts: list[str]) -> torch.Tensor:
+    """The vectors of texts, of length 1, in float64."""
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval().double()
     with torch.no_grad():
-        given = tokenizer(QUERIES + TEXTS, padding=True, truncation=True, max_length=256, return_tensors="pt")
+        given = tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
         hidden, mask = model(**given).last_hidden_state, given["attention_mask"][..., None]
-        y = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1))
+        return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1))
+
+
+def main(folder: str) -> None:
+    y = vectors(folder, QUERIES + TEXTS)
     cosine = (y[: len(QUERIES)] @ y[len(QUERIES) :].T).tolist()
     found = {"queries": QUERIES, "texts": TEXTS, "cosine": [[round(c, 7) for c in row] for row in cosine]}
     FILE.write_text(json.dumps(found, indent=1) + "\n")
