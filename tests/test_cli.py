@@ -1,6 +1,7 @@
 """The command line works from a shell, and every mistake ends with one line and status 2."""
 
 import importlib.metadata
+import io
 import json
 import os
 import re
@@ -295,7 +296,7 @@ def test_the_variable_names_the_default_cache_and_an_option_another(tmp_path, mo
     assert os.environ["MEMTX_CACHE"] == str(tmp_path / "default")
 
 
-def test_train_eval_and_generate_from_a_shell(tmp_path, capsys):
+def test_train_eval_and_generate_from_a_shell(tmp_path, capsys, monkeypatch):
     texts, workdir = write_texts(tmp_path / "texts"), tmp_path / "run"
 
     def here(*argv):  # the same in this process, which has imported all that it needs
@@ -328,20 +329,20 @@ def test_train_eval_and_generate_from_a_shell(tmp_path, capsys):
     assert {"config.json", "metrics.jsonl", "checkpoints", "tensorboard", "tokenizer.json", "loss_by_position.png"} <= {
         path.name for path in workdir.iterdir()
     }
-    evaluation = json.loads(memtx("eval", f"--workdir={workdir}", "--split=test", "--segments=2", "--format=json"))
+    evaluate = ["eval", f"--workdir={workdir}", "--split=test", "--segments=2", "--format=json"]
+    evaluation = json.loads(here(*evaluate))
     assert evaluation["step"] == 3
     assert evaluation["eval/bits_per_byte"] > 0
     shutil.rmtree(tmp_path / "cache")
-    again = ["eval", f"--workdir={workdir}", "--split=test", "--segments=2", "--format=json", f"--cache={tmp_path / 'another'}"]
-    assert json.loads(here(*again)) == evaluation
+    assert json.loads(here(*evaluate, f"--cache={tmp_path / 'another'}")) == evaluation
     assert (tmp_path / "another").exists()
     assert not (tmp_path / "cache").exists()
-    greedy = ["generate", f"--workdir={workdir}", "--prompt=The", "--max_tokens=4", "--temperature=0"]
-    text = memtx(*greedy)
-    assert text.startswith("The")
-    assert text == here(*greedy)
-    text = ["generate", f"--workdir={workdir}", "--prompt=é中", "--max_tokens=1", "--temperature=0"]
-    assert memtx(*text, PYTHONIOENCODING="ascii").startswith(r"\xe9\u4e2d")
-    assert memtx(*text, LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0").startswith(r"\xe9\u4e2d")
+    greedy = ["generate", f"--workdir={workdir}", "--prompt=é中", "--max_tokens=4", "--temperature=0"]
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", io.TextIOWrapper(terminal := io.BytesIO(), "ascii"))
+        cli.main(greedy)
+        text = terminal.getvalue().decode("ascii")
+    assert text.startswith(r"\xe9\u4e2d")
+    assert memtx(*greedy, LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0") == text
     beams = here("generate", f"--workdir={workdir}", "--prompt=The", "--max_tokens=2", "--beams=2", "--stop=x", "--stop=y")
     assert beams.startswith("The")

@@ -1,5 +1,6 @@
 """Batches, stop texts, ends, beams and unstacked layers: each row equals the same row alone."""
 
+import functools
 import itertools
 from functools import partial
 
@@ -24,14 +25,21 @@ KINDS = {
 }
 
 
-def make(kind, size=264, groups=2, key=3):
+@functools.cache
+def model(kind, size, groups):
     model = {"stacks": [[[kind], groups]], "width": 16, "num_heads": 2, "ff_dim": 32}
     if kind == "rmt":
         model |= {"stacks": [[["window"], groups]], "body": "rmt"}
     from memtx.memory import MEMORIES
 
     known = {k: v for k, v in KINDS.get(kind, {}).items() if k in MEMORIES[kind].Config.__dataclass_fields__}
-    lm = build(configure({"model": model, "memory": {kind: known}}), vocab_size=size)
+    return build(configure({"model": model, "memory": {kind: known}}), vocab_size=size)
+
+
+@functools.cache
+def make(kind, size=264, groups=2, key=3):
+    """Tests share models, which compile once."""
+    lm = model(kind, size, groups)
     return lm, jax.tree.map(lambda p: 3 * p, lm.init(jax.random.key(key)))  # far from uniform
 
 
@@ -99,7 +107,8 @@ def likeliest(lm, params, ids, end, size, steps, length_penalty):
     """By trying all texts: the tokens of the best score."""
     tokens_AN = np.asarray([*itertools.product(range(size), repeat=steps)])
     token_AT = np.concatenate([np.tile(ids, (len(tokens_AN), 1)), tokens_AN], 1)
-    logp = np.asarray(jax.nn.log_softmax(lm(params, token_AT, lm.init_state(len(token_AT)))[0]))[:, len(ids) - 1 : -1]
+    logits = jax.jit(lm.__call__)(params, token_AT, lm.init_state(len(token_AT)))[0]
+    logp = np.asarray(jax.nn.log_softmax(logits))[:, len(ids) - 1 : -1]
     logp_AN = np.take_along_axis(logp, tokens_AN[..., None], 2)[..., 0]
     best = (-np.inf, [])
     for tokens, row in zip(tokens_AN.tolist(), logp_AN, strict=True):
@@ -133,9 +142,11 @@ def test_the_memory_of_a_beam_goes_with_it(kind):
     options = {"max_tokens": 5, "sampling": GREEDY, "chunk": 8}
     found, greedy = (complete(lm, params, tokenizer, prompts, beams=beams, **options) for beams in (3, 1))
 
+    call = jax.jit(lm.__call__)
+
     def mean(prompt, text):
         ids = tokenizer.encode(f"{prompt} {text}")
-        logp_TV = jax.nn.log_softmax(lm(params, ids[None], lm.init_state(1))[0][0])
+        logp_TV = np.asarray(jax.nn.log_softmax(call(params, np.pad(ids, (0, 20 - len(ids)))[None], lm.init_state(1))[0][0]))
         new = len(text.split())
         return float(np.mean([logp_TV[t - 1, ids[t]] for t in range(len(ids) - new, len(ids))]))
 
@@ -150,7 +161,7 @@ def test_the_memory_of_a_beam_goes_with_it(kind):
 
 
 def test_writing_again_compiles_nothing_whatever_the_lengths_and_settings():
-    lm, params = make("window", key=6)
+    lm, params = model.__wrapped__("window", 264, 2), make("window", key=6)[1]  # a model of which nothing is compiled
     write = partial(complete, lm, params, TOKENIZER)
     write(["one", "two"], max_tokens=20, sampling=Sampling(), chunk=16)
     sizes = writer._write._cache_size(), writer._read._cache_size()

@@ -38,25 +38,32 @@ def folder(at: Path, family, vocabulary: str, **settings) -> Path:
     return at
 
 
-@pytest.fixture
-def t5_folder(tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def t5_folder(tmp_path_factory) -> Path:
     sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
-    return folder(tmp_path / "t5", t5, "t5", feed_forward_proj="gated-gelu", tie_word_embeddings=False, **sizes)
+    at = tmp_path_factory.mktemp("t5") / "t5"
+    return folder(at, t5, "t5", feed_forward_proj="gated-gelu", tie_word_embeddings=False, **sizes)
 
 
-@pytest.fixture
-def bert_folder(tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def t5_model(t5_folder):
+    return memtx.load(t5_folder)
+
+
+@pytest.fixture(scope="module")
+def bert_folder(tmp_path_factory) -> Path:
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    return folder(tmp_path / "bert", bert, "wordpiece", max_position_embeddings=64, type_vocab_size=2, **sizes)
+    at = tmp_path_factory.mktemp("bert") / "bert"
+    return folder(at, bert, "wordpiece", max_position_embeddings=64, type_vocab_size=2, **sizes)
 
 
-def test_a_t5_answers_a_question(t5_folder):
-    model = memtx.load(t5_folder)
+def test_a_t5_answers_a_question(t5_model):
+    model = t5_model
     question = "question: how many ships? context: In 1984 he counted 1207 of them."
     done = memtx.complete(model.lm, model.params, model.tokenizer, [""], source=[question], sampling=memtx.GREEDY, max_tokens=8)
     ids = model.tokenizer.frame(question)[0]
     assert ids[-1] == 1  # </s>
-    state = model.lm.encode(model.params, jnp.asarray(ids[None]), model.lm.init_state(1))
+    state = jax.jit(model.lm.encode)(model.params, jnp.asarray(ids[None]), model.lm.init_state(1))
     call, token, written = jax.jit(model.lm.__call__), 0, []
     for _ in range(8):
         logits, state = call(model.params, np.array([[token]]), state)
@@ -145,8 +152,8 @@ def test_minilm_gives_the_vectors_of_its_authors_code():
     assert np.abs(memtx.embed(memtx.load("minilm"), texts, max_tokens=32) - theirs).max() > 1e-3  # control
 
 
-def test_questions_of_unequal_lengths_are_answered_together_by_beams_too(t5_folder):
-    model = memtx.load(t5_folder)
+def test_questions_of_unequal_lengths_are_answered_together_by_beams_too(t5_model):
+    model = t5_model
     sources = ["question: how many ships? context: In 1984 he counted 1207 of them.", "ships"]
     answer = partial(memtx.complete, model.lm, model.params, model.tokenizer, sampling=memtx.GREEDY, max_tokens=6)
     for beams in (1, 3):

@@ -1,4 +1,4 @@
-"""The set-up of JAX for tests: host devices, fast compilation and a compilation cache."""
+"""The set-up of Python and JAX for tests: host devices, fast compilation, a compilation cache and rare garbage collection."""
 
 import ctypes
 import gc
@@ -12,10 +12,13 @@ from pathlib import Path
 FAST = ["--xla_backend_optimization_level=0"]
 if version("jax").startswith("0.10."):
     FAST += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
+    # Commands set this one (memtx/training/cpu.py). With it from the start, one program has one entry in the cache.
+    FAST += ["--xla_cpu_enable_concurrency_optimized_scheduler=false"]
 
 
 def prepare(config) -> None:
     """Set the environment and JAX's options. Call it before JAX starts its backend. A second call changes nothing."""
+    gc.set_threshold(100_000, 20, 100)  # JAX's traces make many objects that stay. By default Python looks at them too often.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("XLA_FLAGS", " ".join(FAST))
     import jax

@@ -27,11 +27,13 @@ def test_c1_outputs_and_gradients_match_the_golden(golden, request):
         kind: {key.removeprefix(kind): saved[key] for key in saved if key.startswith(kind)}
         for kind in ("x.", "param.", "shared.")
     }
-    shapes = {key: value.shape for key, value in flat(case.params.get("memory", {})).items()}
+    abstract = nnx.to_pure_dict(nnx.state(case.layer))
+    shapes = {key: value.shape for key, value in flat(abstract.get("memory", {})).items()}
     assert {key: value.shape for key, value in given["param."].items()} == shapes
+    unread = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract)  # `seg.shared` has those that layers share
 
     def loss(given, weight, wipe):
-        parts, params = given["x."], {**case.params, "memory": nest(given["param."])}
+        parts, params = given["x."], {**unread, "memory": nest(given["param."])}
         fresh = case.layer.init_state(BATCH)
         x = parts["x"] if "x" in parts else tuple(parts[name] for name in ("q", "k", "v", "h", "logits") if name in parts)
 

@@ -1,5 +1,6 @@
 """Bits per byte are those of a plain loop, with memory carried and with memory wiped."""
 
+import functools
 import json
 
 import jax
@@ -31,18 +32,22 @@ def evaluated(root):
     return lm, params, tokens, evaluate(params, eval_batches(tokens, config)), config
 
 
+@functools.cache
+def jitted(lm):
+    return jax.jit(lm.__call__)
+
+
 def nll_of(lm, params, document, bos, *, wiped: bool, time: int) -> np.ndarray:
     """One document, one segment after another, by the model alone."""
     inputs, targets = np.concatenate([[bos], document]), np.concatenate([document, [bos]])
     state, out = lm.init_state(1), []
-    step = jax.jit(lambda p, x, s, seg: lm(p, x, s, seg))
     for start in range(0, len(inputs), time):
         part = inputs[start : start + time]
         padded = np.pad(part, (0, time - len(part)))[None].astype(np.int32)
         seg = segment(start + jnp.arange(time)[None], length_B=[len(part)], reset_B=[wiped])
-        logits, state = step(params, padded, state, seg)
-        p = jax.nn.log_softmax(logits[0, : len(part)])
-        out.append(-np.take_along_axis(np.asarray(p), targets[start : start + time, None].astype(np.int64), -1)[:, 0])
+        logits, state = jitted(lm)(params, padded, state, seg)
+        p = np.asarray(jax.nn.log_softmax(logits[0]))[: len(part)]
+        out.append(-np.take_along_axis(p, targets[start : start + time, None].astype(np.int64), -1)[:, 0])
     return np.concatenate(out)
 
 

@@ -153,7 +153,7 @@ def test_the_most_read_documents_are_left_out(library):
 def test_documents_that_a_stream_has_read_are_found_by_their_positions():
     loaded = loaded_with([[["window"], 1]], {"window": {"window": 12}})
     first, second = TOKENIZER.encode("abcdef"), TOKENIZER.encode("ghij")
-    _, state = loaded.lm(loaded.params, np.concatenate([first, second])[None], loaded.lm.init_state(1))
+    _, state = jax.jit(loaded.lm.__call__)(loaded.params, np.concatenate([first, second])[None], loaded.lm.init_state(1))
     documents = {5: Text("one", first, 0), 6: Text("two", second, len(first))}
     found = memtx.explain(loaded, "klm", state=state, documents=documents)
     for row, now in zip(found.reads, "kl", strict=True):

@@ -1,5 +1,7 @@
 """TTT against equal computations: gradients by jax.grad, and linear attention."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,16 +40,18 @@ def test_the_inner_gradient_is_the_gradient_of_the_inner_loss(depth):
 
     def loss(layers, upto):
         error = norm(forward(layers, k)) - (v - k)
-        return 0.5 * (rate * error**2)[..., :upto, :].sum()
+        return 0.5 * jnp.where(jnp.arange(TIME)[:, None] < upto, rate * error**2, 0).sum()
 
-    o, gradient = train_and_read(layers, zero, q, k, v, rate, row, norm)
-    expected = jax.grad(loss)(layers, TIME)
+    o, gradient = jax.jit(lambda: train_and_read(layers, zero, q, k, v, rate, row, norm))()
+    grad = jax.jit(jax.grad(loss))
+    expected = grad(layers, TIME)
     for got, want in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(got, want, atol=2e-5)
+    read = jax.jit(lambda layers, y: y + norm(forward(layers, y)))
     for t in range(TIME):  # each token reads the weights that the tokens up to it have trained
-        now = jax.tree.map(lambda w, g, t=t: w - row[t] * g, layers, jax.grad(loss)(layers, t + 1))
+        now = jax.tree.map(lambda w, g, t=t: w - row[t] * g, layers, grad(layers, t + 1))
         y = q[..., t : t + 1, :]
-        np.testing.assert_allclose(o[..., t : t + 1, :], y + norm(forward(now, y)), atol=5e-5)
+        np.testing.assert_allclose(o[..., t : t + 1, :], read(now, y), atol=5e-5)
     assert float(jnp.abs(expected[0][0]).max()) > 0.1  # control: there is something to learn
 
 
@@ -55,13 +59,18 @@ def test_without_norm_and_from_zero_ttt_linear_is_linear_attention():
     """Theorem 1 of the paper; the bias is a key dimension that is always 1."""
     q, k, v = (draw(i, BATCH, HEADS, TIME, H) for i in (20, 21, 22))
     zero = ((jnp.zeros((BATCH, HEADS, H, H)), jnp.zeros((BATCH, HEADS, 1, H))),)
-    o, _ = train_and_read(zero, zero, q, k, v, jnp.full((), 0.5), jnp.ones(()), lambda z: z)
+
+    @partial(jax.jit, static_argnums=0)
+    def train(norm):
+        return train_and_read(zero, zero, q, k, v, jnp.full((), 0.5), jnp.ones(()), norm)
+
+    o, _ = train(lambda z: z)
     one = jnp.ones((BATCH, TIME, HEADS, 1))
     by_time = [x.swapaxes(1, 2) for x in (q, k, 0.5 * (v - k))]
     augmented = (jnp.concatenate([by_time[0], one], -1), jnp.concatenate([by_time[1], one], -1), by_time[2])
-    read, _ = delta_rule(*augmented, jnp.zeros((BATCH, HEADS, H + 1, H)))
+    read, _ = jax.jit(delta_rule)(*augmented, jnp.zeros((BATCH, HEADS, H + 1, H)))
     np.testing.assert_allclose(o, q + read.swapaxes(1, 2), atol=1e-5)
-    o, _ = train_and_read(zero, zero, q, k, v, jnp.full((), 0.5), jnp.ones(()), norm)
+    o, _ = train(norm)
     assert float(jnp.abs(o - q - read.swapaxes(1, 2)).max()) > 0.1  # control: with the norm it is not
 
 

@@ -193,15 +193,23 @@ ADDED = {
     ),
     "infini": ((PLAIN, (("infini",), 1), PLAIN), {"infini": {"segment": 32}}),
     "lstm": (((("full+lstm",), 2), PLAIN), {}),
-    "product_key": (((("full/mlp+product_key", "full/engram/mlp"), 1), PLAIN), {}),
+    "product_key": (
+        ((("full/mlp+product_key", "full/engram/mlp"), 1), PLAIN),
+        {"product_key": {"subkeys": 16, "top_k": 8}, "engram": {"rows": 64}},
+    ),
 }
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    a = golden("smollm2")
+    return read(*load(write(tmp_path_factory.mktemp("plain") / "smollm2", a)), a["input.input_ids"], (8, 8, 8))
+
+
 @pytest.mark.parametrize("name", ADDED)
-def test_a_memory_on_a_pretrained_model_begins_as_nothing(name, folder):
+def test_a_memory_on_a_pretrained_model_begins_as_nothing(name, folder, plain):
     stacks, memory = ADDED[name]
     token = golden("smollm2")["input.input_ids"]
-    plain = read(*load(folder), token, (8, 8, 8))
     lm, params = load(folder, stacks=stacks, memory=memory, closed=True)
     assert pretrained.new_parameters(lm)
     assert distance(read(lm, params, token, (8, 8, 8)), plain) <= 1e-5

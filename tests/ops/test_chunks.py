@@ -44,8 +44,8 @@ def by_parts(step, x_BT, state, cuts):
 
 def test_whole_chunks_are_what_a_text_in_parts_gives():
     x_BT, state, seg = text()
-    y_BT, after = in_chunks(SIZE, running(), x_BT, state, jnp.zeros(BATCH, jnp.int32), seg)
-    expected, expected_after = by_parts(running(), x_BT, state, (3, 5))
+    y_BT, after = jax.jit(lambda *args: in_chunks(SIZE, running(), *args))(x_BT, state, jnp.zeros(BATCH, jnp.int32), seg)
+    expected, expected_after = jax.jit(lambda *args: by_parts(running(), *args, (3, 5)))(x_BT, state)
     np.testing.assert_allclose(y_BT, expected, rtol=1e-6)
     np.testing.assert_allclose(after, expected_after, rtol=1e-6, atol=1e-6)
     sums = x_BT.reshape(BATCH, -1, SIZE).sum(-1)

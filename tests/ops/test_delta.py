@@ -104,15 +104,15 @@ def test_a_chunk_is_a_power_of_two(chunk):
 def test_decays_on_values_are_one_head_per_value_dimension():
     """As in the first pass of Gated Slot Attention: S <- S Diag(exp g) + k v^T."""
     q, k, v, s, _, _ = inputs(37, 0, False)
-    decay = -jax.random.exponential(jax.random.key(0), v.shape)
-    state, expected = s, []
+    decay = -np.random.default_rng(0).exponential(size=v.shape).astype(np.float32)
+    state, expected, (q_BTNK, k_BTNK, v_BTNV) = np.asarray(s, np.float64), [], map(np.asarray, (q, k, v))
     for t in range(37):
-        state = state * jnp.exp(decay[:, t])[:, :, None] + k[:, t, ..., None] * v[:, t, :, None]
-        expected.append(jnp.einsum("BNKV,BNK->BNV", state, q[:, t]))
+        state = state * np.exp(decay[:, t])[:, :, None] + k_BTNK[:, t, ..., None] * v_BTNV[:, t, :, None]
+        expected.append(np.einsum("BNKV,BNK->BNV", state, q_BTNK[:, t]))
     columns = lambda x: x.reshape(BATCH, 37, HEADS * V, 1)  # noqa: E731
     transposed = s.swapaxes(2, 3).reshape(BATCH, HEADS * V, K, 1)
-    o, end = delta_rule(jnp.repeat(q, V, 2), jnp.repeat(k, V, 2), columns(v), transposed, columns(decay))
-    assert gap(o.reshape(BATCH, 37, HEADS, V), jnp.stack(expected, 1)) < 1e-5
+    o, end = jax.jit(delta_rule)(jnp.repeat(q, V, 2), jnp.repeat(k, V, 2), columns(v), transposed, columns(decay))
+    assert gap(o.reshape(BATCH, 37, HEADS, V), np.stack(expected, 1)) < 1e-5
     assert gap(end.reshape(BATCH, HEADS, V, K).swapaxes(2, 3), state) < 1e-5
 
 

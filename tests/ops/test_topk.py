@@ -3,6 +3,7 @@
 B stream, T queries, M entries, N query heads, K key heads, H head dim, R neighbours.
 """
 
+import functools
 import math
 import re
 from functools import partial
@@ -40,9 +41,14 @@ def brute(q, key, ids, first, end, k, metric):
     return best
 
 
+@functools.cache
+def jitted(search, **how):
+    return jax.jit(partial(search, **how))
+
+
 def found(args, k, search=search, **how):
     q, key, ids, *span = map(jnp.asarray, args)
-    score, index = jax.jit(partial(search, k=k, **how))(q, key, ids, span)
+    score, index = jitted(search, k=k, **how)(q, key, ids, span)
     return np.where(np.isfinite(score), index, -1)
 
 

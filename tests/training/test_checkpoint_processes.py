@@ -46,7 +46,8 @@ def finish(process: subprocess.Popen) -> None:
     assert "orbax" not in errors.lower(), "Orbax's log is to be silent"
 
 
-def test_killed_at_any_moment_a_run_resumes_from_a_sound_step(tmp_path):
+@pytest.mark.parametrize("least", [3, pytest.param(8, marks=pytest.mark.thorough)])
+def test_killed_at_any_moment_a_run_resumes_from_a_sound_step(tmp_path, least):
     reached, rng = 0, random.Random()
     for kills in range(1, 50):  # on a busy machine a step can take as long as a trainer lives
         with python(TRAINER, WORKDIR=str(tmp_path / "run")) as trainer:
@@ -56,7 +57,7 @@ def test_killed_at_any_moment_a_run_resumes_from_a_sound_step(tmp_path):
             reached = int(line[1])
             time.sleep(rng.uniform(0.3, 1.2))
             trainer.send_signal(signal.SIGKILL)
-        if kills >= 5 and reached > 5:
+        if kills >= least and reached > 5:
             break
     found = resume(tmp_path / "run")
     same(found, found.step)

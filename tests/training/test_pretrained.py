@@ -22,11 +22,11 @@ SIZES = {"width": 16, "num_heads": 2, "ff_dim": 32, "vocab_size": 264, "embed_sc
 SMALL = {"neighbours": 4, "memory": 32, "segment": 16}
 
 
-@pytest.fixture
-def backbone(tmp_path) -> str:
-    lm = build(get_config(model={"stacks": ((("full",), 3),), **SIZES}))
-    pretrained.export(lm, lm.init(jax.random.key(7)), tmp_path / "backbone")
-    return str(tmp_path / "backbone")
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory) -> str:
+    lm, folder = build(get_config(model={"stacks": ((("full",), 2),), **SIZES})), tmp_path_factory.mktemp("model") / "backbone"
+    pretrained.export(lm, lm.init(jax.random.key(7)), folder)
+    return str(folder)
 
 
 def config(tmp_path, backbone, memory="memorizing", **groups):
@@ -142,7 +142,7 @@ def test_a_memory_closed_is_the_attention_of_the_other_layers(backbone, attentio
 
 @pytest.mark.parametrize(
     ("arg", "line"),
-    [("layers=3", "has layers 0 to 2"), ("layers=x", "must be numbers"), ("attention=windw", "did you mean window")],
+    [("layers=2", "has layers 0 to 1"), ("layers=x", "must be numbers"), ("attention=windw", "did you mean window")],
 )
 def test_mistakes_in_its_arguments_are_named(backbone, arg, line):
     with pytest.raises(UserError, match=line):
