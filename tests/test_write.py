@@ -151,12 +151,9 @@ def test_a_chat_model_gets_a_message(chatty):
         write(loaded, ["a"], max_tokens=64)
 
 
-def test_other_models_are_refused(bert_folder, tmp_path):  # noqa: F811
+def test_a_model_of_another_kind_is_refused(bert_folder):  # noqa: F811
     with pytest.raises(UserError, match="does not predict next tokens"):
         write(memtx.load(bert_folder), ["a"])
-    memtx.train(runs.tiny(tmp_path, train={"steps": 1}), tmp_path / "run", say=lambda *_: None)
-    with pytest.raises(UserError, match="no encoder that reads a source, and no chat template"):
-        write(memtx.load(tmp_path / "run"), ["a"])
 
 
 def test_a_run_writes_as_many_tokens_as_its_targets_have(workdir):
