@@ -5,7 +5,8 @@
     entries     The model that answers reads the library: its state remembers the documents (kNN-LM, Memorizing, ...).
     state       The same, with one state per namespace.
 
-A message that ends with a question mark is not remembered, because it would be the nearest sentence to itself.
+A message that ends with a question mark is a question. It is answered and not remembered, because it would be the nearest
+sentence to itself. Any other message is remembered.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Settings:
     window      how many tokens of the latest messages and answers the prompt repeats. A small model repeats its mistakes, too
     max_tokens  how long an answer is at most
     sampling    how its tokens are drawn, with the `seed`
+    acknowledge the answer to a message that is not a question. "": the model writes it. A small model makes up facts there, and
+                believes them later
 
     Raises UserError for an unknown kind or a negative number.
     """
@@ -59,6 +62,7 @@ class Settings:
     max_tokens: int = 120
     sampling: Sampling = GREEDY
     seed: int = 0
+    acknowledge: str = "I will remember that."
 
     def __post_init__(self):
         if self.kind:
@@ -129,7 +133,7 @@ class Chat:
         return [turn for turn in self.turns if turn.namespace == self.namespace]
 
     def say(self, message: str) -> Answer:
-        """Remember a message unless it is a question, and answer it. Raises UserError if it is blank."""
+        """Answer a message, and remember it unless it is a question. Raises UserError if it is blank."""
         answering = self.stream(message)
         while True:
             try:
@@ -143,6 +147,10 @@ class Chat:
         If the caller closes the generator, the answer so far belongs to the conversation.
         """
         message = _checked(message)
+        if self.settings.acknowledge and not is_question(message):
+            self._add(message, answer := Answer(self.settings.acknowledge, ()), self.tell(message))
+            yield answer.text
+            return answer
         quoted = self._recall(message) if self.quotes else []
         model = self.model if self.quotes else self.library.model(namespace=self.namespace)
         prompt = write_prompt(self.model.tokenizer, self._window(), message, [found.text or "" for found in quoted])
@@ -161,7 +169,7 @@ class Chat:
     def tell(self, message: str) -> str | None:
         """Remember a message without an answer, and return the id of its document, or None if it is a question."""
         message = _checked(message)
-        if message.endswith(QUESTION_MARKS):
+        if is_question(message):
             return None
         taken = {document.name for document in self.library.record.visible(self.namespace)}
         name = _unused(f"message {datetime.now():%Y-%m-%d %H:%M:%S}", taken)
@@ -242,6 +250,11 @@ class Chat:
             return []
         ids = [*before.tolist(), *after.tolist()]
         return _apart(self.library.recall(ids, k=SPARE * most, namespace=self.namespace, first=len(before)), most)
+
+
+def is_question(message: str) -> bool:
+    """Return whether a message ends with a question mark."""
+    return message.rstrip().endswith(QUESTION_MARKS)
 
 
 def _library(folder: str | Path, settings: Settings) -> Library:

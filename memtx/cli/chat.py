@@ -4,7 +4,8 @@
   memtx chat --memory=notes --page
   memtx chat --memory=notes --kind=entries
 
-The library in the folder keeps your messages, except questions, and the documents. A later conversation remembers them.
+A message that ends with a question mark is answered. Any other message is remembered. The library in the folder keeps these
+messages and the documents, so a later conversation remembers them.
 With --kind=sentences the prompt quotes the sentences that are nearest to your message. With --kind=entries the model that
 answers reads the documents into its memory itself.
 
@@ -57,6 +58,8 @@ def define(values: flags.FlagValues) -> None:
     integer("max_tokens", 120, "Write at most N tokens in an answer.")
     flags.DEFINE_float("temperature", 0.0, "Sample at this temperature. 0 takes the likeliest token.", flag_values=values)
     integer("seed", 0, "The seed of the samples.")
+    text = "Say this `TEXT` to a message that is not a question. With an empty text, the model answers it."
+    string("acknowledge", "I will remember that.", text)
     flags.DEFINE_bool("page", False, "Show the conversation as a page in the browser instead.", flag_values=values)
     integer("port", 8000, "The port of the page.")
 
@@ -68,7 +71,7 @@ def act(values) -> None:
 
     names = ("passages", "around", "window", "max_tokens", "seed")
     numbers = {name: values[name].value for name in names}
-    named = {name: values[name].value or "" for name in ("model", "kind")}
+    named = {name: values[name].value or "" for name in ("model", "kind", "acknowledge")}
     settings = Settings(**named, **numbers, sampling=Sampling(temperature=values["temperature"].value))
     chat = Chat(needed(values, "memory", "notes"), settings, namespace=as_utf8(values["namespace"].value))
     if values["page"].value:

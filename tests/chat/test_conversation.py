@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from memtx import cli, library
-from memtx.chat import Chat, Settings, conversation
+from memtx.chat import Answer, Chat, Settings, conversation
 from memtx.chat.prompt import write_prompt
 from memtx.config import Config, Model
 from memtx.data import tokenizers
@@ -64,7 +64,7 @@ def chat(tmp_path, plain, monkeypatch) -> Chat:
 
     prompts = []
     monkeypatch.setattr(conversation, "generate", answer)
-    found = Chat(with_words(create_fake(tmp_path / "library")), Settings(passages=1, around=0), model=plain)
+    found = Chat(with_words(create_fake(tmp_path / "library")), Settings(passages=1, around=0, acknowledge=""), model=plain)
     found.prompts = prompts
     return found
 
@@ -88,6 +88,17 @@ def test_questions_are_not_remembered_and_messages_of_one_second_have_different_
         chat.say(message)
     assert [document.text for document in chat.library.documents] == ["I am here.", "I am here, too."]
     assert len({document.name for document in chat.library.documents}) == 2
+
+
+def test_a_message_that_is_no_question_is_acknowledged_without_the_model(chat):
+    chat.settings = dataclasses.replace(chat.settings, acknowledge="Noted.")
+    assert chat.say("Bruno is my dog.") == Answer("Noted.", ())
+    assert chat.prompts == []
+    assert chat.say("Who is Bruno?").text == "I see"
+    assert "Question: Bruno is my dog.\nAnswer: Noted.\n" in chat.prompts[0]
+    assert [turn.answer for turn in chat.turns] == ["Noted.", "I see"]
+    chat.forget(chat.library.documents[0].name)
+    assert chat.turns == []
 
 
 def test_another_conversation_remembers(chat, tmp_path, plain):
@@ -174,7 +185,7 @@ def remembering() -> Loaded:
 
 
 def test_the_model_reads_its_library_and_names_the_documents_that_it_read(tmp_path, remembering):
-    settings = Settings(max_tokens=4, passages=3)
+    settings = Settings(max_tokens=4, passages=3, acknowledge="")
 
     def start(name: str) -> Chat:
         return Chat(library.create(tmp_path / name, "tiny", kind="entries", loaded=remembering), settings)
