@@ -148,22 +148,24 @@ class Chat:
         """
         message = _checked(message)
         if self.settings.acknowledge and not is_question(message):
-            self._add(message, answer := Answer(self.settings.acknowledge, ()), self.tell(message))
+            self._add(message, answer := Answer(self.settings.acknowledge, ()), {self.tell(message)})
             yield answer.text
             return answer
         quoted = self._recall(message) if self.quotes else []
         model = self.model if self.quotes else self.library.model(namespace=self.namespace)
+        read = self._quoted_or_read(quoted)
         prompt = write_prompt(self.model.tokenizer, self._window(), message, [found.text or "" for found in quoted])
-        told, text = self.tell(message), ""
+        read.add(self.tell(message))
+        text = ""
         try:
             for piece in self._written(model, prompt):
                 text += piece
                 yield piece
         except (GeneratorExit, KeyboardInterrupt):
-            self._add(message, Answer(text.strip(), tuple(quoted)), told)
+            self._add(message, Answer(text.strip(), tuple(quoted)), read)
             raise
         answer = Answer(text.strip(), tuple(quoted if self.quotes else self._read_by(model, prompt, text)))
-        self._add(message, answer, told)
+        self._add(message, answer, read)
         return answer
 
     def tell(self, message: str) -> str | None:
@@ -171,10 +173,11 @@ class Chat:
         message = _checked(message)
         if is_question(message):
             return None
-        taken = {document.name for document in self.library.record.visible(self.namespace)}
-        name = _unused(f"message {datetime.now():%Y-%m-%d %H:%M:%S}", taken)
-        self.library.read(message, document=name, namespace=self.namespace)
-        return self.library.record.matching(name, self.namespace)[0]
+        with self.library.changing() as record:  # so that no other conversation takes the name meanwhile
+            taken = {document.name for document in record.visible(self.namespace)}
+            name = _unused(f"message {datetime.now():%Y-%m-%d %H:%M:%S}", taken)
+            self.library.read(message, document=name, namespace=self.namespace)
+            return self.library.record.matching(name, self.namespace)[0]
 
     # --- documents
 
@@ -208,10 +211,16 @@ class Chat:
 
     # --- an answer
 
-    def _add(self, message: str, answer: Answer, told: str | None) -> None:
-        """Add a turn. told: the id of the document with the message."""
-        documents = {found.entry.partition(":")[0] for found in answer.sources} | ({told} if told else set())
-        self.turns.append(Turn(self.namespace, message, answer.text, frozenset(documents), answer.sources))
+    def _add(self, message: str, answer: Answer, documents: Collection[str | None]) -> None:
+        """Add a turn. documents: the ids of those that it came from, and of its message."""
+        came_from = frozenset(id for id in documents if id)
+        self.turns.append(Turn(self.namespace, message, answer.text, came_from, answer.sources))
+
+    def _quoted_or_read(self, quoted: Collection[Found]) -> set[str | None]:
+        """Return the ids of the documents that an answer depends on: those quoted, or all that the model has read."""
+        if self.quotes:
+            return {found.entry.partition(":")[0] for found in quoted}
+        return {document.id for document in self.library.record.visible(self.namespace)}
 
     def _window(self) -> list[Turn]:
         """Return the latest turns of the namespace that together have at most `window` tokens."""

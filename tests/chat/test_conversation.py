@@ -4,6 +4,7 @@ import dataclasses
 import io
 import re
 import sys
+import threading
 import zlib
 
 import jax
@@ -99,6 +100,21 @@ def test_a_message_that_is_no_question_is_acknowledged_without_the_model(chat):
     assert [turn.answer for turn in chat.turns] == ["Noted.", "I see"]
     chat.forget(chat.library.documents[0].name)
     assert chat.turns == []
+
+
+def test_two_conversations_that_tell_at_once_lose_no_message(chat, tmp_path, plain):
+    other = Chat(with_words(library.open(tmp_path / "library")), chat.settings, model=plain)
+
+    def tell(chat, name):
+        for n in range(15):
+            chat.tell(f"Message {n} of {name}.")
+
+    threads = [threading.Thread(target=tell, args=args) for args in ((chat, "one"), (other, "other"))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({document.text for document in chat.library.documents}) == len(chat.library.documents) == 30
 
 
 def test_another_conversation_remembers(chat, tmp_path, plain):
@@ -208,6 +224,11 @@ def test_the_model_reads_its_library_and_names_the_documents_that_it_read(tmp_pa
     assert chat.turns == []
     other.read("Apples are green.", document="fruit")
     assert chat.say("When?") == other.say("When?")
+
+    chat.settings = dataclasses.replace(settings, passages=0)
+    chat.say("When?")
+    chat.forget("fruit")  # which the model had read, although the answer names no sources
+    assert chat.turns == []
 
 
 def test_reads_by_the_tokens_of_an_answer_are_all_reads_less_those_by_the_prompt(tmp_path, remembering):
