@@ -5,8 +5,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 REPORT = ["jinja2>=3.1"]
-CHAT = ["starlette>=1.0", "uvicorn>=0.30"]
 HF = ["huggingface_hub>=0.30", "gguf>=0.10", "sentencepiece>=0.2", "protobuf", *REPORT]
+CHAT = ["starlette>=1.0", "uvicorn>=0.30", *HF]
 EVAL = ["sacrebleu>=2.4", "rouge-score>=0.1.2"]
 FAISS = ["faiss-cpu>=1.9"]
 EXTRAS = {  # with pytest 9.2, pytest-xdist 3.8 ignores the groups of --dist loadgroup
@@ -18,7 +18,7 @@ EXTRAS = {  # with pytest 9.2, pytest-xdist 3.8 ignores the groups of --dist loa
     "sweep": ["submitit>=1.5"],
     "report": REPORT,
     "chat": CHAT,
-    "test": ["pytest>=8,<9.2", "pytest-xdist", "hypothesis>=6.100", "submitit>=1.5", *HF, *EVAL, *FAISS, *REPORT, *CHAT],
+    "test": ["pytest>=8,<9.2", "pytest-xdist", "hypothesis>=6.100", "submitit>=1.5", *HF, *EVAL, *FAISS, *CHAT],
     "dev": ["ruff", "pyright", "pre-commit"],
 }
 

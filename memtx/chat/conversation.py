@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Generator, Iterable, Iterator
-from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
 from itertools import chain, count
@@ -21,17 +20,19 @@ from pathlib import Path
 from typing import Any
 
 from memtx.chat.prompt import Prompt, write_prompt
-from memtx.errors import UserError, check_known, printable
+from memtx.errors import UserError, check_known
 from memtx.files.text import read_text
 from memtx.generate import GREEDY, Sampling, generate
 from memtx.library.entries import holders
 from memtx.library.kind import Found
 from memtx.library.library import KINDS, SPACE, Library, create, is_library
 from memtx.library.library import open as open_library
+from memtx.library.record import check_name
 from memtx.runs.load import Loaded, load
+from memtx.runs.write import context_of
 
 ANSWERS = "smollm2"  # the model that answers by default
-LARGEST = 2_000_000  # bytes of a file that is read in a conversation
+LARGEST = 2 * 2**20  # bytes of a file that is read in a conversation
 LEAST, NEAR = 0.2, 0.75  # the lowest score of a quoted sentence, and the lowest as a share of the best: others confuse a model
 SPARE = 4  # how many times as many entries are recalled as wanted, because some overlap
 QUESTION_MARKS = ("?", "？", "؟")
@@ -45,7 +46,8 @@ class Settings:
     kind        the kind of a new library. "": sentences, with the vectors of MiniLM
     passages    how many sources an answer has at most
     around      how many sentences before and after a recalled one the prompt quotes with it
-    window      how many tokens of the latest messages and answers the prompt repeats. A small model repeats its mistakes, too
+    window      how many tokens of the latest turns the prompt repeats. Keep it short for a small model, which repeats its
+                mistakes
     max_tokens  how long an answer is at most
     sampling    how its tokens are drawn, with the `seed`
     acknowledge the answer to a message that is not a question. "": the model writes it. A small model makes up facts there, and
@@ -94,8 +96,9 @@ class Turn:
 class Chat:
     """A conversation. `turns` are its messages. `namespace` may be set at any time: other namespaces are not read or shown.
 
-    library: the folder of a library, which is made if it does not exist, or a Library. model: the model that answers, if it is
-    loaded already. Raises UserError if the library is of another kind, or was made by another model, than the settings say.
+    library: the folder of a library, which is made if it does not exist, or a Library. model: the model that answers from a
+    library of sentences, if it is loaded already. Raises UserError if the library is of another kind, or was made by another
+    model, than the settings say, or if it keeps no texts to quote.
     """
 
     def __init__(
@@ -107,8 +110,20 @@ class Chat:
         model: Loaded | None = None,
     ):
         self.settings, self.namespace, self._model = settings or Settings(), namespace, model
-        self.library = library if isinstance(library, Library) else _library(library, self.settings)
+        self.library = _library(library, self.settings)
         self.turns: list[Turn] = []
+        if model and not self.quotes:
+            raise UserError("a library of entries or states has a model already; leave out the model that answers")
+
+    @property
+    def namespace(self) -> str:
+        """The namespace of the conversation. Raises UserError if it is set to a name that no namespace can have."""
+        return self._namespace
+
+    @namespace.setter
+    def namespace(self, name: str) -> None:
+        check_name(name, "namespace")
+        self._namespace = name
 
     @property
     def quotes(self) -> bool:
@@ -151,10 +166,9 @@ class Chat:
             self._add(message, answer := Answer(self.settings.acknowledge, ()), {self.tell(message)})
             yield answer.text
             return answer
-        quoted = self._recall(message) if self.quotes else []
+        prompt, quoted = self._prompt(message)
         model = self.model if self.quotes else self.library.model(namespace=self.namespace)
         read = self._quoted_or_read(quoted)
-        prompt = write_prompt(self.model.tokenizer, self._window(), message, [found.text or "" for found in quoted])
         read.add(self.tell(message))
         text = ""
         try:
@@ -184,16 +198,17 @@ class Chat:
     def read(self, text: str | Path, *, document: str = "") -> int:
         """Read a document, and return the number of its entries. See `Library.read`.
 
-        Raises UserError if a file has more than LARGEST bytes. `memtx memory read` reads it, and shows its progress.
+        Raises UserError if a file has more than LARGEST bytes. Read larger files with `memtx memory read`.
         """
         if isinstance(text, Path):
-            document, text = document or printable(str(text)), _read_small(text)
+            document, text = document or text.name, read_text(text, LARGEST)
         return self.library.read(text, document=document, namespace=self.namespace)
 
-    def forget(self, document: str | None = None, **options) -> dict[str, Any]:
-        """Forget a document of the namespace, and return a certificate. options: those of `Library.forget`.
+    def forget(self, document: str, **options) -> dict[str, Any]:
+        """Forget a document of the namespace by its name or id, and return a certificate.
 
-        The conversation forgets the turns that came from it, and all later ones, which may repeat it.
+        options: method, reread and key of `Library.forget`. The conversation forgets the turns that came from the document, and
+        all later ones, which may repeat it.
         """
         certificate = self.library.forget(document=document, namespace=self.namespace, **options)
         self._forget_turns()
@@ -221,6 +236,24 @@ class Chat:
         if self.quotes:
             return {found.entry.partition(":")[0] for found in quoted}
         return {document.id for document in self.library.record.visible(self.namespace)}
+
+    def _prompt(self, message: str) -> tuple[Prompt, list[Found]]:
+        """Return the prompt, and the entries that it quotes.
+
+        If the model cannot see all of it, the worst entries are left out, then the oldest turns. Raises UserError if the
+        message alone is too long.
+        """
+        tokenizer, turns = self.model.tokenizer, self._window()
+        quoted = self._recall(message) if self.quotes else []
+        room = None if self.model.step else context_of(self.model.lm)  # a run may have a memory for the rest
+        while True:
+            prompt = write_prompt(tokenizer, turns, message, [found.text or "" for found in quoted])
+            size = len(tokenizer.encode(prompt.text, specials=prompt.specials)) + self.settings.max_tokens
+            if room is None or size <= room:
+                return prompt, quoted
+            if not quoted and not turns:
+                raise UserError(f"the message is too long: with its answer it has {size} tokens, and the model sees {room}")
+            quoted, turns = (quoted[:-1], turns) if quoted else (quoted, turns[1:])
 
     def _window(self) -> list[Turn]:
         """Return the latest turns of the namespace that together have at most `window` tokens."""
@@ -266,16 +299,19 @@ def is_question(message: str) -> bool:
     return message.rstrip().endswith(QUESTION_MARKS)
 
 
-def _library(folder: str | Path, settings: Settings) -> Library:
-    """Open the library in a folder, or make one. Raises UserError if it is of another kind than the settings say."""
-    if not is_library(folder):
+def _library(found: str | Path | Library, settings: Settings) -> Library:
+    """Return the library, or open it in its folder, or make one there. Raises UserError if it does not suit the settings."""
+    if not isinstance(found, Library) and not is_library(found):
         kind = settings.kind or "sentences"
-        return create(folder, "minilm" if kind == "sentences" else settings.model or ANSWERS, kind=kind)
-    library = open_library(folder)
-    if settings.kind not in ("", library.settings.kind):
-        raise UserError(f"{folder} is a library of kind {library.settings.kind}, not {settings.kind}")
-    if settings.model and library.settings.kind != "sentences":
-        library = open_library(folder, model=settings.model)
+        return create(found, "minilm" if kind == "sentences" else settings.model or ANSWERS, kind=kind)
+    library = found if isinstance(found, Library) else open_library(found)
+    kind = library.settings.kind
+    if settings.kind not in ("", kind):
+        raise UserError(f"{library.path} is a library of kind {kind}, not {settings.kind}")
+    if kind == "sentences" and not library.settings.texts:
+        raise UserError(f"{library.path} keeps no texts, so a conversation has nothing to quote")
+    if settings.model and kind != "sentences":
+        library = open_library(library.path, model=settings.model)
         _ = library.kind  # raises UserError if this is another model
     return library
 
@@ -306,16 +342,6 @@ def _unused(name: str, taken: Collection[str]) -> str:
 
 
 def check_size(size: int, name: str) -> None:
-    """Raise a UserError if a file has more bytes than a conversation reads."""
+    """Raise a UserError if a text has more bytes than a conversation reads."""
     if size > LARGEST:
-        raise UserError(
-            f"{name} has {size / 1e6:.1f} MB; a conversation reads files of at most {LARGEST / 1e6:.0f} MB, and memtx memory "
-            "read larger ones"
-        )
-
-
-def _read_small(path: Path) -> str:
-    """Read a text file. Raises UserError if it is large, is not text, or cannot be read."""
-    with suppress(OSError):  # that read_text reports
-        check_size(path.stat().st_size, printable(str(path)))
-    return read_text(path)
+        raise UserError(f"{name} is larger than {LARGEST // 2**20} MiB; read larger files with memtx memory read")

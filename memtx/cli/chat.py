@@ -1,4 +1,4 @@
-"""Talk with a model that remembers what you tell it and the files that it reads.
+"""Talk with a model that remembers your messages and files.
 
   memtx chat --memory=notes
   memtx chat --memory=notes --page
@@ -20,19 +20,20 @@ answers reads the documents into its memory itself.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
 
+from memtx.cli.documents import read_documents
 from memtx.cli.options import as_utf8, needed, plural, print_text
 from memtx.errors import UserError, check_known
 
 if TYPE_CHECKING:
-    from memtx.chat import Answer, Chat
+    from memtx.chat import Chat
 
 SHOWN = 100  # characters of a source below an answer
 HELP = "".join((__doc__ or "").partition("/read")[1:]).strip()
@@ -57,8 +58,8 @@ def define(values: flags.FlagValues) -> None:
     integer("window", 128, "Repeat the latest messages in the prompt, up to N tokens.")
     integer("max_tokens", 120, "Write at most N tokens in an answer.")
     flags.DEFINE_float("temperature", 0.0, "Sample at this temperature. 0 takes the likeliest token.", flag_values=values)
-    integer("seed", 0, "The seed of the samples.")
-    text = "Say this `TEXT` to a message that is not a question. With an empty text, the model answers it."
+    flags.DEFINE_integer("seed", 0, "The seed of the samples.", 0, 2**32 - 1, flag_values=values)
+    text = "Answer messages that are not questions with this `TEXT`. If it is empty, the model answers."
     string("acknowledge", "I will remember that.", text)
     flags.DEFINE_bool("page", False, "Show the conversation as a page in the browser instead.", flag_values=values)
     integer("port", 8000, "The port of the page.")
@@ -87,7 +88,6 @@ class Terminal:
 
     def __init__(self, chat: Chat):
         self.chat = chat
-        self.answer: Answer | None = None  # the last one
         self.commands: dict[str, tuple[Callable[[str], None], str]] = {
             "/read": (self.read, "a file"),
             "/sources": (self.sources, ""),
@@ -108,6 +108,8 @@ class Terminal:
                 self.act(line)
             except UserError as error:
                 say(f"memtx: {error}")
+            except OSError as error:
+                say(f"memtx: {error.strerror}: {error.filename}")
             except KeyboardInterrupt:
                 say("\n(stopped)")
 
@@ -127,36 +129,27 @@ class Terminal:
         """Print the answer while it is written, and a line for each source."""
         answering = self.chat.stream(message)
         try:
-            while True:
-                print_text(next(answering))
-        except StopIteration as stop:
-            self.answer = stop.value
+            for piece in answering:
+                print_text(piece)
         finally:
             answering.close()
             print_text("\n")
-        for number, found in enumerate(self.answer.sources if self.answer else (), 1):
+        for number, found in enumerate(self.chat.history()[-1].sources, 1):
             say(f"  [{number}] {found.document}: {shortened(found.text)}")
 
     def read(self, rest: str) -> None:
-        """Read a file, or the text files of a folder. Raises UserError if there is none."""
-        from memtx.data.folder import files_in
+        """Read a file, or the text files of a folder."""
+        from memtx.chat.conversation import LARGEST
 
-        path = Path(rest).expanduser()
-        if not path.is_dir():
-            say(f"read {rest}: {_entries(self.chat.read(path, document=rest))}")
-            return
-        for name, file in sorted(files_in(path)[0].items()):
-            try:
-                say(f"read {name}: {_entries(self.chat.read(file, document=name))}")
-            except UserError as error:
-                say(f"left out: {error}")
+        for name, text in read_documents([os.path.expanduser(rest)], most=LARGEST):
+            say(f"read {name}: {_entries(self.chat.read(text, document=name))}")
 
     def sources(self, rest: str) -> None:
-        """Print the whole text of the sources of the last answer."""
-        found = self.answer.sources if self.answer else ()
-        for number, source in enumerate(found, 1):
+        """Print the whole text of the sources of the last answer that has any."""
+        turns = [turn for turn in self.chat.history() if turn.sources]
+        for number, source in enumerate(turns[-1].sources if turns else (), 1):
             say(f"[{number}] {source.document} at {source.position} (score {source.score:.2f})\n{source.text}\n")
-        if not found:
+        if not turns:
             say("no answer with sources yet")
 
     def documents(self, rest: str) -> None:
@@ -167,17 +160,12 @@ class Terminal:
     def forget(self, rest: str) -> None:
         """Forget a document by its name or id."""
         certificate = self.chat.forget(rest)
-        self.answer = None
         for removed in certificate["removed"]:
             say(f"forgot {removed['name']}: {_entries(removed['entries'])} ({certificate['method']})")
 
     def namespace(self, rest: str) -> None:
         """Change the namespace, or print those that there are."""
-        from memtx.library.record import check_name
-
-        if rest:
-            check_name(rest, "namespace")
-            self.chat.namespace, self.answer = rest, None
+        self.chat.namespace = rest or self.chat.namespace
         say(f"namespace {self.chat.namespace}; {self.chat.library.record.spaces()}")
 
     def help(self, rest: str) -> None:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +32,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from memtx.cli.documents import read_documents
 from memtx.cli.options import as_utf8, needed, plural, print_text
 from memtx.errors import UserError, check_known, escaped, printable
-from memtx.files.text import decoded, read_text
 
 if TYPE_CHECKING:
     from memtx.library import Library
@@ -86,7 +86,7 @@ def _read(values, words: Sequence[str]) -> None:
     from memtx import library
 
     path, model = needed(values, "memory", "notes"), values["model"].value
-    texts = [*_texts(words, values["document"].value)]
+    texts = [*read_documents(words, values["document"].value)]
     if model and not library.is_library(path):
         found = library.create(path, model, kind=values["kind"].value or "", texts=not values["no_text"].value)
     else:
@@ -265,34 +265,6 @@ def _key(values) -> bytes | None:
     if len(key) < 16:
         raise UserError(f"--key={path} must have at least 16 bytes")
     return key
-
-
-def _texts(words: Sequence[str], name: str | None) -> Iterator[tuple[str, str]]:
-    """Give the name and the text of each document. Raises UserError for a file that cannot be read or is not UTF-8."""
-    for word in words:
-        path = Path(word)
-        if word == "-":
-            if not name:
-                raise UserError("name the text from the standard input with --document")
-            yield name, decoded(sys.stdin.buffer.read(), "the standard input")
-        elif path.is_dir():
-            yield from _texts_in(path)
-        else:
-            yield path.as_posix(), read_text(path)
-
-
-def _texts_in(folder: Path) -> Iterator[tuple[str, str]]:
-    """Give the text files of a folder. Other files are left out with a note."""
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
-        try:
-            text = read_text(path)
-        except UserError as error:
-            print(f"memtx: left out: {error}", file=sys.stderr)
-            continue
-        if text.strip():
-            yield path.as_posix(), text
-        else:
-            print(f"memtx: left out: {printable(str(path))} is empty", file=sys.stderr)
 
 
 def _progress(documents):

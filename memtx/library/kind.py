@@ -59,7 +59,7 @@ class Query:
     text    the question, or for a language model also its tokens
     k       how many entries are wanted
     around  how many sentences before and after each sentence its text includes
-    first   the first token whose reads count. A token is read for by the token before it
+    first   the first token whose prediction counts. The reads of token n - 1 predict token n
     """
 
     text: str | Sequence[int]

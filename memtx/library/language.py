@@ -156,15 +156,18 @@ def recalled(model: Loaded, labelled: Mapping[int, Document], ids: np.ndarray, q
     """Return the entries that the state's memories read most while the model reads the tokens of a query.
 
     labelled: the documents by the label of their entries. The score is the share of all reads by tokens, layers and heads.
-    Raises UserError if no memory of the model has entries.
+    Raises UserError if no memory of the model has entries, or if the query asks for neighbours.
     """
+    if query.around:
+        raise UserError("around is for a library of sentences; an entry has the tokens around it anyway")
     shares: dict[tuple[int, int], float] = {}
     for label_n, position_n, weight_n in _reads(model, ids, max(query.first - 1, 0)):
         for label, position, weight in zip(label_n.tolist(), position_n.tolist(), weight_n.tolist(), strict=True):
             if label in labelled:
                 shares[label, position] = shares.get((label, position), 0.0) + weight
     best = sorted(shares, key=lambda at: (-shares[at], labelled[at[0]].key, at[1]))[: query.k]
-    return [_found(model, labelled[label], position, shares[label, position]) for label, position in best]
+    framed = {label: model.tokenizer.frame(labelled[label].text or "")[0] for label in {label for label, _ in best}}
+    return [_found(model, labelled[label], framed[label], position, shares[label, position]) for label, position in best]
 
 
 def _reads(model: Loaded, ids: np.ndarray, first: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -182,10 +185,11 @@ def _reads(model: Loaded, ids: np.ndarray, first: int) -> list[tuple[np.ndarray,
     ]
 
 
-def _found(model: Loaded, document: Document, position: int, score: float) -> Found:
+def _found(model: Loaded, document: Document, ids: np.ndarray, position: int, score: float) -> Found:
+    """Return the entry at a position of the state. ids: the tokens of its document."""
     text, span, position = None, None, position - document.start
     if document.text is not None:
-        ids, start = model.tokenizer.frame(document.text)[0], max(position - AROUND[0], 0)
+        start = max(position - AROUND[0], 0)
         text, begin = model.tokenizer.decode(ids[start : position + AROUND[1]]), len(model.tokenizer.decode(ids[:start]))
         span = (begin, begin + len(text)) if document.text.startswith(text, begin) else None  # if tokens spell the text
     return Found(text, span, document.name, document.namespace, position, score, f"{document.id}:{position}")

@@ -52,6 +52,8 @@ class Sentences(Separate):
         """Return the sentences nearest to the query by the cosine."""
         if not isinstance(query.text, str):
             raise UserError("a library of sentences recalls by a text, not by tokens")
+        if query.first:
+            raise UserError("first is for the tokens that a language model reads; a library of sentences has none")
         if not any(document.entries for document in documents):
             return []
         view, index = self._index(documents, read)

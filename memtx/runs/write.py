@@ -182,3 +182,9 @@ class _Message(_Reader):
             ids = ids[:-more]
             text = self.tokenizer.decode(ids).strip("\ufffd ")
         return text
+
+
+def context_of(lm) -> int | None:
+    """Return the number of tokens that attention of a model keeps, or None if there is no limit."""
+    kept = [getattr(c, size) for name, c in lm.model.memory.items() if (size := MEMORIES[name].context)]
+    return max(kept) if kept else None

@@ -13,7 +13,7 @@ import pytest
 
 from memtx import cli, library
 from memtx.chat import Answer, Chat, Settings, conversation
-from memtx.chat.prompt import write_prompt
+from memtx.chat.prompt import NOTES, write_prompt
 from memtx.config import Config, Model
 from memtx.data import tokenizers
 from memtx.errors import UserError
@@ -65,6 +65,7 @@ def chat(tmp_path, plain, monkeypatch) -> Chat:
 
     prompts = []
     monkeypatch.setattr(conversation, "generate", answer)
+    monkeypatch.setattr(conversation, "context_of", lambda lm: None)
     found = Chat(with_words(create_fake(tmp_path / "library")), Settings(passages=1, around=0, acknowledge=""), model=plain)
     found.prompts = prompts
     return found
@@ -142,7 +143,7 @@ def test_forgetting_takes_the_turns_that_came_from_a_document_and_those_after_th
     chat.say("And now?")
     assert [turn.message for turn in chat.turns] == ["First of all.", "And now?"]
     assert "Bruno" not in chat.prompts[-1]
-    assert "One more" not in chat.prompts[-1].replace("- One more.", "")
+    assert "Question: One more" not in chat.prompts[-1]
 
 
 def test_forgetting_leaves_the_turns_of_other_namespaces(chat):
@@ -257,7 +258,8 @@ def talk(chat, monkeypatch, capsys):
         monkeypatch.setattr("memtx.chat.Chat", lambda folder, settings, namespace: chat)
         monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
         cli.main(["chat", "--memory=unused"])
-        return capsys.readouterr().out
+        captured = capsys.readouterr()
+        return captured.out + captured.err
 
     return talk
 
@@ -269,7 +271,7 @@ def test_the_terminal_reads_answers_shows_and_forgets(talk, chat, tmp_path):
     (tmp_path / "more" / "b.bin").write_bytes(b"\xff\xfe\x00")
     out = talk(f"/read {tmp_path}/notes.txt", f"/read {tmp_path}/more", "The tower is old.?", "/sources", "/documents")
     assert f"read {tmp_path}/notes.txt: 2 entries" in out
-    assert "read a.txt: 1 entry" in out
+    assert f"read {tmp_path}/more/a.txt: 1 entry" in out
     assert "left out: " in out
     name = re.escape(f"{tmp_path}/notes.txt")
     assert re.search(rf"I see\n  \[1\] {name}: The tower is old\.\n\[1\] {name} at 0 \(score 1\.00\)\nThe tower", out)
@@ -278,7 +280,8 @@ def test_the_terminal_reads_answers_shows_and_forgets(talk, chat, tmp_path):
     assert "namespace bob; " in out
     assert "/forget DOCUMENT" in out
     assert chat.namespace == "bob"
-    assert [document.name for document in chat.library.documents] == ["a.txt"]
+    assert [document.name for document in chat.library.documents] == [f"{tmp_path}/more/a.txt"]
+    assert talk("/namespace default", f"/forget {tmp_path}/more/a.txt", "/sources").endswith("no answer with sources yet\n")
 
 
 def test_a_mistake_on_the_terminal_is_one_line_and_the_conversation_goes_on(talk, chat, tmp_path):
@@ -290,7 +293,7 @@ def test_a_mistake_on_the_terminal_is_one_line_and_the_conversation_goes_on(talk
     messages = [
         "has no text",
         "is not UTF-8",
-        "2.0 MB",
+        "larger than 2 MiB",
         "No such file",
         "give a file",
         "no document",
@@ -300,11 +303,45 @@ def test_a_mistake_on_the_terminal_is_one_line_and_the_conversation_goes_on(talk
     assert len(lines) == len(messages)
     for line, message in zip(lines, messages, strict=True):
         assert message in line
-    assert out.endswith("I see\n") or "  [1]" in out
+    assert "I see\n" in out
     assert [document.text for document in chat.library.documents] == ["Still here."]
 
 
+def test_a_prompt_that_the_model_cannot_see_loses_its_worst_sources_then_its_oldest_turns(chat, monkeypatch):
+    chat.settings = dataclasses.replace(chat.settings, passages=9, window=999, max_tokens=10)
+    for text in ("Bruno is my dog.", "Bruno is my old dog."):
+        chat.read(text, document=text)
+    answer = chat.say("Is Bruno my dog?")
+    assert [source.text for source in answer.sources] == ["Bruno is my dog.", "Bruno is my old dog."]
+    chat.say("Is Bruno my dog?")
+    size = len(chat.prompts[-1]) + 10
+    none = size - len("\n".join(["", NOTES, "- Bruno is my dog.", "- Bruno is my old dog."]))
+    for room, sources, turns in ((size, 2, 1), (size - 1, 1, 1), (none, 0, 1), (none - 1, 0, 0)):
+        monkeypatch.setattr(conversation, "context_of", lambda lm, room=room: room)
+        chat.turns = chat.turns[:1]
+        answer = chat.say("Is Bruno my dog?")
+        assert len(answer.sources) == chat.prompts[-1].count("- Bruno") == sources, room
+        assert chat.prompts[-1].count("I see") == turns, room
+    with pytest.raises(UserError, match="the message is too long"):
+        chat.say(f"{'Very ' * 99} long?")
+
+
+@pytest.mark.parametrize("name", ["*", "", "a\n"])
+def test_a_conversation_has_one_namespace(chat, name):
+    with pytest.raises(UserError, match="the name of a namespace must have"):
+        chat.namespace = name
+    with pytest.raises(UserError, match="the name of a namespace must have"):
+        Chat(chat.library, chat.settings, namespace=name)
+
+
+def test_a_library_without_texts_has_nothing_to_quote(tmp_path):
+    with pytest.raises(UserError, match="nothing to quote"):
+        Chat(create_fake(tmp_path / "library", texts=False))
+
+
 def test_a_library_of_another_kind_and_a_blank_message_are_refused(tmp_path, plain, chat):
+    with pytest.raises(UserError, match="is a library of kind sentences, not entries"):
+        Chat(chat.library, Settings(kind="entries"))
     with pytest.raises(UserError, match="is a library of kind sentences, not entries"):
         Chat(tmp_path / "library", Settings(kind="entries"))
     with pytest.raises(UserError, match="passages must be at least 0"):

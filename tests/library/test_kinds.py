@@ -140,7 +140,11 @@ def test_a_model_without_a_bank_gets_the_pairs_of_a_nearest_neighbour_head(make)
     assert [document.entries for document in found.documents] == [
         len(text) for text in TEXTS.values()
     ]  # one per token after bos
-    assert found.recall("The tower was b", k=1)[0].document == "a"
+    [best] = found.recall("The tower was b", k=1)
+    assert best.document == "a"
+    assert best.text == TEXTS["a"][slice(*best.span)]
+    with pytest.raises(UserError, match="around is for a library of sentences"):
+        found.recall("The tower was b", around=1)
 
 
 def test_a_state_of_a_library_generates(make):

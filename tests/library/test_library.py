@@ -37,6 +37,22 @@ def test_reading_the_same_text_again_changes_nothing_and_another_text_replaces_i
     assert "It rains." not in [entry.text for entry in found.recall("It rains.", k=9, namespace="alice")]
 
 
+@pytest.mark.parametrize(
+    ("query", "around", "text"),
+    [("Two.", 0, "Two."), ("Two.", 1, "One. Two. Three."), ("One.", 1, "One. Two."), ("Four.", 9, "One. Two. Three. Four.")],
+)
+def test_a_sentence_comes_with_its_neighbours_in_the_document(found, query, around, text):
+    whole = "One. Two. Three. Four."
+    found.read(whole, document="numbers", namespace="alice")
+    [best] = found.recall(query, k=1, namespace="alice", around=around)
+    assert best.text == text == whole[slice(*best.span)]
+    assert best.position == whole.index(query)
+    with pytest.raises(UserError, match="around at least 0"):
+        found.recall(query, around=-1)
+    with pytest.raises(UserError, match="a library of sentences has none"):
+        found.recall(query, namespace="alice", first=1)
+
+
 def test_a_file_is_read_under_its_name(found, tmp_path):
     (tmp_path / "notes.txt").write_bytes("\ufeffSome notes.".encode())
     assert found.read(tmp_path / "notes.txt") == 1
