@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import sys
@@ -20,7 +21,7 @@ from memtx.files.atomic import write_atomic
 from memtx.generate import chat, complete_in_batches
 from memtx.pretrained import llama, t5
 from memtx.pretrained.load import prefixes
-from memtx.runs.write import write
+from memtx.runs.write import context_of, write
 from tests import runs
 from tests.test_cli import fails
 from tests.test_programs import bert_folder, folder, t5_folder  # noqa: F401
@@ -87,6 +88,24 @@ def test_a_batch_writes_as_one_source_at_a_time(model, options):
     assert plain.texts == together
 
 
+def test_seeds_belong_to_sources_and_may_be_a_list(model):
+    draw = partial(write, model, max_tokens=5, sampling=memtx.Sampling(temperature=1.0))
+    alone = [draw([text], seed=seed).texts[0] for text, seed in zip(SOURCES, (9, 3, 7, 3), strict=True)]
+    assert draw(SOURCES, seed=[9, 3, 7, 3], batch=3).texts == alone
+    long = "In 1984 he counted 1207 of them. " * 8  # its parts take no seeds from the next source
+    assert draw([long, "1984"], seed=2, long="split").texts[1] == draw(["1984"], seed=3).texts[0]
+    assert draw(["1984"], seed=4).texts != draw(["1984"], seed=3).texts  # control: the seed matters
+    with pytest.raises(UserError, match="2 seeds for 4 sources"):
+        draw(SOURCES, seed=[1, 2])
+    with pytest.raises(UserError, match="seed"):
+        draw(SOURCES, seed=-1)
+
+
+def test_a_state_is_refused(model):
+    with pytest.raises(UserError, match=r"state is not supported here.* call memtx\.complete"):
+        write(model, SOURCES, state=model.state)
+
+
 def test_progress_and_texts_that_reach_the_limit_are_reported(model):
     steps = []
     done = write(model, SOURCES, batch=3, max_tokens=2, progress=lambda *numbers: steps.append(numbers))
@@ -144,8 +163,15 @@ def test_a_chat_model_gets_a_message(chatty):
     assert done.texts == same([prompt], specials=True).texts
     assert done.texts != same(["Say: a ship"]).texts  # control: the template matters
     long = "the ships " * 40
-    with pytest.raises(UserError, match="source 1 has"):
+    with pytest.raises(UserError, match="source 1 has .* load the model with context=") as error:
         write(loaded, [long], max_tokens=4)
+    advised = int(str(error.value).partition("context=")[2].split()[0])
+    assert write(memtx.load(chatty, context=advised), [long], max_tokens=4).cut == []  # the advice helps
+    with pytest.raises(UserError, match="source 1 has"):
+        write(memtx.load(chatty, context=advised - 1), [long], max_tokens=4)
+    with pytest.raises(UserError, match=r"long='split'$"):  # no context is enough
+        write(loaded, [long * 40], max_tokens=4)
+    assert context_of(loaded.lm) == 64
     assert write(loaded, [long, "a"], long="cut", max_tokens=4).cut == [0]
     with pytest.raises(UserError, match="no room for a source: the model reads at most 0 tokens"):
         write(loaded, ["a"], max_tokens=64)
@@ -183,8 +209,8 @@ def test_lines_are_translated_into_lines(workdir, here, capsys):
     done = write(memtx.load(workdir), ["ab", long.strip(), "cd"], long="split")
     first, second, third = (" ".join(part.strip() for part in text.splitlines()).strip() for text in done.texts)
     assert out == f"{first}\n\n\n{second}\n{third}\n"
-    assert "memtx: 1 source: read in parts, because it is too long for the model\n" in notes
-    assert "stopped at --max_tokens" in notes
+    assert "memtx: 1 source was too long for the model and was read in parts\n" in notes
+    assert "memtx: 3 texts stopped at --max_tokens before the end\n" in notes
     said = run(capsys, "translate", f"--model={workdir}", "a.txt", "--out=b.txt", "--batch=1")
     assert said[0] == ""
     assert "memtx: wrote b.txt: 3 texts" in said[1]
@@ -206,7 +232,10 @@ def test_files_and_the_standard_input_are_summarized_and_asked(workdir, here, ca
     out, _ = run(capsys, "ask", command, "Is it 1?", "a.txt", "b.txt", "--temperature=1", "--seed=3", "--beams=1")
     assert out.count("\n") == 2
     Path("long.txt").write_text("ab " * 99)
-    assert "1 source: read without its end" in run(capsys, "ask", command, "Is it 1?", "long.txt")[1]
+    said = "2 sources were too long for the model and were read without the end"
+    assert said in run(capsys, "ask", command, "Is it 1?", "long.txt", "long.txt")[1]
+    out, _ = run(capsys, "ask", command, "Is it in data.csv", "b.txt", "--max_tokens=3")  # a question, not a table
+    assert out == texts_of(["question: Is it in data.csv context: three"], max_tokens=3).texts[0].strip() + "\n"
 
 
 def test_rows_of_a_table_keep_their_columns(workdir, here, capsys):
@@ -272,7 +301,7 @@ def test_a_chat_model_is_told_what_to_do(chatty, here, capsys):
         (["translate", "W", "binary.csv"], "cannot read binary.csv"),
         (["translate", "W", "done.jsonl"], "has the column 'prediction' already"),
         (["translate", "W", "a.txt", "--out=a.txt"], "a.txt exists, and it would be overwritten"),
-        (["translate", "W", "a.txt", "--out=folder"], "folder exists"),
+        (["translate", "W", "a.txt", "--out=folder"], "folder is a folder: give the name of a new file"),
         (["translate", "W", "a.txt", "--out=none/b.txt"], "cannot write none/b.txt: No such file"),
         (["translate", "W", "a.txt", "--out=/proc/b.txt"], "cannot write /proc/b.txt"),
         (["translate", "W", f"--out={'x' * 255}", "a.txt"], "File name too long"),
@@ -287,7 +316,7 @@ def test_a_chat_model_is_told_what_to_do(chatty, here, capsys):
         (["translate", "W", "a.txt", "--beams=2", "--temperature=1"], "beams > 1 does not sample"),
         (["translate", "--model=none/there.gguf", "a.txt"], "no folder or file none/there.gguf"),
         (["translate", "--model=B", "a.txt"], "does not predict next tokens"),
-        (["ask", "W", "a.txt"], "give a question and then the files"),
+        (["ask", "W", "a.txt"], "such as memtx ask --workdir=runs/answers 'When was it built?' report.txt"),
         (["ask", "W"], "give a question and then the files"),
         (["ask", "W", "Who?", "a.jsonl"], "leave out the one before it"),
         (["ask", "W", "a.jsonl"], 'line 1: no text at "question"'),
@@ -335,6 +364,37 @@ def test_an_interrupted_write_leaves_no_file(here, monkeypatch):
     assert not [*here.iterdir()]
     write_atomic(Path("a.txt"), "a")  # control
     assert Path("a.txt").read_text() == "a"
+
+
+@pytest.mark.parametrize("fault", ["exists", "full"])
+def test_texts_that_cannot_be_written_are_printed(workdir, here, capsys, monkeypatch, fault):
+    batches = sys.modules["memtx.generate.batches"]
+
+    def complete(*args, **options):
+        if fault == "exists":  # another process writes the file during the work
+            Path("b.txt").write_text("precious")
+        return memtx.complete(*args, **options)
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    Path("a.txt").write_text("a\nb\n")
+    command = ("translate", f"--workdir={workdir}", "a.txt")
+    plain = run(capsys, *command)[0]
+    monkeypatch.setattr(batches, "complete", complete)
+    if fault == "full":
+        monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*command, "--out=b.txt"])
+    out, error = capsys.readouterr()
+    assert out == plain
+    reason = {"exists": "File exists", "full": "No space left on device"}[fault]
+    said = f"memtx: cannot write b.txt: {reason}. The texts were printed to the standard output instead"
+    assert error.splitlines()[-1] == said
+    assert {path.name: path.read_text() for path in here.iterdir()} == {
+        "a.txt": "a\nb\n",
+        **({"b.txt": "precious"} if fault == "exists" else {}),
+    }
 
 
 def test_an_interrupted_command_leaves_no_file(workdir, here, monkeypatch):

@@ -8,9 +8,9 @@ QUESTION FILE|-...   a question, and text files or the standard input. The answe
 TABLE...             tables (.jsonl, .csv, .tsv) with columns "question" and "context". They give JSON Lines: their rows with a
                      column "prediction"
 
-The model is a run of configs/seq2seq.py, a T5 or a chat model. Its source is "question: ... context: ...", as in T5, so these
-are the sources to train a run with. The end of a text that is too long for the model is left out. To ask about many documents,
-see memtx memory recall.
+The model is a run of configs/seq2seq.py, a T5 or a chat model. Its input is "question: ... context: ...", as in T5, so a run
+should be trained with such sources. The end of a text that is too long for the model is left out. memtx chat answers questions
+about many documents, and memtx memory recall finds their sentences.
 """
 
 from collections.abc import Sequence
@@ -38,10 +38,11 @@ def act(values, words: Sequence[str]) -> None:
 
 
 def _inputs(words: Sequence[str]) -> texts.Inputs:
-    if words and texts.is_table(words[:1]):
+    if words and all(map(texts.names_table, words)):  # a question may end with the name of a table
         return texts.read_tables(words, JOB)
     if len(words) < 2:
-        raise UserError("give a question and then the files to ask, such as memtx ask 'When was it built?' report.txt")
+        example = "memtx ask --workdir=runs/answers 'When was it built?' report.txt"
+        raise UserError(f"give a question and then the files to ask, such as {example}")
     question, *files = words
     if texts.is_table(files):
         raise UserError("the questions of a table are in its column 'question'; leave out the one before it")

@@ -1,14 +1,17 @@
 """The common part of `memtx ask`, `memtx summarize` and `memtx translate`: they read files and write a text for each source.
 
-A text file gives a text: one line per source. A table (.jsonl, .csv, .tsv) gives JSON Lines: its rows with a further column.
+Text files give text: one line for each source, except that a single file read as a whole gives its text unchanged, which may have
+several lines. A table (.jsonl, .csv, .tsv) gives JSON Lines: its rows with a further column.
 The module imports JAX in functions only, so that help is quick.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 
 MOST = 16 * 2**20  # bytes of a file. A larger one would take days, and nothing is written before the end
 COLUMN = "prediction"  # the column of the texts
-CONTEXT = 512  # tokens of a source for which T5 was trained
+T5_CONTEXT = 512  # tokens of a source for which T5 was trained
 TABLES = (*rows.TABLES, *rows.LINES)
 
 
@@ -40,10 +43,12 @@ TABLES = (*rows.TABLES, *rows.LINES)
 class Job:
     """The differences between the commands.
 
-    keys     the columns of a table            source  the source that the model reads, with the names of the columns in braces
+    keys     the columns of a table
+    source   the source that the model reads, with the names of the columns in braces
     by_line  whether each line of a text file is a source, or else the whole file
     long     how to read a source that is too long (see `memtx.write`)
-    task     how the names of the task start in the config of a T5      message  the default prefix for a chat model
+    task     how the names of the task start in the config of a T5
+    message  the default prefix for a chat model
     """
 
     keys: tuple[str, ...]
@@ -77,7 +82,7 @@ def define(values: flags.FlagValues) -> None:
     string("out", "Write to this new `FILE` when all texts are done. Default: the standard output.")
     prefix = "none for a run, that of its config.json for a T5, an instruction for a chat model"
     string("prefix", f"The `TEXT` before each source. Default: {prefix}.")
-    integer("batch", 8, "Read N sources at once. The texts do not depend on it.")
+    integer("batch", 8, "Read N sources at once. This changes the texts only by rounding.")
     integer("context", None, "The number of tokens that a --model reads at once. Default: 512, or 2048 for a chat model.")
     define_writing(values, temperature=0.0, length="200, or as many as the targets of a run had room for")
 
@@ -100,10 +105,7 @@ def act(values, job: Job, inputs: Inputs) -> None:
     if out is None:
         print_text(content)
         return
-    try:
-        write_atomic(Path(out), content)
-    except OSError as error:
-        raise UserError(f"cannot write {printable(out)}: {error.strerror}") from None
+    _write_new(Path(out), content)
     print(f"memtx: wrote {printable(out)}: {plural(len(sources), 'text')}", file=sys.stderr)
 
 
@@ -117,11 +119,16 @@ def read_sources(words: Sequence[str], job: Job) -> Inputs:
 
 def is_table(words: Sequence[str]) -> bool:
     """Return whether the files are tables. Raises UserError if there are no files, or if only some are tables."""
-    kinds = {Path(word).suffix.lower() in TABLES for word in words}
+    kinds = set(map(names_table, words))
     if len(kinds) != 1:
         several = f"either text files or tables ({', '.join(TABLES)}), not both"
         raise UserError(f"give {several if kinds else 'the files to read, or - for the standard input'}")
     return kinds == {True}
+
+
+def names_table(word: str) -> bool:
+    """Return whether a word ends like the name of a table."""
+    return Path(word).suffix.lower() in TABLES
 
 
 def read_tables(words: Sequence[str], job: Job) -> Inputs:
@@ -159,8 +166,7 @@ def _text(word: str) -> str:
 
 def _load(values, job: Job) -> tuple[Loaded, str]:
     """Return the model that the flags name, and the prefix of its sources."""
-    from memtx.pretrained.load import CONTEXT as KEPT
-    from memtx.pretrained.load import settings
+    from memtx.pretrained.load import CONTEXT, settings
     from memtx.runs.load import is_pretrained, load, load_run
 
     workdir, model, context = (values[name].value for name in ("workdir", "model", "context"))
@@ -171,7 +177,7 @@ def _load(values, job: Job) -> tuple[Loaded, str]:
         if context:
             raise UserError("--context is for a pretrained --model; the config of a run sets its context")
         return load_run(Path(workdir or model)), prefix or ""
-    loaded = load(model, context=context or (CONTEXT if settings(model).encoder else KEPT))
+    loaded = load(model, context=context or (T5_CONTEXT if settings(model).encoder else CONTEXT))
     return loaded, _prefix(model, loaded, job) if prefix is None else prefix
 
 
@@ -212,6 +218,19 @@ def _content(job: Job, inputs: Inputs, texts: Sequence[str]) -> str:
     return "".join(" ".join(part.strip() for part in line.splitlines()).strip() + "\n" for line in lines)
 
 
+def _write_new(path: Path, content: str) -> None:
+    """Write the result to a new file. If that fails, print it, so that it is not lost, and raise a UserError."""
+    try:
+        if os.path.lexists(path):  # it did not exist at the start of the work
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        write_atomic(path, content)
+    except OSError as error:
+        print_text(content)
+        raise UserError(
+            f"cannot write {printable(str(path))}: {error.strerror}. The texts were printed to the standard output instead"
+        ) from None
+
+
 def _json(row: dict[str, Any]) -> str:
     line = json.dumps(row, ensure_ascii=False)
     return (json.dumps(row) if re.search("[\ud800-\udfff]", line) else line) + "\n"
@@ -219,18 +238,17 @@ def _json(row: dict[str, Any]) -> str:
 
 def _warn(done: Written) -> None:
     """Say how many texts would be different if the model read or wrote more tokens."""
-    for said, found in (
-        ("read without its end, because it is too long for the model", done.cut),
-        ("read in parts, because it is too long for the model", done.split),
-        ("stopped at --max_tokens before the text ended", done.unfinished),
-    ):
+    for found, read in ((done.cut, "read without the end"), (done.split, "read in parts")):
         if found:
-            print(f"memtx: {plural(len(found), 'source')}: {said}", file=sys.stderr)
+            verb = "was" if len(found) == 1 else "were"
+            print(f"memtx: {plural(len(found), 'source')} {verb} too long for the model and {verb} {read}", file=sys.stderr)
+    if done.unfinished:
+        print(f"memtx: {plural(len(done.unfinished), 'text')} stopped at --max_tokens before the end", file=sys.stderr)
 
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
-    """Yield a function that shows the numbers of texts written and to be written, if a terminal shows the errors."""
+    """Yield a function that shows the numbers of texts written and of all texts, if a terminal shows the errors."""
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
         task = bar.add_task("writing")
         yield lambda done, total: bar.update(task, completed=done, total=total)

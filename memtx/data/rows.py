@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,15 +43,23 @@ def find(given: Path) -> list[Path]:
 
 def read(file: Path, keys: Sequence[str]) -> list[tuple[str, ...]]:
     """Return the values of these keys in each line. Raises UserError, with the line number, if a value is missing or empty."""
-    return [tuple(_value(line, key) for key in keys) for line in read_lines(file, keys)]
+    return [tuple(_value(line, key) for key in keys) for line in _checked(file, keys, every=False)]
 
 
 def read_lines(file: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
-    """Return all columns of each line. The columns `keys` must have texts, as for `read`."""
+    """Return all columns of each line. The columns `keys` must have texts, as for `read`.
+
+    Raises UserError like `read`, or if two columns of a table have the same name.
+    """
+    return _checked(file, keys, every=True)
+
+
+def _checked(file: Path, keys: Sequence[str], every: bool) -> list[dict[str, Any]]:
+    """Return the columns of each line. every: whether all columns are needed, and not only `keys`."""
     form = "{" + ", ".join(f'"{key}": "..."' for key in keys) + "}"
     rows = []
     try:
-        for number, line in _rows(file, keys):
+        for number, line in _rows(file, keys, every):
             if fault := _fault(line, {key: _value(line, key) for key in keys}):
                 raise UserError(f"{file}, line {number}: {fault}; each line must be {form}")
             rows.append(line)
@@ -61,18 +70,18 @@ def read_lines(file: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _rows(file: Path, keys: Sequence[str]) -> Iterator[tuple[int, Any]]:
+def _rows(file: Path, keys: Sequence[str], every: bool) -> Iterator[tuple[int, Any]]:
     """Yield (number, content) of each line that is not blank."""
     with file.open("rb") as stream:
         encoding = MARKS.get(stream.read(2), "utf-8-sig")
     with file.open(encoding=encoding, newline="") as stream:
         if delimiters := TABLES.get(file.suffix.lower()):
-            yield from _table(file, stream, keys, delimiters)
+            yield from _table(file, stream, keys, delimiters, every)
         else:
             yield from ((number, _json(line)) for number, line in enumerate(stream, 1) if line.strip())
 
 
-def _table(file: Path, stream, keys: Sequence[str], delimiters: str) -> Iterator[tuple[int, dict[str, str]]]:
+def _table(file: Path, stream, keys: Sequence[str], delimiters: str, every: bool) -> Iterator[tuple[int, dict[str, str]]]:
     headers = {}
     for delimiter in delimiters:
         stream.seek(0)
@@ -81,6 +90,10 @@ def _table(file: Path, stream, keys: Sequence[str], delimiters: str) -> Iterator
     names = [name.strip() for name in headers[delimiter]]
     if names and any(names.count(key) != 1 for key in keys):
         raise UserError(f"{file} should have the columns {quoted(keys)}, each once; it has {quoted(names)}")
+    if every and (repeated := [name for name, count in Counter(names).items() if count > 1]):
+        raise UserError(
+            f"{file} has several columns with the name {quoted(repeated)}; rename all but one, or they would be lost"
+        )
     stream.seek(0)
     blank = any(name.startswith(" ") for name in headers[delimiter])
     reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=blank, strict=True)

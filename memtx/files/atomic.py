@@ -24,6 +24,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 def check_new(path: Path) -> None:
     """Raise a UserError unless `write_atomic` can write a new file here. For the start of long work."""
+    if path.is_dir():
+        raise UserError(f"{printable(str(path))} is a folder: give the name of a new file")
     if os.path.lexists(path):
         raise UserError(f"{printable(str(path))} exists, and it would be overwritten: choose another file, or delete it")
     try:

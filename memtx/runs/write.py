@@ -16,8 +16,10 @@ from typing import Any
 from memtx.data.sentences import pack
 from memtx.errors import UserError, check_known
 from memtx.generate import GREEDY, chat, complete_in_batches
+from memtx.generate.batches import seeds_of
 from memtx.generate.text import WRITTEN
 from memtx.memory import MEMORIES
+from memtx.models.lm import LM
 from memtx.runs.load import Loaded
 
 LONG = ("error", "cut", "split")
@@ -52,8 +54,10 @@ def write(
 
     prefix: a text before each source, such as "summarize: ". long: how to read a source that the model cannot read at once.
     "error" raises UserError, "cut" leaves out its end, and "split" reads it in parts of whole sentences. batch: the maximum
-    number of sources in a call. No text depends on it. progress: called after each call with the numbers of texts and sources.
-    options: those of `memtx.complete`. By default a run writes at most as many tokens as a target of its training has.
+    number of sources in a call. It changes a text only if rounding decides between two tokens of nearly the same probability.
+    progress: called after each call with the numbers of texts written and of all texts, where a part counts as a text.
+    options: those of `memtx.complete` except `state`. By default a run writes at most as many tokens as a target in training.
+    Source i, and each of its parts, draws with the seed `seed + i`, or `seed[i]` if seed is a list.
 
     Raises UserError if the model has neither an encoder nor a chat template, or if the prefix leaves no room for a source.
     """
@@ -69,6 +73,8 @@ def write(
     owner = [i for i, row in enumerate(parts) for _ in row]
     inputs = reader.inputs([part for row in parts for part in row])
     options = {"sampling": GREEDY, "batch": batch, "progress": progress} | inputs | options
+    seeds = seeds_of(options.get("seed", 0), len(sources), "sources")
+    options["seed"] = [seeds[i] for i in owner]
     done = complete_in_batches(loaded.lm, loaded.params, loaded.tokenizer, **options)
     texts: list[list[str]] = [[] for _ in sources]
     for i, text in zip(owner, done.texts, strict=True):
@@ -79,6 +85,15 @@ def write(
         split=[i for i, row in enumerate(parts) if len(row) > 1],
         unfinished=sorted({i for i, ended in zip(owner, done.ended, strict=True) if not ended}),
     )
+
+
+def context_of(lm: LM) -> int | None:
+    """Return the number of tokens that attention of a model keeps. None if it has no attention with such a limit.
+
+    If memories differ in it, this is the largest.
+    """
+    kept = [getattr(c, size) for name, c in lm.model.memory.items() if (size := MEMORIES[name].context)]
+    return max(kept, default=None)
 
 
 def _most_written(loaded: Loaded) -> int | None:
@@ -106,8 +121,9 @@ class _Reader(abc.ABC):
     limit: int | None
 
     def __init__(self, loaded: Loaded, prefix: str, max_tokens: int):
-        self.tokenizer, self.prefix, self.trained = loaded.tokenizer, prefix, loaded.step > 0
-        self.limit = self.find_limit(loaded, max_tokens)
+        self.lm, self.tokenizer, self.trained = loaded.lm, loaded.tokenizer, loaded.step > 0
+        self.prefix, self.max_tokens = prefix, max_tokens
+        self.limit = self.find_limit()
         if self.limit is not None and (used := self.count("")) >= self.limit:
             raise UserError(
                 f"there is no room for a source: the model reads at most {max(self.limit, 0)} tokens, and {used} of them are "
@@ -115,8 +131,12 @@ class _Reader(abc.ABC):
             )
 
     @abc.abstractmethod
-    def find_limit(self, loaded: Loaded, max_tokens: int) -> int | None:
+    def find_limit(self) -> int | None:
         """Return the maximum number of tokens of a source, or None."""
+
+    @abc.abstractmethod
+    def needed_context(self, size: int) -> int | None:
+        """Return the context with which a pretrained model can read `size` tokens of a source. None if none suffices."""
 
     @abc.abstractmethod
     def count(self, text: str) -> int:
@@ -135,7 +155,8 @@ class _Reader(abc.ABC):
         for number, source in enumerate(sources, 1):
             if not self.fits(source):
                 size = self.count(source)
-                more = "" if self.trained else f", or load the model with context={size} or more"
+                context = None if self.trained else self.needed_context(size)
+                more = f", or load the model with context={context} or more" if context else ""
                 raise UserError(
                     f"source {number} has {size} tokens, but the model has room for {self.limit}: set long='cut' or "
                     f"long='split'{more}"
@@ -145,8 +166,11 @@ class _Reader(abc.ABC):
 class _Encoded(_Reader):
     """Sources for an encoder."""
 
-    def find_limit(self, loaded: Loaded, max_tokens: int) -> int | None:
-        return loaded.lm.source_capacity
+    def find_limit(self) -> int | None:
+        return self.lm.source_capacity
+
+    def needed_context(self, size: int) -> int | None:
+        return size
 
     def count(self, text: str) -> int:
         return len(self.tokenizer.frame(self.prefix + text)[0])
@@ -162,9 +186,14 @@ class _Message(_Reader):
     A run has no limit, because it may have a memory for the rest.
     """
 
-    def find_limit(self, loaded: Loaded, max_tokens: int) -> int | None:
-        kept = [getattr(c, size) for name, c in loaded.lm.model.memory.items() if (size := MEMORIES[name].context)]
-        return max(kept) - max_tokens if kept and not self.trained else None
+    def find_limit(self) -> int | None:
+        context = None if self.trained else context_of(self.lm)
+        return None if context is None else context - self.max_tokens
+
+    def needed_context(self, size: int) -> int | None:
+        needed, model = size + self.max_tokens, self.lm.model
+        grows = "full" in model.memory  # the context of `memtx.load` does not change a window
+        return needed if grows and needed <= model.max_position else None
 
     def count(self, text: str) -> int:
         return len(self.tokenizer.encode(self._prompt(text), specials=True))
@@ -182,9 +211,3 @@ class _Message(_Reader):
             ids = ids[:-more]
             text = self.tokenizer.decode(ids).strip("\ufffd ")
         return text
-
-
-def context_of(lm) -> int | None:
-    """Return the number of tokens that attention of a model keeps, or None if there is no limit."""
-    kept = [getattr(c, size) for name, c in lm.model.memory.items() if (size := MEMORIES[name].context)]
-    return max(kept) if kept else None

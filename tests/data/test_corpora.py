@@ -234,6 +234,9 @@ def test_a_wheel_with_another_sha256_is_refused_and_not_kept(tmp_path, monkeypat
 def test_a_file_of_a_source_distribution_is_kept_without_the_distribution(tmp_path, monkeypatch):
     archive = tmp_path / "thing-1.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
+        folder = tarfile.TarInfo("thing-1/data")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
         for name in ("thing-1/setup.py", "thing-1/data/questions.json"):
             content = tarfile.TarInfo(name)
             content.size = len(name)
@@ -245,6 +248,9 @@ def test_a_file_of_a_source_distribution_is_kept_without_the_distribution(tmp_pa
     file = packages.extract(member, tmp_path / "cache")
     assert file.read_text() == "thing-1/data/questions.json"
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.suffix != ".lock"] == [file]
+    for path in ("data/answers.json", "data"):
+        with pytest.raises(UserError, match=f"thing-1.tar.gz has no file thing-1/{path}"):
+            packages.extract(packages.Member(package, path, member.sha256), tmp_path / "other")
     archive.unlink()  # not needed a second time
     assert packages.extract(member, tmp_path / "cache") == file
     file.write_text("changed in the cache")

@@ -79,6 +79,15 @@ def test_what_cannot_be_read_is_one_short_line(tmp_path, content, name, message)
     assert len(str(error.value)) < 1000
 
 
+def test_no_column_is_lost(tmp_path):
+    content = "text,label,note,note\nhello,pos,a,b\nbye,neg,,\n"
+    assert read(tmp_path, content) == TWO  # training needs no notes
+    with pytest.raises(UserError, match="several columns with the name 'note'"):
+        rows.read_lines(tmp_path / "a.csv", ("text", "label"))
+    read(tmp_path, content.replace("note,note", "note,other"))
+    assert rows.read_lines(tmp_path / "a.csv", ("text",))[0] == {"text": "hello", "label": "pos", "note": "a", "other": "b"}
+
+
 def test_an_emoji_is_two_surrogates_in_json(tmp_path):
     assert read(tmp_path, '{"text": "\\ud83d\\ude00", "label": "b"}', "a.jsonl") == [("\U0001f600", "b")]
 
