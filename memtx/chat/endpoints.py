@@ -1,4 +1,4 @@
-"""The endpoints of the page of a conversation. They take and give JSON, and each request names its namespace.
+"""The endpoints of the page of a conversation. They accept and return JSON, and each request names its namespace.
 
 GET  /                                 the page
 GET  /state?namespace=NAME             its documents and its part of the conversation
@@ -143,6 +143,7 @@ class Endpoints:
         try:
             asked = await _body(request, Say)
             check_name(asked.namespace, "namespace")
+            check_size(len(asked.message.encode()), "the message")
         except UserError as error:
             return _refusal(error)
 

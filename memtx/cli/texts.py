@@ -1,7 +1,7 @@
 """The common part of `memtx ask`, `memtx summarize` and `memtx translate`: they read files and write a text for each source.
 
-Text files give text: one line for each source, except that a single file read as a whole gives its text unchanged, which may have
-several lines. A table (.jsonl, .csv, .tsv) gives JSON Lines: its rows with a further column.
+Text files give text: one line for each source, except that a single file read as a whole gives its text unchanged, which may
+have several lines. A table (.jsonl, .csv, .tsv) gives JSON Lines: its rows with a further column.
 The module imports JAX in functions only, so that help is quick.
 """
 

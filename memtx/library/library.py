@@ -83,8 +83,8 @@ class Library:
     def __init__(self, path: Path, loaded: Loaded | None = None, *, model: str | None = None):
         self.path, self.folder = path, Folder(path)
         self.settings = self.folder.settings()
-        self._model, self._loaded, self._stamp = model, loaded, ()
-        self._cached = Record()
+        self._model, self._loaded = model, loaded
+        self._cached: tuple[tuple[int, ...], Record] = (), Record()  # one attribute, because other threads read it unlocked
         self.folder.clean()  # raises if the record is damaged
 
     # --- contents
@@ -92,9 +92,15 @@ class Library:
     @property
     def record(self) -> Record:
         """The newest record, even if another process has changed the library."""
-        if (stamp := self.folder.stamp()) != self._stamp:
-            self._cached, self._stamp = self.folder.record(), stamp
-        return self._cached
+        stamp, record = self._cached
+        return record if stamp == self.folder.stamp() else self._load()
+
+    def _load(self) -> Record:
+        """Read the record from disk, and keep it with the stamp that it had at least."""
+        stamp = self.folder.stamp()
+        record = self.folder.record()
+        self._cached = stamp, record
+        return record
 
     @property
     def documents(self) -> tuple[Document, ...]:
@@ -267,12 +273,12 @@ class Library:
 
     @contextmanager
     def changing(self) -> Iterator[Record]:
-        """Lock the library for a change, and give its record. Nested changes of this object are one.
+        """Lock the library for a change, and give its record on disk. Nested changes of this object are one.
 
         Raises UserError if another process keeps changing it.
         """
         with self.folder.changing():
-            yield self.record
+            yield self._load()
 
     def commit(self, record: Record, files: Mapping[str, bytes]) -> None:
         """Replace the record within `changing`. files: new files of entries by digest, of which unnamed ones are left out."""

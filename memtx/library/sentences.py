@@ -6,14 +6,14 @@ n sentences, Q queries, R results, E features.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from memtx.data.sentences import split
 from memtx.errors import UserError
 from memtx.library.folder import Arrays
-from memtx.library.kind import BLANK, Found, Query, Read, Separate
+from memtx.library.kind import BLANK, Change, Found, Query, Read, Separate
 from memtx.library.record import Document, Record, sha256
 from memtx.library.search import Index
 from memtx.library.view import View, make_view
@@ -29,7 +29,7 @@ class Sentences(Separate):
     def __init__(self, loaded: Loaded):
         super().__init__(loaded)
         self.most = limit(loaded.lm) or TOKENS
-        self._searched: tuple[tuple[str, ...], View, Index] | None = None
+        self._searched: tuple[set[str], View, Index] | None = None
 
     def length(self, text: str) -> int:
         """Return the number of tokens of a text."""
@@ -54,6 +54,7 @@ class Sentences(Separate):
             raise UserError("a library of sentences recalls by a text, not by tokens")
         if query.first:
             raise UserError("first is for the tokens that a language model reads; a library of sentences has none")
+        self._drop_unless_in(record)
         if not any(document.entries for document in documents):
             return []
         view, index = self._index(documents, read)
@@ -63,11 +64,28 @@ class Sentences(Separate):
 
     def _index(self, documents: Sequence[Document], read: Read) -> tuple[View, Index]:
         """Return the view of the documents and its index, which are kept for the next query."""
-        names = tuple(sorted(f"{document.id} {document.digest}" for document in documents))
-        if self._searched is None or self._searched[0] != names:
+        searched, names = self._searched, _names(documents)
+        if searched is None or searched[0] != names:
             view = make_view(documents, read)
-            self._searched = names, view, Index(view.groups["0"].arrays["key"])
-        return self._searched[1:]
+            self._searched = searched = names, view, Index(view.groups["0"].arrays["key"])
+        return searched[1:]
+
+    def remove(self, record: Record, ids: Collection[str], method: str, read: Read) -> Change:
+        """Remove documents, from the last search too."""
+        change = super().remove(record, ids, method, read)
+        self._drop_unless_in(change[0])
+        return change
+
+    def thin(self, record: Record, positions: Mapping[str, set[int]], read: Read) -> Change:
+        """Remove single sentences, from the last search too."""
+        change = super().thin(record, positions, read)
+        self._drop_unless_in(change[0])
+        return change
+
+    def _drop_unless_in(self, record: Record) -> None:
+        """Drop the view and the index of the last search, unless the record has all of their documents as they are."""
+        if (searched := self._searched) and not searched[0] <= _names(record.documents):
+            self._searched = None
 
     def redacted(self, document: Document, arrays: Arrays, positions: set[int]) -> Document:
         """Return the document with blanked-out sentences."""
@@ -82,6 +100,11 @@ class Sentences(Separate):
     def model(self, record: Record, documents: Sequence[Document], read: Read, batch_size: int = 1) -> Loaded:
         """Raise UserError, because a sentence encoder generates nothing."""
         raise UserError("a library of sentences has no state that a language model could continue; use recall")
+
+
+def _names(documents: Sequence[Document]) -> set[str]:
+    """Return names of the documents and their entries."""
+    return {f"{document.id} {document.digest}" for document in documents}
 
 
 def _found(view: View, index: int, score: float, around: int) -> Found:

@@ -1,5 +1,6 @@
 """The page of a conversation: a real server with a tiny library, asked as a browser asks."""
 
+import asyncio
 import http.client
 import json
 import re
@@ -15,13 +16,12 @@ from typing import Any
 
 import jax
 import pytest
-import uvicorn
 
 from memtx import library
 from memtx.chat import Chat, Settings
 from memtx.chat.conversation import LARGEST
-from memtx.chat.endpoints import Endpoints, policy
-from memtx.chat.page import serve
+from memtx.chat.endpoints import policy
+from memtx.chat.page import listen, make_server, serve
 from memtx.config import Config, Model
 from memtx.data import tokenizers
 from memtx.errors import UserError
@@ -101,10 +101,8 @@ class Browser:
 
 @contextmanager
 def serving(chat: Chat):
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        endpoints = Endpoints(chat)
-        server = uvicorn.Server(uvicorn.Config(endpoints.app("127.0.0.1"), log_level="warning", lifespan="off", ws="none"))
-        endpoints.stopping = lambda: server.should_exit
+    with listen("127.0.0.1", 0) as listener:
+        server = make_server(chat, "127.0.0.1")
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -259,6 +257,7 @@ def test_a_document_is_read_and_replaced(browser):
         ("read", {"name": "a", "text": "\ud800"}, "not JSON of Unicode text"),
         ("read", [], "file is a group of keys"),
         ("say", {"message": "Is it \udfff?"}, "not JSON of Unicode text"),
+        ("say", {"message": "é" * (LARGEST // 2 + 1)}, "the message has 2.0 MB"),
         ("say", {"message": "Is it?", "namespace": "*"}, "the name of a namespace must have"),
         ("say", b"{", "not JSON of Unicode text"),
         ("say", b"\xff", "not JSON of Unicode text"),
@@ -363,16 +362,34 @@ def test_a_model_that_reads_its_library_gives_entries_as_sources(tmp_path):
 # --- the server
 
 
-def test_an_address_that_cannot_be_used_is_one_line(chat, monkeypatch):
+@pytest.mark.parametrize("host", ["0.0.0.0", "", "0"])
+def test_an_address_that_means_all_addresses_is_refused(chat, host):
+    with pytest.raises(UserError, match=f"'{host}' means all addresses"):
+        serve(chat, port=0, host=host)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "::1", "a..b"])
+def test_an_address_that_is_not_of_this_machine_is_one_line(chat, host):
+    with pytest.raises(UserError, match=r"^cannot serve .*; the host must be an IPv4 address of this machine$"):
+        serve(chat, port=0, host=host)
+
+
+def test_a_port_that_cannot_be_used_is_one_line(chat, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match=r"in use; choose another port"):
         serve(chat, port=taken.getsockname()[1])
     with pytest.raises(UserError, match="between 0 and 65535"):
         serve(chat, port=70000)
-    with pytest.raises(UserError, match="means all addresses"):
-        serve(chat, host="0.0.0.0")
     monkeypatch.setitem(sys.modules, "starlette", None)
     with pytest.raises(UserError, match=r"memtx\[chat\]"):
-        serve(chat)
+        serve(chat, port=0)
+
+
+def test_a_notebook_is_sent_to_the_terminal(chat):
+    async def cell():
+        serve(chat, port=0)
+
+    with pytest.raises(UserError, match="a notebook cannot serve the page; run memtx chat .* in a terminal"):
+        asyncio.run(cell())
 
 
 def test_the_command_prints_the_address_and_ends_with_ctrl_c(tmp_path):

@@ -1,9 +1,12 @@
 """The folder of a library: certificates, locks, damage, full disks, and names."""
 
 import errno
+import gc
 import json
 import multiprocessing
+import threading
 import time
+import weakref
 
 import pytest
 
@@ -111,6 +114,44 @@ def test_a_query_during_a_change_sees_the_version_before_or_after_it(found, monk
     assert {entry.document for entry in found.recall("Trees grow.", k=9, namespace="alice")} == {"sky"}
 
 
+def test_a_thread_that_read_an_older_record_does_not_make_it_look_current(found, monkeypatch):
+    load, begun, resume = found.folder.record, threading.Event(), threading.Event()
+
+    def load_slowly():
+        record = load()
+        if threading.current_thread() is slow:
+            begun.set()
+            assert resume.wait(20)
+        return record
+
+    class Interleaved(Library):
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if threading.current_thread() is not slow and not resume.is_set():  # after the first store
+                resume.set()
+                slow.join(20)
+
+    slow = threading.Thread(target=lambda: found.record)
+    monkeypatch.setattr(found.folder, "record", load_slowly)
+    open_fake(found.path).read("One.", document="one")  # so that both threads load the record
+    slow.start()
+    assert begun.wait(20)
+    open_fake(found.path).read("Two.", document="two")
+    found.__class__ = Interleaved
+    assert found.record.version == found.record.version == load().version
+    assert resume.is_set()
+    assert {document.name for document in found.documents} == {"sky", "trees", "one", "two"}
+
+
+def test_a_change_begins_with_the_record_on_disk(found, monkeypatch):
+    stamp = found.record and found.folder.stamp()
+    monkeypatch.setattr(found.folder, "stamp", lambda: stamp)  # the older record looks current
+    open_fake(found.path).read("One.", document="one")
+    assert "one" not in {document.name for document in found.documents}  # control
+    found.read("Two.", document="two")
+    assert {document.name for document in open_fake(found.path).documents} == {"sky", "trees", "one", "two"}
+
+
 # --- forgetting and certificates
 
 
@@ -216,6 +257,24 @@ def test_forgotten_texts_are_nowhere_in_the_folder(found):
 
 
 # --- moving
+
+
+@pytest.mark.parametrize("how", ["document", "entry", "replaced", "elsewhere"])
+def test_forgotten_texts_and_vectors_of_the_last_search_are_not_kept_in_memory(found, how):
+    entry = found.recall("The sky is blue.", k=1, namespace="alice")[0].entry
+    index = weakref.ref(found.kind._searched[2])
+    found.read("Bears sleep.", document="bears", namespace="bob")
+    found.recall("The sky is blue.", namespace="alice")
+    assert index()  # control: it is kept for the next search
+    if how == "elsewhere":
+        open_fake(found.path).forget(document="sky", namespace="alice")
+        found.recall("anything", namespace="nobody")
+    elif how == "replaced":
+        found.read("The sky is grey.", document="sky", namespace="alice")
+    else:
+        found.forget(entries=[entry]) if how == "entry" else found.forget(document="sky", namespace="alice")
+    gc.collect()
+    assert not index()
 
 
 def test_an_export_of_a_namespace_has_nothing_of_the_others(found, tmp_path):
