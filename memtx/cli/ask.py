@@ -14,6 +14,7 @@ about many documents, and memtx memory recall finds their sentences.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 
@@ -44,6 +45,8 @@ def _inputs(words: Sequence[str]) -> texts.Inputs:
         example = "memtx ask --workdir=runs/answers 'When was it built?' report.txt"
         raise UserError(f"give a question and then the files to ask, such as {example}")
     question, *files = words
+    if texts.names_table(question) and Path(question).is_file():
+        raise UserError("give either tables alone, or a question and then text files")
     if texts.is_table(files):
         raise UserError("the questions of a table are in its column 'question'; leave out the one before it")
     return texts.Inputs([SOURCE.format(question=as_utf8(question), context=text) for text in texts.read_texts(files)])

@@ -1,7 +1,7 @@
 """The common part of `memtx ask`, `memtx summarize` and `memtx translate`: they read files and write a text for each source.
 
-Text files give text: one line for each source, except that a single file read as a whole gives its text unchanged, which may
-have several lines. A table (.jsonl, .csv, .tsv) gives JSON Lines: its rows with a further column.
+Text files give text: one line for each source. Only a single file that is read as a whole may give several lines. A table
+(.jsonl, .csv, .tsv) gives JSON Lines: its rows with a further column.
 The module imports JAX in functions only, so that help is quick.
 """
 
@@ -82,7 +82,7 @@ def define(values: flags.FlagValues) -> None:
     string("out", "Write to this new `FILE` when all texts are done. Default: the standard output.")
     prefix = "none for a run, that of its config.json for a T5, an instruction for a chat model"
     string("prefix", f"The `TEXT` before each source. Default: {prefix}.")
-    integer("batch", 8, "Read N sources at once. This changes the texts only by rounding.")
+    integer("batch", 8, "Read N sources at once. The texts depend on it only through rounding.")
     integer("context", None, "The number of tokens that a --model reads at once. Default: 512, or 2048 for a chat model.")
     define_writing(values, temperature=0.0, length="200, or as many as the targets of a run had room for")
 

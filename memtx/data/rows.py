@@ -91,9 +91,7 @@ def _table(file: Path, stream, keys: Sequence[str], delimiters: str, every: bool
     if names and any(names.count(key) != 1 for key in keys):
         raise UserError(f"{file} should have the columns {quoted(keys)}, each once; it has {quoted(names)}")
     if every and (repeated := [name for name, count in Counter(names).items() if count > 1]):
-        raise UserError(
-            f"{file} has several columns with the name {quoted(repeated)}; rename all but one, or they would be lost"
-        )
+        raise UserError(f"{file} has several columns named {quoted(repeated)}; rename all but one, or they would be lost")
     stream.seek(0)
     blank = any(name.startswith(" ") for name in headers[delimiter])
     reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=blank, strict=True)

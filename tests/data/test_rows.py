@@ -82,7 +82,7 @@ def test_what_cannot_be_read_is_one_short_line(tmp_path, content, name, message)
 def test_no_column_is_lost(tmp_path):
     content = "text,label,note,note\nhello,pos,a,b\nbye,neg,,\n"
     assert read(tmp_path, content) == TWO  # training needs no notes
-    with pytest.raises(UserError, match="several columns with the name 'note'"):
+    with pytest.raises(UserError, match="several columns named 'note'"):
         rows.read_lines(tmp_path / "a.csv", ("text", "label"))
     read(tmp_path, content.replace("note,note", "note,other"))
     assert rows.read_lines(tmp_path / "a.csv", ("text",))[0] == {"text": "hello", "label": "pos", "note": "a", "other": "b"}
