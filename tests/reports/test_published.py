@@ -145,6 +145,11 @@ FIGURES: dict[str, Callable[[], tuple]] = {
         perplexity("sink"),
         perplexity("sink, knn_lm"),
     ),
+    "SmolLM2 answers {:.2f} of questions about facts told early": lambda: (cell("conversation", "sentences"),),
+    "without a memory {:.2f}, with a window of 256 tokens {:.2f}, with a kNN-LM head {:.2f}.": lambda: tuple(
+        cell("conversation", way) for way in ("none", "window", "entries")
+    ),
+    "Of forgotten facts it answers {:.2f}.": lambda: (cell("conversation", "sentences, forgotten"),),
     "the paragraph of {:.2f} of the questions first. A library of MiniLM's sentences finds {:.2f}": lambda: recalled(
         "BM25 with stems, paragraphs", "library, sentences", k=1
     ),
