@@ -59,7 +59,7 @@ def run(config, workdir):
 def make_settings(way: str) -> Settings:
     """Return the settings of a way to remember."""
     sizes = {"passages": 4 * (way == "sentences"), "around": 0, "window": 256 * (way == "window")}
-    return Settings(kind="entries" if way == "entries" else "", max_tokens=32, **sizes)
+    return Settings(kind="entries" if way == "entries" else "", max_tokens=32, acknowledge="", **sizes)
 
 
 def converse(folder: Path, settings: Settings, messages: list[str], model) -> Chat:

@@ -256,9 +256,11 @@ class Chat:
             quoted, turns = (quoted[:-1], turns) if quoted else (quoted, turns[1:])
 
     def _window(self) -> list[Turn]:
-        """Return the latest turns of the namespace that together have at most `window` tokens."""
+        """Return the latest turns of the namespace that together have at most `window` tokens, without acknowledgements."""
         window, left = [], self.settings.window
         for turn in reversed(self.history()):
+            if self.settings.acknowledge and not is_question(turn.message):
+                continue  # the message is recalled instead, and a small model repeats the acknowledgement as an answer
             left -= len(self.model.tokenizer.encode(turn.message + turn.answer))
             if left < 0:
                 break

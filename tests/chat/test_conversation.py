@@ -97,7 +97,8 @@ def test_a_message_that_is_no_question_is_acknowledged_without_the_model(chat):
     assert chat.say("Bruno is my dog.") == Answer("Noted.", ())
     assert chat.prompts == []
     assert chat.say("Who is Bruno?").text == "I see"
-    assert "Question: Bruno is my dog.\nAnswer: Noted.\n" in chat.prompts[0]
+    assert "- Bruno is my dog.\n" in chat.prompts[0]
+    assert "Noted." not in chat.prompts[0]
     assert [turn.answer for turn in chat.turns] == ["Noted.", "I see"]
     chat.forget(chat.library.documents[0].name)
     assert chat.turns == []
