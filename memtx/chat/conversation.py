@@ -46,7 +46,7 @@ class Settings:
     kind        the kind of a new library. "": sentences, with the vectors of MiniLM
     passages    how many sources an answer has at most
     around      how many sentences before and after a recalled one the prompt quotes with it
-    window      how many tokens of the latest turns the prompt repeats. Keep it short for a small model, which repeats its
+    window      how many tokens of earlier answers the prompt repeats. Keep it short for a small model, which repeats its
                 mistakes
     max_tokens  how long an answer is at most
     sampling    how its tokens are drawn, with the `seed`

@@ -55,7 +55,7 @@ def define(values: flags.FlagValues) -> None:
     string("namespace", "default", "The namespace of the conversation, by its `NAME`.")
     integer("passages", 4, "The number of sources that an answer has at most.")
     integer("around", 1, "Quote N sentences before and after a recalled one with it.")
-    integer("window", 128, "Repeat the latest messages in the prompt, up to N tokens.")
+    integer("window", 128, "Repeat the latest questions and answers in the prompt, up to N tokens.")
     integer("max_tokens", 120, "Write at most N tokens in an answer.")
     flags.DEFINE_float("temperature", 0.0, "Sample at this temperature. 0 takes the likeliest token.", flag_values=values)
     flags.DEFINE_integer("seed", 0, "The seed of the samples.", 0, 2**32 - 1, flag_values=values)

@@ -9,8 +9,7 @@ import numpy as np
 
 from memtx.data.tokenizers import Tokenizer
 from memtx.errors import UserError
-from memtx.fields import Seed, fitted
-from memtx.generate.text import complete
+from memtx.generate.text import complete, seeds_of
 from memtx.models.lm import LM, Params
 
 
@@ -57,18 +56,3 @@ def complete_in_batches(
         if progress:
             progress(start + len(rows), count)
     return Batched(texts, ended)
-
-
-def seeds_of(seed: int | list[int], count: int, what: str) -> list[int]:
-    """Return a seed for each of `count` rows: `seed + i`, or those of a list. what: the rows in the error message.
-
-    Raises UserError if a seed is not valid, or if a list has another length.
-    """
-    seeds = seed if isinstance(seed, list) else [seed]
-    for one in seeds:
-        fitted(one, Seed, "seed")
-    if not isinstance(seed, list):
-        return [(seed + i) % 2**32 for i in range(count)]
-    if len(seed) != count:
-        raise UserError(f"{len(seed)} seeds for {count} {what}; give one seed for each, or a number")
-    return seed

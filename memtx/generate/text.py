@@ -131,7 +131,7 @@ def _stream(
         )
         yield ["".join([*map(text.add, row), text.rest()]) for text, row in zip(made, tokens, strict=True)]
         return state, ids, [np.asarray(row, np.int32) for row in tokens]
-    seed_B = _seeds(options.seed, len(ids))
+    seed_B = np.asarray(seeds_of(options.seed, len(ids), "prompts"))
     calls = [np.zeros((len(ids), 0), np.int32)]
     while left > 0 and writer.live_B.any():
         count = min(1 if stop else options.look, LOOK, left)
@@ -144,12 +144,19 @@ def _stream(
     return writer.memory(), ids, [row[row >= 0] for row in np.concatenate(calls, 1)]
 
 
-def _seeds(seed: int | list[int], prompts: int) -> np.ndarray:
+def seeds_of(seed: int | list[int], count: int, what: str) -> list[int]:
+    """Return a seed for each of `count` rows: `seed + i`, or those of a list. what: the rows in the error message.
+
+    Raises UserError if a seed is not valid, or if a list has another length.
+    """
+    seeds = seed if isinstance(seed, list) else [seed]
+    for one in seeds:
+        fitted(one, Seed, "seed")
     if not isinstance(seed, list):
-        return seed + np.arange(prompts)
-    if len(seed) != prompts:
-        raise UserError(f"{len(seed)} seeds for {prompts} prompts; give one seed per prompt, or a number")
-    return np.asarray(seed)
+        return [(seed + i) % 2**32 for i in range(count)]
+    if len(seed) != count:
+        raise UserError(f"{len(seed)} seeds for {count} {what}; give one seed for each, or a number")
+    return seed
 
 
 def _frame_sources(tokenizer: Tokenizer, sources: Sequence[str | np.ndarray] | None, prompts: int) -> list[np.ndarray] | None:

@@ -16,8 +16,7 @@ from typing import Any
 from memtx.data.sentences import pack
 from memtx.errors import UserError, check_known
 from memtx.generate import GREEDY, chat, complete_in_batches
-from memtx.generate.batches import seeds_of
-from memtx.generate.text import WRITTEN
+from memtx.generate.text import WRITTEN, seeds_of
 from memtx.memory import MEMORIES
 from memtx.models.lm import LM
 from memtx.runs.load import Loaded
