@@ -4,8 +4,9 @@
 
 path       a .jsonl file, lines {"source": "...", "target": "..."}, or a .csv or .tsv file with a header, each split by source
            into 90, 5 and 5 % | a folder with train.jsonl, valid.jsonl and test.jsonl
-backbone   a Hugging Face folder of a T5 | a hub name | "" (a new model that reads bytes)
+backbone   a Hugging Face folder of a T5 | a hub name | "" (a new model)
 size       of a new model: micro | tiny | small | base | 1b
+tokenizer  of a new model: bytes | bpe:SIZE, trained on the sources and targets | pretrained:NAME
 source     the most tokens of a source                      target     the most tokens of a target, with its end token
 memory     around the encoder: none (it reads a source in one call) | rmt_encoder (it reads segment by segment)
 segment    tokens of such a segment
@@ -23,7 +24,8 @@ from memtx.runs.presets import encoder_decoder
 
 def get_config(arg: str = ""):
     """Return the ConfigDict for `arg`, "key=value,..." with the keys above."""
-    choice = parse_arg(arg, path="", backbone="", size="tiny", source="512", target="128", memory="none", segment="128")
+    keys = {"path": "", "backbone": "", "size": "tiny", "tokenizer": "bytes"}
+    choice = parse_arg(arg, **keys, source="512", target="128", memory="none", segment="128")
     check_known(choice.memory, ["none", "rmt_encoder"], "memory")
     numbers = (choice.source, choice.target, choice.segment)
     if not all(number.isdecimal() and int(number) for number in numbers):
@@ -38,7 +40,7 @@ def get_config(arg: str = ""):
         memory=memory,
         data={
             "corpus": "task:pairs",
-            "task": {"path": choice.path, "tokenizer": f"pretrained:{choice.backbone}" if choice.backbone else "bytes"},
+            "task": {"path": choice.path, "tokenizer": f"pretrained:{choice.backbone}" if choice.backbone else choice.tokenizer},
             "segment": target,
         },
         train={"steps": 1000, "batch": 8, "segments": 1},

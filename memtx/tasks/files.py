@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from memtx.data import rows, tokenizers
+from memtx.data import rows
 from memtx.data.corpora import by_hash
-from memtx.data.tokenizers import Tokenizer, byte_tokenizer
+from memtx.data.tokenizers import Tokenizer, make_tokenizer
 from memtx.errors import UserError
 from memtx.files.cache import absolute, digest
-from memtx.files.hub import find
 from memtx.tasks.base import SPLITS, Example, Task
 
 Rows = Mapping[str, list[tuple[str, ...]]]  # split -> values of a task's keys, one tuple per line
@@ -38,7 +37,7 @@ class FileTask(Task):
     @dataclasses.dataclass(frozen=True)
     class Config:
         path: str = ""  # a folder or a file
-        tokenizer: str = "bytes"  # bytes | pretrained:NAME
+        tokenizer: str = "bytes"  # bytes | bpe:SIZE (trained on the lines of train) | pretrained:NAME
         cache: str = ""  # "": as data.cache
 
         def __post_init__(self):
@@ -48,8 +47,7 @@ class FileTask(Task):
 
     def __init__(self, config):
         super().__init__(config)
-        self.tokenizer = make_tokenizer(config.tokenizer, config.cache)
-        self.examples, self._content = _load(type(self), config, _find_files(config.path))
+        self.tokenizer, self.examples, self._content = _load(type(self), config, _find_files(config.path))
         self.length = max(len(example.token_L) for found in self.examples.values() for example in found)
 
     @classmethod
@@ -81,17 +79,6 @@ def _order(seed: int, stage: int, epoch: int, count: int) -> np.ndarray:
     return np.argsort(np.random.PCG64([seed, stage, epoch]).random_raw(count), kind="stable")
 
 
-@lru_cache(8)
-def make_tokenizer(name: str, cache: str) -> Tokenizer:
-    """Return the tokenizer `bytes` or `pretrained:NAME`. Raises UserError for any other name."""
-    kind, _, model = name.partition(":")
-    if kind == "pretrained":
-        return tokenizers.pretrained(find(model, cache))
-    if name != "bytes":
-        raise UserError(f"data.task.tokenizer={name!r} must be bytes or pretrained:NAME")
-    return byte_tokenizer()
-
-
 def _find_files(path: str) -> tuple[tuple[Path, int, int], ...]:
     """Return (file, time of modification, size) of each file with examples. They are the cache key of `_load`."""
     if not path:
@@ -102,9 +89,23 @@ def _find_files(path: str) -> tuple[tuple[Path, int, int], ...]:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Lines:
+    """The values of all lines as texts for a tokenizer."""
+
+    by_split: Rows
+    fingerprint: str
+
+    def documents(self, split: str) -> Iterator[tuple[str, str]]:
+        return ((str(line), text) for line, row in enumerate(self.by_split[split]) for text in row)
+
+
 @lru_cache(8)
-def _load(cls: type[FileTask], config, files) -> tuple[dict[str, list[Example]], str]:
-    """Return the examples of each split and their digest. The result is cached, because a run builds tasks several times."""
+def _load(cls: type[FileTask], config, files) -> tuple[Tokenizer, dict[str, list[Example]], str]:
+    """Return the tokenizer, the examples of each split and a digest of the lines.
+
+    The result is cached, because a run builds tasks several times.
+    """
     found = [rows.read(file, cls.keys) for file, *_ in files]
     if len(files) == 1:
         split = by_hash(sorted({row[0] for row in found[0]}))
@@ -114,4 +115,6 @@ def _load(cls: type[FileTask], config, files) -> tuple[dict[str, list[Example]],
         by_split = {name: [row for row in found[0] if split_of[row[0]] == name] for name in SPLITS}
     else:
         by_split = dict(zip(SPLITS, found, strict=True))
-    return cls.build_examples(config, make_tokenizer(config.tokenizer, config.cache), by_split), digest(by_split)
+    content = digest(by_split)
+    tokenizer = make_tokenizer(config.tokenizer, _Lines(by_split, content), config.cache)
+    return tokenizer, cls.build_examples(config, tokenizer, by_split), content

@@ -103,6 +103,23 @@ def test_a_run_told_to_stop_goes_on_bit_identically(whole, file, tmp_path):
     assert bits(tmp_path / "run") == bits(workdir)
 
 
+def test_a_bpe_is_trained_on_the_lines_of_train(tmp_path):
+    for split, word in (("train", "banana"), ("valid", "cherry"), ("test", "cherry")):
+        lines = [json.dumps({"source": f"{word} {i}", "target": word * 2}) for i in range(40)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    settings = Pairs.Config(path=str(tmp_path), tokenizer="bpe:300", cache=str(tmp_path / "cache"))
+    task, again = Pairs(settings), Pairs(settings)
+    tokenizer = task.tokenizer
+    assert tokenizer.vocab_size == 300
+    assert len(tokenizer.encode("banana")) == 1  # frequent in train
+    assert len(tokenizer.encode("cherry")) > 1  # control: held-out lines were not read
+    assert tokenizer.fingerprint == again.tokenizer.fingerprint
+    for split, examples in task.examples.items():
+        assert all(tokenizer.decode(example.label_L) == example.answer for example in examples), split
+    with pytest.raises(UserError, match="give a vocabulary of 264 or more"):
+        Pairs(Pairs.Config(path=str(tmp_path), tokenizer="bpe:9", cache=str(tmp_path / "cache")))
+
+
 def test_the_command_line_shows_evaluates_and_writes(whole, file, capsys):
     (workdir, trained), loaded = whole, memtx.load(whole[0])
     cli.main(["eval", f"--workdir={workdir}", "--examples=4", "--format=json"])
