@@ -31,6 +31,7 @@ def get_config(arg: str = ""):
     if not all(number.isdecimal() and int(number) for number in numbers):
         raise UserError(f"source, target and segment must be numbers above 0, not {', '.join(numbers)}")
     source, target, segment = map(int, numbers)
+    tokenizer = f"pretrained:{choice.backbone}" if choice.backbone else choice.tokenizer
     around = "" if choice.memory == "none" else choice.memory
     memory = {"full": {"capacity": target}, "cross": {"capacity": source}}
     if around:
@@ -40,7 +41,7 @@ def get_config(arg: str = ""):
         memory=memory,
         data={
             "corpus": "task:pairs",
-            "task": {"path": choice.path, "tokenizer": f"pretrained:{choice.backbone}" if choice.backbone else choice.tokenizer},
+            "task": {"path": choice.path, "tokenizer": tokenizer},
             "segment": target,
         },
         train={"steps": 1000, "batch": 8, "segments": 1},
