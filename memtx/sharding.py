@@ -5,6 +5,8 @@ The mesh has the axes `data` (streams, and parameters under FSDP) and `model` (t
 parameters. A dimension is replicated if the size of its mesh axes does not divide it.
 """
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 import optax
@@ -21,22 +23,23 @@ FSDP_SMALLEST = 4096  # FSDP replicates parameters with fewer elements
 
 
 class Layout:
-    """The sharding of each array of a run on the (data, model) mesh over all devices.
+    """The sharding of each array of a run on the (data, model) mesh.
 
-    Raises UserError if the mesh does not use all devices.
+    devices: by default all devices of the backend. Raises UserError if the mesh does not use all of them.
     """
 
-    def __init__(self, mesh: configs.Mesh | None = None):
+    def __init__(self, mesh: configs.Mesh | None = None, devices: Sequence | None = None):
         mesh = mesh or configs.Mesh()
-        devices = jax.device_count()
-        data = mesh.data or max(devices // mesh.model, 1)
-        if data * mesh.model != devices:
+        devices = jax.devices() if devices is None else devices
+        data = mesh.data or max(len(devices) // mesh.model, 1)
+        if data * mesh.model != len(devices):
             raise UserError(
-                f"mesh.data x mesh.model = {data} x {mesh.model} is not the number of devices, {devices}; "
+                f"mesh.data x mesh.model = {data} x {mesh.model} is not the number of devices, {len(devices)}; "
                 "set mesh.model to a divisor and mesh.data=0"
             )
         self.fsdp = mesh.fsdp
-        self.mesh = jax.make_mesh((data, mesh.model), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+        axes = ("data", "model")
+        self.mesh = jax.make_mesh((data, mesh.model), axes, axis_types=(AxisType.Auto,) * 2, devices=devices)
         self.whole = NamedSharding(self.mesh, P())
         self.rows = NamedSharding(self.mesh, P("data"))
 

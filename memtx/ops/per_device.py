@@ -1,54 +1,50 @@
-"""Functions of many queries that each device runs on its own queries, in a program that XLA's partitioner divides.
+"""Functions of many queries that each device of a mesh runs on its own queries.
 
-Without this, the partitioner gathers all rows on every device for a selection. For a loop that reads rows of a table or adds to
-them, it gathers or sums the whole table in every iteration.
+Without this, XLA's partitioner gathers all rows on every device for a selection. For a loop that reads rows of a table or adds
+to them, it gathers or sums the whole table in every iteration.
 """
 
 from collections.abc import Callable
 from functools import wraps
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
-from jax.custom_batching import sequential_vmap
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
 
 
-def per_device(rule: str, *, static: tuple[int, ...] = ()) -> Callable:
+def mesh_of(*arrays: Any) -> AbstractMesh | None:
+    """Return the mesh on which a traced function runs, from the types of its arguments, or None without a mesh."""
+    meshes = (jax.typeof(array).sharding.mesh for array in jax.tree.leaves(arrays))
+    return next((mesh for mesh in meshes if not mesh.empty), None)
+
+
+def per_device(rule: str) -> Callable:
     """Return a decorator that runs a function on each device's queries.
 
-    rule: the axes of arguments and results, as in "m d, n r -> n d". Arrays whose first axis is n are divided along it, like
-    the first such argument. All others are replicated on every device. A result without n is summed over devices.
-
-    static: the indices of the static arguments, which follow the arrays.
-
-    `vmap` turns into a loop. A gradient needs a custom rule.
+    rule: the axes of arguments and results, as in "m d, n r -> n d". Arrays whose first axis is n are divided along it over the
+    `data` axis of the mesh. All others are replicated on every device. A result without n is summed over devices. Further
+    arguments are static. If `data` does not divide n, XLA divides the function as it likes.
     """
-    arguments, results = (side.split(", ") for side in rule.split(" -> "))
-    whole_axes = dict.fromkeys(axis for axis in rule if axis.isalpha() and axis != "n")
+    arguments, results = ([axes[0] == "n" for axes in side.split(", ")] for side in rule.split(" -> "))
+    specs, made = (tuple(P("data") if by_row else P() for by_row in side) for side in (arguments, results))
 
     def decorate(f):
-        def partition(*args):
-            *constants, mesh, shapes, made = args
-            spec = next(a.sharding.spec for a, axes in zip(shapes, arguments, strict=True) if axes[0] == "n")
-            rows = spec[0] if spec else None  # one or more axes of the mesh
-            by_row, whole = (NamedSharding(mesh, PartitionSpec(axis, None)) for axis in (rows, None))
-            wanted, given = (tuple(by_row if axes[0] == "n" else whole for axes in side) for side in (arguments, results))
-
-            def here(*arrays):
-                ys, tree = jax.tree.flatten(f(*arrays, *constants))
-                add = lambda y, axes: y if axes[0] == "n" or rows is None else lax.psum(y, rows)  # noqa: E731
-                return jax.tree.unflatten(tree, map(add, ys, results))
-
-            return mesh, here, jax.tree.unflatten(jax.tree.structure(made), given), wanted
-
-        partitioned = custom_partitioning(f, static_argnums=static)
-        partitioned.def_partition(partition=partition, sharding_rule=rule, need_replication_factors=tuple(whole_axes))
-
         @wraps(f)
         def call(*args):
-            count = len(arguments)
-            return sequential_vmap(lambda *arrays: partitioned(*arrays, *args[count:]))(*args[:count])
+            arrays, static = tuple(map(jnp.asarray, args[: len(arguments)])), args[len(arguments) :]
+            mesh, count = mesh_of(arrays), len(arrays[arguments.index(True)])
+            if mesh is None or "data" not in mesh.shape or count % mesh.shape["data"]:
+                return f(*arrays, *static)
+
+            def here(*arrays):
+                ys, tree = jax.tree.flatten(f(*arrays, *static))
+                return jax.tree.unflatten(tree, [y if row else lax.psum(y, "data") for y, row in zip(ys, results, strict=True)])
+
+            out = made if len(made) > 1 else made[0]
+            return jax.shard_map(here, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)(*arrays)
 
         return call
 

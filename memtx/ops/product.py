@@ -14,14 +14,13 @@ from jax import Array, lax
 from memtx.ops.per_device import per_device
 from memtx.ops.select import select
 
-_top_k = per_device("n m -> n k, n k", static=(1,))(select)
+_top_k = per_device("n m -> n k, n k")(select)
 
 
 def top_k(x_NM: Array, k: int) -> tuple[Array, Array]:
     """Return the k largest of the last axis, sorted, and their indices.
 
-    Unlike `lax.top_k`, it lets each device of a mesh sort its own rows. It is not differentiable. `vmap` turns into a loop, so
-    pass leading axes instead.
+    Unlike `lax.top_k`, it lets each device of a mesh sort its own rows. It is not differentiable.
     """
     rows = lax.stop_gradient(x_NM).reshape(-1, x_NM.shape[-1])
     value, index = _top_k(rows, k)

@@ -55,7 +55,7 @@ def dots(table_MD: Array, index_NR: Array, x_ND: Array) -> Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-@per_device("n r, n r, n d -> m d", static=(3,))
+@per_device("n r, n r, n d -> m d")
 def spread(index_NR: Array, weight_NR: Array, x_ND: Array, size: int) -> Array:
     """Return a table [size, D] of zeros with weight_nr x_n added to row index_nr."""
 

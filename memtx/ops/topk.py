@@ -35,6 +35,7 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
 from memtx.ops.backend import masked_dot
+from memtx.ops.per_device import mesh_of
 from memtx.ops.select import group, select
 
 BLOCK, TILE = 32_768, 128
@@ -81,7 +82,7 @@ def search(
         entries = key_BMKH.shape[1]
         return _over_blocks(q_BTNH, key_BMKH, id_BM, span_BT, plan_search(entries, min(k, entries), metric, recall, block))
 
-    mesh = next((m for a in jax.tree.leaves(args) if not (m := jax.typeof(a).sharding.mesh).empty), None)
+    mesh = mesh_of(args)
     return search_here(*args) if mesh is None else _over_devices(search_here, mesh, args, k)
 
 
