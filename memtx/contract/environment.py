@@ -35,7 +35,7 @@ def prepare(config) -> None:
         os.environ[name.upper()] = str(value)  # for processes that tests start
 
 
-_limit = 1.5 * 2**30  # bytes of memory at which the process forgets its programs
+_limit = 2.25 * 2**30  # bytes of memory at which the process forgets its programs
 
 
 def limit_memory() -> None:

@@ -6,7 +6,7 @@ the oldest entries are overwritten first once the bank is full. An empty index h
 All functions are pure. With one bank per stream, `vmap` the functions that change a bank. A bank without a stream axis is
 shared by all streams and is only read inside a call. `search` and `gather` accept both. The search is not differentiable, but
 the gathered entries are. They are named "read", so that with `save_only_these_names("read")` a train step keeps them instead of
-the bank.
+the bank. The results of a condition around a search need the name again (`keep`), or the backward pass would search again.
 
 B stream, T entries written or queries, M slots, N query heads, K key heads, H head dim, R neighbours.
 """
@@ -158,13 +158,18 @@ def gather(bank: Bank, index: Array, head: Array | None = None) -> Entries:
 
     def pick(a: Array, *at) -> Array:
         one = lambda a, i: a[(i, *at)]  # noqa: E731
-        return checkpoint_name((jax.vmap(one) if bank.cursor.ndim else one)(a, index), "read")
+        return keep((jax.vmap(one) if bank.cursor.ndim else one)(a, index))
 
     found = jax.tree.map(pick, bank.entries)
     if head is None:
         return found
     key, value = jax.tree.map(lambda a: pick(a, head), (bank.entries.key, bank.entries.value))
     return dataclasses.replace(found, key=key, value=value)
+
+
+def keep(found: Any) -> Any:
+    """Name arrays "read", so that a train step keeps them for the backward pass."""
+    return jax.tree.map(lambda a: checkpoint_name(a, "read"), found)
 
 
 def reads(found: Entries, weight_BTNR: Array, found_BTNR: Array, tokens: int = 1) -> attribution.Reads:

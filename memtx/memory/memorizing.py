@@ -167,7 +167,7 @@ class Memorizing(Memory):
             return read.key, read.value, index, score > -jnp.inf
 
         found = skip_unless((end_BT > 0).any(), work, 0, lax.stop_gradient(q_BTNH))
-        key, value, index, found_BTNR = lax.stop_gradient(found)
+        key, value, index, found_BTNR = bank.keep(lax.stop_gradient(found))
         score = jnp.einsum("BTNH,BTNRH->BTNR", q_BTNH.astype(jnp.float32), key) * self.dims.scale
         weight = jax.nn.softmax(jnp.where(found_BTNR, score, MASKED), -1) * found_BTNR
         reads = bank.reads(bank.gather(full, index), weight, found_BTNR)
