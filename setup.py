@@ -12,6 +12,7 @@ FAISS = ["faiss-cpu>=1.9"]
 EXTRAS = {  # with pytest 9.2, pytest-xdist 3.8 ignores the groups of --dist loadgroup
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
+    "plan": ["libtpu==0.0.42.*; sys_platform == 'linux'"],  # compiles for TPUs without having one
     "hf": HF,
     "eval": EVAL,
     "faiss": FAISS,

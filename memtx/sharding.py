@@ -1,11 +1,13 @@
 """The distribution of arrays over devices: modules declare the mesh axes of their parameters, and a Layout applies them.
 
 The mesh has the axes `data` (streams, and parameters under FSDP) and `model` (tensor parallelism). State is sharded over
-`data` by stream, and a bank that all streams share over all devices by entry. The optimiser state is sharded like its
-parameters. A dimension is replicated if the size of its mesh axes does not divide it.
+`data` by stream and over `model` by head, and a bank that all streams share over all devices by entry. The optimiser state is
+sharded like its parameters. A dimension is replicated if the size of its mesh axes does not divide it.
 """
 
+import dataclasses
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import numpy as np
@@ -80,19 +82,23 @@ class Layout:
             is_leaf=lambda node: isinstance(node, optax.MaskedNode),
         )
 
-    def state(self, init_state):
-        """Return the shardings of a state: over `data` along the batch axis.
+    def state(self, lm: LM):
+        """Return the shardings of a state: over `data` along the batch axis, and over `model` along the axis of heads.
 
         Leaves that all streams share are the entries of a bank, which are sharded over all devices along their first axis.
         """
         entries = NamedSharding(self.mesh, P(entry_axes(self.mesh)))
 
-        def sharding(leaf, axis):
-            if axis >= 0:
-                return NamedSharding(self.mesh, P(*[None] * axis, "data"))
-            return entries if leaf.ndim and leaf.shape[0] % self.mesh.size == 0 else self.whole
+        def sharding(leaf, batch: int, heads: int):
+            if batch < 0:
+                return entries if leaf.ndim and leaf.shape[0] % self.mesh.size == 0 else self.whole
+            axes = [None] * leaf.ndim
+            if heads >= 0 and leaf.shape[heads] % self.mesh.shape["model"] == 0:
+                axes[heads] = "model"
+            axes[batch] = "data"
+            return NamedSharding(self.mesh, P(*axes))
 
-        return jax.tree.map(sharding, jax.eval_shape(lambda: init_state(1)), batch_axes(init_state))
+        return jax.tree.map(sharding, jax.eval_shape(lambda: lm.init_state(1)), batch_axes(lm.init_state), head_axes(lm))
 
     def shard(self, batch):
         """Build global arrays from the rows of each process (NumPy leaves [B, ...]), sharded over `data`."""
@@ -102,3 +108,11 @@ class Layout:
         """Raise a UserError if the data axis does not divide a batch size. name: its config key."""
         if size % self.mesh.shape["data"]:
             raise UserError(f"{name}={size} must be a multiple of {self.mesh.shape['data']}, the devices of the data axis")
+
+
+def head_axes(lm: LM):
+    """Return, for each leaf of a state, the axis that grows with the number of heads, or -1."""
+    model = lm.model
+    wider = LM(dataclasses.replace(model, num_heads=2 * model.num_heads, num_kv_heads=2 * model.num_kv_heads))
+    one, two = (jax.eval_shape(partial(m.init_state, 1)) for m in (lm, wider))
+    return jax.tree.map(lambda a, b: next((i for i in range(a.ndim) if a.shape[i] != b.shape[i]), -1), one, two)

@@ -1,11 +1,22 @@
 """Cross-entropy of next tokens and classes.
 
-Legend: B streams, T tokens, V vocabulary or classes.
+`cross_entropy` takes logits. `next_token_loss` takes hidden states and has the same values, but only the logits of one piece of
+the text exist at a time. It computes the gradient together with the loss, so it computes no logits twice.
+
+Legend: B streams, T tokens, V vocabulary or classes, D model, K pieces of a text.
 """
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
+
+from memtx.nn.linear import dense
+
+PIECE = 2**23  # logits of a stream that exist at a time: 32 MiB in float32
 
 
 def repeat_logits(logits: Array, time: int) -> Array:
@@ -34,3 +45,51 @@ def cross_entropy(logits_BTV, target_BT, mask_BT, *, z_loss: float = 0.0, label_
     if z_loss:
         objective_BT = objective_BT + z_loss * log_z_BT**2
     return jnp.where(mask_BT, objective_BT, 0).sum(), jnp.where(mask_BT, nll_BT, 0).sum()
+
+
+def next_token_loss(h_BTD: Array, w_DV: Array, target_BT: Array, mask_BT: Array, **terms: float) -> tuple[Array, Array]:
+    """Return `cross_entropy` of the logits h w, with the same `terms`. Only the objective has a gradient, not nll."""
+
+    def loss(w_DV, h, target, mask):
+        return cross_entropy(dense(h, w_DV, jnp.float32), target, mask, **terms)
+
+    pieces = -(-h_BTD.shape[1] * w_DV.shape[1] // PIECE)
+    return _sum_of_pieces(loss, w_DV, *(_cut(a, pieces) for a in (h_BTD, target_BT, mask_BT)))
+
+
+def _cut(a_BT: Array, pieces: int) -> Array:
+    """Cut a text into pieces of one length, [B, T, ...] -> [K, B, T / K, ...], with zeros after its end."""
+    batch, time, *rest = a_BT.shape
+    padded = jnp.pad(a_BT, [(0, 0), (0, -time % pieces), *[(0, 0)] * len(rest)])
+    return padded.reshape(batch, pieces, -1, *rest).swapaxes(0, 1)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sum_of_pieces(loss: Callable, w_DV: Array, h_KBTD: Array, target_KBT: Array, mask_KBT: Array) -> tuple[Array, Array]:
+    def add(total, piece):
+        return jax.tree.map(jnp.add, total, loss(w_DV, *piece)), None
+
+    return lax.scan(add, (jnp.zeros(()), jnp.zeros(())), (h_KBTD, target_KBT, mask_KBT))[0]
+
+
+def _sum_forward(loss, w_DV, h_KBTD, target_KBT, mask_KBT):
+    def add(total, piece):
+        values, (dw, dh) = _with_gradient(loss, w_DV, *piece)
+        return jax.tree.map(jnp.add, total, (values, dw)), dh
+
+    start = ((jnp.zeros(()), jnp.zeros(())), jnp.zeros_like(w_DV))
+    (values, dw_DV), dh_KBTD = lax.scan(add, start, (h_KBTD, target_KBT, mask_KBT), unroll=True)
+    return values, (dw_DV, dh_KBTD)
+
+
+def _with_gradient(loss, w_DV, h_BTD, *labels) -> tuple[Any, Any]:
+    objective, back, nll = jax.vjp(lambda w, h: loss(w, h, *labels), w_DV, h_BTD, has_aux=True)
+    return (objective, nll), back(jnp.ones(()))
+
+
+def _sum_backward(loss, saved, cotangents):
+    dw_DV, dh_KBTD = saved
+    return dw_DV * cotangents[0], dh_KBTD * cotangents[0].astype(dh_KBTD.dtype), None, None
+
+
+_sum_of_pieces.defvjp(_sum_forward, _sum_backward)

@@ -102,7 +102,7 @@ def make_evaluator(lm: LM, bytes_V: np.ndarray, layout: Layout, health: Health |
             new_sums.append(add(total, nll_BT, jnp.asarray(bytes_V)[part.target_BPT], seg, part.labelled_BPT))
         return tuple(new_states), tuple(new_sums), emitted
 
-    state_shardings = (layout.state(lm.init_state),) * 2
+    state_shardings = (layout.state(lm),) * 2
     step = jax.jit(step, donate_argnums=(1, 2), out_shardings=(state_shardings, layout.whole, None))
 
     @partial(jax.jit, static_argnums=(0, 1), out_shardings=(state_shardings, layout.whole))

@@ -91,7 +91,7 @@ def make_recall(lm: LM, examples: Sequence[Example], layout: Layout, health: Hea
         results = part.document_BP, part.position_BPT, part.labelled_BPT, jnp.stack(right), jnp.stack(nll)
         return tuple(new), results, emitted
 
-    state_shardings = (layout.state(lm.init_state),) * 2
+    state_shardings = (layout.state(lm),) * 2
     step = jax.jit(step, donate_argnums=1, out_shardings=(state_shardings, layout.whole, None))
     start = jax.jit(lambda batch: (lm.init_state(batch),) * 2, static_argnums=0, out_shardings=state_shardings)
 

@@ -78,10 +78,20 @@ class Decoder(nnx.Module):
 
     def __call__(self, token_BT: Array, state: LMState, seg: Segment | None = None, *, key: Array | None = None):
         """Return the logits (or the result of `model.output`) and the new state."""
+        h, state, seg = self.hidden(token_BT, state, seg, key=key)
+        for_head = None if key is None else jax.random.split(key, 4)[2]
+        logits, output_state = self.logits(h, state.output, seg, for_head)
+        head_state = state.head
+        if self.head:
+            logits, head_state = self.head((h, logits), head_state, seg, key=for_head)
+        return logits, dataclasses.replace(state, head=head_state, output=output_state)
+
+    def hidden(self, token_BT: Array, state: LMState, seg: Segment | None = None, *, key: Array | None = None):
+        """Return h_BTD, from which logits are computed, the state after it, and the Segment that the layers saw."""
         if seg is None:
             seg = segment(state.position_B[:, None] + jnp.arange(token_BT.shape[1]))
         state = reset(self, state, seg.reset_B)
-        for_embed, for_body, for_head, for_encoder = (None,) * 4 if key is None else jax.random.split(key, 4)
+        for_embed, for_body, _, for_encoder = (None,) * 4 if key is None else jax.random.split(key, 4)
         handed = dict(seg.shared) | collect_shared(self.shared)
         if self.encoder is not None and "source/token" in handed:
             handed |= self.encode(self.encoder, handed, for_encoder)
@@ -91,17 +101,13 @@ class Decoder(nnx.Module):
         h, body_state = self.body(self.embedded(token_BT, seg, for_embed, self.body), state.body, seg, key=for_body)
         h = self.norm(h) if self.norm else h
         emit("hidden", h)
-        logits, output_state = self.logits(h, state.output, seg, for_head)
-        head_state = state.head
-        if self.head:
-            logits, head_state = self.head((h, logits), head_state, seg, key=for_head)
         last_B = jnp.take_along_axis(seg.position_BT, jnp.maximum(seg.length_B - 1, 0)[:, None], 1)[:, 0]
         position_B = jnp.where(seg.length_B > 0, last_B + 1, state.position_B)
-        return logits, LMState(position_B, body_state, head_state, output_state)
+        return h, dataclasses.replace(state, position_B=position_B, body=body_state), seg
 
     def embedded(self, token_BT: Array, seg: Segment, key: Array | None, body: Body) -> Array:
         """Return the embedded tokens h_BTD, with learned position and token-type embeddings if the model has them."""
-        h = self.embed[...].astype(self.model.dtype)[token_BT] * self.model.embed_scale
+        h = self.embed[...][token_BT].astype(self.model.dtype) * self.model.embed_scale
         if self.place is not None:
             h = h + self.placed(self.place[...], seg, body).astype(h.dtype)
         if self.types is not None:
@@ -135,8 +141,8 @@ class Decoder(nnx.Module):
         """Return the float32 logits of the next tokens, or the result of `model.output`, and the output's new state."""
         if self.output is not None:
             return self.output(h_BTD, self.embed[...], state, seg, key=key)
-        logits = dense(h_BTD, self.embed[...].T) if self.to_logits is None else self.to_logits(h_BTD)
-        return logits.astype(jnp.float32) * self.model.logit_scale, state
+        w_DV = self.embed[...].T if self.to_logits is None else self.to_logits.w[...]
+        return dense(h_BTD, w_DV, jnp.float32) * self.model.logit_scale, state
 
 
 class LM:
@@ -169,9 +175,23 @@ class LM:
         self, params: Params, token_BT: Array, state: LMState, seg: Segment | None = None, *, key: Array | None = None
     ) -> tuple[Array, LMState]:
         """Return the logits [B, T, V] (or the result of `model.output`) and the new state."""
+        return self._module(params)(token_BT, state, seg, key=key)
+
+    def hidden(
+        self, params: Params, token_BT: Array, state: LMState, seg: Segment | None = None, *, key: Array | None = None
+    ) -> tuple[Array, LMState]:
+        """Return h_BTD and the new state of a model without `output` and `head`. The logits are h @ `logit_weight(params)`."""
+        return self._module(params).hidden(token_BT, state, seg, key=key)[:2]
+
+    def logit_weight(self, params: Params) -> Array:
+        """Return the matrix w_DV that maps h to logits."""
+        w_DV = params["embed"].T if self.model.tied else params["to_logits"]["w"]
+        return w_DV * self.model.logit_scale
+
+    def _module(self, params: Params) -> Decoder:
         abstract = jax.tree.map(lambda v: v, self._abstract)
         nnx.replace_by_pure_dict(abstract, dict(params))
-        return nnx.merge(self._graph, abstract)(token_BT, state, seg, key=key)
+        return nnx.merge(self._graph, abstract)
 
     def encode(self, params: Params, token_BS: Array, state: LMState, length_B: Array | None = None, *, key=None) -> LMState:
         """Return the state in which every cross-attention has read a source of S tokens. Rows of length 0 keep their state.

@@ -7,14 +7,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
+
+from memtx.ops import dot
 
 
-def dense(x_BTD: Array, w_DE: Array) -> Array:
-    """Return x @ w, computed as a 2-D product.
+def dense(x_BTD: Array, w_DE: Array, dtype: DTypeLike | None = None) -> Array:
+    """Return x @ w in `dtype`, by default x's, computed as a 2-D product.
 
     For a 3-D product XLA's CPU backend transposes the whole cotangent to compute dW.
     """
-    y = x_BTD.reshape(-1, x_BTD.shape[-1]) @ w_DE.astype(x_BTD.dtype)
+    y = dot.dense(x_BTD.reshape(-1, x_BTD.shape[-1]), w_DE, dtype or x_BTD.dtype)
     return y.reshape(*x_BTD.shape[:-1], w_DE.shape[-1])
 
 

@@ -16,9 +16,13 @@ from jax.sharding import PartitionSpec as P
 
 
 def mesh_of(*arrays: Any) -> AbstractMesh | None:
-    """Return the mesh on which a traced function runs, from the types of its arguments, or None without a mesh."""
+    """Return the mesh whose devices share the rows of a traced function's arguments.
+
+    None without a mesh, or if the function already runs on the rows of one device.
+    """
     meshes = (jax.typeof(array).sharding.mesh for array in jax.tree.leaves(arrays))
-    return next((mesh for mesh in meshes if not mesh.empty), None)
+    mesh = next((mesh for mesh in meshes if not mesh.empty), None)
+    return None if mesh is None or "data" in mesh.manual_axes else mesh
 
 
 def per_device(rule: str) -> Callable:

@@ -85,7 +85,7 @@ class Run:
 
     def __init__(self, config: Config, lm: LM, tx, layout: Layout):
         self.config, self.lm, self.tx, self.layout = config, lm, tx, layout
-        self.shardings = (layout.params(lm), layout.opt_state(tx, lm), layout.state(lm.init_state))
+        self.shardings = (layout.params(lm), layout.opt_state(tx, lm), layout.state(lm))
         self.step = jax.jit(
             make_step(lm, tx, config),
             donate_argnums=(0, 1, 2),

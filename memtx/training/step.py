@@ -5,18 +5,21 @@ Legend: B streams, P segments of a step, T tokens of a segment.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.sharding import PartitionSpec as P
 
 from memtx.config import Config
 from memtx.core import batch_axes, collect, detach, scan
 from memtx.data.streams import Batch, segment_of
-from memtx.evaluation.losses import cross_entropy, repeat_logits
+from memtx.evaluation.losses import cross_entropy, next_token_loss, repeat_logits
 from memtx.models.lm import LM
+from memtx.ops.per_device import mesh_of
 from memtx.training.optim import trained
 
 UNROLLED = 4  # a model without scan also unrolls the loop over segments, unless more segments would make compilation slow
@@ -35,11 +38,14 @@ def make_loss(lm: LM, config: Config):
             part, p = inputs
             seg = segment_of(part)
             segment_key = None if key is None else jax.random.fold_in(key, p)
-            logits, state = lm(params, part.token_BPT, state, seg, key=segment_key)
-            logits = repeat_logits(logits, part.target_BPT.shape[1])
-            terms = cross_entropy(
-                logits, part.target_BPT, part.labelled_BPT, z_loss=optim.z_loss, label_smoothing=optim.label_smoothing
-            )
+            how = {"z_loss": optim.z_loss, "label_smoothing": optim.label_smoothing}
+            labels = (part.target_BPT, part.labelled_BPT)
+            if lm.model.output or lm.model.head:
+                logits, state = lm(params, part.token_BPT, state, seg, key=segment_key)
+                terms = cross_entropy(repeat_logits(logits, part.target_BPT.shape[1]), *labels, **how)
+            else:
+                h, state = lm.hidden(params, part.token_BPT, state, seg, key=segment_key)
+                terms = next_token_loss(h, lm.logit_weight(params), *labels, **how)
             return (state, objective + terms[0], nll + terms[1]), None
 
         params = jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, learns)
@@ -97,6 +103,7 @@ def make_step(lm: LM, tx: optax.GradientTransformation, config: Config):
         tokens = batch.length_BP.sum(dtype=jnp.int32).astype(jnp.float32)
         step_key = jax.random.fold_in(key, index) if config.model.dropout else None
         compute = gradient if parts == 1 else accumulate
+        compute = compute if config.mesh.fsdp else by_device(compute, lm)
         grads, (state, nll) = compute(params, state, batch, num_labels, step_key)
         updates, opt_state = tx.update(grads, opt_state, params)
         metrics = {"loss": nll, "grad_norm": optax.tree.norm(grads), "tokens": tokens}
@@ -104,3 +111,33 @@ def make_step(lm: LM, tx: optax.GradientTransformation, config: Config):
         return params, opt_state, state, metrics
 
     return step
+
+
+def by_device(gradient: Callable, lm: LM) -> Callable:
+    """Return the function with which each device of the `data` axis computes the gradient of its rows.
+
+    The gradients then cross devices once. XLA's partitioner would add them in each turn of each loop, and would make all
+    devices agree on each condition. Without a mesh, and for states with arrays that all streams share, nothing changes.
+    """
+    axes = batch_axes(lm.init_state)
+
+    def call(params, state, batch, num_labels, key):
+        mesh = mesh_of(batch)
+        if mesh is None or min(jax.tree.leaves(axes)) < 0:
+            return gradient(params, state, batch, num_labels, key)
+
+        def here(params, state, batch, num_labels, key):
+            key = None if key is None else jax.random.fold_in(key, jax.lax.axis_index("data"))
+            devices = mesh.shape[
+                "data"
+            ]  # losses that mechanisms emit are averaged over devices, so the sum of the others is too
+            grads, (state, nll) = gradient(params, state, batch, num_labels / devices, key)
+            return jax.lax.pmean(grads, "data"), (state, jax.lax.pmean(nll, "data"))
+
+        rows = jax.tree.map(lambda axis: P(*[None] * axis, "data"), axes)
+        specs = (P(), rows, P("data"), P(), P())
+        return jax.shard_map(
+            here, mesh=mesh, in_specs=specs, out_specs=(P(), (rows, P())), axis_names={"data"}, check_vma=False
+        )(params, state, batch, num_labels, key)
+
+    return call
