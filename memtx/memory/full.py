@@ -75,7 +75,12 @@ class Full(Memory):
     def __call__(self, x, state: Cache, seg: Segment, *, key: Array | None = None):
         q, k, v = x
         size = self.config.capacity
-        past = KeySet(state.k_BMKH, state.v_BMKH, state.position_BM, state.valid_BM, window=size, often_empty=True)
+        past = KeySet(
+            *(state.k_BMKH, state.v_BMKH, state.position_BM, state.valid_BM),
+            window=size,
+            often_empty=True,
+            oldest_B=state.count_B % size,
+        )
         if k is None:
             return attend(q, [past], seg, self.dims), state
         y = attend(q, [past, KeySet.call(k, v, seg, window=size)], seg, self.dims)

@@ -24,6 +24,8 @@ from memtx.nn.positions import alibi_slopes, rope, t5_bucket
 from memtx.nn.reads import ATTENTION, NOWHERE, OWN, Reads, emit_reads, reads
 from memtx.ops import attention
 from memtx.ops.attention import MASKED, Bias, Positions, Sums, View
+from memtx.ops.backend import platform
+from memtx.ops.rows import take
 from memtx.ops.skip import skip_unless
 
 MOST_READS = 32  # keys that attribution lists per query and head
@@ -63,6 +65,7 @@ class KeySet:
     query_chunk_BT     the number of each query's chunk
     bias               a function of a slice of queries and one of keys: scores to add, [B or 1, N or 1, T, S]
     often_empty        whether to skip this set at run time if no row has a valid key (needs valid_BS)
+    oldest_B           of a ring of the S tokens before the call: the index of the oldest key. None: keys are not a ring
     origin             the tokens of the keys, for attribution. None: each key is the token at its position
     """
 
@@ -77,6 +80,7 @@ class KeySet:
     query_chunk_BT: Array | None = None
     bias: Bias | None = None
     often_empty: bool = False
+    oldest_B: Array | None = None
     origin: Origin | None = None
     _start: int | None = None  # the position of key 0 relative to the call's first query, if keys have one position each
 
@@ -108,6 +112,14 @@ class KeySet:
         """Return the set without the keys at which the mask is True."""
         valid_BS = ~hidden_BS if self.valid_BS is None else self.valid_BS & ~hidden_BS
         return dataclasses.replace(self, valid_BS=valid_BS)
+
+    def in_order(self) -> KeySet:
+        """Return the set with the keys of a ring in the order of time, so that positions are known at compile time."""
+        if self.oldest_B is None or self.valid_BS is None:
+            return self
+        index_BS = (self.oldest_B[:, None] + jnp.arange(self.k_BSKH.shape[1])) % self.k_BSKH.shape[1]
+        k, v, valid = (take(a, index_BS) for a in (self.k_BSKH, self.v_BSKH, self.valid_BS))
+        return KeySet.recent(k, v, valid, window=self.window)
 
     def positions(self, seg: Segment) -> tuple[Positions, Positions]:
         """Return the positions of queries [B or 1, T] and keys [B or 1, S], relative to each row's first query.
@@ -141,6 +153,12 @@ def attend(q_BTNH: Array, sets: Sequence[KeySet], seg: Segment, dims: Dims) -> A
     """
     if wants(ATTENTION):
         emit_reads(most_read(q_BTNH, sets, seg, dims), kind=ATTENTION)
+    if platform(q_BTNH) == "tpu":
+        from memtx.ops import splash  # imports Pallas, which takes a second
+
+        views = [view(q_BTNH, keys.in_order(), seg, dims) for keys in sets]
+        if splash.fits(views):
+            return splash.attend(views)
     sums = [(_read_unless_empty if keys.often_empty else _read)(q_BTNH, keys, seg, dims) for keys in sets]
     return attention.combine(sums).astype(q_BTNH.dtype)
 

@@ -6,8 +6,18 @@ B stream, T queries, M entries, K key heads, G query heads of a key head, H head
 import math
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
+
+from memtx.ops.per_device import mesh_here
+
+
+def platform(array: Array) -> str:
+    """Return the platform for which a function is traced: that of the mesh of its arguments, or else JAX's default."""
+    mesh = mesh_here(array)
+    device = mesh and mesh.abstract_device
+    return device.platform if device else jax.default_backend()
 
 
 def masked_dot(q_BKGTH: Array, key_BKMH: Array, seen: Callable[[slice], Array], alike: Array) -> Array:

@@ -15,13 +15,15 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 
-def mesh_of(*arrays: Any) -> AbstractMesh | None:
-    """Return the mesh whose devices share the rows of a traced function's arguments.
-
-    None without a mesh, or if the function already runs on the rows of one device.
-    """
+def mesh_here(*arrays: Any) -> AbstractMesh | None:
+    """Return the mesh on which a traced function runs, from the types of its arguments, or None without a mesh."""
     meshes = (jax.typeof(array).sharding.mesh for array in jax.tree.leaves(arrays))
-    mesh = next((mesh for mesh in meshes if not mesh.empty), None)
+    return next((mesh for mesh in meshes if not mesh.empty), None)
+
+
+def mesh_of(*arrays: Any) -> AbstractMesh | None:
+    """Return the mesh whose devices share the rows of the arguments. None if these are the rows of one device."""
+    mesh = mesh_here(*arrays)
     return None if mesh is None or "data" in mesh.manual_axes else mesh
 
 
