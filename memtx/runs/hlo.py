@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 BITS = {"pred": 8, "bf16": 16, "s4": 4, "u4": 4}
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+)[^\n]*->[^\n]*\{\n(.*?)^\}", re.M | re.S)
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+)[^\n]*->[^\n]*\{\n(.*?)^\}$", re.M | re.S)
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([\w\-]+)\((.*)$", re.M)
 _SHAPE = re.compile(r"\b(pred|bf16|[suf]\d+)\w*\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
