@@ -68,12 +68,11 @@ class MatrixMemory(Memory):
         value_dim: int = 0  # of a head; 0: the model's head_dim
         conv: int = 0  # taps of the causal convolution over q, k and v, which a SiLU follows; 0: neither
         gate: bool = True  # an output gate
-        chunk: int = 32  # tokens that are computed together, a power of two
+        chunk: int = 0  # tokens that are computed together, a power of two; 0: the best for the platform
 
         def __post_init__(self):
-            positive(self, "chunk")
-            if self.chunk & (self.chunk - 1):
-                raise UserError(f"chunk must be a power of two, not {self.chunk}")
+            if self.chunk < 0 or self.chunk & (self.chunk - 1):
+                raise UserError(f"chunk must be a power of two or 0, not {self.chunk}")
             if min(self.key_dim, self.value_dim, self.conv) < 0:
                 raise UserError("key_dim, value_dim and conv cannot be negative")
 

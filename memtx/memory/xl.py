@@ -31,6 +31,7 @@ from memtx.errors import UserError, positive
 from memtx.memory.inspect import Inspectable
 from memtx.nn.attention import KeySet, Origin, attend
 from memtx.nn.linear import Linear, normal
+from memtx.ops import dot
 from memtx.ops.attention import Bias, shear
 from memtx.ops.chunks import ChunkPart, change_rows, in_chunks
 from memtx.ops.rows import put, slice_rows
@@ -155,7 +156,7 @@ class TransformerXL(Memory):
             q_BTNH, size = q_BQNH[:, queries], keys.stop - keys.start
             first_B = farthest - (index_BQ[:, queries][:, -1] - keys.start)  # from the last query to the first key
             near_BLNH = slice_rows(jnp.broadcast_to(r_LNH, (len(first_B), *r_LNH.shape)), first_B, q_BTNH.shape[1] + size)
-            score_BNTL = jnp.einsum("BTNH,BLNH->BNTL", q_BTNH, near_BLNH, preferred_element_type=jnp.float32)
+            score_BNTL = dot.einsum("BTNH,BLNH->BNTL", q_BTNH, near_BLNH)
             return shear(score_BNTL, size)
 
         return bias

@@ -29,6 +29,8 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from memtx.ops import dot
+
 TILE = 128  # the least number of queries and of keys in a tile
 MASKED = -1e30
 ALL = slice(None)
@@ -258,7 +260,7 @@ def _dot(spec: str, x_BKGT_: Array, y_BKSH: Array) -> Array:
     """
     batch, kv_heads, groups, time, _ = x_BKGT_.shape
     flat = x_BKGT_.reshape(batch, kv_heads, groups * time, -1)
-    return jnp.einsum(spec, flat, y_BKSH, preferred_element_type=jnp.float32).reshape(batch, kv_heads, groups, time, -1)
+    return dot.einsum(spec, flat, y_BKSH).reshape(batch, kv_heads, groups, time, -1)
 
 
 def _add(terms: Iterable[Array]) -> Array:

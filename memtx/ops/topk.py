@@ -35,6 +35,7 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
 from memtx.ops.backend import masked_dot
+from memtx.ops.dot import exact
 from memtx.ops.per_device import mesh_of
 from memtx.ops.select import group, select
 
@@ -57,6 +58,7 @@ def search_plain(q_BTNH: Array, key_BMKH: Array, id_BM: Array, span_BT: Span, k:
     return jnp.take_along_axis(score_BTNM, index_BTNR, -1), index_BTNR
 
 
+@exact
 def search(
     q_BTNH: Array,
     key_BMKH: Array,

@@ -156,10 +156,10 @@ def test_options_change_what_is_built():
 
 
 def test_settings_that_cannot_be_are_refused_in_one_line():
-    with pytest.raises(UserError, match="chunk must be a power of two, not 12"):
+    with pytest.raises(UserError, match="chunk must be a power of two or 0, not 12"):
         MatrixMemory.Config(chunk=12)
-    with pytest.raises(UserError, match="chunk must be at least 1"):
-        GatedDeltaNet.Config(chunk=0)
+    with pytest.raises(UserError, match="chunk must be a power of two or 0, not -4"):
+        GatedDeltaNet.Config(chunk=-4)
     with pytest.raises(UserError, match="cannot be negative"):
         KDA.Config(conv=-1)
     with pytest.raises(UserError, match="rank must be at least 1"):
