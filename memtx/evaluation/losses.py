@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from memtx.nn.linear import dense
+from memtx.ops.rows import cut
 
 PIECE = 2**23  # logits of a stream that exist at a time: 32 MiB in float32
 
@@ -54,14 +55,7 @@ def next_token_loss(h_BTD: Array, w_DV: Array, target_BT: Array, mask_BT: Array,
         return cross_entropy(dense(h, w_DV, jnp.float32), target, mask, **terms)
 
     pieces = -(-h_BTD.shape[1] * w_DV.shape[1] // PIECE)
-    return _sum_of_pieces(loss, w_DV, *(_cut(a, pieces) for a in (h_BTD, target_BT, mask_BT)))
-
-
-def _cut(a_BT: Array, pieces: int) -> Array:
-    """Cut a text into pieces of one length, [B, T, ...] -> [K, B, T / K, ...], with zeros after its end."""
-    batch, time, *rest = a_BT.shape
-    padded = jnp.pad(a_BT, [(0, 0), (0, -time % pieces), *[(0, 0)] * len(rest)])
-    return padded.reshape(batch, pieces, -1, *rest).swapaxes(0, 1)
+    return _sum_of_pieces(loss, w_DV, *(cut(a, pieces) for a in (h_BTD, target_BT, mask_BT)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

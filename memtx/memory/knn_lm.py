@@ -32,7 +32,7 @@ from memtx.memory.bank import Bank, Holder
 from memtx.nn import reads as attribution
 from memtx.nn.reads import KIND, emit_gate, emit_reads
 from memtx.ops.attention import MASKED
-from memtx.ops.rows import take
+from memtx.ops.rows import cut, joined, take
 from memtx.ops.skip import skip_unless
 
 LABELS = ("id", "document", "position")  # of an entry that was read
@@ -112,11 +112,12 @@ class KNNLM(Memory):
 
     def __call__(self, x, state: Pairs, seg: Segment, *, key: Array | None = None):
         h_BTD, logits_BTV = x
-        f_BTD, token_BT = h_BTD.astype(jnp.float32), jnp.asarray(seg.token_BT)
-        outs, cache = [], state.cache
-        for start in range(0, f_BTD.shape[1], self.config.chunk):
-            part = slice(start, start + self.config.chunk)
-            f, token, position, mask = (a[:, part] for a in (f_BTD, token_BT, seg.position_BT, seg.mask_BT))
+        tokens = (h_BTD.astype(jnp.float32), jnp.asarray(seg.token_BT), seg.position_BT, seg.mask_BT)
+        time = h_BTD.shape[1]
+        pieces = -(-time // self.config.chunk)
+
+        def step(cache, part):
+            f, token, position, mask = part
             reads = {}
             if self.config.memory:
                 end_BT, cache = remember(cache, f, token, position, mask, seg.document_B)
@@ -124,8 +125,10 @@ class KNNLM(Memory):
                 reads["cache"] = self.read(f, cache.bank, first_BT, end_BT)
             if self.config.datastore:
                 reads["datastore"] = self.read(f, state.datastore, 0, state.datastore.cursor)
-            outs.append(reads)
-        reads = jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *outs)
+            return cache, reads
+
+        cache, reads = lax.scan(step, state.cache, jax.tree.map(lambda a: cut(a, pieces), tokens))
+        reads = jax.tree.map(lambda a: joined(a)[:, :time], reads)
         y_BTV, lam_BT1, listed = self.mix(logits_BTV.astype(jnp.float32), reads)
         if wants(KIND):
             emit_gate(lam_BT1, lam_BT1.shape)

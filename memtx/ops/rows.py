@@ -3,7 +3,7 @@
 They go through vmap, because indexing with `arange(B)[:, None]` makes a partitioned program gather the whole array on every
 device. If indices are NumPy arrays, the same in all rows, and consecutive, `take`, `put` and `slice_rows` become slices.
 
-B stream, M slots, T entries.
+B stream, M slots, T entries, K pieces of a text.
 """
 
 import jax
@@ -55,3 +55,15 @@ def shift(old_BM: Array, new_BT: Array, length_B: Array) -> Array:
     """Append the first length_B of the new entries to each row, drop its oldest, and keep the dtype of `old_BM`."""
     joined = jnp.concatenate([old_BM, new_BT.astype(old_BM.dtype)], 1)
     return slice_rows(joined, length_B, old_BM.shape[1])
+
+
+def cut(a_BT: Array, pieces: int) -> Array:
+    """Cut rows into pieces of one length, [B, T, ...] -> [K, B, T / K, ...], with zeros after their end."""
+    batch, time, *rest = a_BT.shape
+    padded = jnp.pad(a_BT, [(0, 0), (0, -time % pieces), *[(0, 0)] * len(rest)])
+    return padded.reshape(batch, pieces, -1, *rest).swapaxes(0, 1)
+
+
+def joined(a_KBT: Array) -> Array:
+    """Put pieces one after another, [K, B, T / K, ...] -> [B, T, ...]."""
+    return a_KBT.swapaxes(0, 1).reshape(a_KBT.shape[1], -1, *a_KBT.shape[3:])
