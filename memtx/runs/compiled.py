@@ -63,9 +63,7 @@ def tpu_devices(topology: str) -> list[Any]:
         return list(topologies.get_topology_desc(topology, "tpu").devices)
     except Exception as error:  # libtpu raises several types
         reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"cannot describe the TPUs {topology!r}: {reason}; this needs libtpu (pip install 'memtx[tpu]')"
-        ) from None
+        raise UserError(f"cannot describe the TPUs {topology!r}: {reason}; install libtpu: pip install 'memtx[plan]'") from None
 
 
 def compile_step(config: Config, topology: str, *, vocab_size: int = 0, quick: bool = True) -> Compiled:

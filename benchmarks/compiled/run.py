@@ -1,0 +1,100 @@
+"""Compile train steps for TPUs that are not here, and print their memory and transfers as a table.
+
+    pip install 'memtx[plan]'
+    python benchmarks/compiled/run.py [--only=memorizing] [--out=benchmarks/compiled/results/steps.json]
+
+Each case is a config of configs/lm.py on a TPU slice, with a vocabulary of 32,000. The figures are the compiler's, per device:
+the most memory in use, the arguments (parameters, optimiser, state and batch), what crosses devices in a step, by kind, and
+the lines of the program. With --only, the cases whose text has this word. No step runs, so there are no times.
+"""
+
+import argparse
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from memtx.runs.compiled import Compiled, compile_step
+from memtx.runs.configure import configure, load_config
+
+GIB = 2**30
+CONFIG = Path(__file__).parents[2] / "configs" / "lm.py"
+CASES = [  # (TPU slice, argument of configs/lm.py, changes, most GiB in use)
+    ("v5e:4x4", "memory=window,size=base", {}, 4.0),
+    ("v5e:4x4", "memory=window,size=base", {"mesh.model": 4}, 3.3),
+    ("v5e:4x4", "memory=window,size=base", {"mesh.fsdp": True}, 3.0),
+    ("v5e:16x16", "memory=window,size=1b", {"mesh.fsdp": True}, 1.5),
+    (
+        "v5e:4x4",
+        "memory=full,size=1b",
+        {"mesh.fsdp": True, "train.batch": 16, "data.segment": 8192, "memory.full.capacity": 8192},
+        13.5,
+    ),
+    ("v5e:4x4", "memory=xl,size=base", {}, 3.8),
+    ("v5e:4x4", "memory=gated_deltanet,size=base", {}, 4.0),
+    ("v5e:4x4", "memory=titans_mac,size=base", {}, 6.5),
+    ("v5e:4x4", "memory=rmt,size=base", {}, 9.5),
+    ("v5e:4x4", "memory=knn_lm,size=base", {}, 12.0),
+    ("v5e:4x4", "memory=memorizing,size=base", {"memory.memorizing.memory": 65536}, 15.0),
+    ("v5p:2x2x2", "memory=memorizing,size=base", {"memory.memorizing.memory": 65536}, 30.0),
+    ("v6e:4x4", "memory=window,size=base", {}, 4.0),
+    ("v5e:4x4", "memory=product_key,size=base", {}, 4.0),
+    ("v5e:4x4", "memory=product_key,size=base", {"mesh.fsdp": True, "mesh.model": 4}, 3.2),
+    ("v5e:4x4", "memory=memory_plus,size=base", {"mesh.fsdp": True}, 3.2),
+    ("v5e:4x4", "memory=peer,size=base", {}, 5.0),
+]
+
+
+def compile_case(topology: str, argument: str, changes: dict) -> Compiled:
+    """Compile the train step of a case."""
+    values = load_config(f"{CONFIG}:{argument}").to_dict()
+    values["eval"]["batch"] = values["train"]["batch"]
+    for name, value in {**changes, "eval.batch": changes.get("train.batch", values["train"]["batch"])}.items():
+        group, key = name.rsplit(".", 1)
+        target = values
+        for part in group.split("."):
+            target = target[part]
+        target[key] = value
+    return compile_step(configure(values), topology, vocab_size=32_000)
+
+
+def row(step: Compiled) -> dict:
+    """Return the figures of a step."""
+    moved: Counter[str] = Counter()
+    for each in step.collectives:
+        moved[each.kind] += each.bytes * each.runs
+    figures = {"peak": round(step.peak / GIB, 2), "arguments": round(step.arguments / GIB, 2), "lines": step.text.count("\n")}
+    return figures | {"moved": {kind: round(size / 1e6) for kind, size in moved.items() if size > 5e5}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    rows, heads = [], ("TPUs", "config", "changes", "peak GiB", "arguments GiB", "MB between devices", "lines")
+    print(f"| {' | '.join(heads)} |\n|---|---|---|---:|---:|---|---:|")
+    for topology, argument, changes, _ in CASES:
+        changed = " ".join(f"{name}={value}" for name, value in changes.items())
+        if given.only not in f"{topology} {argument} {changed}":
+            continue
+        found = row(compile_case(topology, argument, changes))
+        moved = ", ".join(f"{kind} {size:,}" for kind, size in found["moved"].items())
+        cells = [
+            topology,
+            f"`{argument}`",
+            changed and f"`{changed}`",
+            f"{found['peak']:.2f}",
+            f"{found['arguments']:.2f}",
+            moved,
+        ]
+        print(f"| {' | '.join(cells)} | {found['lines']:,} |", flush=True)
+        rows.append({"topology": topology, "config": argument, "changes": changes, **found})
+    if given.out:
+        given.out.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

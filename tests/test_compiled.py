@@ -1,0 +1,78 @@
+"""Train steps compile for TPUs that are not here, within bounds of memory and transfers (needs libtpu: the extra `plan`)."""
+
+import importlib.util
+import os
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from memtx.core import Dims, segment
+from memtx.errors import UserError
+from memtx.memory import MEMORIES
+from memtx.nn.attention import KeySet, attend
+from memtx.runs.compiled import compile_for, compile_step, tpu_devices
+from memtx.runs.configure import configure, load_config
+
+RUN = Path(__file__).parents[1] / "benchmarks" / "compiled" / "run.py"
+spec = importlib.util.spec_from_file_location("run", RUN)
+assert spec is not None
+assert spec.loader is not None
+run = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(run)
+
+has_libtpu = importlib.util.find_spec("libtpu") is not None or "TPU_LIBRARY_PATH" in os.environ
+needs_libtpu = pytest.mark.skipif(not has_libtpu, reason="needs libtpu")
+
+
+@pytest.mark.skipif(has_libtpu, reason="has libtpu")
+def test_without_libtpu_one_line_says_what_to_install():
+    with pytest.raises(UserError, match=re.escape("pip install 'memtx[plan]'")):
+        tpu_devices("v5e:2x2")
+
+
+@needs_libtpu
+@pytest.mark.thorough
+@pytest.mark.parametrize("case", run.CASES, ids=lambda case: " ".join(map(str, case[:3])))
+def test_a_step_compiles_within_its_bounds(case):
+    topology, argument, changes, most = case
+    step = run.compile_case(topology, argument, changes)
+    assert step.peak < most * run.GIB
+    if "mesh.fsdp" not in changes and "mesh.model" not in changes:
+        assert max(each.runs for each in step.collectives) == 1  # gradients cross devices once
+    values = load_config(f"{run.CONFIG}:{argument}").to_dict()
+    if not values["model"]["head"]:
+        assert f"{values['data']['segment']},32000]" not in step.text  # the logits of a segment
+
+
+@needs_libtpu
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", [name for name, cls in MEMORIES.items() if cls.causal and not cls.encoded])
+def test_every_memory_compiles_on_a_mesh(name):
+    values = load_config(f"{run.CONFIG}:memory={name},size=micro").to_dict()
+    values["train"]["batch"] = values["eval"]["batch"] = 16
+    values["model"] |= {"scan": True, "dtype": "bfloat16", "remat": True}
+    assert compile_step(configure(values), "v5e:4x4", vocab_size=264).peak < run.GIB
+
+
+@needs_libtpu
+@pytest.mark.thorough
+def test_attention_keeps_no_scores():
+    """The memory of attention and its gradient grows with the length of the text, not with its square."""
+    heads, kv_heads, size = 32, 8, 64
+    dims = Dims(heads * size, heads, kv_heads, size)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,), devices=tpu_devices("v5e:2x2"))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+
+    def loss(q, k, v):
+        seg = segment(jnp.broadcast_to(jnp.arange(q.shape[1]), q.shape[:2]))
+        return attend(q, [KeySet.call(k, v, seg)], seg, dims).astype(jnp.float32).sum()
+
+    def temporary(time: int) -> int:
+        args = (jax.ShapeDtypeStruct((4, time, n, size), jnp.bfloat16, sharding=rows) for n in (heads, kv_heads, kv_heads))
+        return compile_for(jax.jit(jax.grad(loss, (0, 1, 2))), *args).temporary
+
+    assert temporary(8192) < 4.5 * temporary(2048)
