@@ -20,11 +20,13 @@ TRAINING = {  # settings for each size
         "train": {"steps": 50_000, "batch": 64, "segments": 2},
         "optim": {"lr": 6e-4, "warmup": 1000},
         "data": {"segment": 1024, "tokenizer": "bpe:32000"},
+        "eval": {"batch": 64},
     },
     "1b": {
         "train": {"steps": 100_000, "batch": 256, "segments": 2},
         "optim": {"lr": 3e-4, "warmup": 2000},
         "data": {"segment": 2048, "tokenizer": "bpe:32000"},
+        "eval": {"batch": 256},
     },
 }
 

@@ -16,6 +16,7 @@ from memtx.memory import MEMORIES
 from memtx.nn.attention import KeySet, attend
 from memtx.runs.compiled import compile_for, compile_step, tpu_devices
 from memtx.runs.configure import configure, load_config
+from tests.test_docs import block
 
 RUN = Path(__file__).parents[1] / "benchmarks" / "compiled" / "run.py"
 spec = importlib.util.spec_from_file_location("run", RUN)
@@ -56,6 +57,13 @@ def test_every_memory_compiles_on_a_mesh(name):
     values["train"]["batch"] = values["eval"]["batch"] = 16
     values["model"] |= {"scan": True, "dtype": "bfloat16", "remat": True}
     assert compile_step(configure(values), "v5e:4x4", vocab_size=264).peak < run.GIB
+
+
+@needs_libtpu
+@pytest.mark.thorough
+def test_the_example_of_the_docs(capsys):
+    exec(block("docs/accelerators.md"))
+    assert capsys.readouterr().out.splitlines()[1].startswith("all-reduce ")
 
 
 @needs_libtpu

@@ -47,9 +47,9 @@ def act(values) -> None:
         return
     picture = summarise(trained.evaluation, workdir, console)
     if config.eval.sample_tokens and not config.model.output:
-        from memtx.runs.load import load
+        from memtx.runs.load import load_run
 
-        _write_sample(load(workdir), config, console)
+        _write_sample(load_run(workdir, streams=False), config, console)
     console.print(f"\nmetrics  {workdir / 'metrics.jsonl'}\nplot     {picture}", markup=False)
 
 

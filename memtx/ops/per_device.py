@@ -36,6 +36,7 @@ def per_device(rule: str) -> Callable:
     """
     arguments, results = ([axes[0] == "n" for axes in side.split(", ")] for side in rule.split(" -> "))
     specs, made = (tuple(P("data") if by_row else P() for by_row in side) for side in (arguments, results))
+    out_specs = made if len(results) > 1 else next(iter(made))
 
     def decorate(f):
         @wraps(f)
@@ -49,8 +50,7 @@ def per_device(rule: str) -> Callable:
                 ys, tree = jax.tree.flatten(f(*arrays, *static))
                 return jax.tree.unflatten(tree, [y if row else lax.psum(y, "data") for y, row in zip(ys, results, strict=True)])
 
-            out = made if len(made) > 1 else made[0]
-            return jax.shard_map(here, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)(*arrays)
+            return jax.shard_map(here, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False)(*arrays)
 
         return call
 

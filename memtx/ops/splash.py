@@ -9,6 +9,7 @@ B stream, T query time, S keys of all sets, N query heads, K kv heads, G = N / K
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,7 @@ class Seen(masks.Mask):
 
     def __init__(self, views: Sequence[View]):
         time, self.sizes = views[0].q_BTNH.shape[1], tuple(view.k_BSKH.shape[1] for view in views)
-        self.rules = tuple((view.future, view.lead, view.window) for view in views)
+        self.rules = tuple((view.future, view.lead or 0, view.window) for view in views)
         self._shape = (_filled(time), _filled(sum(self.sizes)))
 
     @property
@@ -124,7 +125,7 @@ def _kernel(seen: Seen, groups: int, interpret: bool):
         use_fused_bwd_kernel=True,
     )
     mask = masks.MultiHeadMask([seen] * groups)
-    run = kernel.make_splash_mqa(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
+    run: Any = kernel.make_splash_mqa(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
     return lambda q, k, v, ids: run(q, k, v, segment_ids=ids)
 
 

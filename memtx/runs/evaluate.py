@@ -34,7 +34,7 @@ def evaluate_run(
     keeps the value in the config of the run. Raises UserError if the folder has no run, or if segments is given for a task, or
     examples or task for text.
     """
-    run = load_run(Path(workdir))
+    run = load_run(Path(workdir), streams=False)
     config = _changed(with_cache(run.config, cache), str(workdir), split=split, segments=segments, examples=examples, task=task)
     data = make_source(config, run.tokenizer)
     data.check(run.lm)

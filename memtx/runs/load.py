@@ -62,16 +62,20 @@ def is_pretrained(source: str | Path) -> bool:
     return bool({"model_type", "architectures"} & config.keys()) or any(folder.glob("*.safetensors"))
 
 
-def load_run(workdir: Path) -> Loaded:
-    """Load the newest intact checkpoint of a workdir. Raises UserError if the folder is not the workdir of a run."""
+def load_run(workdir: Path, *, streams: bool = True) -> Loaded:
+    """Load the newest intact checkpoint of a workdir.
+
+    streams: whether to read the state of the training streams, which may be large. Otherwise the state is a fresh one of one
+    stream. Raises UserError if the folder is not the workdir of a run.
+    """
     if not (workdir / "config.json").exists():
         raise UserError(f"{workdir} is not the workdir of a run (it has no config.json); train one with memtx train")
     config = configure(read_meta(workdir)["config"])
     tokenizer = tokenizers.load(workdir / "tokenizer.json")
     lm = build(config.model, vocab_size=tokenizer.vocab_size, subwords=tokenizer.subwords)
-    memory = jax.eval_shape(lambda: lm.init_state(config.train.batch))
+    memory = jax.eval_shape(lambda: lm.init_state(config.train.batch)) if streams else None
     restored = restore(workdir, params=lm.abstract_params, memory=memory)
-    return Loaded(lm, restored.params, restored.memory, tokenizer, config, restored.step)
+    return Loaded(lm, restored.params, restored.memory if streams else lm.init_state(1), tokenizer, config, restored.step)
 
 
 def _pretrained(name: str, context: int, changes: dict) -> Loaded:

@@ -117,20 +117,20 @@ def by_device(gradient: Callable, lm: LM) -> Callable:
     """Return the function with which each device of the `data` axis computes the gradient of its rows.
 
     The gradients then cross devices once. XLA's partitioner would add them in each turn of each loop, and would make all
-    devices agree on each condition. Without a mesh, and for states with arrays that all streams share, nothing changes.
+    devices agree on each condition. On one device, and for states with arrays that all streams share, nothing changes. The
+    masks of dropout depend on the number of devices.
     """
     axes = batch_axes(lm.init_state)
 
     def call(params, state, batch, num_labels, key):
         mesh = mesh_of(batch)
-        if mesh is None or min(jax.tree.leaves(axes)) < 0:
+        devices = mesh.shape["data"] if mesh else 1
+        if devices == 1 or min(jax.tree.leaves(axes)) < 0:
             return gradient(params, state, batch, num_labels, key)
 
         def here(params, state, batch, num_labels, key):
             key = None if key is None else jax.random.fold_in(key, jax.lax.axis_index("data"))
-            devices = mesh.shape[
-                "data"
-            ]  # losses that mechanisms emit are averaged over devices, so the sum of the others is too
+            # The mean over devices, because the losses that mechanisms emit are means over rows.
             grads, (state, nll) = gradient(params, state, batch, num_labels / devices, key)
             return jax.lax.pmean(grads, "data"), (state, jax.lax.pmean(nll, "data"))
 
