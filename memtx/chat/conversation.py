@@ -35,6 +35,7 @@ ANSWERS = "smollm2"  # the model that answers by default
 LARGEST = 2 * 2**20  # bytes of a file that is read in a conversation
 LEAST, NEAR = 0.2, 0.75  # the lowest score of a quoted sentence, and the lowest as a share of the best: others confuse a model
 SPARE = 4  # how many times as many entries are recalled as wanted, because some overlap
+LABELS = ("A:", "Answer:")  # with which a small model may begin its answer
 QUESTION_MARKS = ("?", "？", "؟")
 
 
@@ -45,9 +46,8 @@ class Settings:
     model       the model that answers, as `memtx.load` takes it. "": that of a library of entries, or else smollm2
     kind        the kind of a new library. "": sentences, with the vectors of MiniLM
     passages    how many sources an answer has at most
-    around      how many sentences before and after a recalled one the prompt quotes with it
-    window      how many tokens of earlier answers the prompt repeats. Keep it short for a small model, which repeats its
-                mistakes
+    around      how many sentences before and after a recalled one the prompt quotes with it. A small model confuses them
+    window      how many tokens of earlier answers the prompt repeats. A small model repeats its mistakes
     max_tokens  how long an answer is at most
     sampling    how its tokens are drawn, with the `seed`
     acknowledge the answer to a message that is not a question. "": the model writes it. A small model makes up facts there, and
@@ -59,8 +59,8 @@ class Settings:
     model: str = ""
     kind: str = ""
     passages: int = 4
-    around: int = 1
-    window: int = 128
+    around: int = 0
+    window: int = 0
     max_tokens: int = 120
     sampling: Sampling = GREEDY
     seed: int = 0
@@ -276,15 +276,13 @@ class Chat:
         return _apart((entry for entry in found if entry.score >= max(LEAST, NEAR * found[0].score)), most)
 
     def _written(self, model: Loaded, prompt: Prompt) -> Iterator[str]:
-        """Yield the pieces of the answer, without blanks at its start."""
+        """Yield the pieces of the answer, without blanks or a label at its start."""
         chosen = {name: getattr(self.settings, name) for name in ("sampling", "seed", "max_tokens")}
         chosen["specials"] = prompt.specials
-        state, begun = None if self.quotes else model.state, False
-        for piece in generate(model.lm, model.params, model.tokenizer, prompt.text, state=state, stop=prompt.stop, **chosen):
-            piece = piece if begun else piece.lstrip()
-            begun = begun or bool(piece)
-            if piece:
-                yield piece
+        state = None if self.quotes else model.state
+        yield from unlabelled(
+            generate(model.lm, model.params, model.tokenizer, prompt.text, state=state, stop=prompt.stop, **chosen)
+        )
 
     def _read_by(self, model: Loaded, prompt: Prompt, text: str) -> list[Found]:
         """Return the entries that the model read most to predict the tokens of an answer, if its memories have entries."""
@@ -294,6 +292,24 @@ class Chat:
             return []
         ids = [*before.tolist(), *after.tolist()]
         return _apart(self.library.recall(ids, k=SPARE * most, namespace=self.namespace, first=len(before)), most)
+
+
+def unlabelled(pieces: Iterable[str]) -> Iterator[str]:
+    """Yield the pieces of a text without blanks and one of LABELS at its start."""
+    start, begun = "", False
+    for piece in pieces:
+        if begun:
+            yield piece
+            continue
+        start = (start + piece).lstrip()
+        if any(label.startswith(start) for label in LABELS):
+            continue  # nothing yet, or perhaps the beginning of a label
+        start = next((start.removeprefix(label).lstrip() for label in LABELS if start.startswith(label)), start)
+        begun = bool(start)
+        if start:
+            yield start
+    if not begun and start and start not in LABELS:
+        yield start
 
 
 def is_question(message: str) -> bool:

@@ -54,8 +54,8 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("kind", None, kinds, "The kind of a new library. Default: sentences.", flag_values=values)
     string("namespace", "default", "The namespace of the conversation, by its `NAME`.")
     integer("passages", 4, "The number of sources that an answer has at most.")
-    integer("around", 1, "Quote N sentences before and after a recalled one with it.")
-    integer("window", 128, "Repeat the latest questions and answers in the prompt, up to N tokens.")
+    integer("around", 0, "Quote N sentences before and after a recalled one with it.")
+    integer("window", 0, "Repeat the latest questions and answers in the prompt, up to N tokens.")
     integer("max_tokens", 120, "Write at most N tokens in an answer.")
     flags.DEFINE_float("temperature", 0.0, "Sample at this temperature. 0 takes the likeliest token.", flag_values=values)
     flags.DEFINE_integer("seed", 0, "The seed of the samples.", 0, 2**32 - 1, flag_values=values)
@@ -134,8 +134,11 @@ class Terminal:
         finally:
             answering.close()
             print_text("\n")
-        for number, found in enumerate(self.chat.history()[-1].sources, 1):
+        turn = self.chat.history()[-1]
+        for number, found in enumerate(turn.sources, 1):
             say(f"  [{number}] {found.document}: {shortened(found.text)}")
+        if not turn.sources and turn.answer != self.chat.settings.acknowledge:
+            say("  (no source in this namespace)")
 
     def read(self, rest: str) -> None:
         """Read a file, or the text files of a folder."""

@@ -122,7 +122,8 @@ def _kernel(seen: Seen, groups: int, interpret: bool):
         block_q_dkv=rows,
         block_kv_dkv=columns,
         block_kv_dkv_compute=columns,
-        use_fused_bwd_kernel=True,
+        block_q_dq=rows,
+        block_kv_dq=columns,
     )
     mask = masks.MultiHeadMask([seen] * groups)
     run: Any = kernel.make_splash_mqa(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)

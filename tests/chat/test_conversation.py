@@ -13,6 +13,7 @@ import pytest
 
 from memtx import cli, library
 from memtx.chat import Answer, Chat, Settings, conversation
+from memtx.chat.conversation import unlabelled
 from memtx.chat.prompt import NOTES, write_prompt
 from memtx.config import Config, Model
 from memtx.data import tokenizers
@@ -351,3 +352,20 @@ def test_a_library_of_another_kind_and_a_blank_message_are_refused(tmp_path, pla
         Settings(kind="x")
     with pytest.raises(UserError, match="blank"):
         chat.say(" \n")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "text"),
+    [
+        (["A", ":", " Ana", " is"], "Ana is"),
+        ([" \n", "Answer", ": no"], "no"),
+        (["A", "na is"], "Ana is"),
+        (["A"], "A"),
+        (["A:"], ""),
+        (["Answer", " me"], "Answer me"),
+        ([], ""),
+        ([" ", "7: A: b"], "7: A: b"),
+    ],
+)
+def test_a_label_before_an_answer_is_left_out(pieces, text):
+    assert "".join(unlabelled(pieces)) == text
