@@ -80,8 +80,16 @@ class Spans(FileTask):
             label_L[ends[0]] += FIRST
             label_L[ends[1]] += LAST
             slices = {"context": int(octave(int(framed.text_T.sum())))}
-            texts = {"answer": answer, "question": question, "context": context}
-            return Question(framed.ids_T, label_L, slices, type_L=framed.type_T, framed=framed, **texts)
+            return Question(
+                framed.ids_T,
+                label_L,
+                slices,
+                type_L=framed.type_T,
+                answer=answer,
+                question=question,
+                context=context,
+                framed=framed,
+            )
 
         return {split: [example(*row) for row in found] for split, found in rows.items()}
 
