@@ -133,6 +133,9 @@ def test_answers(folder, bert_folder, capsys):  # noqa: F811
     train = train.replace("bert-base-uncased", str(bert_folder)).replace("tokens=384", "tokens=48")
     cli.main([*shlex.split(train)[1:], "--config.train.steps=2", "--config.eval.examples=1"])
     assert "exact match" in capsys.readouterr().out
+    cli.main(["data", shlex.split(train)[2]])
+    assert "2 labels" in (shown := capsys.readouterr().out)
+    assert shown.rstrip().endswith("labels: 1984")
     cli.main(shlex.split(ask)[1:])
     found = {"memtx": memtx, "text": Path("report.txt").read_text()}
     exec(block("docs/pretrained.md", 1), found)
