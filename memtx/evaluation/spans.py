@@ -62,15 +62,14 @@ def find_answers(
         raise UserError(f"model.output={lm.model.output or 'next tokens'} gives no spans: load a model with output='span'")
     lm.check_length(tokens, tokens, "set tokens to that number or fewer")
     framed = [frame(tokenizer, question, text, tokens) for question, text in asked]
-    owned = [(i, window) for i, whole in enumerate(framed) if whole.text_T.any() for window in whole.windows(tokens)]
+    owned = [(i, window) for i, whole in enumerate(framed) if whole.length for window in whole.windows(tokens)]
     best = [Answer("", 0, 0, -np.inf)] * len(framed)
     order = sorted(range(len(owned)), key=lambda n: len(owned[n][1].ids_T))  # similar lengths need little padding
     for start in range(0, len(order), batch):
         rows = [owned[n] for n in order[start : start + batch]]
         logits_BT2 = read_windows(lm, params, [window for _, window in rows], batch)
         for (i, window), logits_T2 in zip(rows, logits_BT2, strict=False):
-            span_n2 = window.span_T2[window.text_T]
-            logits_n2 = logits_T2[: len(window.ids_T)][window.text_T]
+            span_n2, logits_n2 = window.span_T2[window.text], logits_T2[window.text]
             first, last, score = best_span(logits_n2[:, 0], logits_n2[:, 1], most)
             if score > best[i].score:
                 begin, end = int(span_n2[first, 0]), int(span_n2[last, 1])

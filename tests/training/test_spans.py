@@ -206,8 +206,8 @@ def test_windows_cover_a_text_and_overlap():
     whole = frame(tokenizer, "ships?", " ".join(WORDS * 9), 24)
     windows = whole.windows(24)
     assert all(len(window.ids_T) == 24 for window in windows)
-    seen = [tuple(span) for window in windows for span in window.span_T2[window.text_T].tolist()]
-    assert list(dict.fromkeys(seen)) == [tuple(span) for span in whole.span_T2[whole.text_T].tolist()]
+    seen = [tuple(span) for window in windows for span in window.span_T2[window.text].tolist()]
+    assert list(dict.fromkeys(seen)) == [tuple(span) for span in whole.span_T2[whole.text].tolist()]
     assert len(seen) > 1.5 * len(set(seen))
     assert whole.windows(1000) == [whole]
 
