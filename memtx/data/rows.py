@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,19 @@ def find(given: Path) -> list[Path]:
     return found
 
 
-def read(file: Path, keys: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return the values of these keys in each line. Raises UserError, with the line number, if a value is missing or empty."""
-    return [tuple(_value(line, key) for key in keys) for line in _checked(file, keys, every=False)]
+def read(
+    file: Path, keys: Sequence[str], optional: Sequence[str] = (), check: Callable[..., str] | None = None
+) -> list[tuple[str, ...]]:
+    """Return the values of these keys in each line.
+
+    optional: further keys, whose values may be missing and are then "". check: returns the fault in the values of a line, or
+    "". Raises UserError, with the line number, if a value is missing or empty, or if there is a fault.
+    """
+
+    def values(line) -> tuple[str, ...]:
+        return tuple(_value(line, key) for key in (*keys, *optional))
+
+    return [values(line) for line in _checked(file, keys, False, (lambda line: check(*values(line))) if check else None)]
 
 
 def read_lines(file: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
@@ -54,14 +64,16 @@ def read_lines(file: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     return _checked(file, keys, every=True)
 
 
-def _checked(file: Path, keys: Sequence[str], every: bool) -> list[dict[str, Any]]:
-    """Return the columns of each line. every: whether all columns are needed, and not only `keys`."""
+def _checked(file: Path, keys: Sequence[str], every: bool, check: Callable[[Any], str] | None = None) -> list[dict[str, Any]]:
+    """Return the columns of each line. every: whether all columns are needed, and not only `keys`. check: see `read`."""
     form = "{" + ", ".join(f'"{key}": "..."' for key in keys) + "}"
     rows = []
     try:
         for number, line in _rows(file, keys, every):
             if fault := _fault(line, {key: _value(line, key) for key in keys}):
                 raise UserError(f"{file}, line {number}: {fault}; each line must be {form}")
+            if check and (fault := check(line)):
+                raise UserError(f"{file}, line {number}: {fault}")
             rows.append(line)
     except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(f"cannot read {file}: {error}") from None

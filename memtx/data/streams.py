@@ -35,7 +35,8 @@ class Batch:
     length_BP     int32, number of real tokens; 0 in a row that has no document left
     reset_BP      bool, whether a document starts at the segment's first token
     document_BP   int32, index of the document in the split; -1 in a row that has no document left
-    shared        further inputs, as in a Segment: "source/token" [B, P, S] and "source/length" [B, P] for an encoder
+    shared        further inputs, as in a Segment: "source/token" [B, P, S] and "source/length" [B, P] for an encoder, and
+                  "token_type" [B, P, T]
     """
 
     token_BPT: np.ndarray
@@ -57,9 +58,8 @@ def segment_of(batch: Batch, *, wiped: bool = False) -> Segment:
     position_BT, length_B, reset_B, document_B = map(
         jnp.asarray, (batch.position_BPT, batch.length_BP, batch.reset_BP, batch.document_BP)
     )
-    if wiped:
-        return Segment(position_BT, length_B, jnp.ones_like(reset_B), document_B)
-    return Segment(position_BT, length_B, reset_B, document_B, shared={key: jnp.asarray(a) for key, a in batch.shared.items()})
+    shared = {key: jnp.asarray(a) for key, a in batch.shared.items() if not (wiped and key.startswith("source/"))}
+    return Segment(position_BT, length_B, jnp.ones_like(reset_B) if wiped else reset_B, document_B, shared=shared)
 
 
 def rows_of(batch: int, process: tuple[int, int]) -> slice:

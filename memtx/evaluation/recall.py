@@ -20,7 +20,7 @@ import numpy as np
 from memtx.core import collect
 from memtx.data.streams import Batch, segment_of
 from memtx.evaluation.health import KINDS, Evaluate, Health
-from memtx.evaluation.losses import repeat_logits, token_nll
+from memtx.evaluation.losses import labels_of, logits_of_labels, token_nll
 from memtx.models.lm import LM
 from memtx.sharding import Layout
 from memtx.tasks.base import Example
@@ -48,8 +48,8 @@ class Score:
 class Recall:
     """The results with the state carried and with the state wiped.
 
-    text: the metrics of memtx.evaluation.written, if any. signature: sacrebleu's signature of the BLEU among them. health: of
-    the carried state, see memtx.evaluation.health.
+    text: the metrics of memtx.evaluation.written or memtx.evaluation.spans, if any. signature: sacrebleu's signature of the
+    BLEU among them. health: of the carried state, see memtx.evaluation.health.
     """
 
     carried: Score
@@ -71,25 +71,25 @@ class Recall:
         return found | {f"eval/{name}": value for name, value in self.text.items()} | self.health
 
 
-def make_recall(lm: LM, examples: Sequence[Example], layout: Layout, health: Health | None = None) -> Evaluate[Recall]:
+def make_recall(
+    lm: LM, examples: Sequence[Example], layout: Layout, health: Health | None = None, spans: bool = False
+) -> Evaluate[Recall]:
     """Build evaluate(params, batches) -> Recall. It creates fresh states at each call and is compiled once.
 
     batches: batches with P = 1, whose `document_BP` is the index of the example. health: measures the carried state.
+    spans: whether labels mark spans. Their two ends are then the labels that count.
     """
 
     def step(params, states, batch: Batch):
         part = jax.tree.map(lambda a: a[:, 0], batch)
-        new, right, nll, emitted = [], [], [], {}
+        new, both, emitted = [], [], {}
         for state, wiped in zip(states, (False, True), strict=True):
             read = collect(lm, also=KINDS if health and not wiped else ())
             (logits, state), found = read(params, part.token_BPT, state, segment_of(part, wiped=wiped))
             emitted |= found
-            logits = repeat_logits(logits, part.target_BPT.shape[1])
             new.append(state)
-            right.append(logits.argmax(-1) == part.target_BPT)
-            nll.append(token_nll(logits, part.target_BPT)[0])
-        results = part.document_BP, part.position_BPT, part.labelled_BPT, jnp.stack(right), jnp.stack(nll)
-        return tuple(new), results, emitted
+            both.append(logits)
+        return tuple(new), _judge(part, both, spans), emitted
 
     state_shardings = (layout.state(lm),) * 2
     step = jax.jit(step, donate_argnums=1, out_shardings=(state_shardings, layout.whole, None))
@@ -111,16 +111,29 @@ def make_recall(lm: LM, examples: Sequence[Example], layout: Layout, health: Hea
         for states, found, emitted in calls(params, batches):
             if watch:
                 watch.add(states[0], emitted)
-            document_B, position_BT, labelled_BT, right_WBT, nll_WBT = jax.device_get(found)
-            row, column = np.nonzero(labelled_BT)
-            at = (slice(None), document_B[row], position_BT[row, column])
-            right_WEL[at], nll_WEL[at] = right_WBT[:, row, column], nll_WBT[:, row, column]
+            document_B, column_BA, mask_BA, right_WBA, nll_WBA = jax.device_get(found)
+            row, label = np.nonzero(mask_BA)
+            at = (slice(None), document_B[row], column_BA[row, label])
+            right_WEL[at], nll_WEL[at] = right_WBA[:, row, label], nll_WBA[:, row, label]
         carried, wiped = (score(examples, right_EL, nll_EL) for right_EL, nll_EL in zip(right_WEL, nll_WEL, strict=True))
-        labels = sum(int((example.label_L >= 0).sum()) for example in examples)
+        labels = sum(len(example.asked_A) for example in examples)
         found = watch.metrics(states[0]) if watch and states is not None else {}
         return Recall(carried, wiped, len(examples), labels, health=found)
 
     return Evaluate(evaluate, calls, health)
+
+
+def _judge(part: Batch, both: Sequence[jax.Array], spans: bool) -> tuple[jax.Array, ...]:
+    """Return document_B, and for each label its column among the labels of the example, its mask, right_WBA and nll_WBA.
+
+    part: a batch without P. both: the logits of the two passes.
+    """
+    target_BA, mask_BA = labels_of(part.target_BPT, part.labelled_BPT, spans)
+    logits_W = [logits_of_labels(logits, part.labelled_BPT, spans) for logits in both]
+    right_WBA = jnp.stack([logits_BAV.argmax(-1) == target_BA for logits_BAV in logits_W])
+    nll_WBA = jnp.stack([token_nll(logits_BAV, target_BA)[0] for logits_BAV in logits_W])
+    column_BA = part.position_BPT[:, : target_BA.shape[1]]  # the ends of a span have the columns 0 and 1
+    return jnp.asarray(part.document_BP), jnp.asarray(column_BA), mask_BA, right_WBA, nll_WBA
 
 
 def score(examples: Sequence[Example], right_EL: np.ndarray, nll_EL: np.ndarray) -> Score:
@@ -129,7 +142,7 @@ def score(examples: Sequence[Example], right_EL: np.ndarray, nll_EL: np.ndarray)
     slices: dict[str, dict] = {}
     exact_slices: dict[str, dict] = {}
     for example, right_L, nll_L in zip(examples, right_EL, nll_EL, strict=True):
-        asked_A = np.flatnonzero(example.label_L >= 0)
+        asked_A = example.asked_A
         nll += nll_L[asked_A].tolist()
         scored_A = np.ones(len(asked_A), bool) if example.scored_A is None else example.scored_A
         right_A = right_L[asked_A][scored_A]

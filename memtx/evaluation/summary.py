@@ -59,7 +59,7 @@ def recall_table(recall: Recall, title: str) -> Table:
     caption += f"\nBLEU: {recall.signature}" if recall.signature else ""
     out = Table(title=title, caption=caption, min_width=60)
     out.add_column("accuracy")
-    for name in ("source read", "no source") if recall.text else ("memory carried", "wiped every segment"):
+    for name in ("source read", "no source") if "bits_per_byte" in recall.text else ("memory carried", "wiped every segment"):
         out.add_column(name, justify="right")
     for name, of in (("labels", "accuracy"), ("whole examples", "exact"), ("nats per label", "loss")):
         out.add_row(name, f"{getattr(carried, of):.4f}", f"{getattr(wiped, of):.4f}")

@@ -261,9 +261,12 @@ class LM:
         if (room := self._source_positions) and tokens > room:
             raise UserError(f"a source has {tokens} tokens, but the model has {room} learned positions: cut the source")
 
-    def check_learns(self, classes: int) -> None:
-        """Raise a UserError unless the model gives logits of `classes` classes, or of next tokens if `classes` is 0."""
-        if not classes:
+    def check_learns(self, classes: int, spans: bool = False) -> None:
+        """Raise a UserError unless the model gives logits of `classes` classes, of spans, or else of next tokens."""
+        if spans:
+            if self.model.output != "span":
+                raise UserError("the labels are spans of a text; set model.output=span")
+        elif not classes:
             self.check_next_token()
         elif self.model.output != "classes" or self.model.classes < classes:
             raise UserError(f"the labels have {classes} classes; set model.output=classes and model.classes={classes}")

@@ -18,6 +18,7 @@ from memtx.errors import UserError, quoted
 from memtx.evaluation.health import Evaluate, Health
 from memtx.evaluation.perplexity import Evaluation, make_evaluator
 from memtx.evaluation.recall import Recall, make_recall
+from memtx.evaluation.spans import answer_scores
 from memtx.evaluation.text import check_scorers
 from memtx.evaluation.written import bits_per_byte, greedy_scores
 from memtx.models.lm import LM, Params
@@ -25,6 +26,7 @@ from memtx.runs.configure import complete_task
 from memtx.runs.stages import held_out, make_stages
 from memtx.sharding import Layout
 from memtx.tasks.base import Task
+from memtx.tasks.spans import Question
 from memtx.tasks.stream import Examples
 
 Result = Evaluation | Recall
@@ -157,6 +159,11 @@ class TaskSource:
         self._held_out = [self._task.draw(config.seed, config.eval.split, index) for index in range(config.eval.examples)]
         if self._source and config.eval.generate:
             check_scorers()
+        if self._task.spans and self._longest > config.data.segment:
+            raise UserError(
+                f"a question and its context have {self._longest} tokens, which one call must read: set "
+                f"data.segment={self._longest}, or cut contexts (data.task.tokens={config.data.segment})"
+            )
         if self._source and self._longest > (room := config.train.segments * config.data.segment):
             raise UserError(
                 f"a target has {self._longest} tokens, but a step has train.segments x data.segment = {room}, and an encoder "
@@ -167,7 +174,7 @@ class TaskSource:
         """Raise a UserError unless the model can learn from the data (see `Source`)."""
         if self._source:
             lm.check_reads(self._source)
-        lm.check_learns(self._task.classes)
+        lm.check_learns(self._task.classes, self._task.spans)
         most = lm.model.max_position
         written = bool(self._source and self.config.eval.generate)  # the model also reads the token that starts the text
         lm.check_length(
@@ -188,12 +195,19 @@ class TaskSource:
     def evaluator(self, lm: LM, layout: Layout) -> Evaluator:
         """Return a function that evaluates parameters on held-out data."""
         c = self.config
-        recall = make_recall(lm, self._held_out, layout, make_health(lm, layout, c))
+        recall = make_recall(lm, self._held_out, layout, make_health(lm, layout, c), spans=self._task.spans)
 
         def finish(params: Params, found: Recall) -> Recall:
+            if self._task.spans:
+                return self._with_answers(lm, params, found)
             return self._with_text(lm, params, found) if self._source else found
 
         return Evaluator(recall, lambda: eval_examples(self._task, c), finish)
+
+    def _with_answers(self, lm: LM, params: Params, recall: Recall) -> Recall:
+        asked = [example for example in self._held_out if isinstance(example, Question)]
+        sizes = {"tokens": self._task.length, "batch": self.config.eval.batch}
+        return dataclasses.replace(recall, text=answer_scores(lm, params, self.tokenizer, asked, **sizes))
 
     def _with_text(self, lm: LM, params: Params, recall: Recall) -> Recall:
         c, text = self.config.eval, bits_per_byte(recall, self._held_out, self.tokenizer.bytes_V)

@@ -22,6 +22,7 @@ from memtx.data.tokenizers import Tokenizer, byte_tokenizer, numbers
 from memtx.errors import UserError
 from memtx.files.cache import digest
 
+FIRST, LAST = 1, 2  # labels of the ends of a span. A token that is both has their sum, and other tokens of the text have 0
 SPLITS = {"train": 0, "valid": 1, "test": 2}  # the number seeds a split's examples
 
 
@@ -34,6 +35,7 @@ class Example:
     slices    properties by which results are grouped: a number or a word, one per example or one per label
     scored_A  bool, the labels that accuracy counts (None: all). The loss counts all labels
     source_S  int32 tokens that an encoder reads before the first token. There may be none
+    type_L    int32 types of the tokens, for a model with token types. There may be none
     answer    the labels as text, which generated text is compared with
     """
 
@@ -42,7 +44,13 @@ class Example:
     slices: Mapping[str, Any]
     scored_A: np.ndarray | None = None
     source_S: np.ndarray = dataclasses.field(default_factory=partial(np.zeros, 0, np.int32))
+    type_L: np.ndarray = dataclasses.field(default_factory=partial(np.zeros, 0, np.int32))
     answer: str = ""
+
+    @property
+    def asked_A(self) -> np.ndarray:
+        """The positions of the labels."""
+        return np.flatnonzero(self.label_L >= 0)
 
 
 class Task(abc.ABC):
@@ -54,6 +62,7 @@ class Task(abc.ABC):
     classes    the number of classes if labels are classes (0: labels are tokens)
     names      the names of those classes, in order
     source     the largest number of tokens of an encoder's source (0: the task has no source)
+    spans      whether labels mark the first and the last token of an answer. Examples then have token types
     """
 
     Config: ClassVar[type]
@@ -61,6 +70,7 @@ class Task(abc.ABC):
     classes: int = 0
     names: Sequence[str] = ()
     source: int = 0
+    spans: bool = False
     tokenizer: Tokenizer
     length: int
 

@@ -33,6 +33,7 @@ class FileTask(Task):
     """
 
     keys: ClassVar[tuple[str, ...]]  # the keys of each line, whose values must not be empty
+    optional: ClassVar[tuple[str, ...]] = ()  # further keys, whose values are "" in lines without them
 
     @dataclasses.dataclass(frozen=True)
     class Config:
@@ -49,6 +50,11 @@ class FileTask(Task):
         super().__init__(config)
         self.tokenizer, self.examples, self._content = _load(type(self), config, _find_files(config.path))
         self.length = max(len(example.token_L) for found in self.examples.values() for example in found)
+
+    @classmethod
+    def find_fault(cls, *values: str) -> str:
+        """Return the fault in the values of a line, or ""."""
+        return ""
 
     @classmethod
     @abc.abstractmethod
@@ -106,7 +112,7 @@ def _load(cls: type[FileTask], config, files) -> tuple[Tokenizer, dict[str, list
 
     The result is cached, because a run builds tasks several times.
     """
-    found = [rows.read(file, cls.keys) for file, *_ in files]
+    found = [rows.read(file, cls.keys, cls.optional, cls.find_fault) for file, *_ in files]
     if len(files) == 1:
         split = by_hash(sorted({row[0] for row in found[0]}))
         if not all(split.values()):

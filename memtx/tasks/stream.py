@@ -83,7 +83,8 @@ class Examples(Iterator[Batch]):
         self._step += 1
         _, task = self._stages[now.stage]
         rows = [self._cut(task, example, now.part) for example in self._drawn[1]]
-        token_BPT, target_BPT, position_BPT, length_BP = (np.stack(arrays) for arrays in zip(*rows, strict=True))
+        token_BPT, target_BPT, type_BPT, position_BPT, length_BP = (np.stack(arrays) for arrays in zip(*rows, strict=True))
+        shared = self._pad_sources(self._drawn[1], now.part, token_BPT.shape[1]) if self._source else {}
         return Batch(
             token_BPT=token_BPT,
             target_BPT=target_BPT,
@@ -91,7 +92,7 @@ class Examples(Iterator[Batch]):
             length_BP=length_BP,
             reset_BP=(position_BPT[..., 0] == 0) & (length_BP > 0),
             document_BP=np.where(length_BP > 0, np.asarray(indices)[:, None], -1).astype(np.int32),
-            shared=self._pad_sources(self._drawn[1], now.part, token_BPT.shape[1]) if self._source else {},
+            shared=shared | ({"token_type": type_BPT} if task.spans else {}),
         )
 
     def get_state(self) -> dict:
@@ -152,11 +153,11 @@ class Examples(Iterator[Batch]):
         return {"source/token": token_BPS, "source/length": length_BP}
 
     def _cut(self, task: Task, example: Example | None, part: int):
-        """Return (token_PT, target_PT, position_PT, length_P) of a part. Calls after the end of the example are empty."""
+        """Return (token_PT, target_PT, type_PT, position_PT, length_P) of a part. Calls after the end are empty."""
         span, calls = self._span(task), min(self._segments, self._count_calls(task))
         first = part * calls * span  # an example with several parts has P calls in each
-        token_L = np.zeros(0, np.int32) if example is None else example.token_L[first : first + calls * span]
-        label_L = token_L if example is None else example.label_L[first : first + calls * span]
+        arrays = (np.zeros(0, np.int32),) * 3 if example is None else (example.token_L, example.label_L, example.type_L)
+        token_L, label_L, type_L = (array[first : first + calls * span] for array in arrays)
 
         def spread(values_L, padding: int):
             out_PT = np.full((calls, self._time), padding, np.int32)
@@ -165,4 +166,5 @@ class Examples(Iterator[Batch]):
 
         start_P = first + span * np.arange(calls, dtype=np.int32)
         length_P = np.clip(len(token_L) + first - start_P, 0, span).astype(np.int32)
-        return spread(token_L, 0), spread(label_L, NOTHING), start_P[:, None] + np.arange(self._time, dtype=np.int32), length_P
+        position_PT = start_P[:, None] + np.arange(self._time, dtype=np.int32)
+        return spread(token_L, 0), spread(label_L, NOTHING), spread(type_L, 0), position_PT, length_P

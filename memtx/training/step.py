@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from memtx.config import Config
 from memtx.core import batch_axes, collect, detach, scan
 from memtx.data.streams import Batch, segment_of
-from memtx.evaluation.losses import cross_entropy, next_token_loss, repeat_logits
+from memtx.evaluation.losses import cross_entropy, labels_of, logits_of_labels, next_token_loss
 from memtx.models.lm import LM
 from memtx.ops.per_device import mesh_of
 from memtx.training.optim import trained
@@ -30,7 +30,7 @@ def make_loss(lm: LM, config: Config):
 
     The losses are divided by `num_labels`, the number of labels of the whole step.
     """
-    optim, learns = config.optim, trained(config.optim, lm)
+    optim, learns, spans = config.optim, trained(config.optim, lm), lm.model.output == "span"
 
     def loss(params, state, batch: Batch, num_labels: Array, key: Array | None):
         def segment(carry, inputs):
@@ -39,10 +39,10 @@ def make_loss(lm: LM, config: Config):
             seg = segment_of(part)
             segment_key = None if key is None else jax.random.fold_in(key, p)
             how = {"z_loss": optim.z_loss, "label_smoothing": optim.label_smoothing}
-            labels = (part.target_BPT, part.labelled_BPT)
+            labels = labels_of(part.target_BPT, part.labelled_BPT, spans)
             if lm.model.output or lm.model.head:
                 logits, state = lm(params, part.token_BPT, state, seg, key=segment_key)
-                terms = cross_entropy(repeat_logits(logits, part.target_BPT.shape[1]), *labels, **how)
+                terms = cross_entropy(logits_of_labels(logits, part.labelled_BPT, spans), *labels, **how)
             else:
                 h, state = lm.hidden(params, part.token_BPT, state, seg, key=segment_key)
                 terms = next_token_loss(h, lm.logit_weight(params), *labels, **how)
@@ -99,7 +99,8 @@ def make_step(lm: LM, tx: optax.GradientTransformation, config: Config):
         return grads, (jax.tree.map(join, state, axes), nll)
 
     def step(params, opt_state, state, batch: Batch, index: Array, key: Array):
-        num_labels = jnp.maximum(batch.labelled_BPT.sum(dtype=jnp.int32), 1).astype(jnp.float32)
+        _, mask_BPA = labels_of(batch.target_BPT, batch.labelled_BPT, lm.model.output == "span")
+        num_labels = jnp.maximum(mask_BPA.sum(dtype=jnp.int32), 1).astype(jnp.float32)
         tokens = batch.length_BP.sum(dtype=jnp.int32).astype(jnp.float32)
         step_key = jax.random.fold_in(key, index) if config.model.dropout else None
         compute = gradient if parts == 1 else accumulate

@@ -74,6 +74,14 @@ class Tokenizer:
         ids = np.concatenate([np.asarray([self.bos] if self.bos >= 0 else [], np.int32), self.encode(text)])
         return ids, np.zeros_like(ids)
 
+    def locate(self, text: str, pair: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return ids_T and type_T as `frame`, and span_T2: which characters of the second text each token is.
+
+        The span of a token outside the second text is (-1, -1). Raises UserError if the tokenizer cannot join two texts, or
+        does not know the spans.
+        """
+        raise UserError(f"the tokenizer {self.name} cannot say where tokens are in a text; use the tokenizer of a BERT")
+
     @property
     def start(self) -> int:
         """Return the first token of the decoder in an encoder-decoder: <pad> as in T5, or else `bos`."""

@@ -40,17 +40,24 @@ class HuggingFace(Pretrained):
 
     def encode(self, text: str, *, specials: bool = False) -> np.ndarray:
         """Return the ids of a text, see Tokenizer. Raises UserError for a token beyond the model's embedding."""
-        return self._encode(text, None, specials, framed=False)[0]
+        return self._checked(self._encode(text, None, specials, framed=False).ids)
 
     def frame(self, text: str, pair: str | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return (ids_T, type_T) with the specials of the tokenizer's template, see Tokenizer."""
-        return self._encode(text, pair, False, framed=True)
+        found = self._encode(text, pair, False, framed=True)
+        return self._checked(found.ids), np.asarray(found.type_ids, np.int32)
 
-    def _encode(self, text: str, pair: str | None, specials: bool, framed: bool) -> tuple[np.ndarray, np.ndarray]:
+    def locate(self, text: str, pair: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return (ids_T, type_T, span_T2), see Tokenizer."""
+        found = self._encode(text, pair, False, framed=True)
+        second_T = np.asarray([number == 1 for number in found.sequence_ids], bool)
+        span_T2 = np.where(second_T[:, None], np.asarray(found.offsets, np.int32).reshape(-1, 2), -1)
+        return self._checked(found.ids), np.asarray(found.type_ids, np.int32), span_T2
+
+    def _encode(self, text: str, pair: str | None, specials: bool, framed: bool) -> hf.Encoding:
         self._model.encode_special_tokens = not specials
         first, second = (t and t.encode("utf-8", errors="replace").decode() for t in (text, pair))
-        found = self._model.encode(first or "", second, add_special_tokens=framed)
-        return self._checked(found.ids), np.asarray(found.type_ids, np.int32)
+        return self._model.encode(first or "", second, add_special_tokens=framed)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Decode ids with the decoder of the tokenizer. Special tokens are dropped."""
