@@ -309,7 +309,10 @@ def test_damaged_bytes_of_a_gguf_file(check, tmp_path):
 
 # --- data files ---------------------------------------------------------------------------------------------------------------
 
-ROWS = [{"source": f"text {i} of é", "target": f'a "{i}"\n', "label": "ab"[i % 2], "text": f"line {i}"} for i in range(8)]
+ROWS = [
+    {"document": f"d{i // 2}", "source": f"text {i} of é", "target": f'a "{i}"\n', "label": "ab"[i % 2], "text": f"line {i}"}
+    for i in range(8)
+]
 
 
 def as_csv(delimiter: str) -> bytes:
@@ -324,7 +327,7 @@ LINES = "\n".join(json.dumps(row) for row in ROWS).encode()
 
 
 @pytest.mark.parametrize(("suffix", "content"), [("csv", as_csv(",")), ("tsv", as_csv("\t")), ("jsonl", LINES)])
-@pytest.mark.parametrize("task", ["labelled", "pairs"])
+@pytest.mark.parametrize("task", ["labelled", "pairs", "turns"])
 def test_damaged_data_files(check, tmp_path, suffix, content, task):
     path, cls = tmp_path / f"data.{suffix}", tasks.TASKS[task]
 

@@ -2,7 +2,7 @@
 
 Each file defines one task. The contract is in base.py.
 
-All tasks are synthetic except `labelled` and `pairs`, which read the user's files.
+All tasks are synthetic except `labelled`, `pairs` and `turns`, which read the user's files.
 """
 
 from memtx.tasks.algorithmic import Algorithmic
@@ -23,6 +23,7 @@ from memtx.tasks.pairs import Pairs
 from memtx.tasks.passkey import Passkey
 from memtx.tasks.phonebook import Phonebook
 from memtx.tasks.ruler import Ruler
+from memtx.tasks.turns import Turns
 
 TASKS: dict[str, type[Task]] = {
     "algorithmic": Algorithmic,
@@ -42,6 +43,7 @@ TASKS: dict[str, type[Task]] = {
     "passkey": Passkey,
     "phonebook": Phonebook,
     "ruler": Ruler,
+    "turns": Turns,
 }
 
 __all__ = ["TASKS", "Example", "Task"]
