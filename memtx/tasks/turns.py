@@ -26,7 +26,17 @@ from memtx.data.tokenizers import Tokenizer
 from memtx.tasks.base import Example, next_token, octave
 from memtx.tasks.files import FileTask, Rows
 
-Turn = tuple[np.ndarray, np.ndarray]  # the tokens before its target, and those of the target with the one that ends it
+
+@dataclasses.dataclass(frozen=True)
+class _Turn:
+    """The prompt of a turn, its tokens within a document, and those of the target with the token that ends it."""
+
+    prompt: str
+    prompt_T: np.ndarray
+    target_T: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.prompt_T) + len(self.target_T)
 
 
 class Turns(FileTask):
@@ -45,41 +55,37 @@ class Turns(FileTask):
 
     @classmethod
     def build_examples(cls, config: Config, tokenizer: Tokenizer, rows: Rows) -> dict[str, list[Example]]:
-        def documents(found: Sequence[tuple[str, ...]]) -> Iterator[list[Turn]]:
-            for _, lines in groupby(found, lambda row: row[0]):
-                yield from _parts(config, [_encode(config, tokenizer, *line[1:]) for line in lines])
+        def turn(document: str, source: str, target: str) -> _Turn:
+            prompt = config.before + source + config.between
+            target_T = np.append(tokenizer.encode(target), [tokenizer.ending] if tokenizer.eos else [])
+            return _Turn(prompt, tokenizer.encode(prompt, specials=config.specials), target_T)
 
-        def example(turns: list[Turn]) -> Example:
-            start = tokenizer.frame("")[0] if not config.specials else np.zeros(0, np.int32)
-            return _join(start, turns)
+        def example(turns: Sequence[_Turn]) -> Example:
+            first = turns[0] if config.specials else dataclasses.replace(turns[0], prompt_T=tokenizer.frame(turns[0].prompt)[0])
+            return _build_example([first, *turns[1:]])
 
-        return {split: [example(turns) for turns in documents(found)] for split, found in rows.items()}
-
-
-def _encode(config: Turns.Config, tokenizer: Tokenizer, source: str, target: str) -> Turn:
-    """Return the tokens before the target, and those of the target with the one that ends it."""
-    prompt_T = tokenizer.encode(config.before + source + config.between, specials=config.specials)
-    return prompt_T, np.append(tokenizer.encode(target), [tokenizer.ending] if tokenizer.eos else []).astype(np.int32)
+        documents = {split: groupby(found, lambda row: row[0]) for split, found in rows.items()}
+        return {
+            split: [example(part) for _, lines in found for part in _parts(config, [turn(*line) for line in lines])]
+            for split, found in documents.items()
+        }
 
 
-def _parts(config: Turns.Config, turns: Sequence[Turn]) -> Iterator[list[Turn]]:
+def _parts(config: Turns.Config, turns: Sequence[_Turn]) -> Iterator[list[_Turn]]:
     """Yield the turns of a document in parts that have at most `turns` turns and, unless a turn is longer, `tokens` tokens."""
-    part: list[Turn] = []
+    part: list[_Turn] = []
     for turn in turns:
-        tokens = sum(len(ids) for one in [*part, turn] for ids in one)
-        if part and (len(part) == config.turns or 0 < config.tokens < tokens):
+        if part and (len(part) == config.turns or 0 < config.tokens < sum(map(len, [*part, turn]))):
             yield part
             part = []
         part.append(turn)
     yield part
 
 
-def _join(start_T: np.ndarray, turns: Sequence[Turn]) -> Example:
-    """Return the example of the turns of a document. start_T: the tokens that start a document."""
-    parts = [(start_T, 0)]  # tokens, and the number of their turn if they are of a target, or else 0
-    for number, (prompt_T, target_T) in enumerate(turns, 1):
-        parts += [(prompt_T, 0), (target_T, number)]
-    token_N = np.concatenate([ids for ids, _ in parts])
-    number_N = np.concatenate([np.full(len(ids), number) for ids, number in parts])
+def _build_example(turns: Sequence[_Turn]) -> Example:
+    """Return the example of the turns of a document."""
+    token_N = np.concatenate([ids for turn in turns for ids in (turn.prompt_T, turn.target_T)])
+    lengths = [len(ids) for turn in turns for ids in (turn.prompt_T, turn.target_T)]
+    number_N = np.repeat([n for number in range(len(turns)) for n in (0, number + 1)], lengths)  # 0: not of a target
     token_L, label_L = next_token(token_N, number_N > 0)
     return Example(token_L, label_L, {"turn": octave(number_N[1:][number_N[1:] > 0])})

@@ -1,6 +1,7 @@
 """Turns: only targets have labels, the order is kept, turns see the turns before them, and a model continues as in training."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -76,6 +77,21 @@ def test_documents_are_cut_between_turns_and_prompts_have_their_markup(folder, s
     assert [read(found, example) for example in found.examples["test"]] == parts
     assert found.length == max(map(len, parts)) - 1
     assert found.fingerprint != task(folder).fingerprint
+
+
+def test_markup_of_special_tokens_is_read_as_such_and_texts_are_framed_as_by_complete(folder):
+    vocabulary = f"pretrained:{Path(__file__).parents[2] / 'golden/hf/vocabularies/byte_bpe'}"
+    plain, marked = (
+        task(folder, tokenizer=vocabulary, between="<|endoftext|>", specials=specials) for specials in (False, True)
+    )
+    end = marked.tokenizer.specials["<|endoftext|>"]
+    first = marked.examples["train"][0].token_L.tolist()
+    assert first[: first.index(end) + 1] == [*marked.tokenizer.encode("one"), end]
+    spelled = plain.examples["train"][0].token_L
+    assert spelled[: len(plain.tokenizer.frame("one<|endoftext|>")[0])].tolist() == [
+        *plain.tokenizer.frame("one<|endoftext|>")[0]
+    ]
+    assert (spelled == end).sum() < (np.asarray(first) == end).sum()  # control
 
 
 def test_one_file_is_split_by_document_and_a_bpe_does_not_read_the_names(tmp_path):

@@ -1,0 +1,112 @@
+"""Translation from English to Spanish, of verses and of whole chapters"""
+
+import json
+import sys
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+
+from bible import write_splits
+from chapters import bits_per_byte, translate_alone, translate_chapters
+
+import memtx
+from memtx.data import rows
+from memtx.errors import UserError
+from memtx.evaluation.text import bleu, chrf
+from memtx.files.atomic import write_atomic
+from memtx.files.cache import built, root
+from memtx.tasks.turns import Turns
+
+CACHE = "~/.cache/memtx"
+SHORT, LONG, ALL = 128, 224, 0  # the most characters of a verse: for the T5, for the chapters, and to test
+TOKENS = 122  # of a verse and its translation, for the chapters
+VERSES = 32  # of each test chapter
+MEMORIES = ("window", "gated_deltanet")
+
+config = "configs/seq2seq.py:size=tiny,tokenizer=bpe:4096,source=64,target=64,memory=none"
+common = {
+    "eval.every": 0,
+    "eval.batch": 20,
+    "eval.examples": 60,
+    "eval.health": False,
+    "train.log_every": 50,
+    "checkpoint.every": 100,
+    "optim.lr": 3e-3,
+}
+
+
+def folder(most: int) -> str:
+    return f"{CACHE}/derived/bible_to_{most}_characters"
+
+
+def sweep():
+    for most in (SHORT, LONG, ALL):
+        try:
+            built(root(folder(most)), partial(_write, most))
+        except UserError as error:  # a report needs no verses
+            print(error, file=sys.stderr)
+    verses = {
+        "data.task.path": folder(SHORT),
+        "data.task.source_tokens": 40,
+        "data.task.target_tokens": 40,
+        "data.segment": 40,
+        "model.dropout": 0.0,
+        "model.scan": False,
+        "train.batch": 32,
+        "train.steps": 1500,
+    }
+    chapters = {"data.task.path": folder(LONG), "data.task.tokenizer": "bpe:4096", "data.segment": 128}
+    whole = chapters | {
+        "data.task.turns": 0,
+        "data.task.tokens": 512,
+        "train.segments": 4,
+        "train.batch": 8,
+        "train.steps": 300,
+    }
+    alone = chapters | {"data.task.turns": 1, "train.segments": 1, "train.batch": 40, "train.steps": 385}
+    for seed in (0, 1, 2):
+        yield {"seed": seed} | verses
+    for seed in (0, 1, 2):
+        for memory, settings in (*((memory, whole) for memory in MEMORIES), (MEMORIES[0], alone)):
+            yield {"seed": seed, "config": f"configs/lm.py:memory={memory},size=tiny,data=task:turns"} | settings
+
+
+def _write(most: int, folder: Path) -> None:
+    """Write the verses of at most `most` characters (0: all), for LONG only those of at most TOKENS tokens."""
+    write_splits(CACHE, most, folder)
+    if most != LONG:
+        return
+    verses = Turns(Turns.Config(path=str(folder), tokenizer="bpe:4096", cache=CACHE, turns=1)).examples
+    for split, examples in verses.items():
+        lines = (folder / f"{split}.jsonl").read_text().splitlines(keepends=True)
+        kept = [line for line, example in zip(lines, examples, strict=True) if len(example.token_L) <= TOKENS]
+        (folder / f"{split}.jsonl").write_text("".join(kept))
+
+
+def run(config, workdir):
+    """Translate the test set. Returns BLEU and chrF and, of chapters, the bits per byte, for each state."""
+    loaded = memtx.load(workdir)
+    if loaded.lm.model.encoder:
+        found = rows.read(Path(root(folder(SHORT))) / "test.jsonl", ("source", "target"))
+        texts = memtx.write(loaded, [source for source, _ in found], long="cut", batch=32, max_tokens=64).texts
+        return _score(workdir, found, {"": texts})
+    lines = rows.read(Path(root(folder(ALL))) / "test.jsonl", ("document", "source", "target"))
+    chapters = [[line[1:] for line in verses][:VERSES] for _, verses in groupby(lines, lambda line: line[0])]
+    found = [verse for chapter in chapters for verse in chapter]
+    if config.data.task.turns == 1:
+        bits = bits_per_byte(loaded, chapters, ("wiped",))
+        return _score(workdir, found, {"": translate_alone(loaded, chapters)}) | {"test/bits_per_byte": bits["wiped"]}
+    written = translate_chapters(loaded, chapters)
+    texts = {"": written["carried"], "/wiped": translate_alone(loaded, chapters), "/wrong": written["wrong"]}
+    bits = {
+        f"test/bits_per_byte/{way}".removesuffix("/carried"): value for way, value in bits_per_byte(loaded, chapters).items()
+    }
+    return _score(workdir, found, texts) | bits
+
+
+def _score(workdir, verses, texts):
+    """Return the scores of translations by the suffix of their metric, and write the translations beside the run."""
+    write_atomic(Path(workdir) / "translations.json", json.dumps({"verses": verses} | texts, ensure_ascii=False, indent=1))
+    references = [spanish for _, spanish in verses]
+    scores = {"bleu": bleu, "chrf": chrf}
+    return {f"test/{name}{way}": score(found, references) for way, found in texts.items() for name, score in scores.items()}
