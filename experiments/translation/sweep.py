@@ -1,4 +1,18 @@
-"""Translation from English to Spanish, of verses and of whole chapters"""
+"""Translation from English to Spanish, of verses and of whole chapters
+
+The texts are 31,084 verses of the Bible in the King James Version and the Reina-Valera of 1909 (Debian's `sword-text-kjv` and
+`sword-text-sparv`). Judges and James are for testing, Ruth and Philippians for validation, all other books for training. All
+models are new, have four layers of width 128 and read a BPE of 4,096 tokens. All translations take the likeliest token.
+
+The first row is a T5 that translates verses of at most 128 characters, each alone. The other rows are decoder-only models that
+translate chapters verse by verse, after having read the earlier verses and their own translations of them. They are trained on
+parts of chapters of at most 512 tokens (`data.task.turns=0`), or on as many tokens of single verses (`data.task.turns=1`). The
+first 32 verses of the 26 chapters of Judges and James are translated three times: with the carried state, with the state wiped
+before each verse, and with the state of another chapter. Bits per byte are those of the true translation, after the true
+translations of the earlier verses.
+
+The claim: a state that remembers the earlier verses helps to translate the next one.
+"""
 
 import json
 import sys
@@ -50,10 +64,11 @@ def sweep():
         "data.task.source_tokens": 40,
         "data.task.target_tokens": 40,
         "data.segment": 40,
-        "model.dropout": 0.0,
+        "model.stacks": ((("full/cross/mlp",), 2),),
+        "model.encoder": ((("bidirectional",), 2),),
         "model.scan": False,
         "train.batch": 32,
-        "train.steps": 1500,
+        "train.steps": 2800,
     }
     chapters = {"data.task.path": folder(LONG), "data.task.tokenizer": "bpe:4096", "data.segment": 128}
     whole = chapters | {
@@ -89,7 +104,7 @@ def run(config, workdir):
     if loaded.lm.model.encoder:
         found = rows.read(Path(root(folder(SHORT))) / "test.jsonl", ("source", "target"))
         texts = memtx.write(loaded, [source for source, _ in found], long="cut", batch=32, max_tokens=64).texts
-        return _score(workdir, found, {"": texts})
+        return _score(workdir, found, {"": texts, "/copied": [source for source, _ in found]})
     lines = rows.read(Path(root(folder(ALL))) / "test.jsonl", ("document", "source", "target"))
     chapters = [[line[1:] for line in verses][:VERSES] for _, verses in groupby(lines, lambda line: line[0])]
     found = [verse for chapter in chapters for verse in chapter]
@@ -110,3 +125,39 @@ def _score(workdir, verses, texts):
     references = [spanish for _, spanish in verses]
     scores = {"bleu": bleu, "chrf": chrf}
     return {f"test/{name}{way}": score(found, references) for way, found in texts.items() for name, score in scores.items()}
+
+
+def _column(metric: str) -> dict:
+    bits = metric.startswith("bits")
+    return {"metric": f"test/{metric}", "better": "lower" if bits else "higher", "digits": 3 if bits else 1}
+
+
+report = {
+    "rows": ("memory", "data.task.turns"),
+    "columns": {
+        "BLEU": _column("bleu"),
+        "chrF": _column("chrf"),
+        "chrF, wiped": _column("chrf/wiped"),
+        "chrF, another chapter": _column("chrf/wrong"),
+        "bits per byte": _column("bits_per_byte"),
+        "bits, wiped": _column("bits_per_byte/wiped"),
+        "bits, another chapter": _column("bits_per_byte/wrong"),
+        "chrF of the English": _column("chrf/copied"),
+    },
+    "varies": ("params", "state_bytes", "flops_per_token"),
+}
+
+
+def claims(table):
+    def mean(memory, turns, heading):
+        return table[memory, turns, heading].mean
+
+    t5 = ("none", "default")
+    yield "the T5 is 15 chrF above a copy of the English", mean(*t5, "chrF") > mean(*t5, "chrF of the English") + 15
+    alone = mean(MEMORIES[0], 1, "chrF")
+    for memory in MEMORIES:
+        chrf, bits = mean(memory, 0, "chrF"), mean(memory, 0, "bits per byte")
+        yield f"{memory}: with the carried state, chrF is 0.5 above that of the model of single verses", chrf > alone + 0.5
+        yield f"{memory}: it is 0.5 above that with the state wiped", chrf > mean(memory, 0, "chrF, wiped") + 0.5
+        yield f"{memory}: the carried state saves 0.02 bits per byte", bits < mean(memory, 0, "bits, wiped") - 0.02
+        yield f"{memory}: that of another chapter saves 0.01 less", bits < mean(memory, 0, "bits, another chapter") - 0.01

@@ -2,8 +2,9 @@
 
 Lines are {"document": "...", "source": "...", "target": "..."} (see memtx.tasks.files). Consecutive lines with the same
 document are one example, in their order, so a turn can use the sources and targets before it. A document may be a text that is
-translated sentence by sentence. It may also be a conversation of several turns, on which a chat model is fine-tuned with the
-markup of its messages in `before` and `between`. One file is split by document.
+translated sentence by sentence. It may also be a conversation of several turns, on which a chat model is fine-tuned. Then
+`before`, `between` and `specials` have the markup of its messages. For SmolLM2 they are "<|im_start|>user\\n",
+"<|im_end|>\\n<|im_start|>assistant\\n" and True. One file is split by document.
 
 The tokens of a turn are those of before + source + between, those of the target, and the token that ends a text. Labels are the
 tokens of the target and this last token. A trained model continues in the same way, with the state of the turns before:
