@@ -6,6 +6,7 @@ verses of another chapter (`wrong`).
 R chapters, T tokens of a verse and its translation.
 """
 
+import math
 from functools import partial
 
 import jax
@@ -71,7 +72,7 @@ def bits_per_byte(loaded: Loaded, chapters: list[Chapter], ways: tuple[str, ...]
             found_R, after = _nats(loaded, *states[way])
             nats[way] += float(found_R[live_R].sum())
             state = after if way == "carried" else state
-    return {way: total / np.log(2) / size for way, total in nats.items()}
+    return {way: total / math.log(2) / size for way, total in nats.items()}
 
 
 def _tokens(loaded: Loaded, english: str, spanish: str, first: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -35,7 +35,7 @@ CACHE = "~/.cache/memtx"
 SHORT, LONG, ALL = 128, 224, 0  # the most characters of a verse: for the T5, for the chapters, and to test
 TOKENS = 122  # of a verse and its translation, for the chapters
 VERSES = 32  # of each test chapter
-MEMORIES = ("window", "gated_deltanet")
+MEMORIES = ("window", "xl")
 
 config = "configs/seq2seq.py:size=tiny,tokenizer=bpe:4096,source=64,target=64,memory=none"
 common = {
@@ -106,17 +106,15 @@ def run(config, workdir):
         texts = memtx.write(loaded, [source for source, _ in found], long="cut", batch=32, max_tokens=64).texts
         return _score(workdir, found, {"": texts, "/copied": [source for source, _ in found]})
     lines = rows.read(Path(root(folder(ALL))) / "test.jsonl", ("document", "source", "target"))
-    chapters = [[line[1:] for line in verses][:VERSES] for _, verses in groupby(lines, lambda line: line[0])]
+    chapters = [[(line[1], line[2]) for line in verses][:VERSES] for _, verses in groupby(lines, lambda line: line[0])]
     found = [verse for chapter in chapters for verse in chapter]
     if config.data.task.turns == 1:
         bits = bits_per_byte(loaded, chapters, ("wiped",))
         return _score(workdir, found, {"": translate_alone(loaded, chapters)}) | {"test/bits_per_byte": bits["wiped"]}
     written = translate_chapters(loaded, chapters)
     texts = {"": written["carried"], "/wiped": translate_alone(loaded, chapters), "/wrong": written["wrong"]}
-    bits = {
-        f"test/bits_per_byte/{way}".removesuffix("/carried"): value for way, value in bits_per_byte(loaded, chapters).items()
-    }
-    return _score(workdir, found, texts) | bits
+    bits = bits_per_byte(loaded, chapters)
+    return _score(workdir, found, texts) | {f"test/bits_per_byte/{way}".removesuffix("/carried"): bits[way] for way in bits}
 
 
 def _score(workdir, verses, texts):
