@@ -108,4 +108,4 @@ def _of_others(loaded: Loaded, state: LMState | None) -> LMState | None:
     if state is None:
         return None
     rows = len(state.position_B)
-    return memtx.take_rows(state, np.roll(np.arange(rows), rows // 2), memtx.batch_axes(loaded.lm.init_state))
+    return memtx.take_rows(state, jnp.roll(jnp.arange(rows), rows // 2), memtx.batch_axes(loaded.lm.init_state))

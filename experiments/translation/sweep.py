@@ -2,7 +2,7 @@
 
 The texts are 31,084 verses of the Bible in the King James Version and the Reina-Valera of 1909 (Debian's `sword-text-kjv` and
 `sword-text-sparv`). Judges and James are for testing, Ruth and Philippians for validation, all other books for training. All
-models are new, have four layers of width 128 and read a BPE of 4,096 tokens. All translations take the likeliest token.
+models are new, have two layers of width 128 (the T5 has two in each half) and read a BPE of 4,096 tokens. All translations take the likeliest token.
 
 The first row is a T5 that translates verses of at most 128 characters, each alone. The other rows are decoder-only models that
 translate chapters verse by verse, after having read the earlier verses and their own translations of them. They are trained on
@@ -70,20 +70,25 @@ def sweep():
         "train.batch": 32,
         "train.steps": 2800,
     }
-    chapters = {"data.task.path": folder(LONG), "data.task.tokenizer": "bpe:4096", "data.segment": 128}
+    chapters = {
+        "data.task.path": folder(LONG),
+        "data.task.tokenizer": "bpe:4096",
+        "data.segment": 128,
+        "train.steps": 800,
+    }
     whole = chapters | {
         "data.task.turns": 0,
         "data.task.tokens": 512,
         "train.segments": 4,
-        "train.batch": 8,
-        "train.steps": 300,
+        "train.batch": 4,
     }
-    alone = chapters | {"data.task.turns": 1, "train.segments": 1, "train.batch": 40, "train.steps": 385}
+    alone = chapters | {"data.task.turns": 1, "train.segments": 1, "train.batch": 26}
     for seed in (0, 1, 2):
         yield {"seed": seed} | verses
     for seed in (0, 1, 2):
         for memory, settings in (*((memory, whole) for memory in MEMORIES), (MEMORIES[0], alone)):
-            yield {"seed": seed, "config": f"configs/lm.py:memory={memory},size=tiny,data=task:turns"} | settings
+            spec = f"configs/lm.py:memory={memory},size=tiny,data=task:turns"
+            yield {"seed": seed, "config": spec, "model.stacks": (((memory,), 2),)} | settings
 
 
 def _write(most: int, folder: Path) -> None:
