@@ -2,8 +2,8 @@
 
 The texts are 31,084 verses of the Bible in the King James Version and the Reina-Valera of 1909 (Debian's `sword-text-kjv` and
 `sword-text-sparv`). Judges and James are for testing, Ruth and Philippians for validation, all other books for training. All
-models are new. They have two layers of width 128 (the T5 has two in each half) and read a BPE of 4,096 tokens. In a translation,
-each token is the likeliest one.
+models are new, with two layers of width 128 (the T5 has two in each half) and a BPE of 4,096 tokens. They always write the
+likeliest token.
 
 The first row is a T5 that translates verses of at most 128 characters, each alone. The other rows are decoder-only models that
 translate chapters verse by verse, after having read the earlier verses and their own translations of them. They are trained on
