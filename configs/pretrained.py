@@ -8,7 +8,7 @@ memory     a name of `memtx list` | none (the backbone is unchanged). It replace
 layers     the layers with the memory, counted from 0: 20 or 10+20 | "" (the layers of its paper)
 attention  of the other layers: own | window | sink | full            context  tokens that this attention sees
 train      memory (only the parameters that the backbone does not have) | all
-data       pycode | books | speeches | textdir:PATH | tfds:NAME
+data       pycode | books | speeches | textdir:PATH | tfds:NAME | task:turns (set data.task.path, see memtx.tasks.turns)
 """
 
 from memtx.runs.configure import get_config as default_config
@@ -23,10 +23,11 @@ def get_config(arg: str = ""):
     )
     model, memory, new = on_pretrained(choice.backbone, choice.memory, choice.layers, choice.attention, choice.context)
     alone = choice.train == "memory" and bool(new)
+    tokenizer = {"tokenizer": f"pretrained:{choice.backbone}"}
     return default_config(
         model=model,
         memory=memory,
-        data={"corpus": choice.data, "tokenizer": f"pretrained:{choice.backbone}", "segment": 512},
+        data={"corpus": choice.data, "segment": 512} | ({"task": tokenizer} if choice.data == "task:turns" else tokenizer),
         train={"steps": 200, "batch": 1, "segments": 2},
         optim={"lr": 1e-2 if alone else 1e-5, "warmup": 10, "weight_decay": 0.0, "train": new if alone else ""},
         eval={"every": 0, "batch": 1, "segments": 32, "sample_tokens": 60},

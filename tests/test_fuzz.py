@@ -313,6 +313,7 @@ ASKED = {"question": "what?", "answer": "ships"}
 WORDPIECE = Path(__file__).parent / "golden" / "hf" / "vocabularies" / "wordpiece"
 ROWS = [
     {
+        "document": f"d{i // 2}",
         "source": f"text {i} of é",
         "target": f'a "{i}"\n',
         "label": "ab"[i % 2],
@@ -336,7 +337,7 @@ LINES = "\n".join(json.dumps(row) for row in ROWS).encode()
 
 
 @pytest.mark.parametrize(("suffix", "content"), [("csv", as_csv(",")), ("tsv", as_csv("\t")), ("jsonl", LINES)])
-@pytest.mark.parametrize("task", ["labelled", "pairs", "spans"])
+@pytest.mark.parametrize("task", ["labelled", "pairs", "spans", "turns"])
 def test_damaged_data_files(check, tmp_path, suffix, content, task):
     path, cls = tmp_path / f"data.{suffix}", tasks.TASKS[task]
     settings = {"tokenizer": f"pretrained:{WORDPIECE}"} if task == "spans" else {}

@@ -1,4 +1,4 @@
-"""Scores of generated text against references, from 0 to 100: BLEU, ROUGE, exact match and token F1.
+"""Scores of generated text against references, from 0 to 100: BLEU, chrF, ROUGE, exact match and token F1.
 
 `predictions` has one text per example. `references` has one text or several per example. The best of several counts.
 """
@@ -37,6 +37,18 @@ def bleu_signature(predictions: Sequence[str], references: References, tokenizer
     metric = _bleu(texts, tokenizer)
     metric.corpus_score(list(predictions), _streams(texts))
     return str(metric.get_signature())
+
+
+def chrf(predictions: Sequence[str], references: References) -> float:
+    """Return corpus chrF by sacrebleu (Popović 2015). The number of references may vary by example.
+
+    It compares the characters of both texts, in sequences of 1 to 6 without spaces. Recall has twice the weight of precision.
+    Predictions that all equal a reference score 100, even if they are empty.
+    """
+    texts = _checked(predictions, references)
+    if all(text in several for text, several in zip(predictions, texts, strict=True)):
+        return 100.0
+    return optional("sacrebleu", "eval").CHRF().corpus_score(list(predictions), _streams(texts)).score
 
 
 def _bleu(texts: list[list[str]], tokenizer: str):
@@ -81,7 +93,7 @@ class _Stemmed:
 
 
 def check_scorers() -> None:
-    """Raise a UserError if a package for BLEU and ROUGE is not installed."""
+    """Raise a UserError if a package for BLEU, chrF and ROUGE is not installed."""
     for module in ("sacrebleu", "rouge_score.rouge_scorer"):
         optional(module, "eval")
 

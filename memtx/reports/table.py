@@ -20,7 +20,8 @@ from memtx.reports.study import Column, Study
 NOT_STARTED = "–"
 STRAY = "not in the sweep file, left out"
 MATCHED = 1.05  # a comparison is unfair if the ratio of budgets is larger
-HIGHER = ("accuracy", "exact", "exact_match", "f1", "bleu", "rouge_l", "tokens_per_s")  # metrics that are better when higher
+# The metrics that are better when they are higher, and those that are better when they are lower.
+HIGHER = ("accuracy", "exact", "exact_match", "f1", "bleu", "chrf", "rouge_l", "tokens_per_s")
 LOWER = ("loss", "perplexity", "bits_per_byte", "seconds")
 LONGEST = 32  # characters of a row's label
 

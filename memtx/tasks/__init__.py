@@ -2,7 +2,7 @@
 
 Each file defines one task. The contract is in base.py.
 
-All tasks are synthetic except `labelled`, `pairs` and `spans`, which read the user's files.
+All tasks are synthetic except `labelled`, `pairs`, `spans` and `turns`, which read the user's files.
 """
 
 from memtx.tasks.algorithmic import Algorithmic
@@ -24,6 +24,7 @@ from memtx.tasks.passkey import Passkey
 from memtx.tasks.phonebook import Phonebook
 from memtx.tasks.ruler import Ruler
 from memtx.tasks.spans import Spans
+from memtx.tasks.turns import Turns
 
 TASKS: dict[str, type[Task]] = {
     "algorithmic": Algorithmic,
@@ -44,6 +45,7 @@ TASKS: dict[str, type[Task]] = {
     "phonebook": Phonebook,
     "ruler": Ruler,
     "spans": Spans,
+    "turns": Turns,
 }
 
 __all__ = ["TASKS", "Example", "Task"]

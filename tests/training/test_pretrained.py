@@ -10,7 +10,7 @@ import pytest
 from memtx.errors import UserError
 from memtx.pretrained import load as pretrained
 from memtx.pretrained.names import flat
-from memtx.runs.configure import build, get_config, load_config
+from memtx.runs.configure import build, configure, get_config, load_config
 from memtx.runs.evaluate import evaluate_config
 from memtx.runs.load import load
 from memtx.runs.presets import on_pretrained
@@ -121,6 +121,12 @@ def test_the_config_file_puts_a_memory_on_a_backbone(backbone, memory):
     assert c.model.pretrained == backbone
     named = [name for stack in c.model.stacks for entry in stack[0] for name in [entry]]
     assert memory in "".join(named) + c.model.body + c.model.head + "none"
+
+
+def test_the_config_file_fine_tunes_on_conversations(backbone):
+    c = load_config(f"configs/pretrained.py:backbone={backbone},train=all,data=task:turns")
+    assert (c.data.tokenizer, c.data.task.tokenizer) == ("bytes", f"pretrained:{backbone}")
+    assert configure(c).optim.train == ""
 
 
 @pytest.mark.parametrize("attention", [*(pytest.param(name, marks=pytest.mark.thorough) for name in ("own", "window")), "sink"])

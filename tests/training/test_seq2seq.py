@@ -86,7 +86,7 @@ def test_a_run_says_how_well_it_writes(whole):
     workdir, trained = whole
     found = [row for row in lines(workdir) if "eval/loss" in row]
     assert [row["step"] for row in found] == [2, 4]
-    for name in ("exact", "exact_match", "f1", "bleu", "rouge_l", "bits_per_byte", "bits_per_byte_wiped"):
+    for name in ("exact", "exact_match", "f1", "bleu", "chrf", "rouge_l", "bits_per_byte", "bits_per_byte_wiped"):
         assert f"eval/{name}" in found[-1]
     assert found[-1]["eval/loss"] != found[-1]["eval/loss_wiped"]
     result = trained.evaluation

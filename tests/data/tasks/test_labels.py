@@ -291,7 +291,7 @@ def test_a_solver_by_hand_gets_every_label_right(name, settings, solve):
 
 
 def test_every_task_has_a_solver():
-    assert {name for name, *_ in CASES} | {"labelled", "pairs", "spans"} == set(TASKS)  # whose labels are in files
+    assert {name for name, *_ in CASES} | {"labelled", "pairs", "spans", "turns"} == set(TASKS)  # whose labels are in files
 
 
 @pytest.mark.parametrize(("name", "settings"), [case[:2] for case in CASES], ids=NAMES)
