@@ -16,13 +16,14 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 
 from memtx.errors import UserError
 from memtx.files.cache import built, root
 
-FOLDER = "~/.cache/memtx/derived/descriptions_of_45_to_75_words"
+FOLDER = "~/.cache/memtx/derived/descriptions_of_26_to_42_words"
 LISTS = "MEMTX_APT_LISTS"  # a folder with a *_Translation-en and its *_Packages, to use those instead of the newest ones
-LENGTH, SYNOPSIS, FIRST = range(45, 76), range(3, 13), 8
+LENGTH, SYNOPSIS, FIRST = range(26, 43), range(3, 11), 8
 HELD_OUT = 20  # of so many families, one is for validation and one for testing
 
 Fields = dict[str, str]
@@ -30,7 +31,12 @@ Fields = dict[str, str]
 
 def write(folder: Path) -> None:
     """Write the pairs in the format of configs/seq2seq.py, and origin.json with the sha256 of apt's files."""
-    lists = Path(os.environ[LISTS]) if os.environ.get(LISTS) else _update(folder)
+    with TemporaryDirectory() as temporary:
+        lists = Path(os.environ[LISTS]) if os.environ.get(LISTS) else _update(Path(temporary))
+        _write(folder, lists)
+
+
+def _write(folder: Path, lists: Path) -> None:
     files = {kind: _largest(lists, kind) for kind in ("Translation-en", "Packages")}
     source_of = {fields["Package"]: fields.get("Source", fields["Package"]).split()[0] for fields in stanzas(files["Packages"])}
     found = {}
