@@ -1,4 +1,4 @@
-"""Scores of generated text against references, from 0 to 100: BLEU, chrF, ROUGE, exact match and token F1.
+"""Scores of generated text, from 0 to 100: BLEU, chrF, ROUGE, exact match and token F1 against references, and repetition.
 
 `predictions` has one text per example. `references` has one text or several per example. The best of several counts.
 """
@@ -106,6 +106,27 @@ def exact_match(predictions: Sequence[str], references: References) -> float:
 def token_f1(predictions: Sequence[str], references: References) -> float:
     """Return the mean F1 of bags of words (SQuAD), or of characters in scripts without spaces (Lewis et al. 2020, MLQA)."""
     return _mean_of_best(predictions, references, _f1)
+
+
+def repetition(texts: Sequence[str], n: int = 4) -> dict[str, float]:
+    """Return how much texts repeat their n-grams of words (see memtx.evaluation.words), by name.
+
+    repetition  the n-grams that occurred earlier in the same text, in percent of its n-grams: the mean over texts
+                (Welleck et al. 2020, rep-n)
+    distinct    the different n-grams of all texts together, in percent of all n-grams (Li et al. 2016, distinct-n)
+
+    Both depend on the lengths of the texts, so compare texts of similar lengths. Texts of fewer than n words are left out.
+    Raises UserError if no text is left or n is below 1.
+    """
+    if n < 1:
+        raise UserError(f"n must be 1 or more, not {n}")
+    split = [words(text) for text in texts]
+    grams = [[*zip(*(row[i:] for i in range(n)), strict=False)] for row in split if len(row) >= n]
+    if not grams:
+        raise UserError(f"no text has {n} words, so there are no n-grams to count")
+    seen_before = [1 - len(set(row)) / len(row) for row in grams]
+    different = len(set().union(*grams)) / sum(map(len, grams))
+    return {"repetition": 100 * sum(seen_before) / len(grams), "distinct": 100 * different}
 
 
 def normalised(text: str) -> str:

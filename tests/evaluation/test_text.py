@@ -9,7 +9,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
 from memtx.errors import UserError
-from memtx.evaluation.text import _Stemmed, bleu, bleu_signature, chrf, exact_match, normalised, rouge, token_f1
+from memtx.evaluation.text import _Stemmed, bleu, bleu_signature, chrf, exact_match, normalised, repetition, rouge, token_f1
 from memtx.evaluation.words import bleu_tokenizer, words
 
 
@@ -54,6 +54,19 @@ def test_rouge_by_hand():
     found = rouge(["keeper on a ship"], ["on a big grey ship"])
     assert found == pytest.approx({"rouge1": 100 * 6 / 9, "rouge2": 100 * 2 / 7, "rougeL": 100 * 6 / 9})
     assert rouge(["ships"], [["boat", "ship"]], kinds=("rouge1",)) == {"rouge1": 100}
+
+
+def test_repetition_by_hand():
+    # a b, b a, a b, b c: "a b" is repeated, 1 of 4. b c, c d: nothing is, 0 of 2. Together: 4 different pairs of 6
+    found = repetition(["A b, a b c!", "b c d"], n=2)
+    assert found == pytest.approx({"repetition": 100 * (1 / 4 + 0) / 2, "distinct": 100 * 4 / 6})
+    assert repetition(["to be or not to be or not", "to be"]) == pytest.approx({"repetition": 20.0, "distinct": 80.0})
+
+
+@pytest.mark.parametrize(("texts", "n", "message"), [(["one two three"], 4, "no text has 4 words"), (["a"], 0, "n must be 1")])
+def test_repetition_needs_ngrams(texts, n, message):
+    with pytest.raises(UserError, match=message):
+        repetition(texts, n)
 
 
 PERFECT = {
