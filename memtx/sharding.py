@@ -98,7 +98,9 @@ class Layout:
             axes[batch] = "data"
             return NamedSharding(self.mesh, P(*axes))
 
-        return jax.tree.map(sharding, jax.eval_shape(lambda: lm.init_state(1)), batch_axes(lm.init_state), head_axes(lm))
+        axes = batch_axes(lm.init_state)
+        heads = head_axes(lm) if self.mesh.shape["model"] > 1 else jax.tree.map(lambda _: -1, axes)
+        return jax.tree.map(sharding, jax.eval_shape(lambda: lm.init_state(1)), axes, heads)
 
     def shard(self, batch):
         """Build global arrays from the rows of each process (NumPy leaves [B, ...]), sharded over `data`."""

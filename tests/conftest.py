@@ -53,3 +53,25 @@ def added_memories_end_with_the_test():
     for name in {*MEMORIES.origins} - before:
         MEMORIES.pop(name, None)
         del MEMORIES.origins[name]
+
+
+@pytest.fixture
+def tpu(monkeypatch):
+    """Emulate a TPU: without a precision, the operands of a float32 product are rounded to bfloat16."""
+    import jax  # after `prepare`
+    import jax.numpy as jnp
+    from jax import lax
+
+    bind, before = lax.dot_general_p.bind, jax.config.jax_default_matmul_precision
+
+    def rounded(x, y, **how):
+        given = how["precision"]
+        if given is None or lax.Precision.DEFAULT in given:
+            x, y = (lax.reduce_precision(a, 8, 7) if a.dtype == jnp.float32 else a for a in (x, y))
+        return bind(x, y, **how)
+
+    monkeypatch.setattr(lax.dot_general_p, "bind", rounded)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+    assert jax.config.jax_default_matmul_precision == before

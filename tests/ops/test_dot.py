@@ -1,4 +1,4 @@
-"""Products on accelerators: which operands are rounded, and by how much results differ. The device is emulated."""
+"""Products on accelerators: which operands are rounded, and by how much results differ. The fixture `tpu` emulates one."""
 
 import re
 
@@ -6,28 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 
 from memtx.ops import dot, topk
 from memtx.ops.delta import delta_rule, delta_rule_by_token
-
-
-@pytest.fixture
-def tpu(monkeypatch):
-    """Emulate a TPU: without a precision, the operands of a float32 product are rounded to bfloat16."""
-    bind, before = lax.dot_general_p.bind, jax.config.jax_default_matmul_precision
-
-    def rounded(x, y, **how):
-        given = how["precision"]
-        if given is None or lax.Precision.DEFAULT in given:
-            x, y = (lax.reduce_precision(a, 8, 7) if a.dtype == jnp.float32 else a for a in (x, y))
-        return bind(x, y, **how)
-
-    monkeypatch.setattr(lax.dot_general_p, "bind", rounded)
-    jax.clear_caches()
-    yield
-    jax.clear_caches()
-    assert jax.config.jax_default_matmul_precision == before
 
 
 def draw(seed: int, *shape: int):
