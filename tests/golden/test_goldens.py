@@ -3,7 +3,6 @@
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 
@@ -33,18 +32,23 @@ def test_the_script_reproduces_the_golden(name):
         assert abs(slope - (saved[f"grad.{key}"] * direction).sum()) <= 1e-6 * size
 
 
+ROUNDED = {  # the largest error of outputs. Memories that select rows by their scores may select others
+    **dict.fromkeys(
+        ("window-rope", "xl-relative", "memorizing", "landmark-rope", "rmt", "ttt_mlp", "titans_mac", "knn_lm"), 0.05
+    ),
+    "gated_deltanet": 0.1,
+    "product_key": 0.5,
+}
+
+
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", make.GOLDENS)
-def test_the_golden_holds_on_an_accelerator_within_the_rounding_of_products(tpu, name):
-    """Maps around a memory have 16-bit operands there. Memories that select rows by their scores may select others."""
-    memory = make.GOLDENS[name].memory
+@pytest.mark.parametrize("name", ROUNDED)
+def test_a_golden_holds_within_the_rounding_of_an_accelerators_products(tpu, name):
+    """The maps around a memory have 16-bit operands there."""
     _, errors, _ = compare(np.load(make.FOLDER / f"{name}.npz"))
-    assert errors["y"] < (0.5 if memory in ("memory_plus", "product_key", "peer") else 0.1)
+    assert errors["y"] < ROUNDED[name]
     assert all(np.isfinite(error) for error in errors.values())
-    with jax.default_matmul_precision("highest"):
-        jax.clear_caches()
-        _, errors, _ = compare(np.load(make.FOLDER / f"{name}.npz"))
-    assert all(error <= (1e-5 if key == "y" else 1e-4) for key, error in errors.items())
+    assert name == "knn_lm" or errors["y"] > 1e-4  # control: something was rounded
 
 
 def test_a_name_without_a_golden_is_refused():
