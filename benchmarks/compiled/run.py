@@ -24,7 +24,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "lm.py"
 CASES = [  # (TPU slice, argument of configs/lm.py, changes, most GiB in use)
     ("v5e:4x4", "memory=window,size=base", {}, 4.0),
     ("v5e:4x4", "memory=window,size=base", {"mesh.model": 4}, 3.3),
-    ("v5e:4x4", "memory=window,size=base", {"mesh.fsdp": True}, 3.0),
+    ("v5e:4x4", "memory=window,size=base", {"mesh.fsdp": True}, 2.2),
     ("v5e:16x16", "memory=window,size=1b", {"mesh.fsdp": True}, 1.5),
     (
         "v5e:4x4",
@@ -38,12 +38,12 @@ CASES = [  # (TPU slice, argument of configs/lm.py, changes, most GiB in use)
     ("v5e:4x4", "memory=rmt,size=base", {}, 9.5),
     ("v5e:4x4", "memory=knn_lm,size=base", {}, 12.0),
     ("v5e:4x4", "memory=memorizing,size=base", {"memory.memorizing.memory": 65536}, 15.0),
-    ("v5p:2x2x2", "memory=memorizing,size=base", {"memory.memorizing.memory": 65536}, 30.0),
+    ("v5p:2x2x2", "memory=memorizing,size=base", {"memory.memorizing.memory": 65536}, 28.0),
     ("v6e:4x4", "memory=window,size=base", {}, 4.0),
     ("v5e:4x4", "memory=product_key,size=base", {}, 4.0),
     ("v5e:4x4", "memory=product_key,size=base", {"mesh.fsdp": True, "mesh.model": 4}, 3.2),
-    ("v5e:4x4", "memory=memory_plus,size=base", {"mesh.fsdp": True}, 3.2),
-    ("v5e:4x4", "memory=peer,size=base", {}, 5.0),
+    ("v5e:4x4", "memory=memory_plus,size=base", {"mesh.fsdp": True}, 2.3),
+    ("v5e:4x4", "memory=peer,size=base", {}, 4.0),
 ]
 
 
