@@ -1,8 +1,11 @@
 """Train steps compile for TPUs that are not here, within bounds of memory and transfers (needs libtpu: the extra `plan`)."""
 
 import importlib.util
+import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -33,6 +36,18 @@ needs_libtpu = pytest.mark.skipif(not has_libtpu, reason="needs libtpu")
 def test_without_libtpu_one_line_says_what_to_install():
     with pytest.raises(UserError, match=re.escape("pip install 'memtx[plan]'")):
         tpu_devices("v5e:2x2")
+
+
+@needs_libtpu
+@pytest.mark.thorough
+def test_a_plan_compiles_the_step_for_tpus():
+    command = [sys.executable, "-m", "memtx.cli", "plan", "--config=lm:memory=xl,size=tiny"]
+    done = subprocess.run([*command, "--topology=v5e:2x2", "--format=json"], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert found["compiled"]["peak"] > found["compiled"]["arguments"] > 3 * 4 * found["budget"]["params"]  # with Adam's moments
+    assert found["compiled"]["moved"]["all-reduce"] == pytest.approx(4 * found["budget"]["params"], rel=0.01)
+    done = subprocess.run([*command, "--topology=v9"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
 @needs_libtpu

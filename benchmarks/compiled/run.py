@@ -11,7 +11,6 @@ the lines of the program. With --only, the cases whose text has this word. No st
 import argparse
 import json
 import os
-from collections import Counter
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -62,11 +61,8 @@ def compile_case(topology: str, argument: str, changes: dict) -> Compiled:
 
 def row(step: Compiled) -> dict:
     """Return the figures of a step."""
-    moved: Counter[str] = Counter()
-    for each in step.collectives:
-        moved[each.kind] += each.bytes * each.runs
     figures = {"peak": round(step.peak / GIB, 2), "arguments": round(step.arguments / GIB, 2), "lines": step.text.count("\n")}
-    return figures | {"moved": {kind: round(size / 1e6) for kind, size in moved.items() if size > 5e5}}
+    return figures | {"moved": {kind: round(size / 1e6) for kind, size in step.moved.items() if size > 5e5}}
 
 
 def main() -> None:

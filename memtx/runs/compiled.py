@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections import Counter
 from functools import cached_property
 from typing import Any
 
@@ -52,6 +53,23 @@ class Compiled:
         """Return the transfers between devices."""
         return collectives(self.text)
 
+    @property
+    def moved(self) -> dict[str, int]:
+        """Return the bytes of all transfers of a run of the program, by kind."""
+        total: Counter[str] = Counter()
+        for each in self.collectives:
+            total[each.kind] += each.bytes * each.runs
+        return dict(total)
+
+
+def prepare() -> None:
+    """Set up libtpu and JAX for a machine without TPUs. Call it before JAX starts its backend, or both print warnings."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if not os.environ.get("JAX_PLATFORMS"):
+        jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # programs for absent devices cannot be read back
+
 
 def tpu_devices(topology: str) -> list[Any]:
     """Return the devices of a TPU slice that is not here, such as "v5e:4x4". Raises UserError if libtpu does not know it."""
@@ -63,16 +81,21 @@ def tpu_devices(topology: str) -> list[Any]:
         return list(topologies.get_topology_desc(topology, "tpu").devices)
     except Exception as error:  # libtpu raises several types
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"cannot describe the TPUs {topology!r}: {reason}; install libtpu: pip install 'memtx[plan]'") from None
+        hint = "; install libtpu: pip install 'memtx[plan]'" if "not installed" in reason else ""
+        raise UserError(f"cannot describe the TPUs {topology!r}: {reason}{hint}") from None
 
 
 def compile_step(config: Config, topology: str, *, vocab_size: int = 0, quick: bool = True) -> Compiled:
-    """Compile the train step of a language model for a TPU slice.
+    """Compile the train step of a language model for a TPU slice. Its batches have tokens and labels, but no sources.
 
     vocab_size: that of the tokenizer. quick: compile faster, with less effort for speed and memory.
-    Raises UserError if the mesh of the config does not fit the slice, or if libtpu cannot compile the step.
+    Raises UserError if the model has an encoder, if the mesh or the batch of the config does not fit the slice, or if libtpu
+    cannot compile the step.
     """
+    if config.model.encoder:
+        raise UserError("a model with an encoder reads sources, and its train step cannot be compiled ahead")
     layout = Layout(config.mesh, devices=tpu_devices(topology))
+    layout.check_batch("train.batch / train.accumulate", config.train.batch // config.train.accumulate)
     step, args = abstract_step(config, layout, vocab_size)
     return compile_for(step, *args, quick=quick)
 

@@ -46,11 +46,15 @@ COSTS: dict[str, Callable] = {
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A config that meets a budget, the values of the solved keys by dotted name, and the cost of the config."""
+    """A config that meets a budget, the values of the solved keys by dotted name, and the cost of the config.
+
+    vocab_size: that of the model, from the config or from its tokenizer.
+    """
 
     config: Config
     solved: dict[str, int]
     budget: Budget
+    vocab_size: int
 
 
 def budget(config: Config, vocab_size: int) -> Budget:
@@ -84,7 +88,7 @@ def make_plan(values: Mapping[str, Any], match: Mapping[str, float], solve: str 
         if solve == "model.width":
             solved["model.ff_dim"] = _get(_derive_ff_dim(values), "model.ff_dim")
     config = configure(values)
-    return Plan(config, solved, budget(config, vocab_size))
+    return Plan(config, solved, budget(config, vocab_size), vocab_size)
 
 
 def check_target(values: Mapping[str, Any], match: Mapping[str, float], solve: str) -> None:
