@@ -10,6 +10,7 @@ memtx.train(config, workdir)                           does the same as `memtx t
 memtx.generate(lm, params, tokenizer, prompt)          does the same as `memtx generate`
 memtx.complete(lm, params, tokenizer, prompts)         generates for several prompts at once
 memtx.write(memtx.load("t5-small"), sources).texts     translations, summaries, answers
+memtx.answer(loaded, questions, texts)                 answers that are spans of texts
 memtx.embed(memtx.load("minilm"), texts)               sentence embeddings
 memtx.explain(memtx.load(workdir), text)               which entries each token was predicted from
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from memtx.memory import MEMORIES
     from memtx.models.lm import LM
     from memtx.pretrained.load import export
+    from memtx.runs.answer import answer
     from memtx.runs.configure import build, configure, get_config, load_config
     from memtx.runs.embed import embed
     from memtx.runs.load import Loaded, load
@@ -53,6 +55,7 @@ __all__ = [
     "Trained",
     "UserError",
     "Written",
+    "answer",
     "batch_axes",
     "build",
     "collect",
@@ -89,6 +92,7 @@ _MODULES = {
     "memtx.memory": ("MEMORIES",),
     "memtx.models.lm": ("LM",),
     "memtx.pretrained.load": ("export",),
+    "memtx.runs.answer": ("answer",),
     "memtx.runs.configure": ("build", "configure", "get_config", "load_config"),
     "memtx.runs.embed": ("embed",),
     "memtx.runs.load": ("Loaded", "load"),

@@ -73,8 +73,8 @@ def test_there_are_no_other_kinds_of_blocks():
 
 
 @pytest.mark.parametrize(("page", "line"), [(page, line) for page, line in LINES if line.startswith("memtx ")])
-def test_a_command_has_the_flags_and_the_config_that_the_page_gives_it(folder, t5_folder, page, line):  # noqa: F811
-    _, command, *rest = shlex.split(line.replace("t5-small", str(t5_folder)))
+def test_a_command_has_the_flags_and_the_config_that_the_page_gives_it(folder, t5_folder, bert_folder, page, line):  # noqa: F811
+    _, command, *rest = shlex.split(line.replace("t5-small", str(t5_folder)).replace("bert-base-uncased", str(bert_folder)))
     assert command in COMMANDS
     module, values = _module(command), flags.FlagValues()
     module.define(values)
@@ -122,6 +122,31 @@ def test_texts_for_sources(folder, t5_folder, monkeypatch, capsys):  # noqa: F81
     assert Path("letter.es.txt").read_text().count("\n") == 3
     assert json.loads(Path("answers.jsonl").read_text()).keys() == {"question", "context", "id", "prediction"}
     assert capsys.readouterr().out.count("\n") >= 2
+
+
+def test_answers(folder, bert_folder, capsys):  # noqa: F811
+    row = {"context": "They counted ships. The lighthouse came in 1984.", "question": "When?", "answer": "1984"}
+    rows = [row | {"context": f"{row['context']} {word}"} for word in ("after", "that", "year", "keeper")]
+    Path("questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    Path("report.txt").write_text(row["context"] * 30)
+    train, ask = [line for page, line in LINES if page == "docs/pretrained.md" and "runs/answers" in line]
+    train = train.replace("bert-base-uncased", str(bert_folder)).replace("tokens=384", "tokens=48")
+    cli.main([*shlex.split(train)[1:], "--config.train.steps=2", "--config.eval.examples=1"])
+    assert "exact match" in capsys.readouterr().out
+    cli.main(["data", shlex.split(train)[2]])
+    assert "2 labels" in (shown := capsys.readouterr().out)
+    assert shown.rstrip().endswith("labels: 1984")
+    cli.main(shlex.split(ask)[1:])
+    found = {"memtx": memtx, "text": Path("report.txt").read_text()}
+    exec(block("docs/pretrained.md", 1), found)
+    assert found["text"][found["found"].start : found["found"].end] == found["found"].text
+    assert capsys.readouterr().out.strip() == " ".join(found["found"].text.split())
+    cli.main(["ask", "--workdir=runs/answers", "questions.jsonl"])
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert all(line["prediction"] in line["context"] for line in said)
+    with pytest.raises(SystemExit):
+        cli.main(["ask", "--workdir=runs/answers", "When?", "report.txt", "--prefix=x"])
+    assert "it takes no --prefix" in capsys.readouterr().err
 
 
 def test_an_explanation(folder):

@@ -309,7 +309,19 @@ def test_damaged_bytes_of_a_gguf_file(check, tmp_path):
 
 # --- data files ---------------------------------------------------------------------------------------------------------------
 
-ROWS = [{"source": f"text {i} of é", "target": f'a "{i}"\n', "label": "ab"[i % 2], "text": f"line {i}"} for i in range(8)]
+ASKED = {"question": "what?", "answer": "ships"}
+WORDPIECE = Path(__file__).parent / "golden" / "hf" / "vocabularies" / "wordpiece"
+ROWS = [
+    {
+        "source": f"text {i} of é",
+        "target": f'a "{i}"\n',
+        "label": "ab"[i % 2],
+        "text": f"line {i}",
+        "context": f"{i} ships",
+        **ASKED,
+    }
+    for i in range(8)
+]
 
 
 def as_csv(delimiter: str) -> bytes:
@@ -324,15 +336,16 @@ LINES = "\n".join(json.dumps(row) for row in ROWS).encode()
 
 
 @pytest.mark.parametrize(("suffix", "content"), [("csv", as_csv(",")), ("tsv", as_csv("\t")), ("jsonl", LINES)])
-@pytest.mark.parametrize("task", ["labelled", "pairs"])
+@pytest.mark.parametrize("task", ["labelled", "pairs", "spans"])
 def test_damaged_data_files(check, tmp_path, suffix, content, task):
     path, cls = tmp_path / f"data.{suffix}", tasks.TASKS[task]
+    settings = {"tokenizer": f"pretrained:{WORDPIECE}"} if task == "spans" else {}
 
     def read(content):
         path.write_bytes(content)
         os.utime(path, ns=(read.calls, read.calls))  # a file that changes is read anew
         read.calls += 1
-        cls(cls.Config(path=str(path), cache=str(tmp_path / "cache")))
+        cls(cls.Config(path=str(path), cache=str(tmp_path / "cache"), **settings))
 
     read.calls = 0
     read(content)

@@ -8,9 +8,10 @@ QUESTION FILE|-...   a question, and text files or the standard input. The answe
 TABLE...             tables (.jsonl, .csv, .tsv) with columns "question" and "context". They give JSON Lines: their rows with a
                      column "prediction"
 
-The model is a run of configs/seq2seq.py, a T5 or a chat model. Its input is "question: ... context: ...", as in T5, so a run
-should be trained with such sources. The end of a text that is too long for the model is left out. memtx chat answers questions
-about many documents, and memtx memory recall finds their sentences.
+A run of configs/answer.py, or a BERT with a head for answers, finds the answer in the text, which may have any length. --prefix
+and the flags of writing are not for it. Any other model writes the answer: a run of configs/seq2seq.py, a T5 or a chat model.
+Its input is "question: ... context: ...", as in T5, so a run should be trained with such sources. The end of a text that is too
+long for it is left out. memtx chat answers questions about many documents, and memtx memory recall finds their sentences.
 """
 
 from collections.abc import Sequence
@@ -49,4 +50,5 @@ def _inputs(words: Sequence[str]) -> texts.Inputs:
         raise UserError("give either tables alone, or a question and then text files")
     if texts.is_table(files):
         raise UserError("the questions of a table are in its column 'question'; leave out the one before it")
-    return texts.Inputs([SOURCE.format(question=as_utf8(question), context=text) for text in texts.read_texts(files)])
+    asked = [(as_utf8(question), text) for text in texts.read_texts(files)]
+    return texts.Inputs([SOURCE.format(question=question, context=context) for question, context in asked], asked=asked)

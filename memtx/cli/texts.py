@@ -61,10 +61,14 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """The sources, "" for blank lines of a text. table: the rows that they came from, or None for text files."""
+    """The sources, "" for blank lines of a text. table: the rows that they came from, or None for text files.
+
+    asked: the question and the context in each source, for a model that answers by spans.
+    """
 
     sources: list[str]
     table: list[dict[str, Any]] | None = None
+    asked: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
 
 def define(values: flags.FlagValues) -> None:
@@ -89,24 +93,43 @@ def define(values: flags.FlagValues) -> None:
 
 def act(values, job: Job, inputs: Inputs) -> None:
     """Write a text for each source to --out or the standard output. Raises UserError for a mistake that the user can fix."""
-    from memtx.runs.write import write
-
     out = values["out"].value
     if out is not None:
         _check_out(Path(out), inputs)
-    options = writing(values)
     loaded, prefix = _load(values, job)
     sources = [source for source in inputs.sources if source]
-    with _progress() as progress:
-        options |= {"prefix": prefix, "long": job.long, "batch": values["batch"].value, "progress": progress}
-        done = write(loaded, sources, **options)
-    _warn(done)
-    content = _content(job, inputs, done.texts)
+    if inputs.asked and loaded.lm.model.output == "span":
+        texts = _find(values, loaded, inputs.asked)
+    else:
+        texts = _write(values, loaded, sources, {"prefix": prefix, "long": job.long})
+    content = _content(job, inputs, texts)
     if out is None:
         print_text(content)
         return
     _write_new(Path(out), content)
     print(f"memtx: wrote {printable(out)}: {plural(len(sources), 'text')}", file=sys.stderr)
+
+
+def _write(values, loaded: Loaded, sources: Sequence[str], how: dict[str, Any]) -> list[str]:
+    """Return a written text for each source."""
+    from memtx.runs.write import write
+
+    with _progress() as progress:
+        done = write(loaded, sources, **writing(values), **how, batch=values["batch"].value, progress=progress)
+    _warn(done)
+    return done.texts
+
+
+def _find(values, loaded: Loaded, asked: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the span of each context that answers its question."""
+    from memtx.runs.answer import answer
+
+    if values["prefix"].value:
+        raise UserError("the model answers by a span of the text, so it takes no --prefix")
+    questions, contexts = zip(*asked, strict=True)
+    with _progress() as progress:
+        found = answer(loaded, questions, contexts, batch=values["batch"].value, progress=progress)
+    return [one.text for one in found]
 
 
 # --- inputs -------------------------------------------------------------------------------------------------------------------
@@ -140,7 +163,9 @@ def read_tables(words: Sequence[str], job: Job) -> Inputs:
         table += rows.read_lines(path, job.keys)
     if any(COLUMN in row for row in table):
         raise UserError(f"a table has the column {COLUMN!r} already, where the texts would go: rename it or leave it out")
-    return Inputs([job.source.format(**{key: row[key] for key in job.keys}) for row in table], table)
+    parts = [{key: str(row[key]) for key in job.keys} for row in table]
+    asked = [(part["question"], part["context"]) for part in parts if "question" in part]
+    return Inputs([job.source.format(**part) for part in parts], table, asked)
 
 
 def read_texts(words: Sequence[str], by_line: bool = False) -> list[str]:

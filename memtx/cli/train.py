@@ -18,7 +18,7 @@ from memtx.cli.options import needed, print_text
 
 CONFIG = (
     "A config file, and its arguments: `NAME[:key=value,...]`. It is a path, or the name of an installed one: lm, task, "
-    "pretrained, seq2seq, classify, masked, quickstart. Required."
+    "pretrained, seq2seq, classify, answer, masked, quickstart. Required."
 )
 
 

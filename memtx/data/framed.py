@@ -6,6 +6,7 @@ T tokens of the sequence.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -26,33 +27,44 @@ class Framed:
     type_T: np.ndarray
     span_T2: np.ndarray
 
+    @cached_property
+    def text(self) -> slice:
+        """The tokens of the text."""
+        at = np.flatnonzero(self.span_T2[:, 0] >= 0)
+        return slice(int(at[0]), int(at[-1]) + 1) if len(at) else slice(0, 0)
+
     @property
-    def text_T(self) -> np.ndarray:
-        """Return which tokens are of the text, bool."""
-        return self.span_T2[:, 0] >= 0
+    def length(self) -> int:
+        """The number of tokens of the text."""
+        return self.text.stop - self.text.start
 
     @property
     def extra(self) -> int:
-        """Return the number of tokens that are not of the text."""
-        return int((~self.text_T).sum())
+        """The number of other tokens."""
+        return len(self.ids_T) - self.length
 
     def find(self, start: int, end: int) -> tuple[int, int] | None:
         """Return the first and the last token with a character of a span of the text, or None if there is none."""
-        found = np.flatnonzero(self.text_T & (self.span_T2[:, 1] > start) & (self.span_T2[:, 0] < end))
+        span_n2 = self.span_T2[self.text]
+        found = self.text.start + np.flatnonzero((span_n2[:, 1] > start) & (span_n2[:, 0] < end))
         return (int(found[0]), int(found[-1])) if len(found) else None
 
     def cut(self, start: int, tokens: int) -> Framed:
         """Return the sequence with at most `tokens` tokens, in which the text begins with its token `start`."""
-        at = np.flatnonzero(self.text_T)
-        kept = np.setdiff1d(np.arange(len(self.ids_T)), np.setdiff1d(at, at[start : start + tokens - self.extra]))
-        return Framed(self.ids_T[kept], self.type_T[kept], self.span_T2[kept])
+        first = self.text.start + start
+        kept = slice(first, min(first + tokens - self.extra, self.text.stop))
+
+        def cut(array: np.ndarray) -> np.ndarray:
+            return np.concatenate([array[: self.text.start], array[kept], array[self.text.stop :]])
+
+        return Framed(cut(self.ids_T), cut(self.type_T), cut(self.span_T2))
 
     def windows(self, tokens: int) -> list[Framed]:
         """Return windows of at most `tokens` tokens that cover the text. Each shares half of its text with the next."""
-        length, room = int(self.text_T.sum()), tokens - self.extra
-        if length <= room:
+        room = tokens - self.extra
+        if self.length <= room:
             return [self]
-        starts = [*range(0, length - room, max(room // 2, 1)), length - room]
+        starts = [*range(0, self.length - room, max(room // 2, 1)), self.length - room]
         return [self.cut(start, tokens) for start in starts]
 
 

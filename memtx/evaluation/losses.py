@@ -5,17 +5,19 @@ Legend: B streams, T tokens, V vocabulary or classes, A labels: one per token, o
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from memtx.tasks.base import FIRST, LAST
 
 
-def labels_of(target_BT: Array, labelled_BT: Array, spans: bool) -> tuple[Array, Array]:
+def labels_of(target_BT: Array | np.ndarray, labelled_BT: Array | np.ndarray, spans: bool) -> tuple[Array, Array]:
     """Return (target_BA, mask_BA) of the labels of a call. All arrays may have further axes between B and T.
 
     target_BT: labels of a task. labelled_BT: which tokens have one. spans: whether labels mark spans (see `FIRST` in
     memtx.tasks.base). The targets are then the positions of the two ends in the call. Other labels are their own targets.
     """
+    target_BT, labelled_BT = jnp.asarray(target_BT), jnp.asarray(labelled_BT)
     if not spans:
         return target_BT, labelled_BT
     marked_BAT = labelled_BT[..., None, :] & (target_BT[..., None, :] & jnp.asarray([[FIRST], [LAST]]) > 0)
@@ -23,7 +25,7 @@ def labels_of(target_BT: Array, labelled_BT: Array, spans: bool) -> tuple[Array,
     return marked_BAT.argmax(-1).astype(jnp.int32), mask_BA
 
 
-def logits_of_labels(logits: Array, labelled_BT: Array, spans: bool) -> Array:
+def logits_of_labels(logits: Array, labelled_BT: Array | np.ndarray, spans: bool) -> Array:
     """Return the logits [B, A, V] of the labels that `labels_of` gives.
 
     logits: [B, T, V], or [B, V] if each call has a single vector, which is repeated for each token. The logits of a span,
@@ -33,6 +35,7 @@ def logits_of_labels(logits: Array, labelled_BT: Array, spans: bool) -> Array:
         return jnp.broadcast_to(logits[:, None], (*labelled_BT.shape, logits.shape[-1]))
     if not spans:
         return logits
+    labelled_BT = jnp.asarray(labelled_BT)
     empty_B = ~labelled_BT.any(-1)  # a row without an example keeps finite logits, so that its gradient is 0
     return jnp.where((labelled_BT | empty_B[:, None])[:, None], logits.astype(jnp.float32).swapaxes(1, 2), -jnp.inf)
 

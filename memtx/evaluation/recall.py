@@ -133,7 +133,7 @@ def _judge(part: Batch, both: Sequence[jax.Array], spans: bool) -> tuple[jax.Arr
     right_WBA = jnp.stack([logits_BAV.argmax(-1) == target_BA for logits_BAV in logits_W])
     nll_WBA = jnp.stack([token_nll(logits_BAV, target_BA)[0] for logits_BAV in logits_W])
     column_BA = part.position_BPT[:, : target_BA.shape[1]]  # the ends of a span have the columns 0 and 1
-    return part.document_BP, column_BA, mask_BA, right_WBA, nll_WBA
+    return jnp.asarray(part.document_BP), jnp.asarray(column_BA), mask_BA, right_WBA, nll_WBA
 
 
 def score(examples: Sequence[Example], right_EL: np.ndarray, nll_EL: np.ndarray) -> Score:

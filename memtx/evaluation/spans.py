@@ -9,7 +9,7 @@ B windows of a batch, T tokens of a window, n tokens of the text in a window.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -44,35 +44,38 @@ def find_answers(
     lm: LM,
     params: Params,
     tokenizer: Tokenizer,
-    questions: Sequence[str],
-    texts: Sequence[str],
+    asked: Sequence[tuple[str, str]],
     *,
     tokens: int = 384,
     most: int = MOST,
     batch: int = 8,
+    progress: Callable[[int, int], object] | None = None,
 ) -> list[Answer]:
     """Return the best answer to each question in its text. An answer in a text without tokens is empty.
 
-    tokens: the maximum number of tokens of a question and a window of its text. Windows overlap by half. most: the maximum
-    number of tokens of an answer. batch: the number of windows in a call. Raises UserError if the model does not predict spans,
-    or if a question leaves no room for its text.
+    asked: (question, text) for each answer. The other arguments are those of `memtx.answer`. Raises UserError if the model does
+    not predict spans, or if a question leaves no room for its text.
     """
+    if most < 1 or batch < 1:
+        raise UserError(f"most and batch must be at least 1, not {most} and {batch}")
     if lm.model.output != "span":
         raise UserError(f"model.output={lm.model.output or 'next tokens'} gives no spans: load a model with output='span'")
     lm.check_length(tokens, tokens, "set tokens to that number or fewer")
-    framed = [frame(tokenizer, question, text, tokens) for question, text in zip(questions, texts, strict=True)]
-    owned = [(i, window) for i, whole in enumerate(framed) if whole.text_T.any() for window in whole.windows(tokens)]
+    framed = [frame(tokenizer, question, text, tokens) for question, text in asked]
+    owned = [(i, window) for i, whole in enumerate(framed) if whole.length for window in whole.windows(tokens)]
     best = [Answer("", 0, 0, -np.inf)] * len(framed)
     order = sorted(range(len(owned)), key=lambda n: len(owned[n][1].ids_T))  # similar lengths need little padding
     for start in range(0, len(order), batch):
         rows = [owned[n] for n in order[start : start + batch]]
         logits_BT2 = read_windows(lm, params, [window for _, window in rows], batch)
         for (i, window), logits_T2 in zip(rows, logits_BT2, strict=False):
-            span_n2 = window.span_T2[window.text_T]
-            first, last, score = best_span(*logits_T2[: len(window.ids_T)][window.text_T].T, most)
+            span_n2, logits_n2 = window.span_T2[window.text], logits_T2[window.text]
+            first, last, score = best_span(logits_n2[:, 0], logits_n2[:, 1], most)
             if score > best[i].score:
                 begin, end = int(span_n2[first, 0]), int(span_n2[last, 1])
-                best[i] = Answer(texts[i][begin:end], begin, end, score)
+                best[i] = Answer(asked[i][1][begin:end], begin, end, score)
+        if progress:
+            progress(min(start + batch, len(order)), len(order))
     return best
 
 
@@ -106,7 +109,7 @@ def answer_scores(
     lm: LM, params: Params, tokenizer: Tokenizer, examples: Sequence[Question], *, tokens: int, batch: int
 ) -> dict[str, float]:
     """Return the exact match and F1 of answers from whole contexts, from 0 to 100 (see memtx.evaluation.text)."""
-    questions, contexts = [example.question for example in examples], [example.context for example in examples]
-    found = find_answers(lm, params, tokenizer, questions, contexts, tokens=tokens, batch=batch)
+    asked = [(example.question, example.context) for example in examples]
+    found = find_answers(lm, params, tokenizer, asked, tokens=tokens, batch=batch)
     texts, answers = [answer.text for answer in found], [example.answer for example in examples]
     return {"exact_match": exact_match(texts, answers), "f1": token_f1(texts, answers)}

@@ -9,7 +9,7 @@ Training draws another window in each epoch. Exact match and F1 are measured on 
 
 Slices: `context`, the largest power of two up to the number of tokens in the whole context.
 
-Legend: L tokens of an example.
+Legend: L tokens of an example, n of them of the context.
 """
 
 from __future__ import annotations
@@ -76,12 +76,21 @@ class Spans(FileTask):
             needed = framed.extra + ends[1] - ends[0] + 1
             if config.tokens and needed > config.tokens:
                 raise UserError(f"a question and its answer have {needed} tokens: set data.task.tokens={needed} or more")
-            label_L = np.where(framed.text_T, 0, NOTHING).astype(np.int32)
+            label_L = np.full(len(framed.ids_T), NOTHING, np.int32)
+            label_L[framed.text] = 0
             label_L[ends[0]] += FIRST
             label_L[ends[1]] += LAST
-            slices = {"context": int(octave(int(framed.text_T.sum())))}
-            texts = {"answer": answer, "question": question, "context": context}
-            return Question(framed.ids_T, label_L, slices, type_L=framed.type_T, framed=framed, **texts)
+            slices = {"context": int(octave(framed.length))}
+            return Question(
+                framed.ids_T,
+                label_L,
+                slices,
+                type_L=framed.type_T,
+                answer=answer,
+                question=question,
+                context=context,
+                framed=framed,
+            )
 
         return {split: [example(*row) for row in found] for split, found in rows.items()}
 
@@ -96,11 +105,11 @@ class Spans(FileTask):
         spare, room = len(example.token_L) - self.length, self.length - example.framed.extra
         if spare <= 0:
             return example
-        label_L = example.label_L[example.framed.text_T]
-        first, last = (int(np.flatnonzero(label_L & end)[0]) for end in (FIRST, LAST))
+        label_n = example.label_L[example.framed.text]
+        first, last = (int(np.flatnonzero(label_n & end)[0]) for end in (FIRST, LAST))
         earliest, latest = max(last + 1 - room, 0), min(first, spare)
         start = earliest + int(np.random.PCG64(seed).random_raw()) % (latest - earliest + 1)
         cut = example.framed.cut(start, self.length)
         label_L = np.full(len(cut.ids_T), NOTHING, np.int32)
-        label_L[cut.text_T] = example.label_L[example.framed.text_T][start : start + room]
+        label_L[cut.text] = label_n[start : start + room]
         return dataclasses.replace(example, token_L=cut.ids_T, label_L=label_L, type_L=cut.type_T)

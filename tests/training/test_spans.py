@@ -1,5 +1,6 @@
 """A model of spans learns where answers are. The loss and its gradient equal a definition by loops."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import memtx
 from memtx.data import tokenizers
 from memtx.data.framed import frame
 from memtx.evaluation.losses import cross_entropy, labels_of, logits_of_labels
-from memtx.evaluation.spans import best_span, find_answers
+from memtx.evaluation.recall import Recall
+from memtx.evaluation.spans import best_span
 from memtx.evaluation.text import exact_match
 from memtx.runs.evaluate import evaluate_run
 from memtx.tasks.base import FIRST, LAST
@@ -204,8 +206,8 @@ def test_windows_cover_a_text_and_overlap():
     whole = frame(tokenizer, "ships?", " ".join(WORDS * 9), 24)
     windows = whole.windows(24)
     assert all(len(window.ids_T) == 24 for window in windows)
-    seen = [tuple(span) for window in windows for span in window.span_T2[window.text_T].tolist()]
-    assert list(dict.fromkeys(seen)) == [tuple(span) for span in whole.span_T2[whole.text_T].tolist()]
+    seen = [tuple(span) for window in windows for span in window.span_T2[window.text].tolist()]
+    assert list(dict.fromkeys(seen)) == [tuple(span) for span in whole.span_T2[whole.text].tolist()]
     assert len(seen) > 1.5 * len(set(seen))
     assert whole.windows(1000) == [whole]
 
@@ -215,27 +217,44 @@ def test_windows_cover_a_text_and_overlap():
 
 def test_a_tiny_model_learns_to_find_words(folder, tmp_path):
     done = memtx.train(config(folder, 64), tmp_path / "run", say=lambda *_: None)
+    assert isinstance(done.evaluation, Recall)
     assert done.evaluation.carried.accuracy > 0.9
     assert done.evaluation.labels == 2 * 16
     assert done.evaluation.text["exact_match"] > 90
     assert done.evaluation.text["f1"] >= done.evaluation.text["exact_match"]
     assert "eval/exact_match" in done.evaluation.metrics()
     result, _ = evaluate_run(tmp_path / "run", split="test", examples=5)
+    assert isinstance(result, Recall)
     assert result.carried.exact > 0.5
+    loaded, rng = memtx.load(tmp_path / "run"), np.random.default_rng(9)
+    rows = [line(rng) for _ in range(4)]
+    asked, texts, answers = ([row[key] for row in rows] for key in ("question", "context", "answer"))
+    assert exact_match([found.text for found in memtx.answer(loaded, asked, texts)], answers) > 70
+    long, seen = ["The year after, he came. " * 20 + text for text in texts], []
+    for text, found in zip(long, memtx.answer(loaded, asked, long, batch=3, progress=lambda *n: seen.append(n)), strict=True):
+        assert text[found.start : found.end] == found.text
+    assert seen[-1][0] == seen[-1][1] > 4 * len(long)
+    assert memtx.answer(loaded, ["ships?"], [" "])[0].text == ""
+    assert len(memtx.answer(loaded, asked[:1], long[:1], most=1)[0].text.split()) == 1
+
+
+def test_what_cannot_answer_is_one_line(folder, tmp_path):
+    c = config(folder, 64)
+    c.train.steps = 1
+    memtx.train(c, tmp_path / "run", say=lambda *_: None)
     loaded = memtx.load(tmp_path / "run")
-    rows = [line(np.random.default_rng(9)) for _ in range(4)]
-    asked = [row["question"] for row in rows]
-    found = find_answers(loaded.lm, loaded.params, loaded.tokenizer, asked, [row["context"] for row in rows], tokens=64)
-    assert exact_match([answer.text for answer in found], [row["answer"] for row in rows]) > 70
-    for answer, row in zip(found, rows, strict=True):
-        assert row["context"][answer.start : answer.end] == answer.text
-    in_windows = find_answers(
-        loaded.lm, loaded.params, loaded.tokenizer, asked, [row["context"] for row in rows], tokens=16, batch=3
-    )
-    assert all(row["context"][a.start : a.end] == a.text for a, row in zip(in_windows, rows, strict=True))
-    classifier = memtx.build(memtx.configure(config(folder, 64, output="classes")), vocab_size=loaded.tokenizer.vocab_size)
+    for given, message in (
+        ({"texts": []}, "lists of strings of the same length"),
+        ({"questions": "a"}, "lists of strings"),
+        ({"most": 0}, "must be at least 1"),
+        ({"tokens": 4}, "leaves no room for its text in 4"),
+        ({"tokens": 10**6}, "8192 learned positions"),
+    ):
+        with pytest.raises(memtx.UserError, match=message):
+            memtx.answer(**{"loaded": loaded, "questions": ["The keeper?"], "texts": ["ships"]} | given)
+    other = dataclasses.replace(loaded, lm=memtx.build(dataclasses.replace(loaded.lm.model, output="classes")))
     with pytest.raises(memtx.UserError, match=r"model\.output=classes gives no spans"):
-        find_answers(classifier, {}, loaded.tokenizer, ["a"], ["b"])
+        memtx.answer(other, ["a"], ["b"])
 
 
 def test_gradients_accumulate_to_those_of_the_whole_batch(folder, tmp_path):
