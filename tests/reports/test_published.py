@@ -217,6 +217,11 @@ def test_the_page_of_squad_has_the_stored_recalls():
     assert all(figure in " ".join(page.split()) for figure in [*counts, share, vectors])
 
 
+def test_the_tables_of_answers_are_those_of_the_stored_runs():
+    tables = runpy.run_path("experiments/answers/table.py")["markdown"]()
+    assert tables in Path("experiments/answers/README.md").read_text(encoding="utf-8")
+
+
 def test_the_table_of_reading_is_that_of_the_stored_samples():
     table = runpy.run_path("benchmarks/search/reading.py")["markdown"](stored("search/results/reading.json")["readings"])
     assert table in Path("benchmarks/search/README.md").read_text(encoding="utf-8")
