@@ -19,6 +19,7 @@ from memtx.memory import MEMORIES
 from memtx.nn.attention import KeySet, attend
 from memtx.runs.compiled import compile_for, compile_step, tpu_devices
 from memtx.runs.configure import configure, load_config
+from memtx.runs.hlo import collectives
 from tests.test_docs import block
 
 RUN = Path(__file__).parents[1] / "benchmarks" / "compiled" / "run.py"
@@ -36,6 +37,29 @@ needs_libtpu = pytest.mark.skipif(not has_libtpu, reason="needs libtpu")
 def test_without_libtpu_one_line_says_what_to_install():
     with pytest.raises(UserError, match=re.escape("pip install 'memtx[plan]'")):
         tpu_devices("v5e:2x2")
+
+
+def test_collectives_are_counted_with_the_turns_of_their_loops():
+    text = """
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %r = (f32[8]{0}, bf16[4,2]{1,0}) all-reduce-start(%a, %b), to_apply=%add, metadata={op_name="grads"}
+  %k = f32[8] custom-call(%a), backend_config={
+"x":"{}"
+}}, metadata={op_name="kernel"}
+  %g = ((f32[8]{0}, f32[4]{0}), (f32[16]{0}, f32[8]{0})) all-gather-start(%a, %c)
+}
+
+%condition (p: (s32[], f32[8])) -> pred[] {
+  %n = s32[] constant(5)
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %w = (s32[], f32[8]) while(%t), condition=%condition, body=%body
+  ROOT %s = f32[2]{0} reduce-scatter(%x), dimensions={0}
+}
+"""
+    found = [(each.kind, each.bytes, each.runs) for each in collectives(text)]
+    assert found == [("all-reduce", 32 + 16, 5), ("all-gather", 64 + 32, 5), ("reduce-scatter", 8, 1)]
 
 
 @needs_libtpu

@@ -21,6 +21,7 @@ from memtx.ops.rows import cut
 from memtx.tasks.base import FIRST, LAST
 
 PIECE = 2**23  # logits of a stream that exist at a time: 32 MiB in float32
+UNROLL = 8  # pieces in a turn of the loop. Where XLA adds gradients over devices, it adds those of a turn at once
 
 
 def labels_of(target_BT: Array | np.ndarray, labelled_BT: Array | np.ndarray, spans: bool) -> tuple[Array, Array]:
@@ -82,7 +83,7 @@ def next_token_loss(h_BTD: Array, w_DV: Array, target_BT: Array, mask_BT: Array,
     def loss(w_DV, h, target, mask):
         return cross_entropy(dense(h, w_DV, jnp.float32), target, mask, **terms)
 
-    pieces = -(-h_BTD.shape[1] * w_DV.shape[1] // PIECE)
+    pieces = max(1, -(-h_BTD.shape[1] * w_DV.shape[1] // PIECE))
     return _sum_of_pieces(loss, w_DV, *(cut(a, pieces) for a in (h_BTD, target_BT, mask_BT)))
 
 
@@ -100,7 +101,7 @@ def _sum_forward(loss, w_DV, h_KBTD, target_KBT, mask_KBT):
         return jax.tree.map(jnp.add, total, (values, dw)), dh
 
     start = ((jnp.zeros(()), jnp.zeros(())), jnp.zeros_like(w_DV))
-    (values, dw_DV), dh_KBTD = lax.scan(add, start, (h_KBTD, target_KBT, mask_KBT), unroll=True)
+    (values, dw_DV), dh_KBTD = lax.scan(add, start, (h_KBTD, target_KBT, mask_KBT), unroll=UNROLL)
     return values, (dw_DV, dh_KBTD)
 
 
@@ -111,7 +112,7 @@ def _with_gradient(loss, w_DV, h_BTD, *labels) -> tuple[Any, Any]:
 
 def _sum_backward(loss, saved, cotangents):
     dw_DV, dh_KBTD = saved
-    return dw_DV * cotangents[0], dh_KBTD * cotangents[0].astype(dh_KBTD.dtype), None, None
+    return dw_DV * cotangents[0], (dh_KBTD * cotangents[0]).astype(dh_KBTD.dtype), None, None
 
 
 _sum_of_pieces.defvjp(_sum_forward, _sum_backward)

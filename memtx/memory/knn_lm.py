@@ -114,7 +114,7 @@ class KNNLM(Memory):
         h_BTD, logits_BTV = x
         tokens = (h_BTD.astype(jnp.float32), jnp.asarray(seg.token_BT), seg.position_BT, seg.mask_BT)
         time = h_BTD.shape[1]
-        pieces = -(-time // self.config.chunk)
+        pieces = max(1, -(-time // self.config.chunk))
 
         def step(cache, part):
             f, token, position, mask = part

@@ -14,7 +14,10 @@ from memtx.ops.per_device import mesh_here
 
 
 def platform(array: Array) -> str:
-    """Return the platform for which a function is traced: that of the mesh of its arguments, or else JAX's default."""
+    """Return the platform for which a function is traced: that of the mesh of its arguments.
+
+    Without a mesh it is that of JAX's default backend, so a program for another device needs a mesh.
+    """
     mesh = mesh_here(array)
     device = mesh and mesh.abstract_device
     return device.platform if device else jax.default_backend()

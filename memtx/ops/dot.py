@@ -35,7 +35,7 @@ def exact(f: Callable[Given, Result]) -> Callable[Given, Result]:
 
 def dense(x_ND: Array, w_DE: Array, dtype: DTypeLike) -> Array:
     """Return x w in `dtype`, [N, E]. The weight is rounded to x's dtype."""
-    return jnp.dot(x_ND, w_DE).astype(dtype) if x_ND.dtype == w_DE.dtype else _dense(x_ND, w_DE, dtype)
+    return jnp.dot(x_ND, w_DE).astype(dtype) if x_ND.dtype == w_DE.dtype == jnp.float32 else _dense(x_ND, w_DE, dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

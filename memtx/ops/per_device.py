@@ -22,7 +22,7 @@ def mesh_here(*arrays: Any) -> AbstractMesh | None:
 
 
 def mesh_of(*arrays: Any) -> AbstractMesh | None:
-    """Return the mesh whose devices share the rows of the arguments. None if these are the rows of one device."""
+    """Return the mesh over whose devices the rows of the arguments are divided. None if these are the rows of one device."""
     mesh = mesh_here(*arrays)
     return None if mesh is None or "data" in mesh.manual_axes else mesh
 

@@ -19,17 +19,18 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import PartitionSpec as P
 
-from memtx.ops.attention import View
+from memtx.ops.attention import TILE, View
 from memtx.ops.per_device import mesh_here
 
-LEAST = 128  # queries of a call, and the unit of blocks
+LEAST = TILE  # queries of a call, and the unit of blocks
 BLOCKS = (512, 256, LEAST)
 
 
 def fits(views: Sequence[View]) -> bool:
     """Return whether the kernel can compute this attention."""
     q = views[0].q_BTNH
-    return q.shape[1] >= LEAST and q.shape[-1] % 64 == 0 and all(map(_is_static, views))
+    every_query_sees = any(view.future or view.lead == 0 for view in views)  # or the kernel would divide by 0
+    return q.shape[1] >= LEAST and q.shape[-1] % 64 == 0 and every_query_sees and all(map(_is_static, views))
 
 
 def _is_static(view: View) -> bool:
@@ -63,7 +64,7 @@ class Seen(masks.Mask):
                 seen |= here
             else:
                 age = queries[:, None] + lead - (keys - start)
-                seen |= here & (age >= 0) & (age < (window or np.inf))
+                seen |= here & (age >= 0) & (age < (np.inf if window is None else window))
             start += size
         return seen
 

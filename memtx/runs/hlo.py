@@ -63,8 +63,9 @@ def _walk(bodies: dict[str, str], name: str, times: int, path: tuple[str, ...]) 
     """Yield the collectives of a computation that runs `times` times, and of those it calls."""
     for made, op, rest in _INSTRUCTION.findall(bodies.get(name, "")):
         kind = op.removesuffix("-start")
-        if kind in KINDS:  # an asynchronous one gives (operand, result, ...) and ends in an instruction `-done`
-            size = max(count_bytes(made), default=0) if op.endswith("-start") else sum(count_bytes(made))
+        if kind in KINDS:
+            asynchronous = op.endswith("-start") and kind != "all-reduce"  # it gives (operands, results, ...)
+            size = sum(count_bytes(_second(made) if asynchronous else made))
             where = re.search(r'op_name="([^"]*)"', rest)
             yield Collective(kind, size, times, where[1] if where else "")
         called = _CALLED.findall(rest)
@@ -85,3 +86,15 @@ def _trips(rest: str, bodies: dict[str, str]) -> int:
     condition = re.search(r"condition=%?([\w.\-]+)", rest)
     limits = re.findall(r"s32\[\][^\n]*? constant\((\d+)\)", bodies.get(condition[1], "")) if condition else []
     return max(map(int, limits), default=1)
+
+
+def _second(made: str) -> str:
+    """Return the second element of the text of a tuple type."""
+    depth, parts = 0, [""]
+    for character in made[1:-1]:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts[1]

@@ -20,6 +20,7 @@ from memtx.data.streams import Batch, segment_of
 from memtx.evaluation.losses import cross_entropy, labels_of, logits_of_labels, next_token_loss
 from memtx.models.lm import LM
 from memtx.ops.per_device import mesh_of
+from memtx.ops.rows import joined
 from memtx.training.optim import trained
 
 UNROLLED = 4  # a model without scan also unrolls the loop over segments, unless more segments would make compilation slow
@@ -31,6 +32,8 @@ def make_loss(lm: LM, config: Config):
     The losses are divided by `num_labels`, the number of labels of the whole step.
     """
     optim, learns, spans = config.optim, trained(config.optim, lm), lm.model.output == "span"
+    by_hidden = not (lm.model.output or lm.model.head)
+    terms_of_loss = {"z_loss": optim.z_loss, "label_smoothing": optim.label_smoothing}
 
     def loss(params, state, batch: Batch, num_labels: Array, key: Array | None):
         def segment(carry, inputs):
@@ -38,14 +41,12 @@ def make_loss(lm: LM, config: Config):
             part, p = inputs
             seg = segment_of(part)
             segment_key = None if key is None else jax.random.fold_in(key, p)
-            how = {"z_loss": optim.z_loss, "label_smoothing": optim.label_smoothing}
-            labels = labels_of(part.target_BPT, part.labelled_BPT, spans)
-            if lm.model.output or lm.model.head:
-                logits, state = lm(params, part.token_BPT, state, seg, key=segment_key)
-                terms = cross_entropy(logits_of_labels(logits, part.labelled_BPT, spans), *labels, **how)
-            else:
+            if by_hidden:
                 h, state = lm.hidden(params, part.token_BPT, state, seg, key=segment_key)
-                terms = next_token_loss(h, lm.logit_weight(params), *labels, **how)
+                return (state, objective, nll), h
+            logits, state = lm(params, part.token_BPT, state, seg, key=segment_key)
+            labels = labels_of(part.target_BPT, part.labelled_BPT, spans)
+            terms = cross_entropy(logits_of_labels(logits, part.labelled_BPT, spans), *labels, **terms_of_loss)
             return (state, objective + terms[0], nll + terms[1]), None
 
         params = jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, learns)
@@ -55,7 +56,11 @@ def make_loss(lm: LM, config: Config):
         start = (detach(state), jnp.zeros(()), jnp.zeros(()))
 
         def run():
-            return scan(segment, start, (by_segment, jnp.arange(segments)), unroll=unroll)[0]
+            (state, *losses), h_PBTD = scan(segment, start, (by_segment, jnp.arange(segments)), unroll=unroll)
+            if by_hidden:  # once for all segments, so that a single gradient of the weight exists
+                labels = (jnp.reshape(a, (len(a), -1)) for a in (batch.target_BPT, batch.labelled_BPT))
+                losses = next_token_loss(joined(h_PBTD), lm.logit_weight(params), *labels, **terms_of_loss)
+            return state, *losses
 
         (state, objective, nll), aux = collect(run, "loss")()
         extra = sum(jnp.sum(value) for values in aux.values() for value in values) / (segments * config.train.accumulate)
@@ -118,8 +123,8 @@ def by_device(gradient: Callable, lm: LM) -> Callable:
     """Return the function with which each device of the `data` axis computes the gradient of its rows.
 
     The gradients then cross devices once. XLA's partitioner would add them in each turn of each loop, and would make all
-    devices agree on each condition. On one device, and for states with arrays that all streams share, nothing changes. The
-    masks of dropout depend on the number of devices.
+    devices agree on each condition. If the axis has one device, or streams share arrays of the state, nothing changes. With
+    dropout, results depend on the size of the axis.
     """
     axes = batch_axes(lm.init_state)
 

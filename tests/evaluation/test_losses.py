@@ -7,9 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from memtx.data.streams import Batch
 from memtx.evaluation import losses
 from memtx.evaluation.losses import cross_entropy
+from memtx.runs.configure import build
 from memtx.runs.hlo import shapes
+from memtx.training.step import make_loss
+from tests import runs
 
 
 def test_cross_entropy_is_that_of_numpy():
@@ -59,3 +63,18 @@ def test_only_the_logits_of_one_piece_exist_in_a_step(monkeypatch):
 
     assert logits(10**6) == 32  # control
     assert logits(4 * 53) == 8
+
+
+def test_a_step_keeps_no_logits_and_one_gradient_of_their_weight(tmp_path):
+    config = runs.tiny(tmp_path, model={"vocab_size": 53}, train={"segments": 4})
+    lm = build(config.model)
+    batch, segments, time, width = config.train.batch, 4, config.data.segment, config.model.width
+    tokens = jax.ShapeDtypeStruct((batch, segments, time), jnp.int32)
+    row = jax.ShapeDtypeStruct((batch, segments), jnp.int32)
+    given = Batch(*[tokens] * 3, row, jax.ShapeDtypeStruct(row.shape, bool), row)  # pyright: ignore[reportArgumentType]
+    args = (lm.abstract_params, jax.eval_shape(lambda: lm.init_state(batch)), given, 1.0, None)
+    gradient = jax.grad(make_loss(lm, config), has_aux=True)
+    found = {size for _, size in shapes(str(jax.make_jaxpr(gradient, static_argnums=4)(*args)))}
+    assert (width, 53) in found  # control
+    assert (segments, width, 53) not in found
+    assert (segments, batch, time, 53) not in found

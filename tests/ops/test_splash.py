@@ -68,6 +68,9 @@ def test_sets_that_a_kernel_cannot_express_are_left_to_tiles():
     assert not splash.fits([View(q, k, v, jnp.arange(128)[None], jnp.arange(128)[None])])
     assert not splash.fits([View(q, k, v, **call(128), chunk_BT=jnp.zeros((1, 128)), key_chunk_BS=jnp.zeros((1, 128)))])
     assert not splash.fits([View(q[:, :64], k, v, np.arange(64)[None], np.arange(128)[None])])
+    assert not splash.fits(
+        [View(q, k, v, np.arange(128)[None], np.arange(-128, 0)[None], window=9)]
+    )  # late queries see nothing
 
 
 @pytest.mark.parametrize(
