@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.sharding import PartitionSpec as P
 
 from memtx.nn.linear import dense
+from memtx.ops.per_device import mesh_of
 from memtx.ops.rows import cut
 from memtx.tasks.base import FIRST, LAST
 
 PIECE = 2**23  # logits of a stream that exist at a time: 32 MiB in float32
-UNROLL = 8  # pieces in a turn of the loop. Where XLA adds gradients over devices, it adds those of a turn at once
 
 
 def labels_of(target_BT: Array | np.ndarray, labelled_BT: Array | np.ndarray, spans: bool) -> tuple[Array, Array]:
@@ -96,12 +97,24 @@ def _sum_of_pieces(loss: Callable, w_DV: Array, h_KBTD: Array, target_KBT: Array
 
 
 def _sum_forward(loss, w_DV, h_KBTD, target_KBT, mask_KBT):
-    def add(total, piece):
-        values, (dw, dh) = _with_gradient(loss, w_DV, *piece)
-        return jax.tree.map(jnp.add, total, (values, dw)), dh
+    def here(w_DV, h_KBTD, *labels):
+        def add(total, piece):
+            values, (dw, dh) = _with_gradient(loss, w_DV, *piece)
+            return jax.tree.map(jnp.add, total, (values, dw)), dh
 
-    start = ((jnp.zeros(()), jnp.zeros(())), jnp.zeros_like(w_DV))
-    (values, dw_DV), dh_KBTD = lax.scan(add, start, (h_KBTD, target_KBT, mask_KBT), unroll=UNROLL)
+        start = ((jnp.zeros(()), jnp.zeros(())), jnp.zeros_like(w_DV))
+        return lax.scan(add, start, (h_KBTD, *labels))
+
+    def on_device(*args):
+        sums, dh_KBTD = here(*args)
+        return lax.psum(sums, "data"), dh_KBTD
+
+    mesh, run = mesh_of(h_KBTD), here
+    if mesh is not None and h_KBTD.shape[1] % mesh.shape["data"] == 0:  # or XLA would add dw over devices in each turn
+        rows = P(None, "data")
+        specs = {"in_specs": (P(), rows, rows, rows), "out_specs": (P(), rows), "axis_names": {"data"}}
+        run = jax.shard_map(on_device, mesh=mesh, check_vma=False, **specs)
+    (values, dw_DV), dh_KBTD = run(w_DV, h_KBTD, target_KBT, mask_KBT)
     return values, (dw_DV, dh_KBTD)
 
 
