@@ -30,7 +30,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("match", None, match, flag_values=values)
     solve = "The integer `KEY` to solve for, such as memory.window.window. Default: the width and the feed-forward width."
     flags.DEFINE_string("solve", "", solve, flag_values=values)
-    slice_ = "Compile the train step for these TPUs, such as v5e:4x4, v5p:2x2x2 or v6e:16x16."
+    slice_ = "Compile the train step for the TPUs of `SLICE`, such as v5e:4x4, v5p:2x2x2 or v6e:16x16."
     flags.DEFINE_string("topology", "", slice_, flag_values=values)
     flags.DEFINE_enum("format", "table", ["table", "json"], "How to print the result.", flag_values=values)
 
