@@ -136,6 +136,7 @@ class Mesh:
     """The number of devices along each axis. data=0 uses all remaining devices."""
 
     data: Natural = 0
+    context: Count = 1
     model: Count = 1
     fsdp: bool = False  # shard parameters and optimiser state over `data` too
 

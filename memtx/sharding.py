@@ -6,6 +6,7 @@ sharded like its parameters. A dimension is replicated if the size of its mesh a
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -19,6 +20,7 @@ from memtx import config as configs
 from memtx.core import batch_axes
 from memtx.errors import UserError
 from memtx.models.lm import LM
+from memtx.ops.context import AXIS
 from memtx.ops.topk import entry_axes
 
 FSDP_SMALLEST = 4096  # FSDP replicates parameters with fewer elements
@@ -33,17 +35,19 @@ class Layout:
     def __init__(self, mesh: configs.Mesh | None = None, devices: Sequence | None = None):
         mesh = mesh or configs.Mesh()
         devices = jax.devices() if devices is None else devices
-        data = mesh.data or max(len(devices) // mesh.model, 1)
-        if data * mesh.model != len(devices):
+        data = mesh.data or max(len(devices) // (mesh.context * mesh.model), 1)
+        shape = (data, mesh.context, mesh.model)
+        if math.prod(shape) != len(devices):
             raise UserError(
-                f"mesh.data x mesh.model = {data} x {mesh.model} is not the number of devices, {len(devices)}; "
-                "set mesh.model to a divisor and mesh.data=0"
+                f"mesh.data x mesh.context x mesh.model = {' x '.join(map(str, shape))} is not the number of devices, "
+                f"{len(devices)}; set mesh.context and mesh.model to divisors and mesh.data=0"
             )
         self.fsdp = mesh.fsdp
-        axes = ("data", "model")
-        self.mesh = jax.make_mesh((data, mesh.model), axes, axis_types=(AxisType.Auto,) * 2, devices=devices)
+        axes = ("data", AXIS, "model")
+        self.mesh = jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,) * 3, devices=devices)
         self.whole = NamedSharding(self.mesh, P())
         self.rows = NamedSharding(self.mesh, P("data"))
+        self.tokens = NamedSharding(self.mesh, P("data", None, AXIS))  # [B, P, T]
 
     def params(self, lm: LM):
         """Return a sharding per parameter, from the mesh axes that its module declares for its last dimensions (`axes=`)."""
@@ -104,7 +108,13 @@ class Layout:
 
     def shard(self, batch):
         """Build global arrays from the rows of each process (NumPy leaves [B, ...]), sharded over `data`."""
-        return jax.tree.map(lambda a: jax.make_array_from_process_local_data(self.rows, np.asarray(a)), batch)
+
+
+        def build(a):
+            by_token = np.ndim(a) == 3 and np.shape(a)[2] % self.mesh.shape[AXIS] == 0
+            return jax.make_array_from_process_local_data(self.tokens if by_token else self.rows, np.asarray(a))
+
+        return jax.tree.map(build, batch)
 
     def check_batch(self, name: str, size: int) -> None:
         """Raise a UserError if the data axis does not divide a batch size. name: its config key."""
