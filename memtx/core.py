@@ -164,6 +164,8 @@ class Memory(nnx.Module):
     """Whether a gradient passes through the state, until the state is detached."""
     readable: ClassVar[bool] = True
     """At the attention site: whether other layers may read the state as "^NAME". False if writes depend on its parameters."""
+    divides_time: ClassVar[bool] = False
+    """Whether it was tested on calls whose tokens are divided over devices (`mesh.context`)."""
     positions: ClassVar[tuple[str, ...]] = ("rope", "alibi", "t5", "learned", "none")
     """The values of `model.position` that it supports."""
     block: ClassVar[str | None] = None

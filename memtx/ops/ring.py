@@ -22,7 +22,7 @@ import numpy as np
 from jax import Array, lax
 
 from memtx.ops.attention import MASKED, Sums, View, combine, merged, read
-from memtx.ops.context import AXIS, PIECES, WHOLE, earlier, is_divided, on_pieces
+from memtx.ops.context import AXIS, PIECES, WHOLE, earlier, on_pieces
 from memtx.ops.skip import skip_unless
 
 QUERIES = ("q_BTNH", "position_BT", "chunk_BT")
@@ -31,8 +31,8 @@ NOTHING = (0.0, 0.0, MASKED)  # the sums over no key
 
 
 def fits(views: Sequence[View]) -> bool:
-    """Return whether the queries are divided over devices and `attend` can compute this attention."""
-    return is_divided(views[0].q_BTNH) and not any(view.bias or view.future for view in views)
+    """Return whether `attend` can compute this attention of divided queries."""
+    return not any(view.bias or view.future for view in views)
 
 
 def attend(views: Sequence[View]) -> Array:

@@ -22,6 +22,13 @@ def take(a_BM: Array, index_BT: Array | np.ndarray) -> Array:
     return jax.vmap(lambda a, i: a[i])(a_BM, index_BT)
 
 
+def lookup(table_VD: Array, index_BT: Array) -> Array:
+    """Return the rows of a table, [V, D], [B, T] -> [B, T, D]."""
+    if is_divided(index_BT):  # or XLA would gather the whole text's gradient
+        return on_pieces(lambda table, index: table[index], (WHOLE, PIECES), PIECES, table_VD, index_BT)
+    return table_VD[index_BT]
+
+
 def put(a_BM: Array, index_BT: Array | np.ndarray, new_BT: Array) -> Array:
     """Write each row at its own indices, which must differ. Indices out of range are dropped, and the dtype of `a_BM` is kept.
 
