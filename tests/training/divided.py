@@ -51,16 +51,20 @@ def inputs(site: str):
 
 def calls(layer, x, state):
     """Return a loss of all outputs and of the state, and these outputs and states."""
-    total, at_B, outputs = jnp.zeros(()), jnp.zeros(3, jnp.int32), []
-    for call, (reset_B, length_B) in enumerate(zip(map(jnp.asarray, RESET_CB), map(jnp.asarray, LENGTH_CB), strict=True)):
+
+    def call(carry, inputs):
+        (state, at_B), (x, weight, reset_B, length_B) = carry, inputs
         at_B = jnp.where(reset_B, 0, at_B)
         seg = segment(at_B[:, None] + jnp.arange(TIME), length_B, reset_B)
-        y, state = layer(jax.tree.map(lambda a, call=call: a[call], x), reset(layer, state, reset_B), seg)
-        outputs.append(jnp.where(seg.mask_BT[..., None], y.reshape(3, TIME, WIDTH), 0))
-        total += (outputs[-1] * jax.random.normal(jax.random.key(call), outputs[-1].shape)).sum()
-        at_B = at_B + length_B
+        y, state = layer(x, reset(layer, state, reset_B), seg)
+        y_BTD = jnp.where(seg.mask_BT[..., None], y.reshape(3, TIME, WIDTH), 0)
+        return (state, at_B + length_B), (y_BTD, (y_BTD * weight).sum())
+
+    weight = jax.random.normal(jax.random.key(2), (3, 3, TIME, WIDTH))
+    each_call = x, weight, jnp.asarray(RESET_CB), jnp.asarray(LENGTH_CB)
+    (state, _), (outputs, losses) = jax.lax.scan(call, (state, jnp.zeros(3, jnp.int32)), each_call)
     numbers = [leaf for leaf in jax.tree.leaves(state) if leaf.dtype == jnp.float32]
-    return total + sum(jnp.sin(leaf).sum() for leaf in numbers), (outputs, numbers)
+    return losses.sum() + sum(jnp.sin(leaf).sum() for leaf in numbers), (outputs, numbers)
 
 
 def lose_transfers() -> None:
