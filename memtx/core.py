@@ -250,10 +250,7 @@ class Memory(nnx.Module):
 
 
 def batch_axes(init_state: Callable[[int], State]) -> State:
-    """Return, per leaf, the axis that grows with the batch.
-
-    It is 0 in a layer, 1 in a stack ([G, B, ...]) and -1 in a leaf that all streams share.
-    """
+    """Return, per leaf, the axis that grows with the batch: 0 in a layer, 1 in a stack, -1 in a leaf that all streams share."""
     one, two = (jax.eval_shape(partial(init_state, n)) for n in (1, 2))
 
     def axis(a, b):

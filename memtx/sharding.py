@@ -1,8 +1,9 @@
 """The distribution of arrays over devices: modules declare the mesh axes of their parameters, and a Layout applies them.
 
-The mesh has the axes `data` (streams, and parameters under FSDP) and `model` (tensor parallelism). State is sharded over
-`data` by stream and over `model` by head, and a bank that all streams share over all devices by entry. The optimiser state is
-sharded like its parameters. A dimension is replicated if the size of its mesh axes does not divide it.
+The mesh has the axes `data` (streams, and parameters under FSDP), `context` (the tokens of each call, see
+memtx.ops.context) and `model` (tensor parallelism). State is sharded over `data` by stream and over `model` by head, and a bank
+that all streams share over all devices by entry. The optimiser state is sharded like its parameters. A dimension is replicated
+if the size of its mesh axes does not divide it.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ FSDP_SMALLEST = 4096  # FSDP replicates parameters with fewer elements
 
 
 class Layout:
-    """The sharding of each array of a run on the (data, model) mesh.
+    """The sharding of each array of a run on the (data, context, model) mesh.
 
     devices: by default all devices of the backend. Raises UserError if the mesh does not use all of them.
     """
@@ -107,14 +108,16 @@ class Layout:
         return jax.tree.map(sharding, jax.eval_shape(lambda: lm.init_state(1)), axes, heads)
 
     def shard(self, batch):
-        """Build global arrays from the rows of each process (NumPy leaves [B, ...]), sharded over `data`."""
+        """Build global arrays from the rows of each process (NumPy leaves [B, ...]), sharded over `data`.
 
+        Arrays by token, [B, P, T], are also divided over `context`.
+        """
 
         def build(a):
-            by_token = np.ndim(a) == 3 and np.shape(a)[2] % self.mesh.shape[AXIS] == 0
-            return jax.make_array_from_process_local_data(self.tokens if by_token else self.rows, np.asarray(a))
+            divided = a.ndim == 3 and a.shape[2] % self.mesh.shape[AXIS] == 0
+            return jax.make_array_from_process_local_data(self.tokens if divided else self.rows, a)
 
-        return jax.tree.map(build, batch)
+        return jax.tree.map(build, jax.tree.map(np.asarray, batch))
 
     def check_batch(self, name: str, size: int) -> None:
         """Raise a UserError if the data axis does not divide a batch size. name: its config key."""

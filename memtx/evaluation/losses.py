@@ -3,8 +3,8 @@
 `cross_entropy` takes logits. `next_token_loss` takes hidden states and has the same values, but only the logits of one piece of
 the text exist at a time. It computes the gradient together with the loss, so it computes no logits twice.
 
-Legend: B streams, T tokens, V vocabulary or classes, P segments, A labels: one per token, or the two ends of a span, D model, K pieces of a
-text.
+Legend: B streams, P segments, T tokens, V vocabulary or classes, A labels: one per token, or the two ends of a span, D model,
+K pieces of a text.
 """
 
 from collections.abc import Callable

@@ -1,11 +1,12 @@
 """Softmax attention in a text that is divided over devices: ring attention (Liu et al. 2023, arXiv 2310.01889).
 
-Each device has the queries of its piece. In turn j it reads the keys of the piece j before its own, and it merges the softmax
-sums of all turns. Its own positions count from the start of its piece, so positions are known at compile time in every turn,
-and no turn is spent on keys beyond the window. Other keys, of states, are on every device.
+Each device has the queries of its piece. In turn j it reads the keys of the piece j before its own, and it adds up the softmax
+sums of all turns. Positions relative to the device's first query are known at compile time in every turn, and there are no
+turns for keys beyond the window. Other keys, such as those of a state, are on every device.
 
-The backward pass fetches the keys of each turn again. A device therefore keeps the keys of its own piece only, and the scores of
-one turn, T/C x T/C, exist at a time. To this end the keys come straight from their device, not from neighbour to neighbour.
+The backward pass fetches and reads the keys of each turn again. A device therefore saves the keys of its own piece only, and
+the scores of one turn, T/C x T/C, exist at a time. This is why keys come straight from their device. A ring that passes them
+from neighbour to neighbour would use fewer links, but each device would have to save the keys of all turns.
 
 C devices; other letters as in ops/attention.py.
 """
@@ -13,8 +14,8 @@ C devices; other letters as in ops/attention.py.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from functools import reduce
+from collections.abc import Sequence
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -37,49 +38,49 @@ def fits(views: Sequence[View]) -> bool:
 
 def attend(views: Sequence[View]) -> Array:
     """Return y_BTNH in float32, as `ops.attention.attend` defines it."""
-    arrays = [{name: jnp.asarray(a) for name in QUERIES + KEYS if (a := getattr(view, name)) is not None} for view in views]
     own = [view.lead == 0 and view.k_BSKH.shape[1] == view.q_BTNH.shape[1] for view in views]  # the keys of the queries' tokens
+    arrays = [_arrays(view, QUERIES + KEYS) for view in views]
     specs = [
-        {name: PIECES if name in QUERIES or is_own else WHOLE for name in given}
-        for given, is_own in zip(arrays, own, strict=True)
+        {name: PIECES if is_own or name in QUERIES else WHOLE for name in given}
+        for is_own, given in zip(own, arrays, strict=True)
     ]
 
     def here(pieces: list[dict[str, Array]]) -> Array:
-        reads = [
-            each
-            for view, piece, is_own in zip(views, pieces, own, strict=True)
-            for each in (turns if is_own else whole)(dataclasses.replace(view, **piece))
-        ]
-        return combine([reduce(lambda sums, each: merged([sums, each]), reads)])
+        sums = []
+        for view, is_own, piece in zip(views, own, pieces, strict=True):
+            view = dataclasses.replace(view, **piece)
+            sums += read_pieces(view) if is_own else [read_whole(view)]
+        return combine([reduce(lambda one, other: merged([one, other]), sums)])
 
     return on_pieces(here, (specs,), PIECES, arrays)
 
 
-def turns(view: View) -> Iterator[Sums]:
-    """Yield the softmax sums over the keys of each piece up to this device's own."""
-    time = view.q_BTNH.shape[1]
-    keys = {name: a for name in KEYS if (a := getattr(view, name)) is not None}
-    at_1T = np.arange(time)[None]
-    count = lax.axis_size(AXIS)
+def read_pieces(view: View) -> list[Sums]:
+    """Return the softmax sums over the keys of this device's piece, and of each earlier piece within the window."""
+    time, count = view.q_BTNH.shape[1], lax.axis_size(AXIS)
     if view.window is not None:
         count = min(count, 1 - (1 - view.window) // time)
-    for turn in range(count):
+    at_1T = np.arange(time)[None]
 
-        def work(q_BTNH, keys, turn=turn):
-            fetched = earlier(keys, turn) | {"key_position_BS": at_1T - turn * time}
-            seen = dataclasses.replace(view, q_BTNH=q_BTNH, position_BT=at_1T, **fetched)
-            return skip_unless(lax.axis_index(AXIS) >= turn, lambda: read(seen), NOTHING)
+    def turn(j: int, q_BTNH: Array, keys: dict[str, Array]) -> Sums:
+        fetched = earlier(keys, j) | {"key_position_BS": at_1T - j * time}
+        seen = dataclasses.replace(view, q_BTNH=q_BTNH, position_BT=at_1T, **fetched)
+        return skip_unless(lax.axis_index(AXIS) >= j, lambda: read(seen), NOTHING)
 
-        yield jax.checkpoint(work)(view.q_BTNH, keys)
+    return [jax.checkpoint(partial(turn, j))(view.q_BTNH, _arrays(view, KEYS)) for j in range(count)]
 
 
-def whole(view: View) -> Iterator[Sums]:
-    """Yield the softmax sums over keys that every device has. They are skipped if the first query sees none."""
+def read_whole(view: View) -> Sums:
+    """Return the softmax sums over keys that every device has. The reading is skipped if the first query sees none."""
     seen_BS = jnp.ones((), bool) if view.valid_BS is None else view.valid_BS
     if view.window is not None:
         seen_BS = seen_BS & (view.position_BT[:, :1] - view.key_position_BS < view.window)
 
-    def work(q_BTNH, k_BSKH, v_BSKH):
+    def work(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array) -> Sums:
         return read(dataclasses.replace(view, q_BTNH=q_BTNH, k_BSKH=k_BSKH, v_BSKH=v_BSKH))
 
-    yield skip_unless(seen_BS.any(), jax.checkpoint(work), NOTHING, view.q_BTNH, view.k_BSKH, view.v_BSKH)
+    return skip_unless(seen_BS.any(), jax.checkpoint(work), NOTHING, view.q_BTNH, view.k_BSKH, view.v_BSKH)
+
+
+def _arrays(view: View, names: Sequence[str]) -> dict[str, Array]:
+    return {name: jnp.asarray(a) for name in names if (a := getattr(view, name)) is not None}

@@ -97,11 +97,9 @@ def test_what_cannot_divide_texts_is_refused():
             configure({"mesh": {"context": 8}, "data": {"segment": 64}, **groups})
         assert "\n" not in str(error.value)
 
-    every = {name for name, cls in MEMORIES.items() if cls.site in ("attention", "residual")}
-    for name in every - {*DIVIDED}:
-        if MEMORIES[name].causal and not MEMORIES[name].encoded:
-            refused(f"mesh.context=8 divides texts over devices, which {name} cannot", model={"stacks": [[["window", name], 1]]})
-    refused("which rmt cannot", model={"body": "rmt"})
-    refused("which knn_lm cannot", model={"head": "knn_lm"})
+    for name, cls in MEMORIES.items():
+        model = {cls.site: name} if cls.site in ("body", "head") else {"stacks": [[["window", name], 1]]}
+        if not cls.divides_time and cls.causal and not cls.encoded:
+            refused(f"mesh.context=8 divides texts over devices, which {name} cannot", model=model)
     refused("model.position=alibi", model={"position": "alibi"})
     refused(re.escape("data.segment=60 must be a multiple"), data={"segment": 60})
