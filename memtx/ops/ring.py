@@ -1,8 +1,8 @@
 """Softmax attention in a text that is divided over devices: ring attention (Liu et al. 2023, arXiv 2310.01889).
 
 Each device has the queries of its piece. In turn j it reads the keys of the piece j before its own, and it adds up the softmax
-sums of all turns. Positions relative to the device's first query are known at compile time in every turn, and there are no
-turns for keys beyond the window. Other keys, such as those of a state, are on every device.
+sums of all turns. Positions relative to the device's first query are known at compile time in every turn, and keys beyond
+the window are not sent. Other keys, such as those of a state, are on every device.
 
 The backward pass fetches and reads the keys of each turn again. A device therefore saves the keys of its own piece only, and
 the scores of one turn, T/C x T/C, exist at a time. This is why keys come straight from their device. A ring that passes them
@@ -57,17 +57,19 @@ def attend(views: Sequence[View]) -> Array:
 
 def read_pieces(view: View) -> list[Sums]:
     """Return the softmax sums over the keys of this device's piece, and of each earlier piece within the window."""
-    time, count = view.q_BTNH.shape[1], lax.axis_size(AXIS)
-    if view.window is not None:
-        count = min(count, 1 - (1 - view.window) // time)
+    time, devices = view.q_BTNH.shape[1], lax.axis_size(AXIS)
+    window = time * devices if view.window is None else view.window
     at_1T = np.arange(time)[None]
 
     def turn(j: int, q_BTNH: Array, keys: dict[str, Array]) -> Sums:
-        fetched = earlier(keys, j) | {"key_position_BS": at_1T - j * time}
-        seen = dataclasses.replace(view, q_BTNH=q_BTNH, position_BT=at_1T, **fetched)
+        first = max(0, j * time - window + 1)  # the first key that the first query sees
+        fetched = earlier({name: a[:, first:] for name, a in keys.items()}, j)
+        at = {"position_BT": at_1T, "key_position_BS": at_1T[:, first:] - j * time}
+        seen = dataclasses.replace(view, q_BTNH=q_BTNH, **fetched | at)
         return skip_unless(lax.axis_index(AXIS) >= j, lambda: read(seen), NOTHING)
 
-    return [jax.checkpoint(partial(turn, j))(view.q_BTNH, _arrays(view, KEYS)) for j in range(count)]
+    turns = min(devices, 1 - (1 - window) // time)
+    return [jax.checkpoint(partial(turn, j))(view.q_BTNH, _arrays(view, KEYS)) for j in range(turns)]
 
 
 def read_whole(view: View) -> Sums:
