@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.sharding import NamedSharding
 
 from memtx.ops.context import AXIS, PIECES, WHOLE, is_divided, on_pieces
+from memtx.ops.per_device import mesh_here
 
 
 def take(a_BM: Array, index_BT: Array | np.ndarray) -> Array:
@@ -25,6 +27,7 @@ def take(a_BM: Array, index_BT: Array | np.ndarray) -> Array:
 def lookup(table_VD: Array, index_BT: Array) -> Array:
     """Return the rows of a table, [V, D], [B, T] -> [B, T, D]."""
     if is_divided(index_BT):  # or XLA would gather the whole text's gradient
+        table_VD = lax.with_sharding_constraint(table_VD, NamedSharding(mesh_here(index_BT), WHOLE))
         return on_pieces(lambda table, index: table[index], (WHOLE, PIECES), PIECES, table_VD, index_BT)
     return table_VD[index_BT]
 

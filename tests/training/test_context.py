@@ -48,7 +48,11 @@ memtx.train(config, workdir)
 """
 
 
-def test_a_run_on_divided_texts_has_the_metrics_of_one_device(root, tmp_path):
+EVERY_AXIS = {"data": 2, "context": 2, "model": 2, "fsdp": True}
+
+
+@pytest.mark.parametrize("mesh", [{"data": 2, "context": 4}, pytest.param(EVERY_AXIS, marks=pytest.mark.thorough)])
+def test_a_run_on_divided_texts_has_the_metrics_of_one_device(root, tmp_path, mesh):
     def config(**mesh):
         return tiny(root, "window", **BOTH, mesh=mesh)
 
@@ -58,7 +62,7 @@ def test_a_run_on_divided_texts_has_the_metrics_of_one_device(root, tmp_path):
         return [list(row) for row in found], [value for row in found for value in row.values()]
 
     train(config(), tmp_path / "alone", say=lambda _: None)
-    on_devices(8, [to_json(config(data=2, context=4)), str(tmp_path / "divided")], TRAIN)
+    on_devices(8, [to_json(config(**mesh)), str(tmp_path / "divided")], TRAIN)
     (names, alone), (same_names, divided) = losses("alone"), losses("divided")
     assert names == same_names
     np.testing.assert_allclose(divided, alone, rtol=1e-5)
