@@ -26,8 +26,9 @@ def take(a_BM: Array, index_BT: Array | np.ndarray) -> Array:
 
 def lookup(table_VD: Array, index_BT: Array) -> Array:
     """Return the rows of a table, [V, D], [B, T] -> [B, T, D]."""
-    if is_divided(index_BT):  # or XLA would gather the whole text's gradient
-        table_VD = lax.with_sharding_constraint(table_VD, NamedSharding(mesh_here(index_BT), WHOLE))
+    mesh = mesh_here(index_BT)
+    if mesh is not None and is_divided(index_BT):  # or XLA would gather the whole text's gradient
+        table_VD = lax.with_sharding_constraint(table_VD, NamedSharding(mesh, WHOLE))
         return on_pieces(lambda table, index: table[index], (WHOLE, PIECES), PIECES, table_VD, index_BT)
     return table_VD[index_BT]
 
