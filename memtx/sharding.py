@@ -27,7 +27,8 @@ FSDP_SMALLEST = 4096  # FSDP replicates parameters with fewer elements
 class Layout:
     """The sharding of each array of a run on the (data, model) mesh.
 
-    devices: by default all devices of the backend. Raises UserError if the mesh does not use all of them.
+    devices: by default all devices of the backend. Raises UserError if the mesh does not use all of them, or if JAX cannot lay
+    it over them.
     """
 
     def __init__(self, mesh: configs.Mesh | None = None, devices: Sequence | None = None):
@@ -41,7 +42,14 @@ class Layout:
             )
         self.fsdp = mesh.fsdp
         axes = ("data", "model")
-        self.mesh = jax.make_mesh((data, mesh.model), axes, axis_types=(AxisType.Auto,) * 2, devices=devices)
+        try:
+            self.mesh = jax.make_mesh((data, mesh.model), axes, axis_types=(AxisType.Auto,) * 2, devices=devices)
+        except NotImplementedError as error:  # some shapes have no good place in the network of a TPU slice
+            raise UserError(f"JAX has no mesh of {data} x {mesh.model} for these devices; set another mesh.model") from error
+        here = jax.process_index()
+        self._shards = [
+            i for i, row in enumerate(self.mesh.devices) if any(device.process_index == here for device in row.flat)
+        ]
         self.whole = NamedSharding(self.mesh, P())
         self.rows = NamedSharding(self.mesh, P("data"))
 
@@ -102,9 +110,28 @@ class Layout:
         heads = head_axes(lm) if self.mesh.shape["model"] > 1 else jax.tree.map(lambda _: -1, axes)
         return jax.tree.map(sharding, jax.eval_shape(lambda: lm.init_state(1)), axes, heads)
 
+    def rows_here(self, batch: int) -> list[int]:
+        """Return the rows of a batch that the devices of this process need.
+
+        Processes that share a place on the data axis need the same rows, and the places of a process may be anywhere on it.
+        """
+        size = batch // self.mesh.shape["data"]
+        return [shard * size + row for shard in self._shards for row in range(size)]
+
     def shard(self, batch):
-        """Build global arrays from the rows of each process (NumPy leaves [B, ...]), sharded over `data`."""
-        return jax.tree.map(lambda a: jax.make_array_from_process_local_data(self.rows, np.asarray(a)), batch)
+        """Build global arrays, sharded over `data`, from the rows of `rows_here` (NumPy leaves [B here, ...])."""
+        devices = self.mesh.shape["data"]
+
+        def build(a):
+            size = len(a) // len(self._shards)
+
+            def part(index):
+                row = self._shards.index((index[0].start or 0) // size) * size
+                return np.asarray(a[row : row + size])[:, *index[1:]]
+
+            return jax.make_array_from_callback((size * devices, *a.shape[1:]), self.rows, part)
+
+        return jax.tree.map(build, batch)
 
     def check_batch(self, name: str, size: int) -> None:
         """Raise a UserError if the data axis does not divide a batch size. name: its config key."""

@@ -16,7 +16,10 @@ from memtx.memory import MEMORIES
 LOCK, RECORD, LOG = ".lock", "run.json", "log.txt"
 OURS = (LOCK, RECORD, LOG)  # files of a sweep, which may exist before the run starts
 # The keys that a resumed run may change.
-FREE = ("train.steps", "train.log_every", "eval", "checkpoint", "mesh", "data.cache", "data.task.cache", "own")
+FREE = (
+    *("train.steps", "train.batch", "train.accumulate", "train.log_every"),
+    *("eval", "checkpoint", "mesh", "data.cache", "data.task.cache", "own"),
+)
 
 
 class InUse(UserError):
