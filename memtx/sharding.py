@@ -12,7 +12,7 @@ from functools import partial
 import jax
 import numpy as np
 import optax
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from memtx import config as configs
@@ -24,6 +24,22 @@ from memtx.ops.topk import entry_axes
 FSDP_SMALLEST = 4096  # FSDP replicates parameters with fewer elements
 
 
+@dataclasses.dataclass(frozen=True)
+class Absent:
+    """Devices that are not here, for shapes and programs that nothing runs. platform: such as tpu."""
+
+    count: int
+    platform: str
+
+    def __len__(self) -> int:
+        return self.count
+
+    def mesh(self, shape: tuple[int, ...], axes: tuple[str, ...]) -> AbstractMesh:
+        """Return a mesh of these devices."""
+        device = AbstractDevice(device_kind=self.platform, num_cores=None, platform=self.platform)
+        return AbstractMesh(shape, axes, axis_types=(AxisType.Auto,) * len(axes), abstract_device=device)
+
+
 class Layout:
     """The sharding of each array of a run on the (data, model) mesh.
 
@@ -31,7 +47,7 @@ class Layout:
     it over them.
     """
 
-    def __init__(self, mesh: configs.Mesh | None = None, devices: Sequence | None = None):
+    def __init__(self, mesh: configs.Mesh | None = None, devices: Sequence | Absent | None = None):
         mesh = mesh or configs.Mesh()
         devices = jax.devices() if devices is None else devices
         data = mesh.data or max(len(devices) // mesh.model, 1)
@@ -42,14 +58,7 @@ class Layout:
             )
         self.fsdp = mesh.fsdp
         axes = ("data", "model")
-        try:
-            self.mesh = jax.make_mesh((data, mesh.model), axes, axis_types=(AxisType.Auto,) * 2, devices=devices)
-        except NotImplementedError as error:  # some shapes have no good place in the network of a TPU slice
-            raise UserError(f"JAX has no mesh of {data} x {mesh.model} for these devices; set another mesh.model") from error
-        here = jax.process_index()
-        self._shards = [
-            i for i, row in enumerate(self.mesh.devices) if any(device.process_index == here for device in row.flat)
-        ]
+        self.mesh, self._shards = _mesh((data, mesh.model), axes, devices)
         self.whole = NamedSharding(self.mesh, P())
         self.rows = NamedSharding(self.mesh, P("data"))
 
@@ -137,6 +146,19 @@ class Layout:
         """Raise a UserError if the data axis does not divide a batch size. name: its config key."""
         if size % self.mesh.shape["data"]:
             raise UserError(f"{name}={size} must be a multiple of {self.mesh.shape['data']}, the devices of the data axis")
+
+
+def _mesh(shape: tuple[int, ...], axes: tuple[str, ...], devices: Sequence | Absent):
+    """Return a mesh, and the places on its first axis where this process has a device."""
+    if isinstance(devices, Absent):
+        return devices.mesh(shape, axes), list(range(shape[0]))
+    try:
+        mesh = jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,) * len(axes), devices=devices)
+    except NotImplementedError as error:  # some shapes have no good place in the network of a TPU slice
+        text = " x ".join(map(str, shape))
+        raise UserError(f"JAX has no mesh of {text} for these devices; set another mesh.model") from error
+    here = jax.process_index()
+    return mesh, [i for i, row in enumerate(mesh.devices) if any(device.process_index == here for device in row.flat)]
 
 
 def head_axes(lm: LM):
