@@ -81,9 +81,10 @@ def test_a_loop_keeps_its_results_and_its_body_only_its_own():
 
 
 def test_small_last_axes_are_padded_to_tiles():
-    found = of(lambda x: (x @ x) @ x, (12, 12))
-    assert found.least == 2 * 4 * 12 * 12
-    assert found.most == 2 * 4 * 16 * 128
+    found = of(lambda x: (x @ x) @ x, (500, 12, 12))
+    assert found.least == 2 * 4 * 12 * 16 * 512  # the axis of 500 is one of the two in tiles
+    assert found.most == 2 * 4 * 500 * 16 * 128
+    assert of(lambda x: (x @ x) @ x, (500, 12, 12), tiles=False).most == 2 * 4 * 500 * 12 * 12
 
 
 @pytest.mark.parametrize(

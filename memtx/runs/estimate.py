@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -25,7 +25,7 @@ from memtx.models.lm import LM, build
 from memtx.runs.chips import Chip, parse_topology
 from memtx.runs.compiled import abstract_step
 from memtx.runs.configure import configure
-from memtx.runs.footprint import Share, footprint
+from memtx.runs.footprint import Share, footprint, in_best_tiles, plain
 from memtx.runs.plan import get_key, set_key
 from memtx.sharding import Absent, Layout
 
@@ -41,8 +41,8 @@ class Estimate:
     """A train step on one of `devices` chips.
 
     params, optimiser, state, batch: bytes of the arguments. temporary: bytes of gradients, of results that the backward pass
-    needs, and of everything else. padding: bytes that are added if the tiles of a TPU are not filled; half of them are in
-    `peak`. flops: of the matrix products. moved: the least bytes between devices, by kind.
+    needs, and of everything else. padding: the bytes that a TPU may add to them, half of which are in `peak`. flops: of the
+    matrix products. moved: the least bytes between devices, by kind.
     """
 
     chip: Chip
@@ -92,18 +92,20 @@ def estimate(config: Config, topology: str, *, vocab_size: int = 0) -> Estimate:
     layout.check_batch("train.batch / train.accumulate", config.train.batch // config.train.accumulate)
     lm = build(config.model, vocab_size=vocab_size)
     _, args = abstract_step(config, layout, vocab_size)
-    sizes = dict(zip(ARGUMENTS, map(_bytes, args), strict=False))
+    tiles = chip.platform == "tpu"
+    sizes = {name: _bytes(tree, in_best_tiles if tiles else plain) for name, tree in zip(ARGUMENTS, args, strict=False)}
     data = layout.mesh.shape["data"]
     train = dataclasses.replace(config.train, batch=config.train.batch // data)
     alone = dataclasses.replace(config, train=train, mesh=Mesh(data=1))
     step, args = abstract_step(alone, Layout(alone.mesh, devices=Absent(1, chip.platform)), vocab_size)
-    found = footprint(jax.make_jaxpr(step)(*args).jaxpr.eqns[0].params["jaxpr"].jaxpr, _share(lm, config, layout))
+    program = jax.make_jaxpr(step)(*args).jaxpr.eqns[0].params["jaxpr"].jaxpr
+    found = footprint(program, _share(lm, config, layout), tiles=tiles)
     return Estimate(
         chip,
         count,
         **sizes,
         temporary=found.least,
-        padding=found.most - found.least if chip.platform == "tpu" else 0,
+        padding=found.most - found.least,
         flops=flops(step, *args) // (count // data),
         moved=_moved(lm, config, layout),
     )
@@ -149,9 +151,9 @@ def _data_axis(config: Config, topology: str) -> int:
     return Layout(config.mesh, devices=Absent(count, chip.platform)).mesh.shape["data"] * config.train.accumulate
 
 
-def _bytes(tree) -> int:
+def _bytes(tree, stored: Callable) -> int:
     """Return the bytes of arrays on one device."""
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    return sum(stored(leaf.sharding.shard_shape(leaf.shape), leaf.dtype.itemsize) for leaf in jax.tree.leaves(tree))
 
 
 def _share(lm: LM, config: Config, layout: Layout) -> Share:

@@ -5,14 +5,17 @@ element-wise operations and changes of shape inside of the operations that use t
 most memory is needed at the operation with the most bytes of living results. A loop has its results all the time, and what
 its body needs for a while.
 
-TPUs store the last two axes of an array in tiles, such as 8 x 128 numbers. The compiler chooses an order of axes that fills
-most tiles, but not all. The estimate is therefore a range, from no padding to the padding of the given order of axes.
+A TPU stores two axes of an array in tiles of 8 x 128 numbers of 32 bits, and pads them to full tiles. The compiler chooses the
+two axes. Arguments of a program have the best ones. Inside of it the products decide, so the estimate is a range: from the
+padding of the best two axes to that of the last two.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import cache
+from itertools import permutations
 from math import prod
 
 import numpy as np
@@ -51,25 +54,51 @@ Share = Callable[[tuple[int, ...]], float]  # the share of an array with this sh
 
 @dataclasses.dataclass(frozen=True)
 class Footprint:
-    """Bytes of one device beyond the arguments of a program, without and with the padding of tiles."""
+    """Bytes of one device beyond the arguments of a program, with the best and with the given order of axes."""
 
     least: int
     most: int
 
 
-def footprint(jaxpr: core.Jaxpr, share: Share = lambda shape: 1.0) -> Footprint:
+def footprint(jaxpr: core.Jaxpr, share: Share = lambda shape: 1.0, *, tiles: bool = True) -> Footprint:
     """Estimate the most memory that a program needs at once, beyond its arguments.
 
-    share: the share of an array that one device has, by its shape. The default is all of it.
+    share: the share of an array that one device has, by its shape. The default is all of it. tiles: whether the device is a TPU.
     """
-    least, most = (_Program(share, tiled).peak(jaxpr) for tiled in (False, True))
+    least, most = (
+        _Program(share, stored).peak(jaxpr) for stored in ((in_best_tiles, in_last_tiles) if tiles else (plain,) * 2)
+    )
     return Footprint(round(least), round(most))
+
+
+def plain(shape: tuple[int, ...], item: int) -> int:
+    """Return the bytes of an array without padding. item: bytes of a number."""
+    return prod(shape) * item
+
+
+@cache
+def in_best_tiles(shape: tuple[int, ...], item: int) -> int:
+    """Return the bytes of an array on a TPU, with the two axes in tiles that need the least padding."""
+    if len(shape) < 2 or not prod(shape):
+        return plain(shape, item)
+    return min(_in_tiles(shape, item, rows, columns) for rows, columns in permutations(range(len(shape)), 2))
+
+
+def in_last_tiles(shape: tuple[int, ...], item: int) -> int:
+    """Return the bytes of an array on a TPU, with the last two axes in tiles."""
+    return plain(shape, item) if len(shape) < 2 or not prod(shape) else _in_tiles(shape, item, -2, -1)
+
+
+def _in_tiles(shape: tuple[int, ...], item: int, rows: int, columns: int) -> int:
+    sublanes = SUBLANES * max(4 // item, 1)
+    tiles = -(-shape[rows] // sublanes) * -(-shape[columns] // LANES)
+    return prod(shape) // (shape[rows] * shape[columns]) * tiles * sublanes * LANES * item
 
 
 @dataclasses.dataclass(frozen=True)
 class _Program:
     share: Share
-    tiled: bool
+    stored: Callable[[tuple[int, ...], int], int]
 
     def peak(self, jaxpr: core.Jaxpr, *, placed: bool = False) -> float:
         """Return the most bytes of living results. placed: the results of the program have memory elsewhere."""
@@ -111,8 +140,4 @@ class _Program:
             item = np.dtype(aval.dtype).itemsize
         except (AttributeError, TypeError):  # random keys
             item = 8
-        padded = shape
-        if self.tiled and len(shape) > 1:
-            rows = SUBLANES * max(4 // item, 1)
-            padded = (*shape[:-2], -(-shape[-2] // rows) * rows, -(-shape[-1] // LANES) * LANES)
-        return prod(padded) * item * self.share(shape)
+        return self.stored(shape, item) * self.share(shape)
