@@ -63,7 +63,7 @@ class Footprint:
 def footprint(jaxpr: core.Jaxpr, share: Share = lambda shape: 1.0, *, tiles: bool = True) -> Footprint:
     """Estimate the most memory that a program needs at once, beyond its arguments.
 
-    share: the share of an array that one device has, by its shape. The default is all of it. tiles: whether the device is a TPU.
+    share: the share of an array that one device has, by its shape. By default all of it. tiles: whether the device is a TPU.
     """
     least, most = (
         _Program(share, stored).peak(jaxpr) for stored in ((in_best_tiles, in_last_tiles) if tiles else (plain,) * 2)

@@ -20,12 +20,14 @@ import numpy as np
 from memtx.config import Config, to_json
 from memtx.core import batch_axes, where_rows
 from memtx.errors import UserError
+from memtx.memory import MEMORIES
+from memtx.memory.bank import refit
 from memtx.models.lm import LM, build
 from memtx.pretrained.load import load_params
 from memtx.runs.configure import configure
 from memtx.runs.source import Batches, Result, make_source
 from memtx.sharding import Layout
-from memtx.training.checkpoint import Checkpointer, Restored, batch_of
+from memtx.training.checkpoint import Checkpointer, Restored, batch_of, read_meta
 from memtx.training.interrupt import catch_stop
 from memtx.training.metrics import Metrics
 from memtx.training.optim import make_optimizer, make_schedule
@@ -70,10 +72,11 @@ def train(config: ml_collections.ConfigDict | Mapping | Config, workdir: str | P
         if is_first():
             data.tokenizer.save(Path(workdir) / "tokenizer.json")
         run = Run(config, lm, tx, layout)
-        restored = checkpoints.restore(**run.abstract(), batch_axes=batch_axes(lm.init_state))
+        saved = lm if checkpoints.latest_step() is None else _saved_model(lm, workdir)
+        restored = checkpoints.restore(**run.abstract(saved), batch_axes=batch_axes(lm.init_state))
         if restored:
             stream.set_state(restored.cursor)
-            state = run.resume(restored)
+            state = run.resume(restored, saved)
             say(f"resumed at step {restored.step} of {config.train.steps} from {workdir}")
             if (before := batch_of(restored.meta)) != config.train.batch:
                 say(f"train.batch is {config.train.batch} instead of {before}: {_streams(before, config.train.batch)}")
@@ -114,23 +117,32 @@ class Run:
         params = jax.device_put(load_params(self.lm, key, cache=cache), self.shardings[0])
         return params, *jax.jit(self._init_rest, out_shardings=self.shardings[1:])(params)
 
-    def resume(self, restored: Restored):
-        """Return the parameters, the optimiser state and the state of the streams. New streams have a fresh state."""
-        batch, before = self.config.train.batch, batch_of(restored.meta)
-        memory = restored.memory
-        if batch > before:
+    def resume(self, restored: Restored, saved: LM):
+        """Return the parameters, the optimiser state and the state of the streams.
 
-            def fresh(memory):
-                axes = batch_axes(self.lm.init_state)
-                return where_rows(np.arange(batch) >= before, self.lm.init_state(batch), memory, axes)
+        New streams have a fresh state. Banks get the capacities of this model. saved: the model of the checkpoint.
+        """
+        batch, before, memory = self.config.train.batch, batch_of(restored.meta), restored.memory
 
-            memory = jax.jit(fresh, donate_argnums=0, out_shardings=self.shardings[2])(memory)
+        def adapt(memory):
+            new = self.lm.init_state(batch)
+            memory = refit(memory, new)
+            return where_rows(np.arange(batch) >= before, new, memory, batch_axes(self.lm.init_state))
+
+        if batch > before or saved.model != self.lm.model:
+            memory = jax.jit(adapt, out_shardings=self.shardings[2])(memory)
         return restored.params, restored.opt_state, memory
 
-    def abstract(self) -> dict:
-        """Return the shapes of `init` with their shardings, by name, for restoring."""
-        shapes = jax.eval_shape(self._init, self.key)
-        trees = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, self.shardings)
+    def abstract(self, saved: LM | None = None) -> dict:
+        """Return the shapes of `init` with their shardings, by name, for restoring.
+
+        saved: the model of the checkpoint, whose banks may have other capacities. None: this model.
+        """
+        saved = saved or self.lm
+        params, opt_state, _ = jax.eval_shape(self._init, self.key)
+        shapes = (params, opt_state, jax.eval_shape(lambda: saved.init_state(self.config.train.batch)))
+        shardings = (*self.shardings[:2], self.layout.state(saved))
+        trees = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings)
         return dict(zip(("params", "opt_state", "memory"), trees, strict=True))
 
     def loop(self, train_state, done: int, stream: Batches, evaluate, checkpoints: Checkpointer, metrics: Metrics) -> Trained:
@@ -180,6 +192,18 @@ class Run:
 
 def _is_due(step: int, every: int) -> bool:
     return step > 0 and every > 0 and step % every == 0
+
+
+def _saved_model(lm: LM, workdir: str | Path) -> LM:
+    """Return the model with the capacities of the banks in the newest checkpoint."""
+    saved = read_meta(workdir)["config"]["memory"]
+
+    def settings(name: str, own):
+        kept = {key: saved[name][key] for key in MEMORIES[name].resizable if key in saved.get(name, {})}
+        return dataclasses.replace(own, **kept)
+
+    memory = {name: settings(name, own) for name, own in lm.model.memory.items()}
+    return LM(dataclasses.replace(lm.model, memory=memory))
 
 
 def _streams(before: int, now: int) -> str:

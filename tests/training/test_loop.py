@@ -1,5 +1,6 @@
 """A run can be stopped anywhere and goes on as if nothing had happened."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from memtx.data.corpora import load_corpus
 from memtx.data.tokenizers import make_tokenizer
 from memtx.data.tokens import tokenize
 from memtx.errors import UserError
+from memtx.memory.bank import Bank
 from memtx.runs.configure import build
 from memtx.runs.load import load
 from memtx.runs.source import train_stream
@@ -195,6 +197,39 @@ def test_with_another_batch_streams_keep_their_state_and_new_ones_are_fresh(whol
     jax.tree.map(np.testing.assert_array_equal, params, saved.params)
     assert next(stream).reset_BP[4:, 0].all()
     assert told[-1] == f"train.batch is {batch} instead of 4: streams " + ("2 to 3 end" if batch == 2 else "4 to 5 start")
+
+
+@pytest.mark.parametrize("capacity", [8, 40])
+def test_with_banks_of_another_capacity_the_newest_entries_stay(root, tmp_path, monkeypatch, capacity):
+    def config(memory, steps):
+        base = tiny(root, "memorizing", train={"steps": steps}, eval={"every": 0})
+        bank = dataclasses.replace(base.model.memory["memorizing"], memory=memory)
+        return dataclasses.replace(base, model=dataclasses.replace(base.model, memory={"memorizing": bank}))
+
+    train(config(16, 3), tmp_path / "run", say=lambda _: None)
+    saved, given, loop = load(tmp_path / "run"), [], Run.loop
+
+    def watched(self, state, *rest):
+        given.append(jax.device_get(state[2]))
+        return loop(self, state, *rest)
+
+    monkeypatch.setattr(Run, "loop", watched)
+    assert train(config(capacity, 5), tmp_path / "run", say=lambda _: None).finished
+
+    def banks(state) -> list[Bank]:
+        leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Bank))
+        return [leaf for leaf in leaves if isinstance(leaf, Bank)]
+
+    (old,), (new,) = banks(saved.state), banks(given[0])
+    assert new.capacity == old.capacity + capacity - 16 == banks(load(tmp_path / "run").state)[0].capacity
+    np.testing.assert_array_equal(new.cursor, old.cursor)
+    for row in np.ndindex(old.cursor.shape):
+        kept = sorted(i for i in old.entries.id[row].tolist() if i >= 0)[-new.capacity :]
+        assert sorted(i for i in new.entries.id[row].tolist() if i >= 0) == kept
+        assert kept
+        for i in kept:
+            for a, b in zip(jax.tree.leaves(old.entries), jax.tree.leaves(new.entries), strict=True):
+                np.testing.assert_array_equal(a[row][i % old.capacity], b[row][i % new.capacity])
 
 
 def test_another_config_is_refused_and_more_steps_are_not(whole, root):
