@@ -42,6 +42,24 @@ CHIPS = {
 }
 
 
+NAMES = {  # words in the names that JAX gives to devices
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v6": "v6e",
+    "A100": "a100",
+    "H100": "h100",
+    "H200": "h200",
+    "B200": "b200",
+}
+
+
+def chip_named(kind: str) -> Chip | None:
+    """Return the chip of a device, by its `device_kind` such as "TPU v5 lite", or None if it is not in the table."""
+    return next((CHIPS[name] for word, name in NAMES.items() if word in kind), None)
+
+
 def parse_topology(text: str) -> tuple[Chip, int]:
     """Return the chip and the number of chips of "v5e:4x4" or "h100x8". Raises UserError if the text is neither."""
     match = re.fullmatch(r"(?P<kind>[a-z]\d+[a-z]?)(?P<separator>[:x])(?P<shape>[1-9]\d*(x[1-9]\d*)*)", text.lower())
