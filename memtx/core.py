@@ -170,6 +170,8 @@ class Memory(nnx.Module):
     """The values of `model.position` that it supports."""
     block: ClassVar[str | None] = None
     """The pattern entry of its blocks in a preset. None: its own name, or "window" inside a body and under a head."""
+    resizable: ClassVar[tuple[str, ...]] = ()
+    """The settings that set nothing but capacities of banks. They may change when a run resumes."""
     context: ClassVar[str | None] = None
     """The setting that limits how many tokens it attends to, or None. `configs/pretrained.py` sets it."""
     wrap_layer: ClassVar[Callable[..., Layer] | None] = None
@@ -220,7 +222,7 @@ class Memory(nnx.Module):
     def on_backbone(cls, attention: type[Memory] | None) -> dict[str, Any]:
         """Return the settings with which the mechanism starts like the attention of a pretrained backbone.
 
-        attention: the mechanism that replaces the backbone's attention in the other layers, or None if they keep it.
+        attention: the mechanism of its other layers, or None if they keep that of the backbone.
         """
         return {}
 
@@ -250,7 +252,7 @@ class Memory(nnx.Module):
 
 
 def batch_axes(init_state: Callable[[int], State]) -> State:
-    """Return, per leaf, the axis that grows with the batch: 0 in a layer, 1 in a stack, -1 in a leaf that all streams share."""
+    """Return, per leaf, the axis that grows with the batch: 0 in a layer, 1 in a stack, -1 if all streams share the leaf."""
     one, two = (jax.eval_shape(partial(init_state, n)) for n in (1, 2))
 
     def axis(a, b):
@@ -269,10 +271,8 @@ def where_rows(row_B: Array | np.ndarray, new: State, old: State, axes: State = 
     everywhere = isinstance(row_B, np.ndarray) and row_B.all()  # known at compile time: then `old` gets no gradient
 
     def leaf(n, o, axis):
-        if axis < 0:
-            return o
-        if everywhere:
-            return n
+        if axis < 0 or everywhere:
+            return o if axis < 0 else n
         return jnp.where(row_B.reshape((1,) * axis + (-1,) + (1,) * (o.ndim - axis - 1)), n, o)
 
     return jax.tree.map(leaf, new, old, axes)

@@ -14,7 +14,7 @@ from functools import partial
 import jax
 import numpy as np
 import optax
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from memtx import config as configs
@@ -27,13 +27,30 @@ from memtx.ops.topk import entry_axes
 FSDP_SMALLEST = 4096  # FSDP replicates parameters with fewer elements
 
 
+@dataclasses.dataclass(frozen=True)
+class Absent:
+    """Devices that are not here, for shapes and programs that nothing runs. platform: such as tpu."""
+
+    count: int
+    platform: str
+
+    def __len__(self) -> int:
+        return self.count
+
+    def mesh(self, shape: tuple[int, ...], axes: tuple[str, ...]) -> AbstractMesh:
+        """Return a mesh of these devices."""
+        device = AbstractDevice(device_kind=self.platform, num_cores=None, platform=self.platform)
+        return AbstractMesh(shape, axes, axis_types=(AxisType.Auto,) * len(axes), abstract_device=device)
+
+
 class Layout:
     """The sharding of each array of a run on the (data, context, model) mesh.
 
-    devices: by default all devices of the backend. Raises UserError if the mesh does not use all of them.
+    devices: by default all devices of the backend. Raises UserError if the mesh does not use all of them, or if JAX cannot lay
+    it over them.
     """
 
-    def __init__(self, mesh: configs.Mesh | None = None, devices: Sequence | None = None):
+    def __init__(self, mesh: configs.Mesh | None = None, devices: Sequence | Absent | None = None):
         mesh = mesh or configs.Mesh()
         devices = jax.devices() if devices is None else devices
         data = mesh.data or max(len(devices) // (mesh.context * mesh.model), 1)
@@ -44,8 +61,7 @@ class Layout:
                 f"{len(devices)}; set mesh.context and mesh.model to divisors and mesh.data=0"
             )
         self.fsdp = mesh.fsdp
-        axes = ("data", AXIS, "model")
-        self.mesh = jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,) * 3, devices=devices)
+        self.mesh, self._shards = _mesh(shape, ("data", AXIS, "model"), devices)
         self.whole = NamedSharding(self.mesh, P())
         self.rows = NamedSharding(self.mesh, P("data"))
         self.tokens = NamedSharding(self.mesh, P("data", None, AXIS))  # [B, P, T]
@@ -107,22 +123,50 @@ class Layout:
         heads = head_axes(lm) if self.mesh.shape["model"] > 1 else jax.tree.map(lambda _: -1, axes)
         return jax.tree.map(sharding, jax.eval_shape(lambda: lm.init_state(1)), axes, heads)
 
-    def shard(self, batch):
-        """Build global arrays from the rows of each process (NumPy leaves [B, ...]), sharded over `data`.
+    def rows_here(self, batch: int) -> list[int]:
+        """Return the rows of a batch that the devices of this process need.
 
-        Arrays by token, [B, P, T], are also divided over `context`.
+        Processes that share a place on the data axis need the same rows, and the places of a process may be anywhere on it.
         """
+        size = batch // self.mesh.shape["data"]
+        return [shard * size + row for shard in self._shards for row in range(size)]
+
+    def shard(self, batch):
+        """Build global arrays from the rows of `rows_here` (NumPy leaves [B here, ...]), sharded over `data`.
+
+        Arrays by token, [B here, P, T], are also divided over `context`.
+        """
+        devices, pieces = self.mesh.shape["data"], self.mesh.shape[AXIS]
 
         def build(a):
-            divided = a.ndim == 3 and a.shape[2] % self.mesh.shape[AXIS] == 0
-            return jax.make_array_from_process_local_data(self.tokens if divided else self.rows, a)
+            size = len(a) // len(self._shards)
 
-        return jax.tree.map(build, jax.tree.map(np.asarray, batch))
+            def part(index):
+                row = self._shards.index((index[0].start or 0) // size) * size
+                return np.asarray(a[row : row + size])[:, *index[1:]]
+
+            sharding = self.tokens if a.ndim == 3 and a.shape[2] % pieces == 0 else self.rows
+            return jax.make_array_from_callback((size * devices, *a.shape[1:]), sharding, part)
+
+        return jax.tree.map(build, batch)
 
     def check_batch(self, name: str, size: int) -> None:
         """Raise a UserError if the data axis does not divide a batch size. name: its config key."""
         if size % self.mesh.shape["data"]:
             raise UserError(f"{name}={size} must be a multiple of {self.mesh.shape['data']}, the devices of the data axis")
+
+
+def _mesh(shape: tuple[int, ...], axes: tuple[str, ...], devices: Sequence | Absent):
+    """Return a mesh, and the places on its first axis where this process has a device."""
+    if isinstance(devices, Absent):
+        return devices.mesh(shape, axes), list(range(shape[0]))
+    try:
+        mesh = jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,) * len(axes), devices=devices)
+    except NotImplementedError as error:  # some shapes have no good place in the network of a TPU slice
+        text = " x ".join(map(str, shape))
+        raise UserError(f"JAX has no mesh of {text} for these devices; set another mesh.context or mesh.model") from error
+    here = jax.process_index()
+    return mesh, [i for i, row in enumerate(mesh.devices) if any(device.process_index == here for device in row.flat)]
 
 
 def head_axes(lm: LM):

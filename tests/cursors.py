@@ -12,6 +12,11 @@ def same(a: Batch, b: Batch) -> bool:
     return all(np.array_equal(x, y) and x.dtype == y.dtype for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
+def rows_of(batch: int, index: int, count: int) -> range:
+    """The rows of one of `count` processes that share a batch evenly."""
+    return range(index * batch // count, (index + 1) * batch // count)
+
+
 def goes_on(make, legs, see=lambda state: None):
     """Reads batches in legs of (processes, steps), handing the cursor on as JSON, and checks each against one undisturbed
     stream, which it returns. make(process_index, process_count) -> stream; see(state) is called at each restart."""

@@ -46,6 +46,7 @@ class Block:
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 BLOCKS = [Block(page, *match.groups(default="")) for page, text in TEXTS.items() for match in BLOCK.finditer(text)]
 LINES = [(block.page, line) for block in BLOCKS if not block.language for line in block.text.splitlines()]
+SCRIPTS = [block for block in BLOCKS if block.language == "sh"]
 FILES = {block.title: block.text for block in BLOCKS if block.title}
 
 
@@ -67,7 +68,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def test_there_are_no_other_kinds_of_blocks():
-    assert {b.language for b in BLOCKS} <= {"", "python", "toml"}
+    assert {b.language for b in BLOCKS} <= {"", "python", "toml", "sh"}
     assert all(line.startswith(("memtx ", "pytest --pyargs ", *ELSEWHERE)) for _, line in LINES)
     assert len(LINES) > 25
 
@@ -76,6 +77,43 @@ def test_there_are_no_other_kinds_of_blocks():
 def test_a_command_has_the_flags_and_the_config_that_the_page_gives_it(folder, t5_folder, bert_folder, page, line):  # noqa: F811
     _, command, *rest = shlex.split(line.replace("t5-small", str(t5_folder)).replace("bert-base-uncased", str(bert_folder)))
     assert command in COMMANDS
+    module, values = _module(command), flags.FlagValues()
+    module.define(values)
+    parse(values, command, rest)
+
+
+SRUN = f"""#!{sys.executable}
+import os, subprocess, sys
+assert sys.argv[1] == "memtx"
+job = {{"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}}
+tasks = [
+    subprocess.Popen([sys.executable, "-m", "memtx.cli", *sys.argv[2:]], env=os.environ | job | dict.fromkeys(names, str(i)))
+    for names in [("SLURM_PROCID", "SLURM_LOCALID")] for i in range(2)
+]
+sys.exit(max(task.wait() for task in tasks))
+"""
+
+
+def test_the_job_of_the_page_on_clusters(folder):
+    """The script runs with a stand-in for srun, which starts two processes with the variables of SLURM."""
+    text = FILES["train.sbatch"].replace("size=base,data=books", "size=micro,data=textdir:texts,memory=window")
+    Path("train.sbatch").write_text(
+        text.replace(" --config.train.batch=128", " --config.train.steps=2 --config.eval.segments=2")
+    )
+    Path("srun").write_text(SRUN)
+    Path("srun").chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    environment |= {"PATH": f"{folder}:{os.environ['PATH']}", "SCRATCH": str(folder), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "train.sbatch"], capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("held-out text") == 1  # process 0 alone prints
+    assert (folder / "runs" / "xl" / "checkpoints" / "2").is_dir()
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=str)
+def test_the_commands_in_scripts_have_their_flags(script):
+    ((command, given),) = re.findall(r"memtx (\w+) (--.*)", script.text)
+    rest = shlex.split(given.removesuffix('"') if given.count('"') % 2 else given)
     module, values = _module(command), flags.FlagValues()
     module.define(values)
     parse(values, command, rest)

@@ -5,7 +5,8 @@
 
 Each case is a config of configs/lm.py on a TPU slice, with a vocabulary of 32,000. The figures are the compiler's, per device:
 the most memory in use, the arguments (parameters, optimiser, state and batch), what crosses devices in a step, by kind, and
-the lines of the program. With --only, the cases whose text has this word. No step runs, so there are no times.
+the lines of the program. Beside them are the estimates of `memtx plan`. With --only, only cases whose text has this word are
+compiled. No step runs, so there are no times.
 """
 
 import argparse
@@ -15,8 +16,10 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from memtx.config import Config
 from memtx.runs.compiled import Compiled, compile_step
 from memtx.runs.configure import configure, load_config
+from memtx.runs.estimate import Estimate, estimate
 
 GIB = 2**30
 CONFIG = Path(__file__).parents[2] / "configs" / "lm.py"
@@ -51,6 +54,16 @@ CASES = [  # (TPU slice, argument of configs/lm.py, changes, most GiB in use)
 
 def compile_case(topology: str, argument: str, changes: dict) -> Compiled:
     """Compile the train step of a case."""
+    return compile_step(config_of(argument, changes), topology, vocab_size=32_000)
+
+
+def estimate_case(topology: str, argument: str, changes: dict) -> Estimate:
+    """Estimate the train step of a case."""
+    return estimate(config_of(argument, changes), topology, vocab_size=32_000)
+
+
+def config_of(argument: str, changes: dict) -> Config:
+    """Return the config of a case."""
     values = load_config(f"{CONFIG}:{argument}").to_dict()
     values["eval"]["batch"] = values["train"]["batch"]
     for name, value in {**changes, "eval.batch": changes.get("train.batch", values["train"]["batch"])}.items():
@@ -59,13 +72,15 @@ def compile_case(topology: str, argument: str, changes: dict) -> Compiled:
         for part in group.split("."):
             target = target[part]
         target[key] = value
-    return compile_step(configure(values), topology, vocab_size=32_000)
+    return configure(values)
 
 
-def row(step: Compiled) -> dict:
+def row(step: Compiled, estimated: Estimate) -> dict:
     """Return the figures of a step."""
-    figures = {"peak": round(step.peak / GIB, 2), "arguments": round(step.arguments / GIB, 2), "lines": step.text.count("\n")}
-    return figures | {"moved": {kind: round(size / 1e6) for kind, size in step.moved.items() if size > 5e5}}
+    figures = {name: round(getattr(step, name) / GIB, 3) for name in ("peak", "arguments")}
+    figures |= {f"estimated_{name}": round(getattr(estimated, name) / GIB, 3) for name in ("peak", "arguments")}
+    moved = {kind: round(size / 1e6) for kind, size in step.moved.items() if size > 5e5}
+    return {**figures, "lines": step.text.count("\n"), "moved": moved}
 
 
 def main() -> None:
@@ -73,20 +88,21 @@ def main() -> None:
     parser.add_argument("--only", default="")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    rows, heads = [], ("TPUs", "config", "changes", "peak GiB", "arguments GiB", "MB between devices", "lines")
-    print(f"| {' | '.join(heads)} |\n|---|---|---|---:|---:|---|---:|")
+    columns = ("peak GiB", "estimated", "arguments GiB", "estimated", "MB between devices", "lines")
+    rows, heads = [], ("TPUs", "config", "changes", *columns)
+    print(f"| {' | '.join(heads)} |\n|---|---|---|---:|---:|---:|---:|---|---:|")
     for topology, argument, changes, _ in CASES:
         changed = " ".join(f"{name}={value}" for name, value in changes.items())
         if given.only not in f"{topology} {argument} {changed}":
             continue
-        found = row(compile_case(topology, argument, changes))
+        case = (topology, argument, changes)
+        found = row(compile_case(*case), estimate_case(*case))
         moved = ", ".join(f"{kind} {size:,}" for kind, size in found["moved"].items())
         cells = [
             topology,
             f"`{argument}`",
             changed and f"`{changed}`",
-            f"{found['peak']:.2f}",
-            f"{found['arguments']:.2f}",
+            *(f"{found[name]:.2f}" for name in ("peak", "estimated_peak", "arguments", "estimated_arguments")),
             moved,
         ]
         print(f"| {' | '.join(cells)} | {found['lines']:,} |", flush=True)

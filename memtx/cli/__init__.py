@@ -104,6 +104,7 @@ def _module(command: str) -> ModuleType:
 
 def _start_jax() -> None:
     """Configure JAX before its first use: its CPU, and the cache of compiled programs if it can be written."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors of XLA without its warnings, before jaxlib reads it
     import jax
 
     from memtx.training.cpu import keep_pages, schedule_in_order

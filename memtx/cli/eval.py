@@ -5,6 +5,7 @@
 
 The text is read twice: with the state carried from segment to segment, and with a fresh state for each segment. The difference
 is the gain from memory. Give --workdir for a trained run, or --config for a model before training, such as a pretrained one.
+All devices take part, and several processes as in memtx train.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
-from memtx.cli.options import needed, parse_settings
+from memtx.cli.options import define_processes, join_processes, needed, parse_settings
 from memtx.errors import UserError
 
 
@@ -37,6 +38,7 @@ def define(values: flags.FlagValues) -> None:
     integer("examples", 1, "Use N examples of the task. Default: that of the config.")
     string("task", "Change settings of the task: `key=value,...`, such as length=512,pairs=8.")
     flags.DEFINE_enum("format", "table", ["table", "json"], "How to print the result.", flag_values=values)
+    define_processes(values)
 
 
 def act(values) -> None:
@@ -48,11 +50,14 @@ def act(values) -> None:
     config, workdir, step = values["config"].value, values["workdir"].value, 0
     if config and workdir:
         raise UserError("give --workdir for a trained run, or --config for a model before training, not both")
-    if config:
-        evaluation = evaluate_config(config, **given)
-    else:
-        workdir = needed(values, "workdir", "runs/first")
-        evaluation, step = evaluate_run(workdir, cache=values["cache"].value, **given)
+    workdir = "" if config else needed(values, "workdir", "runs/first")
+    with join_processes(values) as prints:
+        if config:
+            evaluation = evaluate_config(config, **given)
+        else:
+            evaluation, step = evaluate_run(workdir, cache=values["cache"].value, **given)
+    if not prints:
+        return
     if values["format"].value == "json":
         print(json.dumps({"step": step, **evaluation.metrics(), **dataclasses.asdict(evaluation)}))
         return

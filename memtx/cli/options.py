@@ -118,6 +118,23 @@ def as_utf8(argument: str) -> str:
     return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
+def define_processes(values: flags.FlagValues) -> None:
+    """Define the flags of several processes that run a command together."""
+    given = "Default: that of the launcher, such as srun, mpirun or a TPU slice."
+    flags.DEFINE_string(
+        "coordinator", os.environ.get("JAX_COORDINATOR_ADDRESS"), f"`HOST:PORT` of process 0. {given}", flag_values=values
+    )
+    flags.DEFINE_integer("processes", None, f"The number of processes. {given}", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("process", None, f"The index of this process. {given}", lower_bound=0, flag_values=values)
+
+
+def join_processes(values: flags.FlagValues):
+    """Return a context in which several processes work together. Its value is whether this is the one that prints."""
+    from memtx.training.processes import joined
+
+    return joined(*(values[name].value for name in ("coordinator", "processes", "process")))
+
+
 def define_writing(values: flags.FlagValues, temperature: float, length: str) -> None:
     """Define the flags of generated text. temperature: the default. length: the default of --max_tokens, in words."""
 

@@ -2,7 +2,9 @@
 
   memtx train --config=lm:memory=xl,size=tiny,data=books --workdir=runs/xl --config.train.steps=2000
 
---config.GROUP.KEY=VALUE changes any key of the config. The same command continues a run that was stopped or killed.
+--config.GROUP.KEY=VALUE changes any key of the config. The same command continues a run that was stopped or killed, also on
+other devices and with another train.batch. Several processes train one run if a launcher such as srun starts the command in
+each, or if each gets --coordinator, --processes and --process.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from memtx.cli.eval import summarise
-from memtx.cli.options import needed, print_text
+from memtx.cli.options import define_processes, join_processes, needed, print_text
 
 CONFIG = (
     "A config file, and its arguments: `NAME[:key=value,...]`. It is a path, or the name of an installed one: lm, task, "
@@ -31,22 +33,28 @@ def define(values: flags.FlagValues) -> None:
         "The folder `DIR` for the checkpoints, the metrics and the TensorBoard files of the run. Required.",
         flag_values=values,
     )
+    define_processes(values)
 
 
 def act(values) -> None:
     """Train, and print the evaluation and a sample. Raises UserError for a mistake that the user can fix."""
+    import jax
+
     from memtx.runs.configure import configure
     from memtx.runs.train import train
 
     config = configure(needed(values, "config", "configs/lm.py:memory=xl"))
     workdir = Path(needed(values, "workdir", "runs/first"))
-    console = Console(soft_wrap=True, highlight=False)
-    trained = train(config, workdir, say=lambda line: console.print(line, markup=False))
+    with join_processes(values) as prints:
+        console = Console(soft_wrap=True, highlight=False, quiet=not prints)
+        trained = train(config, workdir, say=lambda line: console.print(line, markup=False))
+    if not prints:
+        return
     if not trained.finished:
         console.print(f"stopped and saved at step {trained.step}; give the same command to continue")
         return
     picture = summarise(trained.evaluation, workdir, console)
-    if config.eval.sample_tokens and not config.model.output:
+    if config.eval.sample_tokens and not config.model.output and jax.process_count() == 1:
         from memtx.runs.load import load_run
 
         _write_sample(load_run(workdir, streams=False), config, console)

@@ -12,7 +12,7 @@ B stream, P segments per step, T tokens per segment, W text tokens of the vocabu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -26,20 +26,20 @@ MASKED, REPLACED = 0.8, 0.1  # shares of the chosen tokens
 class Masked(Iterator[Batch]):
     """The batches of a stream, with a share of their tokens hidden.
 
-    stream: must have a cursor if the cursor of this iterator is used. share: the share of tokens to hide. first_row: the index
-    of the first row of this process over all processes. Raises UserError if the tokenizer has no mask token.
+    stream: must have a cursor if the cursor of this iterator is used. share: the share of tokens to hide. rows: the rows of the
+    whole batch that the stream yields. Raises UserError if the tokenizer has no mask token.
     """
 
-    def __init__(self, stream: Iterator[Batch], tokenizer: Tokenizer, share: float, *, seed: int, first_row: int = 0):
+    def __init__(self, stream: Iterator[Batch], tokenizer: Tokenizer, share: float, *, seed: int, rows: Sequence[int]):
         if tokenizer.mask < 0:
             raise UserError(f"the tokenizer {tokenizer.name} has no mask token, such as [MASK]; set data.mask=0")
-        self._stream, self._share, self._seed, self._first_row = stream, share, seed, first_row
+        self._stream, self._share, self._seed, self._rows = stream, share, seed, rows
         self._mask, self._text_V = tokenizer.mask, tokenizer.bytes_V > 0
         self._batches = 0
 
     def __next__(self) -> Batch:
         batch = next(self._stream)
-        hidden = [self._hide(tokens, self._first_row + row) for row, tokens in enumerate(batch.token_BPT)]
+        hidden = [self._hide(tokens, row) for row, tokens in zip(self._rows, batch.token_BPT, strict=True)]
         token_BPT, chosen_BPT = (np.stack(arrays) for arrays in zip(*hidden, strict=True))
         self._batches += 1
         return dataclasses.replace(

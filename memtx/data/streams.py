@@ -4,15 +4,16 @@ A document of tokens d0 ... dn-1 is read as inputs bos d0 ... dn-1 with targets 
 token of a call, so the last call of the document before it is padded. A row whose document has ended takes the next document
 of a queue. The queue has the documents of an epoch in an order drawn from (seed, epoch). The lowest free row is served first.
 
-Every process knows the layout of all rows (B numbers, no tokens) and gathers only the tokens of its own rows. The cursor is
-therefore the same on all processes and can be restored on a different number of them.
+Every process knows the layout of all rows (B numbers, no tokens) and gathers only the tokens of the rows that its devices need.
+The cursor is therefore the same on all processes and can be restored on a different number of them. It can also be restored
+with a different B: the first rows continue, and new rows take documents of the queue.
 
 B stream, P segments per step, T tokens per segment, D documents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import jax.numpy as jnp
@@ -62,18 +63,6 @@ def segment_of(batch: Batch, *, wiped: bool = False) -> Segment:
     return Segment(position_BT, length_B, jnp.ones_like(reset_B) if wiped else reset_B, document_B, shared=shared)
 
 
-def rows_of(batch: int, process: tuple[int, int]) -> slice:
-    """Return the rows of a batch that process (index, number of processes) yields.
-
-    Raises UserError if the batch is not divisible by the number of processes.
-    """
-    index, count = process
-    if batch % count:
-        raise UserError(f"a batch of {batch} rows is not divisible by {count} processes; change the batch size")
-    rows = batch // count
-    return slice(index * rows, (index + 1) * rows)
-
-
 @dataclass(frozen=True)
 class Cursor:
     """The positions of all B rows between two calls."""
@@ -87,9 +76,8 @@ class Cursor:
 class Stream(Iterator[Batch]):
     """Endless batches of `tokens`, or one epoch if `repeat` is False. It ends when no row has a document left.
 
-    shape: (B, P, T) of a batch over all processes.
-    process: the index of this process and the number of processes. Each one yields a contiguous block of B / number rows.
-    Raises UserError if B is not divisible by the number of processes or a size is not positive.
+    shape: (B, P, T) of a batch over all processes. rows: the rows that this process yields (see Layout.rows_here), by default
+    all. Raises UserError if a size is not positive.
     """
 
     def __init__(
@@ -100,12 +88,12 @@ class Stream(Iterator[Batch]):
         seed: int = 0,
         shuffle: bool = True,
         repeat: bool = True,
-        process: tuple[int, int] = (0, 1),
+        rows: Sequence[int] | None = None,
     ):
         batch, segments, time = shape
         if min(shape) < 1 or seed < 0:
             raise UserError(f"a stream needs positive sizes, not {batch=}, {segments=}, {time=}, {seed=}")
-        self._rows = rows_of(batch, process)
+        self._rows = list(range(batch) if rows is None else rows)
         self._tokens = tokens
         self._length_D = tokens.length_D + 1  # with bos
         self._segments, self._time = segments, time
@@ -139,23 +127,27 @@ class Stream(Iterator[Batch]):
         return {**self._identity(), "epoch": cursor.epoch, "taken": cursor.taken, **rows}
 
     def set_state(self, state: dict) -> None:
-        """Continue from a cursor. Raises UserError if it is damaged or has other tokens, batch, seed or shuffle."""
+        """Continue from a cursor. Raises UserError if it is damaged or has other tokens, seed or shuffle.
+
+        If the cursor has more rows, the last ones are dropped with the rest of their documents. New rows have no document yet.
+        """
         for name, mine in self._identity().items():
             if state.get(name) != mine:
                 raise UserError(
                     f"the saved data cursor has {name} {state.get(name)}, but this run has {mine}; keep them the same to resume"
                 )
         try:
-            document_B, offset_B = (
-                np.asarray(state[name], np.int64).reshape(self._cursor.offset_B.shape) for name in ("document", "offset")
-            )
-            self._cursor = Cursor(document_B, offset_B, int(state["epoch"]), int(state["taken"]))
+            document_B, offset_B = (np.asarray(state[name], np.int64).reshape(-1) for name in ("document", "offset"))
+            if len(document_B) != len(offset_B):
+                raise ValueError(f"{len(document_B)} documents and {len(offset_B)} offsets")
+            batch = len(self._cursor.document_B)
+            rows = _resized(document_B, batch, -1), _resized(offset_B, batch, 0)
+            self._cursor = Cursor(*rows, int(state["epoch"]), int(state["taken"]))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"the saved data cursor is damaged: {error}") from error
 
     def _identity(self) -> dict:
-        batch = len(self._cursor.document_B)
-        return {"tokens": self._tokens.fingerprint, "batch": batch, "seed": self._seed, "shuffle": self._shuffle}
+        return {"tokens": self._tokens.fingerprint, "seed": self._seed, "shuffle": self._shuffle}
 
     def _serve(self, cursor: Cursor) -> Cursor:
         """Give each row whose document has ended the next document of the queue, or none if the queue is empty."""
@@ -198,3 +190,8 @@ class Stream(Iterator[Batch]):
             reset_BP=(offset_BP == 0) & (length_BP > 0),
             document_BP=document_BP.astype(np.int32),
         )
+
+
+def _resized(a_B: np.ndarray, size: int, fill: int) -> np.ndarray:
+    """Return the first `size` elements, filled up with `fill`."""
+    return np.pad(a_B[:size], (0, max(size - len(a_B), 0)), constant_values=fill)

@@ -23,6 +23,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import ArrayLike
 
 from memtx.core import Segment, emit, pytree, wants
+from memtx.errors import UserError
 from memtx.memory.inspect import Inspectable
 from memtx.nn import reads as attribution
 from memtx.ops import topk
@@ -203,6 +204,26 @@ def resize(bank: Bank, capacity: int) -> Bank:
     """Return a bank of a different capacity with the same entries and ids, or the newest ones if not all fit."""
     one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (bank.entries.key, bank.entries.value))
     return put(empty(capacity, *one), bank.entries, bank.cursor)
+
+
+def refit(state: Any, like: Any) -> Any:
+    """Return a state whose banks have the capacities of those of `like`, with the newest entries that fit.
+
+    like: a state, or its shapes. Raises UserError if they differ in more than capacities.
+    """
+    is_bank = lambda node: isinstance(node, Bank)  # noqa: E731
+
+    def node(old, new):
+        if not is_bank(old) or old.capacity == new.capacity:
+            return old
+        change = lambda bank: resize(bank, new.capacity)  # noqa: E731
+        for _ in range(old.cursor.ndim):
+            change = jax.vmap(change)
+        return change(old)
+
+    if jax.tree.structure(state) != jax.tree.structure(like):
+        raise UserError("a memory cannot be added to a run or removed from it; start a new run")
+    return jax.tree.map(node, state, like, is_leaf=is_bank)
 
 
 # --- the use of entries -----------------------------------------------------------------------------------------------------

@@ -68,6 +68,7 @@ class KNNLM(Memory):
     """A nearest-neighbour language model, at the head site: (h_BTD, logits_BTV) -> logits of the mixture."""
 
     site = "head"
+    resizable = ("memory",)
     kind = "bank of pairs (hidden state, next token)"
 
     @dataclasses.dataclass(frozen=True)

@@ -74,6 +74,7 @@ class Landmark(Memory):
     """Attention to retrieved blocks, at the attention site."""
 
     site = "attention"
+    resizable = ("memory",)
     kind = "bank of blocks of keys and values"
     readable = False  # `pool` makes the landmarks
 

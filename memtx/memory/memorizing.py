@@ -49,6 +49,7 @@ class Memorizing(Memory):
     """Attention to retrieved keys beside a window, at the attention site."""
 
     site = "attention"
+    resizable = ("memory",)
     context = "window"
     kind = "bank of keys and values"
 

@@ -41,13 +41,13 @@ def _equation(equation) -> int:
         kernel = equation.invars[1].aval.shape
         out_channels = kernel[params["dimension_numbers"].rhs_spec[0]]
         return 2 * prod(equation.outvars[0].aval.shape) * prod(kernel) // out_channels
-    inner = [_count(jaxpr) for jaxpr in _inner(params)]
+    inner = [_count(jaxpr) for jaxpr in inner_programs(params)]
     if name == "cond":
         return max(inner)
     return params.get("length", 1) * sum(inner) if name == "scan" else sum(inner)
 
 
-def _inner(params: dict) -> list[core.Jaxpr]:
+def inner_programs(params: dict) -> list[core.Jaxpr]:
     """Return the programs inside an equation, under any parameter name."""
     found = []
     for value in params.values():

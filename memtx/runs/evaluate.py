@@ -8,12 +8,12 @@ from pathlib import Path
 
 import jax
 
-from memtx.config import Config, Mesh
+from memtx.config import Config
 from memtx.errors import UserError
 from memtx.models.lm import build
 from memtx.pretrained.load import load_params
 from memtx.runs.configure import configure, with_cache
-from memtx.runs.load import load_run
+from memtx.runs.load import load_run, mesh_for
 from memtx.runs.source import Result, make_source
 from memtx.sharding import Layout
 
@@ -31,14 +31,14 @@ def evaluate_run(
 
     split: valid, test or train. segments: the maximum number of segments of text to read, or 0 for all. examples: the number of
     examples of a task. task: changes to the settings of `data.task`. cache: replaces `data.cache`. An argument that is None
-    keeps the value in the config of the run. Raises UserError if the folder has no run, or if segments is given for a task, or
-    examples or task for text.
+    keeps the value in the config of the run. All devices take part, as `mesh_for` says. Raises UserError if the folder has no
+    run, if segments is given for a task, or examples or task for text, or if the devices do not divide eval.batch.
     """
-    run = load_run(Path(workdir), streams=False)
+    run = load_run(Path(workdir), streams=False, sharded=True)
     config = _changed(with_cache(run.config, cache), str(workdir), split=split, segments=segments, examples=examples, task=task)
     data = make_source(config, run.tokenizer)
     data.check(run.lm)
-    return data.evaluator(run.lm, Layout(config.mesh))(run.params), run.step
+    return data.evaluator(run.lm, _layout(config))(run.params), run.step
 
 
 def evaluate_config(config, **given) -> Result:
@@ -51,12 +51,19 @@ def evaluate_config(config, **given) -> Result:
     lm = build(config.model, vocab_size=data.tokenizer.vocab_size, subwords=data.tokenizer.subwords)
     data.check(lm)
     key = jax.random.fold_in(jax.random.key(config.seed), 0)  # the same key as in training
+    layout = _layout(config)
     params = load_params(lm, key, cache=config.data.cache) if config.model.pretrained else lm.init(key)
-    return data.evaluator(lm, Layout(config.mesh))(params)
+    return data.evaluator(lm, layout)(jax.device_put(params, layout.params(lm)))
+
+
+def _layout(config: Config) -> Layout:
+    layout = Layout(config.mesh)
+    layout.check_batch("eval.batch", config.eval.batch)
+    return layout
 
 
 def _changed(config: Config, name: str, **given) -> Config:
     changes = {key: value for key, value in given.items() if value is not None}
     if ({"segments"} if config.data.corpus.startswith("task:") else {"examples", "task"}) & changes.keys():
         raise UserError(f"the data of {name} is {config.data.corpus}: --segments is for text, --examples and --task for tasks")
-    return dataclasses.replace(config, eval=dataclasses.replace(config.eval, **changes), mesh=Mesh())
+    return dataclasses.replace(config, eval=dataclasses.replace(config.eval, **changes), mesh=mesh_for(config))

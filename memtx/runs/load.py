@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from memtx.config import Config, Data
+from memtx.config import Config, Data, Mesh
 from memtx.data import tokenizers
 from memtx.data.tokenizers import Tokenizer, check_fits
 from memtx.errors import UserError
@@ -16,6 +16,7 @@ from memtx.models.lm import LM, LMState, Params, build
 from memtx.pretrained import load as pretrained
 from memtx.pretrained.weights import read_json
 from memtx.runs.configure import configure
+from memtx.sharding import Layout
 from memtx.training.checkpoint import read_meta, restore
 
 
@@ -62,11 +63,12 @@ def is_pretrained(source: str | Path) -> bool:
     return bool({"model_type", "architectures"} & config.keys()) or any(folder.glob("*.safetensors"))
 
 
-def load_run(workdir: Path, *, streams: bool = True) -> Loaded:
+def load_run(workdir: Path, *, streams: bool = True, sharded: bool = False) -> Loaded:
     """Load the newest intact checkpoint of a workdir.
 
     streams: whether to read the state of the training streams, which may be large. Otherwise the state is a fresh one of one
-    stream. Raises UserError if the folder is not the workdir of a run.
+    stream. sharded: place the parameters on the mesh of `mesh_for`, instead of on the first device. Raises UserError if the
+    folder is not the workdir of a run.
     """
     if not (workdir / "config.json").exists():
         raise UserError(f"{workdir} is not the workdir of a run (it has no config.json); train one with memtx train")
@@ -74,8 +76,18 @@ def load_run(workdir: Path, *, streams: bool = True) -> Loaded:
     tokenizer = tokenizers.load(workdir / "tokenizer.json")
     lm = build(config.model, vocab_size=tokenizer.vocab_size, subwords=tokenizer.subwords)
     memory = jax.eval_shape(lambda: lm.init_state(config.train.batch)) if streams else None
-    restored = restore(workdir, params=lm.abstract_params, memory=memory)
+    params = lm.abstract_params
+    if sharded:
+        shardings = Layout(mesh_for(config)).params(lm)
+        params = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), params, shardings)
+    restored = restore(workdir, params=params, memory=memory)
     return Loaded(lm, restored.params, restored.memory if streams else lm.init_state(1), tokenizer, config, restored.step)
+
+
+def mesh_for(config: Config) -> Mesh:
+    """Return a mesh of all devices for a trained model: like that of its config, or with `data` alone if it does not fit."""
+    fits = jax.device_count() % (config.mesh.context * config.mesh.model) == 0
+    return dataclasses.replace(config.mesh, data=0) if fits else Mesh()
 
 
 def _pretrained(name: str, context: int, changes: dict) -> Loaded:

@@ -84,9 +84,9 @@ def make_plan(values: Mapping[str, Any], match: Mapping[str, float], solve: str 
         units = {"model.width": 2 * config.model.num_heads, "model.ff_dim": FEED_FORWARD_UNIT}
         for key in [solve] if solve else units:
             values = _solve(values, key, units.get(key, 1), name, target, vocab_size)
-            solved[key] = _get(_derive_ff_dim(values), key)
+            solved[key] = get_key(_derive_ff_dim(values), key)
         if solve == "model.width":
-            solved["model.ff_dim"] = _get(_derive_ff_dim(values), "model.ff_dim")
+            solved["model.ff_dim"] = get_key(_derive_ff_dim(values), "model.ff_dim")
     config = configure(values)
     return Plan(config, solved, budget(config, vocab_size), vocab_size)
 
@@ -101,7 +101,7 @@ def check_target(values: Mapping[str, Any], match: Mapping[str, float], solve: s
         raise UserError(f"only one budget can be matched at a time, not {' and '.join(match)}")
     if solve and not match:
         raise UserError(f"solve={solve} needs a budget to match")
-    if solve and type(_get(values, solve)) is not int:
+    if solve and type(get_key(values, solve)) is not int:
         raise UserError(f"{solve} is not an integer, so no budget can determine it")
 
 
@@ -110,12 +110,12 @@ def _solve(values: dict, key: str, unit: int, name: str, target: float, vocab_si
 
     Costs grow with the key. A smaller value that the config rejects counts as cost 0.
     """
-    start = max(1, round(_get(_derive_ff_dim(values), key) / unit))
+    start = max(1, round(get_key(_derive_ff_dim(values), key) / unit))
 
     @cache
     def cost(count: int) -> float:
         try:
-            config = configure(_set(values, key, count * unit))
+            config = configure(set_key(values, key, count * unit))
             return COSTS[name](build(config.model, vocab_size=vocab_size), config)
         except UserError:
             if count > start:
@@ -135,10 +135,10 @@ def _solve(values: dict, key: str, unit: int, name: str, target: float, vocab_si
     count = low if low and cost(low) and target - cost(low) < cost(high) - target else high
     if low == 0 and cost(high) > 1.5 * target:
         raise UserError(f"no {key} meets {name}={target:,.0f}; its smallest value, {high * unit}, already costs {cost(high):,}")
-    return _set(values, key, count * unit)
+    return set_key(values, key, count * unit)
 
 
-def _set(values: dict, key: str, number: int) -> dict:
+def set_key(values: dict, key: str, number: int) -> dict:
     """Return the values with `key` set. A new width changes a given feed-forward width in proportion."""
     changed = copy.deepcopy(values)
     *path, last = key.split(".")
@@ -157,7 +157,7 @@ def _derive_ff_dim(values: dict) -> dict:
     return values | {"model": values["model"] | {"ff_dim": configure(values).model.ff_dim}}
 
 
-def _get(values: Mapping[str, Any], key: str) -> Any:
+def get_key(values: Mapping[str, Any], key: str) -> Any:
     """Return the value of a dotted key. Raises UserError if there is no such key."""
     group: Any = values
     for part in key.split("."):

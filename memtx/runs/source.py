@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
-import jax
-
 from memtx.config import Config
 from memtx.data.corpora import load_corpus
 from memtx.data.masked import Masked
@@ -82,8 +80,8 @@ class Source(Protocol):
         """Raise a UserError unless the model can learn from the data."""
         ...
 
-    def stream(self) -> Batches:
-        """Return the training batches."""
+    def stream(self, rows: Sequence[int] | None = None) -> Batches:
+        """Return the training batches. rows: the rows for this process (see Layout.rows_here), by default all."""
         ...
 
     def evaluator(self, lm: LM, layout: Layout) -> Evaluator:
@@ -124,19 +122,20 @@ class TextSource:
         longest = max(int(self._tokens(split).length_D.max()) + 1 for split in ("train", self.config.eval.split))
         lm.check_length(longest, segment, f"set data.document_tokens={most} to cut documents")
 
-    def stream(self) -> Batches:
-        """Return the training batches."""
-        return self._masked(train_stream(self._tokens("train"), self.config), self.config.train.batch)
+    def stream(self, rows: Sequence[int] | None = None) -> Batches:
+        """Return the training batches (see `Source`)."""
+        rows = range(self.config.train.batch) if rows is None else rows
+        return self._masked(train_stream(self._tokens("train"), self.config, rows), rows)
 
     def evaluator(self, lm: LM, layout: Layout) -> Evaluator:
         """Return a function that evaluates parameters on held-out data."""
         evaluate = make_evaluator(lm, self.tokenizer.bytes_V, layout, make_health(lm, layout, self.config))
-        batch = eval_rows(self._held_out, self.config)
-        return Evaluator(evaluate, lambda: self._masked(eval_batches(self._held_out, self.config), batch))
+        rows = layout.rows_here(eval_rows(self._held_out, self.config, layout))
+        return Evaluator(evaluate, lambda: self._masked(eval_batches(self._held_out, self.config, layout), rows))
 
-    def _masked(self, batches, rows: int):
-        c, first = self.config, jax.process_index() * rows // jax.process_count()
-        return Masked(batches, self.tokenizer, c.data.mask, seed=c.seed, first_row=first) if c.data.mask else batches
+    def _masked(self, batches, rows: Sequence[int]):
+        c = self.config
+        return Masked(batches, self.tokenizer, c.data.mask, seed=c.seed, rows=rows) if c.data.mask else batches
 
     def _tokens(self, split: str) -> Tokens:
         tokens = tokenize(self._corpus, self.tokenizer, split, self.config.data.cache)
@@ -181,15 +180,15 @@ class TaskSource:
             self._longest + written, self.config.data.segment, f"cut texts (data.task.tokens={most} of labelled ones)"
         )
 
-    def stream(self) -> Examples:
-        """Return the training batches."""
+    def stream(self, rows: Sequence[int] | None = None) -> Examples:
+        """Return the training batches (see `Source`)."""
         c = self.config
         return Examples(
             self._stages,
             (c.train.batch, c.train.segments, c.data.segment),
             seed=c.seed,
             count=c.data.examples,
-            process=(jax.process_index(), jax.process_count()),
+            rows=rows,
         )
 
     def evaluator(self, lm: LM, layout: Layout) -> Evaluator:
@@ -202,7 +201,7 @@ class TaskSource:
                 return self._with_answers(lm, params, found)
             return self._with_text(lm, params, found) if self._source else found
 
-        return Evaluator(recall, lambda: eval_examples(self._task, c), finish)
+        return Evaluator(recall, lambda: eval_examples(self._task, c, layout.rows_here(c.eval.batch)), finish)
 
     def _with_answers(self, lm: LM, params: Params, recall: Recall) -> Recall:
         asked = [example for example in self._held_out if isinstance(example, Question)]
@@ -239,42 +238,38 @@ def _named(config: Config, tasks: Sequence[Task]) -> Config:
     return dataclasses.replace(config, model=model, data=complete_task(config.data, labels))
 
 
-def train_stream(tokens: Tokens, config: Config) -> Stream:
-    """Return the training batches of a text for this process."""
+def train_stream(tokens: Tokens, config: Config, rows: Sequence[int] | None = None) -> Stream:
+    """Return the training batches of a text. rows: the rows for this process, by default all."""
     return Stream(
         tokens,
         (config.train.batch, config.train.segments, config.data.segment),
         seed=config.seed,
-        process=(jax.process_index(), jax.process_count()),
+        rows=rows,
     )
 
 
-def eval_batches(tokens: Tokens, config: Config) -> Iterator[Batch]:
+def eval_batches(tokens: Tokens, config: Config, layout: Layout) -> Iterator[Batch]:
     """Yield the held-out documents in order, one segment at a time.
 
     At most `eval.segments` batches are read. A batch has no more rows than there are documents.
     """
-    stream = Stream(
-        tokens,
-        (eval_rows(tokens, config), 1, config.data.segment),
-        shuffle=False,
-        repeat=False,
-        process=(jax.process_index(), jax.process_count()),
-    )
+    rows = eval_rows(tokens, config, layout)
+    shape = (rows, 1, config.data.segment)
+    stream = Stream(tokens, shape, shuffle=False, repeat=False, rows=layout.rows_here(rows))
     for index, batch in enumerate(stream):
         if config.eval.segments and index >= config.eval.segments:
             return
         yield batch
 
 
-def eval_rows(tokens: Tokens, config: Config) -> int:
+def eval_rows(tokens: Tokens, config: Config, layout: Layout) -> int:
     """Return the rows of an evaluation batch: `eval.batch`, or a multiple of the devices that is enough for all documents."""
-    devices = jax.device_count()
+    devices = layout.mesh.shape["data"]
     return min(config.eval.batch, -(-len(tokens.names) // devices) * devices)
 
 
-def eval_examples(task: Task, config: Config) -> Examples:
-    """Return the held-out examples in order, one segment at a time."""
+def eval_examples(task: Task, config: Config, rows: Sequence[int] | None = None) -> Examples:
+    """Return the held-out examples in order, one segment at a time. rows: the rows for this process, by default all."""
     return Examples(
         [(0, task)],
         (config.eval.batch, 1, config.data.segment),
@@ -282,5 +277,5 @@ def eval_examples(task: Task, config: Config) -> Examples:
         split=config.eval.split,
         count=config.eval.examples,
         repeat=False,
-        process=(jax.process_index(), jax.process_count()),
+        rows=rows,
     )

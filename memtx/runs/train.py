@@ -16,19 +16,22 @@ from pathlib import Path
 import jax
 import ml_collections
 import numpy as np
-from jax.experimental import multihost_utils
 
 from memtx.config import Config, to_json
+from memtx.core import batch_axes, where_rows
 from memtx.errors import UserError
+from memtx.memory import MEMORIES
+from memtx.memory.bank import refit
 from memtx.models.lm import LM, build
 from memtx.pretrained.load import load_params
 from memtx.runs.configure import configure
 from memtx.runs.source import Batches, Result, make_source
 from memtx.sharding import Layout
-from memtx.training.checkpoint import Checkpointer
+from memtx.training.checkpoint import Checkpointer, Restored, batch_of, read_meta
 from memtx.training.interrupt import catch_stop
 from memtx.training.metrics import Metrics
 from memtx.training.optim import make_optimizer, make_schedule
+from memtx.training.processes import Agreement, is_first
 from memtx.training.step import make_step
 
 
@@ -46,10 +49,11 @@ class Trained:
 
 
 def train(config: ml_collections.ConfigDict | Mapping | Config, workdir: str | Path, *, say: Callable = print) -> Trained:
-    """Train for `train.steps` steps, or continue the run in `workdir`.
+    """Train for `train.steps` steps, or continue the run in `workdir`, on any mesh and with any batch.
 
-    say: a function that prints a line for the user. Raises UserError for a mistake that the user can fix, if possible before
-    anything is written.
+    A run may continue on another mesh and with another batch. Then the first streams keep their state and their place in the
+    text, and new streams start documents. say: a function that prints a line for the user. Raises UserError for a mistake that
+    the user can fix, if possible before anything is written.
     """
     config = configure(config)
     layout = Layout(config.mesh)
@@ -60,19 +64,22 @@ def train(config: ml_collections.ConfigDict | Mapping | Config, workdir: str | P
     lm = build(config.model, vocab_size=data.tokenizer.vocab_size, subwords=data.tokenizer.subwords)
     data.check(lm)
     tx = make_optimizer(config.optim, config.train.steps, lm, cache=config.data.cache)
-    stream = data.stream()
+    stream = data.stream(layout.rows_here(config.train.batch))
     for note in data.notes:
         say(note)
 
     with Checkpointer(workdir, to_json(config), keep=config.checkpoint.keep, warn=say) as checkpoints:
-        if jax.process_index() == 0:
+        if is_first():
             data.tokenizer.save(Path(workdir) / "tokenizer.json")
         run = Run(config, lm, tx, layout)
-        restored = checkpoints.restore(**run.abstract())
+        saved = lm if checkpoints.latest_step() is None else _saved_model(lm, workdir)
+        restored = checkpoints.restore(**run.abstract(saved), batch_axes=batch_axes(lm.init_state))
         if restored:
             stream.set_state(restored.cursor)
-            state = (restored.params, restored.opt_state, restored.memory)
+            state = run.resume(restored, saved)
             say(f"resumed at step {restored.step} of {config.train.steps} from {workdir}")
+            if (before := batch_of(restored.meta)) != config.train.batch:
+                say(f"train.batch is {config.train.batch} instead of {before}: {_streams(before, config.train.batch)}")
         else:
             state = run.init()
         evaluate = data.evaluator(lm, layout)
@@ -110,10 +117,32 @@ class Run:
         params = jax.device_put(load_params(self.lm, key, cache=cache), self.shardings[0])
         return params, *jax.jit(self._init_rest, out_shardings=self.shardings[1:])(params)
 
-    def abstract(self) -> dict:
-        """Return the shapes of `init` with their shardings, by name, for restoring."""
-        shapes = jax.eval_shape(self._init, self.key)
-        trees = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, self.shardings)
+    def resume(self, restored: Restored, saved: LM):
+        """Return the parameters, the optimiser state and the state of the streams.
+
+        New streams have a fresh state. Banks get the capacities of this model. saved: the model of the checkpoint.
+        """
+        batch, before, memory = self.config.train.batch, batch_of(restored.meta), restored.memory
+
+        def adapt(memory):
+            new = self.lm.init_state(batch)
+            memory = refit(memory, new)
+            return where_rows(np.arange(batch) >= before, new, memory, batch_axes(self.lm.init_state))
+
+        if batch > before or saved.model != self.lm.model:
+            memory = jax.jit(adapt, out_shardings=self.shardings[2])(memory)
+        return restored.params, restored.opt_state, memory
+
+    def abstract(self, saved: LM | None = None) -> dict:
+        """Return the shapes of `init` with their shardings, by name, for restoring.
+
+        saved: the model of the checkpoint, whose banks may have other capacities. None: this model.
+        """
+        saved = saved or self.lm
+        params, opt_state, _ = jax.eval_shape(self._init, self.key)
+        shapes = (params, opt_state, jax.eval_shape(lambda: saved.init_state(self.config.train.batch)))
+        shardings = (*self.shardings[:2], self.layout.state(saved))
+        trees = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings)
         return dict(zip(("params", "opt_state", "memory"), trees, strict=True))
 
     def loop(self, train_state, done: int, stream: Batches, evaluate, checkpoints: Checkpointer, metrics: Metrics) -> Trained:
@@ -124,9 +153,10 @@ class Run:
         """
         config, total = self.config, self.config.train.steps
         log, evaluation = _StepLog(config, metrics, max(done, 0)), None
+        agree = Agreement(self.layout)
         with catch_stop() as stopped:
             for step in range(max(done, 0), total + 1):
-                last, stop, measured = step == total, self._agree(stopped.is_set()), None
+                last, stop, measured = step == total, agree(stopped.is_set()), None
                 if step > done and self._evaluates(step):
                     log.write()
                     with log.paused():
@@ -159,13 +189,29 @@ class Run:
     def _items(self, train_state) -> dict:
         return dict(zip(("params", "opt_state", "memory"), train_state, strict=True))
 
-    def _agree(self, stop: bool) -> bool:
-        """Return whether any process was asked to stop."""
-        return stop if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(stop)).any())
-
 
 def _is_due(step: int, every: int) -> bool:
     return step > 0 and every > 0 and step % every == 0
+
+
+def _saved_model(lm: LM, workdir: str | Path) -> LM:
+    """Return the model with the capacities of the banks in the newest checkpoint."""
+    saved = read_meta(workdir)["config"]["memory"]
+
+    def settings(name: str, own):
+        kept = {key: saved[name][key] for key in MEMORIES[name].resizable if key in saved.get(name, {})}
+        return dataclasses.replace(own, **kept)
+
+    memory = {name: settings(name, own) for name, own in lm.model.memory.items()}
+    return LM(dataclasses.replace(lm.model, memory=memory))
+
+
+def _streams(before: int, now: int) -> str:
+    """Describe the streams that end or start if the batch changes."""
+    first, end = sorted((before, now))
+    names = f"stream {first}" if end - first == 1 else f"streams {first} to {end - 1}"
+    verb = "end" if now < before else "start"
+    return f"{names} {verb}{'s' * (end - first == 1)}"
 
 
 class _StepLog:

@@ -1,7 +1,9 @@
 """Batches of a task's examples. This module does for tasks what `memtx.data.streams` does for text.
 
-In round r, row b reads example r B + b. An example takes K steps of P segments, and K is the same for all examples of a task.
-The cursor is therefore just the step. Each example starts a document at the start of a step, and is padded to K steps. If an
+In each round, row b reads the b-th of the next B examples. An example takes K steps of P segments, and K is the same for all
+examples of a task. The cursor is therefore just the step and the examples of its round. A run that continues with more rows
+has nothing for the new ones until the next round. Each example starts a document at the start of a step, and is padded to K
+steps. If an
 example fits into P segments of T tokens, K is 1 and gradients pass through all of it. Otherwise the state is carried from step
 to step.
 
@@ -22,10 +24,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from memtx.data.streams import NOTHING, Batch, rows_of
+from memtx.data.streams import NOTHING, Batch
 from memtx.errors import UserError
 from memtx.files.cache import digest
 from memtx.tasks.base import Example, Task
+
+NONE = -1  # the index of a row without an example
 
 
 class Progress(NamedTuple):
@@ -40,9 +44,9 @@ class Examples(Iterator[Batch]):
     """Endless batches of examples. With `repeat=False` there is one epoch of `count` examples, after which rows are empty.
 
     stages: (steps, task) of each stage. The last stage never ends. shape: (B, P, T) of a batch over all processes.
-    process: the index of this process and the number of processes.
+    rows: the rows that this process yields (see Layout.rows_here), by default all.
     count: the number of different examples, shuffled for each epoch (0: every example is new).
-    Raises UserError if a block of the task is longer than a segment, or B is not divisible by the number of processes.
+    Raises UserError if a block of the task is longer than a segment.
     """
 
     def __init__(
@@ -54,12 +58,11 @@ class Examples(Iterator[Batch]):
         split: str = "train",
         count: int = 0,
         repeat: bool = True,
-        process: tuple[int, int] = (0, 1),
+        rows: Sequence[int] | None = None,
     ):
         batch, segments, time = shape
         if min(shape) < 1 or min(seed, count) < 0:
             raise UserError(f"examples need positive sizes, not {batch=}, {segments=}, {time=}, {seed=}, {count=}")
-        rows = rows_of(batch, process)
         for _, task in stages:
             if task.block > time:
                 raise UserError(f"data.segment={time} is shorter than a block of the task; set it to at least {task.block}")
@@ -68,19 +71,21 @@ class Examples(Iterator[Batch]):
         self._batch, self._segments, self._time = batch, segments, time
         self._seed, self._split, self._count, self._repeat = seed, split, count, repeat
         self._source = max(task.source for _, task in stages)
-        self._rows = range(rows.start, rows.stop)
+        self._rows = range(batch) if rows is None else rows
         self._step = 0
+        self._first, self._width = 0, batch  # the first of the examples of the last round that began, and their number
         self._drawn: tuple[tuple[int, int], list[Example | None]] | None = None  # (stage, round) and its examples
 
     def __next__(self) -> Batch:
-        now = self._locate()
-        first = now.round * self._batch
+        now, first, width = self._locate(), self._first, self._width
+        if now.part == 0:
+            first, width = first + width if now.round else 0, self._batch
         if not self._repeat and first >= self._count:
             raise StopIteration
-        indices = [self._index(first + row) for row in self._rows]
+        indices = [self._index(first + row) if row < width else NONE for row in self._rows]
         if self._drawn is None or self._drawn[0] != now[:2]:
             self._drawn = (now[:2], [self._draw(now.stage, index) for index in indices])
-        self._step += 1
+        self._step, self._first, self._width = self._step + 1, first, width
         _, task = self._stages[now.stage]
         rows = [self._cut(task, example, now.part) for example in self._drawn[1]]
         token_BPT, target_BPT, type_BPT, position_BPT, length_BP = (np.stack(arrays) for arrays in zip(*rows, strict=True))
@@ -97,22 +102,27 @@ class Examples(Iterator[Batch]):
 
     def get_state(self) -> dict:
         """Return the cursor of the next batch, JSON-able and the same on every process."""
-        return {**self._identity(), "step": self._step}
+        return {**self._identity(), "step": self._step, "first": self._first, "batch": self._width}
 
     def set_state(self, state: dict) -> None:
-        """Resume from a cursor. Raises UserError if the tasks, sizes or seed differ."""
+        """Resume from a cursor. Raises UserError if the tasks, sizes or seed differ. B may be different."""
         for name, mine in self._identity().items():
             if state.get(name) != mine:
                 raise UserError(
                     f"the saved data cursor has {name} {state.get(name)}, but this run has {mine}; keep them the same to resume"
                 )
-        if type(step := state.get("step")) is not int or step < 0:
-            raise UserError(f"the saved data cursor is damaged: its step is {step!r}")
-        self._step, self._drawn = step, None
+        numbers = [state.get(name, default) for name, default in (("step", None), ("batch", None), ("first", 0))]
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise UserError(f"the saved data cursor is damaged: its step, batch and first example are {numbers}")
+        self._step, self._width, self._first = numbers
+        self._drawn = None
+        if "first" not in state:  # older runs did not save it
+            now = self._locate()
+            self._first = max(now.round + (now.part > 0) - 1, 0) * self._width
 
     def _identity(self) -> dict:
         tasks = digest([[steps, task.fingerprint] for steps, task in self._stages])
-        sizes = {"batch": self._batch, "segments": self._segments, "time": self._time, "count": self._count}
+        sizes = {"segments": self._segments, "time": self._time, "count": self._count}
         return {"tasks": tasks, **sizes, "seed": self._seed, "split": self._split}
 
     def _locate(self) -> Progress:
@@ -140,7 +150,7 @@ class Examples(Iterator[Batch]):
         return int(np.argsort(np.random.PCG64([self._seed, epoch]).random_raw(self._count), kind="stable")[at])
 
     def _draw(self, stage: int, index: int) -> Example | None:
-        ended = not self._repeat and index >= self._count
+        ended = index == NONE or (not self._repeat and index >= self._count)
         return None if ended else self._stages[stage][1].draw(self._seed, self._split, index, stage)
 
     def _pad_sources(self, examples: Sequence[Example | None], part: int, calls: int) -> dict[str, np.ndarray]:

@@ -29,6 +29,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from memtx.errors import UserError
+from memtx.training.processes import is_first, on_first
 from memtx.training.provenance import machine, versions
 from memtx.training.seal import faults, write_seal
 from memtx.training.trees import mismatches, named_leaves, read_tree, spec, tree_handler
@@ -69,7 +70,7 @@ class Checkpointer:
         if keep < 1:
             raise UserError(f"checkpoint.keep must be at least 1, not {keep}")
         self.workdir, self.config, self.warn = Path(workdir).absolute(), _plain(config), warn
-        self._lock = claim(self.workdir, self.config) if jax.process_index() == 0 else None
+        self._lock = on_first(lambda: claim(self.workdir, self.config))
         self._folder = checkpoints_of(self.workdir)
         self._sealing = -1
         self._keep = _Keep(keep, {})
@@ -111,18 +112,19 @@ class Checkpointer:
         with self._disk_errors():
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
-    def restore(self, *, params, opt_state, memory) -> Restored | None:
+    def restore(self, *, params, opt_state, memory, batch_axes=None) -> Restored | None:
         """Read the newest intact checkpoint with the shardings of these abstract pytrees. Returns None if there are no steps.
 
-        Damaged newer steps are reported to `warn` and moved to workdir/damaged. Raises UserError if no step is intact, or if
-        the pytrees do not match.
+        batch_axes: see the function `restore`. Damaged newer steps are reported to `warn` and moved to workdir/damaged. Raises
+        UserError if no step is intact, or if the pytrees do not match.
         """
         self.wait()
         if not self._manager.all_steps():
             return None
-        found = restore(self.workdir, params=params, opt_state=opt_state, memory=memory, warn=self.warn)
+        trees = {"params": params, "opt_state": opt_state, "memory": memory}
+        found = restore(self.workdir, **trees, batch_axes=batch_axes, warn=self.warn)
         if damaged := [step for step in self._manager.all_steps() if step > found.step]:
-            if jax.process_index() == 0:
+            if is_first():
                 for step in damaged:
                     _set_aside(self._folder / str(step), self.workdir / "damaged" / str(step))
             multihost_utils.sync_global_devices("memtx: damaged steps are set aside")
@@ -176,18 +178,20 @@ class Checkpointer:
         write_seal(final if final.exists() else next(self._folder.glob(f"{self._sealing}.*")))
 
 
-def restore(workdir: str | Path, *, params=None, opt_state=None, memory=None, warn: Warn = print) -> Restored:
+def restore(workdir: str | Path, *, params=None, opt_state=None, memory=None, batch_axes=None, warn: Warn = print) -> Restored:
     """Read the newest intact checkpoint of a run without changing the workdir.
 
     params, opt_state, memory: pytrees of jax.ShapeDtypeStruct whose shardings the arrays get (default: the first local device).
-    Items that are None are not read. Damaged newer steps are reported to `warn`. Raises UserError if there is no intact step,
-    or a pytree does not match.
+    Items that are None are not read. batch_axes: the batch axis of each leaf of `memory`, if its batch may differ from that of
+    the checkpoint. Then only the first rows are read, and rows that the checkpoint lacks are zero. Damaged newer steps are
+    reported to `warn`. Raises UserError if there is no intact step, or a pytree does not match.
     """
     folder = checkpoints_of(workdir)
     step = folder / str(_newest_sound(folder, warn))
     meta = _read_json(step / "meta")
     wanted = {item: tree for item, tree in zip(ARRAYS, (params, opt_state, memory), strict=True) if tree is not None}
-    problems = [p for item, tree in wanted.items() for p in mismatches(item, tree, meta["leaves"][item])]
+    like = wanted | ({} if batch_axes is None else {"memory": _with_batch(memory, batch_axes, batch_of(meta))})
+    problems = [p for item, tree in like.items() for p in mismatches(item, tree, meta["leaves"][item])]
     if problems:
         raise UserError(f"checkpoint {step} does not fit this program: {'; '.join(problems)}")
     read = {item: read_tree(step / item, tree) for item, tree in wanted.items()}
@@ -199,6 +203,21 @@ def restore(workdir: str | Path, *, params=None, opt_state=None, memory=None, wa
         cursor=_read_json(step / "cursor"),
         meta=meta,
     )
+
+
+def batch_of(meta: Mapping) -> int:
+    """Return the number of streams of a checkpoint's state."""
+    return meta["config"]["train"]["batch"]
+
+
+def _with_batch(tree, axes, batch: int):
+    """Return the shapes of a state with another batch."""
+
+    def leaf(a, axis: int):
+        shape = a.shape if axis < 0 else (*a.shape[:axis], batch, *a.shape[axis + 1 :])
+        return jax.ShapeDtypeStruct(shape, a.dtype)
+
+    return jax.tree.map(leaf, tree, axes)
 
 
 def read_meta(workdir: str | Path) -> dict:
@@ -217,7 +236,7 @@ def _newest_sound(folder: Path, warn: Warn) -> int:
     """Return the newest step without faults. Process 0 finds it and broadcasts it."""
     none, unsound = -1, -2
     found, reports = none, []
-    for step in reversed(steps_in(folder)) if jax.process_index() == 0 else ():
+    for step in reversed(steps_in(folder)) if is_first() else ():
         wrong = faults(folder / str(step))
         found = unsound if wrong else step
         if not wrong:

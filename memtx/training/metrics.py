@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import SupportsFloat
 
-import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from tensorboardX import SummaryWriter
 
 from memtx.files.atomic import write_atomic
+from memtx.training.processes import is_first
 
 
 class Metrics:
@@ -28,7 +28,7 @@ class Metrics:
         self.steps, self._start = steps, resumed or 0
         self._written = -1 if resumed is None else resumed  # the last step whose lines are already in the files
         self._began = time.monotonic()
-        self._writes = jax.process_index() == 0
+        self._writes = is_first()
         if not self._writes:
             return
         workdir = Path(workdir)

@@ -53,13 +53,19 @@ def mismatches(item: str, tree, saved: Mapping[str, str]) -> list[str]:
 
 
 def read_tree(path: Path, tree):
-    """Read the arrays of one item with the structure and shardings of `tree`."""
+    """Read the arrays of one item with the structure, shapes and shardings of `tree`.
+
+    An array that is larger there is cut, and one that is smaller is filled up with zeros.
+    """
     named = named_leaves(tree)
     if not named:
         return tree
     args = ocp.args.PyTreeRestore(
         item={name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in named.items()},
-        restore_args={name: ocp.ArrayRestoreArgs(sharding=_sharding(leaf), dtype=leaf.dtype) for name, leaf in named.items()},
+        restore_args={
+            name: ocp.ArrayRestoreArgs(sharding=_sharding(leaf), global_shape=leaf.shape, dtype=leaf.dtype, strict=False)
+            for name, leaf in named.items()
+        },
     )
     with ocp.Checkpointer(tree_handler()) as reader:
         arrays = reader.restore(path, args=args)

@@ -11,7 +11,7 @@ from memtx.data.streams import Batch, Stream
 from memtx.data.tokenizers import make_tokenizer
 from memtx.data.tokens import tokenize
 from memtx.errors import UserError
-from tests.cursors import goes_on, same
+from tests.cursors import goes_on, rows_of, same
 
 LENGTHS = [5, 1, 17, 8, 30, 3, 16, 12, 2, 9]
 
@@ -108,7 +108,7 @@ def test_the_seed_gives_the_order_and_no_shuffle_the_corpus_order(numbered):
 
 
 def test_batches_have_the_declared_shapes_and_types(numbered):
-    batch = next(Stream(numbered(LENGTHS), (4, 3, 5), process=(1, 2)))
+    batch = next(Stream(numbered(LENGTHS), (4, 3, 5), rows=[1, 2]))
     assert [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(batch)] == [
         *[((2, 3, 5), "int32")] * 3,
         ((2, 3), "int32"),
@@ -120,7 +120,7 @@ def test_batches_have_the_declared_shapes_and_types(numbered):
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_processes_hold_the_rows_of_one_process_in_order(numbered, processes):
     def make(index, count):
-        return Stream(numbered(LENGTHS), (4, 2, 4), process=(index, count))
+        return Stream(numbered(LENGTHS), (4, 2, 4), rows=rows_of(4, index, count))
 
     whole, parts = make(0, 1), [make(i, processes) for i in range(processes)]
     for _ in range(12):
@@ -131,7 +131,7 @@ def test_processes_hold_the_rows_of_one_process_in_order(numbered, processes):
 
 def test_a_cursor_goes_on_exactly_on_another_number_of_processes(numbered):
     def make(index, count):
-        return Stream(numbered(LENGTHS), (4, 2, 4), seed=5, process=(index, count))
+        return Stream(numbered(LENGTHS), (4, 2, 4), seed=5, rows=rows_of(4, index, count))
 
     def see(state):
         assert any(offset > 0 for offset in state["offset"])  # the control: a restart in mid-document
@@ -151,11 +151,11 @@ def test_a_finished_stream_stays_finished_after_a_restore(numbered):
     assert list(again) == []
 
 
-@pytest.mark.parametrize("change", [{"batch": 2}, {"seed": 1}, {"shuffle": False}, {"tokens": "other"}])
+@pytest.mark.parametrize("change", [{"seed": 1}, {"shuffle": False}, {"tokens": "other"}])
 def test_a_cursor_of_other_data_is_refused(numbered, change):
-    options = {"batch": 4, "seed": 0, "shuffle": True} | change
+    options = {"seed": 0, "shuffle": True} | change
     tokens = numbered(LENGTHS, options.pop("tokens", "numbered"))
-    other = Stream(tokens, (options.pop("batch"), 2, 4), **options)
+    other = Stream(tokens, (4, 2, 4), **options)
     before = other.get_state()
     with pytest.raises(UserError, match=f"data cursor has {next(iter(change))}"):
         other.set_state(Stream(numbered(LENGTHS), (4, 2, 4)).get_state())
@@ -169,9 +169,30 @@ def test_a_damaged_cursor_is_refused(numbered, damage):
         stream.set_state(stream.get_state() | damage)
 
 
-@pytest.mark.parametrize(
-    ("batch", "options", "says"), [(6, {"process": (0, 4)}, "4 processes"), (0, {}, "positive"), (4, {"seed": -1}, "seed")]
-)
+def test_with_another_batch_the_first_rows_continue_and_new_rows_start_documents(numbered):
+    def of(batch):
+        return Stream(numbered(LENGTHS), (batch, 1, 4), seed=5)
+
+    four, more, fewer = of(4), of(6), of(2)
+    for _ in range(3):
+        next(four)
+    cursor = four.get_state()
+    assert sum(offset > 0 for offset in cursor["offset"][:2]) == 2  # both are in the middle of a document
+    more.set_state(cursor)
+    fewer.set_state(cursor)
+    expected, wide, narrow = next(four), next(more), next(fewer)
+    for batch, rows in ((wide, 2), (narrow, 2)):
+        continued = jax.tree.map(lambda a: a[:rows], (expected, batch))  # noqa: B023
+        kept = ~continued[0].reset_BP
+        for ours, theirs in zip(*map(jax.tree.leaves, continued), strict=True):
+            np.testing.assert_array_equal(ours[kept[:, 0]], theirs[kept[:, 0]])
+        assert kept.any()
+    assert wide.reset_BP[4:].all()
+    assert (wide.document_BP[4:] >= 0).all()
+    assert narrow.token_BPT.shape[0] == 2
+
+
+@pytest.mark.parametrize(("batch", "options", "says"), [(0, {}, "positive"), (4, {"seed": -1}, "seed")])
 def test_sizes_that_cannot_be_are_user_errors(numbered, batch, options, says):
     with pytest.raises(UserError, match=says):
         Stream(numbered(LENGTHS), (batch, 2, 4), **options)

@@ -29,7 +29,7 @@ def evaluated(root):
     lm = build(config.model, vocab_size=tok.vocab_size)
     params = lm.init(jax.random.key(0))
     evaluate = make_evaluator(lm, tok.bytes_V, Layout())
-    return lm, params, tokens, evaluate(params, eval_batches(tokens, config)), config
+    return lm, params, tokens, evaluate(params, eval_batches(tokens, config, Layout())), config
 
 
 @functools.cache

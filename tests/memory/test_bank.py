@@ -3,12 +3,17 @@
 T entries written, M slots, H head dim.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from memtx.memory import bank
+from memtx.core import Dims
+from memtx.errors import UserError
+from memtx.memory import MEMORIES, bank
 from memtx.memory.bank import Bank
 
 M, H = 5, 3
@@ -105,3 +110,24 @@ def test_a_bank_per_stream_by_vmap():
     np.testing.assert_array_equal(b.cursor, [4, 2])
     _, index = search(b, jnp.ones((2, 1, 1, H)), 1)
     np.testing.assert_array_equal(gather(b, index).id[:, 0, 0, 0], [3, 1])
+
+
+RESIZABLE = [(name, key) for name, cls in MEMORIES.items() for key in cls.resizable]
+
+
+@pytest.mark.parametrize(("name", "key"), RESIZABLE)
+def test_a_setting_that_may_change_on_resume_changes_nothing_but_banks(name, key):
+    cls = MEMORIES[name]
+    dims = Dims(width=16, num_heads=2, num_kv_heads=2, head_dim=8, vocab_size=32)
+    small, large = cls.tiny[0], dataclasses.replace(cls.tiny[0], **{key: getattr(cls.tiny[0], key) + 7})
+    one, two = (cls(config, dims, jax.random.key(0)) for config in (small, large))
+    assert jax.tree.map(jnp.shape, nnx.state(one, nnx.Param)) == jax.tree.map(jnp.shape, nnx.state(two, nnx.Param))
+    old, new = (layer.init_state(3) for layer in (one, two))
+    assert jax.tree.map(jnp.shape, old) != jax.tree.map(jnp.shape, new)
+    for state, like in ((old, new), (new, old)):
+        assert jax.tree.map(jnp.shape, bank.refit(state, like)) == jax.tree.map(jnp.shape, like)
+
+
+def test_a_bank_cannot_appear_in_a_state():
+    with pytest.raises(UserError, match="cannot be added to a run or removed"):
+        bank.refit({"near": jnp.zeros(3), "bank": ()}, {"near": jnp.zeros(3), "bank": fresh()})

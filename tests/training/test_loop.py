@@ -1,7 +1,9 @@
 """A run can be stopped anywhere and goes on as if nothing had happened."""
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,11 +16,12 @@ import numpy as np
 import pytest
 
 from memtx.config import to_json
+from memtx.core import batch_axes
 from memtx.data.corpora import load_corpus
-from memtx.data.streams import Stream
 from memtx.data.tokenizers import make_tokenizer
 from memtx.data.tokens import tokenize
 from memtx.errors import UserError
+from memtx.memory.bank import Bank
 from memtx.runs.configure import build
 from memtx.runs.load import load
 from memtx.runs.source import train_stream
@@ -174,6 +177,61 @@ def test_forgetting_the_memory_on_resume_would_be_noticed(whole, root, tmp_path,
     assert bits(tmp_path / "run") != bits(workdir)
 
 
+@pytest.mark.parametrize("batch", [2, 6])
+def test_with_another_batch_streams_keep_their_state_and_new_ones_are_fresh(whole, root, tmp_path, monkeypatch, batch):
+    workdir = shutil.copytree(whole[0], tmp_path / "run")
+    saved, given, told = load(workdir), [], []
+    monkeypatch.setattr(Run, "loop", lambda self, state, step, stream, *_: given.extend([state, stream]))
+    train(tiny(root, "gru", train={"batch": batch, "steps": 8}), workdir, say=told.append)
+    (params, _, state), stream = given
+    fresh, axes = saved.lm.init_state(batch), batch_axes(saved.lm.init_state)
+    kept = min(batch, 4)
+
+    def check(found, before, new, axis):
+        rows = [np.moveaxis(np.asarray(a), axis, 0) for a in (found, before, new)]
+        np.testing.assert_array_equal(rows[0][:kept], rows[1][:kept])
+        np.testing.assert_array_equal(rows[0][kept:], rows[2][kept:])
+        assert np.any(rows[1][:kept] != rows[2][:kept])  # the control
+
+    jax.tree.map(check, state, saved.state, fresh, axes)
+    jax.tree.map(np.testing.assert_array_equal, params, saved.params)
+    assert next(stream).reset_BP[4:, 0].all()
+    assert told[-1] == f"train.batch is {batch} instead of 4: streams " + ("2 to 3 end" if batch == 2 else "4 to 5 start")
+
+
+@pytest.mark.parametrize("capacity", [8, 40])
+def test_with_banks_of_another_capacity_the_newest_entries_stay(root, tmp_path, monkeypatch, capacity):
+    def config(memory, steps):
+        base = tiny(root, "memorizing", train={"steps": steps}, eval={"every": 0})
+        bank = dataclasses.replace(base.model.memory["memorizing"], memory=memory)
+        return dataclasses.replace(base, model=dataclasses.replace(base.model, memory={"memorizing": bank}))
+
+    train(config(16, 3), tmp_path / "run", say=lambda _: None)
+    saved, given, loop = load(tmp_path / "run"), [], Run.loop
+
+    def watched(self, state, *rest):
+        given.append(jax.device_get(state[2]))
+        return loop(self, state, *rest)
+
+    monkeypatch.setattr(Run, "loop", watched)
+    assert train(config(capacity, 5), tmp_path / "run", say=lambda _: None).finished
+
+    def banks(state) -> list[Bank]:
+        leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Bank))
+        return [leaf for leaf in leaves if isinstance(leaf, Bank)]
+
+    (old,), (new,) = banks(saved.state), banks(given[0])
+    assert new.capacity == old.capacity + capacity - 16 == banks(load(tmp_path / "run").state)[0].capacity
+    np.testing.assert_array_equal(new.cursor, old.cursor)
+    for row in np.ndindex(old.cursor.shape):
+        kept = sorted(i for i in old.entries.id[row].tolist() if i >= 0)[-new.capacity :]
+        assert sorted(i for i in new.entries.id[row].tolist() if i >= 0) == kept
+        assert kept
+        for i in kept:
+            for a, b in zip(jax.tree.leaves(old.entries), jax.tree.leaves(new.entries), strict=True):
+                np.testing.assert_array_equal(a[row][i % old.capacity], b[row][i % new.capacity])
+
+
 def test_another_config_is_refused_and_more_steps_are_not(whole, root):
     workdir, _ = whole
     with pytest.raises(UserError, match="optim.lr: 0.5 here, 0.01 in the checkpoint"):
@@ -187,12 +245,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(root, tmp_pa
 
 
 def pieces(config):
+    return pieces_on(config, Layout(config.mesh))
+
+
+def pieces_on(config, layout: Layout):
+    """The compiled functions and the batches of a run."""
     text = load_corpus(config.data.corpus, config.data.cache)
     tok = make_tokenizer(config.data.tokenizer, text, config.data.cache)
     lm = build(config.model, vocab_size=tok.vocab_size)
-    layout = Layout(config.mesh)
     run = Run(config, lm, make_optimizer(config.optim, config.train.steps, lm), layout)
-    return run, train_stream(tokenize(text, tok, "train", config.data.cache), config)
+    tokens = tokenize(text, tok, "train", config.data.cache)
+    return run, train_stream(tokens, config, layout.rows_here(config.train.batch))
 
 
 def test_steps_do_not_recompile(root):
@@ -248,12 +311,3 @@ def test_dropout_is_random_by_step_and_the_same_again(root):
         losses.append(found)
     assert losses[0] == losses[1]
     assert losses[0][0] != losses[0][1]
-
-
-def test_every_process_reads_its_own_rows(root):
-    config = tiny(root)
-    text = load_corpus(config.data.corpus, config.data.cache)
-    tokens = tokenize(text, make_tokenizer("bytes", text, config.data.cache), "train", config.data.cache)
-    whole = next(Stream(tokens, (4, 1, 8)))
-    parts = [next(Stream(tokens, (4, 1, 8), process=(i, 2))) for i in (0, 1)]
-    np.testing.assert_array_equal(whole.token_BPT, np.concatenate([p.token_BPT for p in parts]))

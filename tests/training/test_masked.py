@@ -11,7 +11,7 @@ from memtx.data.tokens import Tokens
 from memtx.errors import UserError
 from memtx.runs.evaluate import evaluate_run
 from memtx.runs.train import train
-from tests.cursors import goes_on
+from tests.cursors import goes_on, rows_of
 from tests.runs import tiny
 from tests.training.test_loop import bits, lines, run_until_next_line
 
@@ -22,8 +22,8 @@ def stream(process_index: int = 0, process_count: int = 1, share: float = 0.15) 
     rng = np.random.default_rng(0)
     ids = rng.integers(97, 101, 4000).astype(np.uint16)
     tokens = Tokens(ids, np.asarray([0, 1000, 1800, 3100, 4000]), tuple("abcd"), BYTES.bos, "four")
-    plain = Stream(tokens, (4, 2, 50), process=(process_index, process_count))
-    return Masked(plain, BYTES, share, seed=0, first_row=process_index * 4 // process_count)
+    rows = rows_of(4, process_index, process_count)
+    return Masked(Stream(tokens, (4, 2, 50), rows=rows), BYTES, share, seed=0, rows=rows)
 
 
 def test_a_share_of_the_text_is_hidden_by_the_80_10_10_rule():

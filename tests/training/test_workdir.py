@@ -33,11 +33,16 @@ def test_a_key_that_an_older_run_does_not_know_was_at_its_default():
     assert differences(sunk, older) == ["memory.memorizing.sinks: 4 here, 0 in the checkpoint"]
 
 
-def test_steps_and_evaluation_may_change(saved):
-    longer = CONFIG | {"train": {"steps": 99, "batch": 8}, "eval": {"every": 1}, "mesh": {"data": 2}, "checkpoint": {"keep": 9}}
+def test_steps_batch_and_evaluation_may_change(saved):
+    longer = CONFIG | {
+        "train": {"steps": 99, "batch": 4, "accumulate": 2},
+        "eval": {"every": 1},
+        "mesh": {"data": 2},
+        "checkpoint": {"keep": 9},
+    }
     same(resume(saved, longer), 2)
-    with pytest.raises(UserError, match=r"train\.batch"):
-        resume(saved, CONFIG | {"train": {"steps": 10, "batch": 4}})
+    with pytest.raises(UserError, match=r"train\.segments"):
+        resume(saved, CONFIG | {"train": {"steps": 10, "batch": 8, "segments": 3}})
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from memtx.errors import UserError
 from memtx.tasks import TASKS
 from memtx.tasks.stream import Examples
-from tests.cursors import goes_on
+from tests.cursors import goes_on, rows_of
 
 LINES = ("token_BPT", "target_BPT", "position_BPT")
 
@@ -58,7 +58,7 @@ def test_labels_are_the_only_places_that_count():
 
 
 def test_batches_have_the_shapes_and_types_of_text():
-    batch = next(make(batch=6, segments=3, time=7, process=(1, 2)))
+    batch = next(make(batch=6, segments=3, time=7, rows=[0, 2, 5]))
     assert [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(batch)] == [
         *[((3, 3, 7), "int32")] * 3,
         ((3, 3), "int32"),
@@ -104,12 +104,12 @@ def test_a_curriculum_changes_with_the_step_and_a_stage_has_no_empty_calls():
 @pytest.mark.parametrize("options", [{}, {"count": 6}, {"segments": 1, "time": 16}])
 def test_a_cursor_goes_on_exactly_on_another_number_of_processes(options):
     def one(index, count):
-        return make(CURRICULUM, **({"segments": 4, "time": 5} | options), seed=5, process=(index, count))
+        return make(CURRICULUM, **({"segments": 4, "time": 5} | options), seed=5, rows=rows_of(4, index, count))
 
     goes_on(one, [(1, 3), (2, 5), (4, 9), (1, 13)])
 
 
-@pytest.mark.parametrize("change", [{"batch": 2}, {"seed": 1}, {"segments": 3}, {"time": 9}, {"split": "valid"}, {"count": 7}])
+@pytest.mark.parametrize("change", [{"seed": 1}, {"segments": 3}, {"time": 9}, {"split": "valid"}, {"count": 7}])
 def test_a_cursor_of_other_examples_is_refused(change):
     with pytest.raises(UserError, match=f"data cursor has {next(iter(change))}"):
         make(**change).set_state(make().get_state())
@@ -136,7 +136,39 @@ def test_held_out_examples_come_once_each_and_rows_then_fall_idle():
     assert batches[-1].length_BP.ravel().tolist() == [3, 3, 0, 0]
 
 
-@pytest.mark.parametrize(("options", "says"), [({"batch": 6, "process": (0, 4)}, "4 processes"), ({"batch": 0}, "positive")])
-def test_sizes_that_cannot_be_are_user_errors(options, says):
-    with pytest.raises(UserError, match=says):
-        make(**options)
+def test_sizes_that_cannot_be_are_user_errors():
+    with pytest.raises(UserError, match="positive"):
+        make(batch=0)
+
+
+@pytest.mark.parametrize("batch", [2, 6])
+def test_with_another_batch_rows_finish_their_examples_and_rounds_go_on_without_a_gap(batch):
+    def of(batch):
+        return make(batch=batch, segments=1, time=16)
+
+    old, new = of(4), of(batch)
+    steps = -(-task("phonebook", entries=3).length // 16)
+    assert steps > 1
+    for _ in range(steps + 1):  # a round, and the first part of the next
+        next(old)
+    new.set_state(old.get_state())
+    parts = [(next(old), next(new)) for _ in range(steps - 1)]
+    for expected, found in parts:
+        assert (found.token_BPT[:4] == expected.token_BPT[:batch]).all()
+        assert (found.length_BP[4:] == 0).all()
+        assert (found.document_BP[4:] == -1).all()
+    assert sum(int(found.length_BP.sum()) for _, found in parts) > 0
+    state = new.get_state()
+    assert next(new).document_BP[:, 0].tolist() == list(range(8, 8 + batch))  # the old rows had read 4 to 7
+    again = of(batch)
+    again.set_state(state)
+    assert next(again).document_BP[:, 0].tolist() == list(range(8, 8 + batch))
+
+
+def test_the_cursor_of_an_older_version_goes_on_at_the_same_example():
+    stream = make(segments=1, time=16)
+    for _ in range(7):
+        state = {key: value for key, value in stream.get_state().items() if key != "first"}
+        again = make(segments=1, time=16)
+        again.set_state(state)
+        assert (next(again).document_BP == next(stream).document_BP).all()

@@ -1,0 +1,163 @@
+"""Several processes that train one run together: how they find each other, and how they agree.
+
+Each process has some of the devices of the mesh, on one or several machines. All make the same calls in the same order. Process
+0 alone writes files and prints.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from memtx.errors import UserError
+from memtx.sharding import Layout
+
+# The variables of each launcher with the number of processes and the index of this one.
+LAUNCHERS = (
+    ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # of srun
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),  # of Open MPI's mpirun
+)
+TPU_HOST = "TPU_ML_PLATFORM"  # JAX sets it on a machine with TPUs
+HEARTBEAT = 30  # seconds after which a silent process counts as dead
+WATCH = 5  # seconds between two looks at the other processes
+FAREWELL = 1  # seconds that process 0, which the others are connected to, ends after them
+LONGEST_ERROR = 4000  # bytes
+
+
+def start(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+    """Connect this process with the others of its run. Call this before JAX starts its backend.
+
+    coordinator: HOST:PORT of process 0. processes: their number. process: the index of this one. What is None comes from the
+    launcher: srun, mpirun, the metadata of a TPU machine, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    Does nothing if there is only one process. Raises UserError if the settings are not complete, or if the processes do not
+    find each other.
+    """
+    for count, index in LAUNCHERS:
+        if processes is None and process is None and count in os.environ and index in os.environ:
+            processes, process = _number(count), _number(index)
+    if (processes is None) != (process is None):
+        raise UserError("--processes and --process must be given together")
+    if processes == 1 or (processes is None and not _on_tpu_host()):
+        if coordinator:
+            raise UserError(f"--coordinator={coordinator} needs --processes and --process, or a launcher such as srun")
+        return
+    jax.config.update("jax_enable_preemption_service", False)  # it would catch SIGTERM, which interrupt.py handles
+    jax.config.update("jax_enable_recoverability", True)  # otherwise JAX aborts when another process dies, see `joined`
+    try:
+        jax.distributed.initialize(
+            coordinator, processes, process, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=HEARTBEAT
+        )
+    except (RuntimeError, ValueError) as error:
+        if processes is None and isinstance(error, ValueError):  # a machine with TPUs that is not part of a slice
+            return
+        hint = "; give --coordinator=HOST:PORT of process 0" if coordinator is None else ""
+        raise UserError(f"process {process} of {processes} did not find the others: {_line(error)}{hint}") from error
+
+
+@contextmanager
+def joined(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> Iterator[bool]:
+    """Connect this process with the others, as `start` does, and yield whether it is the one that prints.
+
+    While the block runs, a thread watches the other processes. If one dies, this one ends too, with one line and status 1. It
+    could otherwise wait for a device of the dead process forever. The end of the block waits for all processes.
+    """
+    start(coordinator, processes, process)
+    if jax.process_count() == 1:
+        yield True
+        return
+    if is_first():
+        atexit.register(time.sleep, FAREWELL)
+    left = threading.Event()
+    threading.Thread(target=_watch, args=(left,), daemon=True).start()
+    try:
+        yield is_first()
+        multihost_utils.sync_global_devices("memtx: the end")
+    finally:
+        left.set()
+
+
+def _watch(left: threading.Event) -> None:
+    """End this process if another one ends. left: set when this one no longer needs the others."""
+    while not left.wait(WATCH):
+        try:
+            with multihost_utils.live_devices(jax.devices()):
+                pass
+        except (multihost_utils.ProcessFailureError, RuntimeError):  # RuntimeError: of process 0
+            if left.wait(FAREWELL):
+                return
+            print("memtx: another process of the run ended, so this one ends too", file=sys.stderr, flush=True)
+            os._exit(1)
+
+
+def is_first() -> bool:
+    """Return whether this is process 0, which writes files and prints."""
+    return jax.process_index() == 0
+
+
+def on_first(f: Callable):
+    """Call f() on process 0 and return its result there, None elsewhere. Its UserError is raised on all processes."""
+    result, message = None, ""
+    if is_first():
+        try:
+            result = f()
+        except UserError as error:
+            if jax.process_count() == 1:
+                raise
+            message = str(error)
+    if jax.process_count() > 1:
+        text = np.zeros(LONGEST_ERROR, np.uint8)
+        data = message.encode()[:LONGEST_ERROR]
+        text[: len(data)] = np.frombuffer(data, np.uint8)
+        if found := bytes(multihost_utils.broadcast_one_to_all(text)).rstrip(b"\0").decode(errors="ignore"):
+            raise UserError(found)
+    return result
+
+
+class Agreement:
+    """The agreement of all processes to stop, without waiting for a device.
+
+    A call with `stop` starts a small program on all devices, and returns the answer to the call before it. The program of that
+    call ran before the last train step. All processes thus stop at the same step, one step after a process wants to. With one
+    process, a call returns `stop`.
+    """
+
+    def __init__(self, layout: Layout):
+        self._each = NamedSharding(layout.mesh, P(layout.mesh.axis_names))
+        self._any = jax.jit(jnp.any, out_shardings=layout.whole)
+        self._size, self._answer = layout.mesh.size, None
+
+    def __call__(self, stop: bool) -> bool:
+        """Return whether all processes stop now (see the class)."""
+        if jax.process_count() == 1:
+            return stop
+        flags = jax.make_array_from_callback((self._size,), self._each, lambda _: np.full(1, stop))
+        answer, self._answer = self._answer, self._any(flags)
+        return answer is not None and bool(answer)
+
+
+def _on_tpu_host() -> bool:
+    return TPU_HOST in os.environ and os.environ.get("JAX_PLATFORMS", "").split(",")[0] != "cpu"
+
+
+def _number(name: str) -> int:
+    try:
+        return int(os.environ[name])
+    except ValueError:
+        raise UserError(f"the variable {name} must be an integer, not {os.environ[name]!r}") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
