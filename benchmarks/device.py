@@ -3,8 +3,8 @@
     python benchmarks/device.py [--size=base] [--batch=8] [--out=device.json]
 
 The steps are those of `configs/lm.py` in bfloat16, with random tokens and a vocabulary of 32,000, on one device. The share of
-peak divides the FLOPs of the matrix products by the time and by the FLOPs of the chip's data sheet. The plain decoder in JAX has
-the same width, layers and tokens, and no memory. The goldens are the outputs of each mechanism in float64. A device with 16-bit
+peak divides the FLOPs of the matrix products by the time and by the FLOPs of the data sheet. The plain decoder in JAX has the
+same width, layers and tokens, and no memory. The goldens are the outputs of each mechanism in float64. A device with 16-bit
 products meets them up to its rounding.
 """
 
