@@ -29,6 +29,8 @@ assert spec.loader is not None
 run = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(run)
 
+pytestmark = pytest.mark.filterwarnings("ignore:attention forms tiles")  # of small heads and of position biases
+
 has_libtpu = importlib.util.find_spec("libtpu") is not None or "TPU_LIBRARY_PATH" in os.environ
 needs_libtpu = pytest.mark.skipif(not has_libtpu, reason="needs libtpu")
 

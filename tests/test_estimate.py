@@ -23,6 +23,8 @@ assert spec.loader is not None
 run = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(run)
 
+pytestmark = pytest.mark.filterwarnings("ignore:attention forms tiles")  # of small heads and of position biases
+
 STEPS = json.loads((FOLDER / "results" / "steps.json").read_text())
 FAR = {  # the ratio of the estimated peak to the compiler's, where they differ by more than 15 %
     "memory=window,size=base mesh.model": 0.74,
