@@ -133,6 +133,7 @@ def test_devices_divide_an_estimate():
     assert one.padding == eight.padding == 0  # only TPUs have tiles
 
 
+@pytest.mark.thorough
 def test_the_largest_batch_that_fits_is_found_and_the_next_does_not_fit():
     batch, found = fit(values(), "train.batch", "v5e:2x2", vocab_size=260)
     assert found.fits
