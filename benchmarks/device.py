@@ -2,8 +2,8 @@
 
     python benchmarks/device.py [--size=base] [--batch=8] [--out=device.json]
 
-The steps are those of `configs/lm.py` in bfloat16, with random tokens and a vocabulary of 32,000, on one device. `share of peak`
-divides the FLOPs of the matrix products by the time and by the FLOPs of the chip's data sheet. The plain decoder in JAX has the
+The steps are those of `configs/lm.py` in bfloat16, with random tokens and a vocabulary of 32,000, on one device. The share of
+peak divides the FLOPs of the matrix products by the time and by the FLOPs of the data sheet. The plain decoder in JAX has the
 same width, layers and tokens, and no memory. The goldens are the outputs of each mechanism in float64. A device with 16-bit
 products meets them up to its rounding.
 """
@@ -54,21 +54,15 @@ def main() -> None:
         sys.exit(2)
     chip = chip_named(device.device_kind)
     found = {"device": device.device_kind, "machine": machine(), "versions": versions(), "code": code(), "steps": {}}
-    print(
-        f"{device.device_kind}\n\n| model | ms per step | tokens per s | TFLOPs per step | share of peak |\n|---|---:|---:|---:|---:|"
-    )
+    print(f"{device.device_kind}\n\n| model | ms per step | tokens per s | TFLOPs per step | share of peak |")
+    print("|---|---:|---:|---:|---:|")
     for name in (*MECHANISMS, "plain decoder"):
         step, tokens, work = memory_step(name, given) if name in MECHANISMS else plain_step(given)
         seconds = timed(step, given.seconds)
         share = work / seconds / chip.flops if chip else None
         found["steps"][name] = {"seconds": seconds, "tokens": tokens, "flops": work, "share_of_peak": share}
-        cells = (
-            f"{1000 * seconds:.1f}",
-            f"{tokens / seconds:,.0f}",
-            f"{work / 1e12:.2f}",
-            f"{share:.1%}" if share else "unknown",
-        )
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+        speed = f"{1000 * seconds:.1f} | {tokens / seconds:,.0f} | {work / 1e12:.2f}"
+        print(f"| {name} | {speed} | {f'{share:.1%}' if share else 'unknown'} |", flush=True)
     print("\n| golden | largest error of the outputs |\n|---|---:|")
     found["goldens"] = {}
     for name in GOLDENS:

@@ -23,7 +23,6 @@ from memtx.runs.estimate import Estimate, estimate
 
 GIB = 2**30
 CONFIG = Path(__file__).parents[2] / "configs" / "lm.py"
-LONG = {"mesh.context": 16, "train.batch": 1, "train.segments": 1, "data.segment": 262144}  # one text on all devices
 CASES = [  # (TPU slice, argument of configs/lm.py, changes, most GiB in use)
     ("v5e:4x4", "memory=window,size=base", {}, 4.0),
     ("v5e:4x4", "memory=window,size=base", {"mesh.model": 4}, 3.3),
@@ -47,8 +46,6 @@ CASES = [  # (TPU slice, argument of configs/lm.py, changes, most GiB in use)
     ("v5e:4x4", "memory=product_key,size=base", {"mesh.fsdp": True, "mesh.model": 4}, 3.2),
     ("v5e:4x4", "memory=memory_plus,size=base", {"mesh.fsdp": True}, 2.3),
     ("v5e:4x4", "memory=peer,size=base", {}, 4.0),
-    ("v5e:4x4", "memory=window,size=base", LONG, 9.0),
-    ("v5e:4x4", "memory=gated_deltanet,size=base", LONG, 6.0),
 ]
 
 

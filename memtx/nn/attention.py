@@ -9,6 +9,7 @@ B stream, T query time, S key time, N query heads, K kv heads, H head dim.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 
 import jax
@@ -162,8 +163,9 @@ def attend(q_BTNH: Array, sets: Sequence[KeySet], seg: Segment, dims: Dims) -> A
         from memtx.ops import splash  # imports Pallas, which takes a second
 
         views = [view(q_BTNH, keys.in_order(), seg, dims) for keys in sets]
-        if splash.fits(views):
+        if not (why := splash.obstacle(views)):
             return splash.attend(views)
+        warnings.warn(f"attention forms tiles of scores instead of using the kernel for TPUs: {why}", stacklevel=2)
     sums = [(_read_unless_empty if keys.often_empty else _read)(q_BTNH, keys, seg, dims) for keys in sets]
     return attention.combine(sums).astype(q_BTNH.dtype)
 
