@@ -1,9 +1,9 @@
 """The distribution of arrays over devices: modules declare the mesh axes of their parameters, and a Layout applies them.
 
-The mesh has the axes `data` (streams, and parameters under FSDP), `context` (the tokens of each call, see
-memtx.ops.context) and `model` (tensor parallelism). State is sharded over `data` by stream and over `model` by head, and a bank
-that all streams share over all devices by entry. The optimiser state is sharded like its parameters. A dimension is replicated
-if the size of its mesh axes does not divide it.
+The mesh has the axes `data` (streams, and parameters under FSDP), `model` (tensor parallelism) and, if devices divide texts,
+`context` (the tokens of each call, see memtx.ops.context). State is sharded over `data` by stream and over `model` by head, and
+a bank that all streams share over all devices by entry. The optimiser state is sharded like its parameters. A dimension is
+replicated if the size of its mesh axes does not divide it.
 """
 
 import dataclasses
@@ -54,17 +54,20 @@ class Layout:
         mesh = mesh or configs.Mesh()
         devices = jax.devices() if devices is None else devices
         data = mesh.data or max(len(devices) // (mesh.context * mesh.model), 1)
-        shape = (data, mesh.context, mesh.model)
-        if math.prod(shape) != len(devices):
+        shape = {"data": data, AXIS: mesh.context, "model": mesh.model}
+        if math.prod(shape.values()) != len(devices):
             raise UserError(
-                f"mesh.data x mesh.context x mesh.model = {' x '.join(map(str, shape))} is not the number of devices, "
+                f"mesh.data x mesh.context x mesh.model = {' x '.join(map(str, shape.values()))} is not the number of devices, "
                 f"{len(devices)}; set mesh.context and mesh.model to divisors and mesh.data=0"
             )
         self.fsdp = mesh.fsdp
-        self.mesh, self._shards = _mesh(shape, ("data", AXIS, "model"), devices)
+        self.pieces = mesh.context
+        if self.pieces == 1:
+            del shape[AXIS]
+        self.mesh, self._shards = _mesh(tuple(shape.values()), tuple(shape), devices)
         self.whole = NamedSharding(self.mesh, P())
         self.rows = NamedSharding(self.mesh, P("data"))
-        self.tokens = NamedSharding(self.mesh, P("data", None, AXIS))  # [B, P, T]
+        self.tokens = NamedSharding(self.mesh, P("data", None, AXIS if AXIS in shape else None))  # [B, P, T]
 
     def params(self, lm: LM):
         """Return a sharding per parameter, from the mesh axes that its module declares for its last dimensions (`axes=`)."""
@@ -136,7 +139,7 @@ class Layout:
 
         Arrays by token, [B here, P, T], are also divided over `context`.
         """
-        devices, pieces = self.mesh.shape["data"], self.mesh.shape[AXIS]
+        devices = self.mesh.shape["data"]
 
         def build(a):
             size = len(a) // len(self._shards)
@@ -145,7 +148,7 @@ class Layout:
                 row = self._shards.index((index[0].start or 0) // size) * size
                 return np.asarray(a[row : row + size])[:, *index[1:]]
 
-            sharding = self.tokens if a.ndim == 3 and a.shape[2] % pieces == 0 else self.rows
+            sharding = self.tokens if a.ndim == 3 and a.shape[2] % self.pieces == 0 else self.rows
             return jax.make_array_from_callback((size * devices, *a.shape[1:]), sharding, part)
 
         return jax.tree.map(build, batch)
