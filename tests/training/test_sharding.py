@@ -55,6 +55,7 @@ def run(devices: int, configs: list, program: str = PROGRAM) -> list[dict]:
     return [json.loads(line) for line in out.stdout.splitlines() if line.startswith("{")]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("memory", "meshes"), [("window", ["data", "model", "fsdp"]), pytest.param("xl", ["model"], marks=pytest.mark.thorough)]
 )
