@@ -164,6 +164,8 @@ class Memory(nnx.Module):
     """Whether a gradient passes through the state, until the state is detached."""
     readable: ClassVar[bool] = True
     """At the attention site: whether other layers may read the state as "^NAME". False if writes depend on its parameters."""
+    divides_time: ClassVar[bool] = False
+    """Whether it was tested on calls whose tokens are divided over devices (`mesh.context`)."""
     positions: ClassVar[tuple[str, ...]] = ("rope", "alibi", "t5", "learned", "none")
     """The values of `model.position` that it supports."""
     block: ClassVar[str | None] = None
@@ -269,10 +271,8 @@ def where_rows(row_B: Array | np.ndarray, new: State, old: State, axes: State = 
     everywhere = isinstance(row_B, np.ndarray) and row_B.all()  # known at compile time: then `old` gets no gradient
 
     def leaf(n, o, axis):
-        if axis < 0:
-            return o
-        if everywhere:
-            return n
+        if axis < 0 or everywhere:
+            return o if axis < 0 else n
         return jnp.where(row_B.reshape((1,) * axis + (-1,) + (1,) * (o.ndim - axis - 1)), n, o)
 
     return jax.tree.map(leaf, new, old, axes)

@@ -95,6 +95,16 @@ def test_a_step_compiles_within_its_bounds(case):
 
 @needs_libtpu
 @pytest.mark.thorough
+@pytest.mark.parametrize(("name", "most"), [("window", 9), ("gated_deltanet", 6)])
+def test_a_long_text_on_several_tpus_is_gathered_on_none(name, most):
+    changes = {"mesh.context": 16, "train.batch": 1, "train.segments": 1, "data.segment": 262_144}
+    step = run.compile_case("v5e:4x4", f"memory={name},size=base", changes)
+    assert step.peak < most * run.GIB
+    assert "all-gather" not in step.moved
+
+
+@needs_libtpu
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [name for name, cls in MEMORIES.items() if cls.causal and not cls.encoded])
 def test_every_memory_compiles_on_a_mesh(name):
     values = load_config(f"{run.CONFIG}:memory={name},size=micro").to_dict()

@@ -23,9 +23,10 @@ from memtx.core import Dims, Segment, wants
 from memtx.nn.linear import Linear
 from memtx.nn.positions import alibi_slopes, rope, t5_bucket
 from memtx.nn.reads import ATTENTION, NOWHERE, OWN, Reads, emit_reads, reads
-from memtx.ops import attention
+from memtx.ops import attention, ring
 from memtx.ops.attention import MASKED, TILE, Bias, Positions, Sums, View
 from memtx.ops.backend import platform
+from memtx.ops.context import is_divided
 from memtx.ops.rows import take
 from memtx.ops.skip import skip_unless
 
@@ -154,6 +155,10 @@ def attend(q_BTNH: Array, sets: Sequence[KeySet], seg: Segment, dims: Dims) -> A
     """
     if wants(ATTENTION):
         emit_reads(most_read(q_BTNH, sets, seg, dims), kind=ATTENTION)
+    if is_divided(q_BTNH):
+        views = [view(q_BTNH, keys, seg, dims) for keys in sets]
+        if ring.fits(views):
+            return ring.attend(views).astype(q_BTNH.dtype)
     if q_BTNH.shape[1] >= TILE and platform(q_BTNH) == "tpu":
         from memtx.ops import splash  # imports Pallas, which takes a second
 
