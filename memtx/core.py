@@ -271,8 +271,10 @@ def where_rows(row_B: Array | np.ndarray, new: State, old: State, axes: State = 
     everywhere = isinstance(row_B, np.ndarray) and row_B.all()  # known at compile time: then `old` gets no gradient
 
     def leaf(n, o, axis):
-        if axis < 0 or everywhere:
-            return o if axis < 0 else n
+        if axis < 0:
+            return o
+        if everywhere:
+            return n
         return jnp.where(row_B.reshape((1,) * axis + (-1,) + (1,) * (o.ndim - axis - 1)), n, o)
 
     return jax.tree.map(leaf, new, old, axes)
@@ -325,8 +327,7 @@ def emit(name: str, value: Any) -> None:
     """Emit an auxiliary value to the enclosing `collect`. If nobody collects its kind, nothing happens.
 
     The kind is the part of the name before "/". Training adds "loss/..." to the loss. Evaluation reports "metric/..." and
-    "use/..." (see memtx.evaluation.health). "attribution/..." and "hidden" are collected on request. A value is an array, or a
-    tree of arrays for "memory/...", which a body passes on to its later layers.
+    "use/...". A value is an array, or a tree of arrays for "memory/...", which a body passes on to its later layers.
     """
     kinds, store = _tap.get()
     if name.split("/")[0] in kinds:

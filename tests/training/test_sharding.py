@@ -61,6 +61,7 @@ def on_devices(devices: int, given: Any, program: str) -> list[dict]:
     return [json.loads(line) for line in out.stdout.splitlines() if line.startswith("{")]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("memory", "meshes"), [("window", ["data", "model", "fsdp"]), pytest.param("xl", ["model"], marks=pytest.mark.thorough)]
 )
