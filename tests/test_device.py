@@ -41,4 +41,4 @@ def test_the_names_of_devices():
     assert chip_named("TPU v5 lite") == CHIPS["v5e"]
     assert chip_named("TPU v5p") == CHIPS["v5p"]
     assert chip_named("NVIDIA H100 80GB HBM3") == CHIPS["h100"]
-    assert chip_named("cpu") is None
+    assert chip_named("cpu") is chip_named("NVIDIA GH200 480GB") is chip_named("NVIDIA H100 PCIe") is None

@@ -52,7 +52,6 @@ def test_an_estimate_agrees_with_the_compiler(step):
     assert found.arguments / run.GIB == pytest.approx(step["arguments"], rel=0.02, abs=0.006)  # figures have two digits
     ratio = found.peak / run.GIB / step["peak"]
     assert ratio == pytest.approx(FAR.get(name_of(step), 1), abs=0.15 if name_of(step) not in FAR else 0.05)
-    assert found.arguments + found.temporary <= found.peak <= found.arguments + found.temporary + found.padding
 
 
 def of(f, *shapes, **options):
@@ -130,6 +129,9 @@ def test_devices_divide_an_estimate():
     for name in ("state", "flops"):
         assert getattr(eight, name) == pytest.approx(getattr(one, name) / 8, rel=0.02)
     assert eight.seconds[0] < eight.seconds[1]
+    far = estimate(configure(values(train={"batch": 128})), "h100x16", vocab_size=260)
+    assert far.flops == eight.flops
+    assert far.seconds[0] > eight.seconds[0]  # gradients cross machines
     assert one.padding == eight.padding == 0  # only TPUs have tiles
 
 

@@ -36,6 +36,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("split", None, ["valid", "test", "train"], "The split. Default: that of the config.", flag_values=values)
     integer("segments", 0, "Read at most N segments of the text, or all of it for 0. Default: that of the config.")
     integer("examples", 1, "Use N examples of the task. Default: that of the config.")
+    integer("batch", 1, "Read N texts or examples at a time, a multiple of the devices. Default: that of the config.")
     string("task", "Change settings of the task: `key=value,...`, such as length=512,pairs=8.")
     flags.DEFINE_enum("format", "table", ["table", "json"], "How to print the result.", flag_values=values)
     define_processes(values)
@@ -45,7 +46,7 @@ def act(values) -> None:
     """Evaluate, and print the result. Raises UserError for a mistake that the user can fix."""
     from memtx.runs.evaluate import evaluate_config, evaluate_run
 
-    given = {name: values[name].value for name in ("split", "segments", "examples")}
+    given = {name: values[name].value for name in ("split", "segments", "examples", "batch")}
     given["task"] = parse_settings(values["task"].value, "task")
     config, workdir, step = values["config"].value, values["workdir"].value, 0
     if config and workdir:

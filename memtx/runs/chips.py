@@ -18,7 +18,8 @@ class Chip:
     """An accelerator. One chip is one device of JAX.
 
     flops: FLOPs per second of dense products with bfloat16 operands. memory: bytes. bandwidth: bytes per second of its memory.
-    link: bytes per second to other chips of the slice or machine, in one direction. dimensions: of the network of a TPU slice.
+    link: bytes per second to other chips of the slice or machine, in one direction. network: the same to GPUs of other
+    machines, which have MACHINE each. dimensions: of the network of a TPU slice.
     """
 
     platform: str
@@ -26,19 +27,21 @@ class Chip:
     memory: float
     bandwidth: float
     link: float
+    network: float = 0.0
     dimensions: int = 0
 
 
 GIB = 2**30
+MACHINE = 8  # GPUs of one machine
 CHIPS = {
     "v4": Chip("tpu", 275e12, 32 * GIB, 1.23e12, 3.0e11, dimensions=3),
     "v5e": Chip("tpu", 197e12, 16 * GIB, 0.82e12, 2.0e11, dimensions=2),
     "v5p": Chip("tpu", 459e12, 95 * GIB, 2.77e12, 6.0e11, dimensions=3),
     "v6e": Chip("tpu", 918e12, 32 * GIB, 1.64e12, 4.5e11, dimensions=2),
-    "a100": Chip("cuda", 312e12, 80e9, 2.04e12, 3.0e11),
-    "h100": Chip("cuda", 989e12, 80e9, 3.35e12, 4.5e11),
-    "h200": Chip("cuda", 989e12, 141e9, 4.8e12, 4.5e11),
-    "b200": Chip("cuda", 2250e12, 180e9, 7.7e12, 9.0e11),
+    "a100": Chip("cuda", 312e12, 80e9, 2.04e12, 3.0e11, network=2.5e10),
+    "h100": Chip("cuda", 989e12, 80e9, 3.35e12, 4.5e11, network=5.0e10),
+    "h200": Chip("cuda", 989e12, 141e9, 4.8e12, 4.5e11, network=5.0e10),
+    "b200": Chip("cuda", 2250e12, 180e9, 7.7e12, 9.0e11, network=5.0e10),
 }
 
 
@@ -56,8 +59,13 @@ NAMES = {  # words in the names that JAX gives to devices
 
 
 def chip_named(kind: str) -> Chip | None:
-    """Return the chip of a device, by its `device_kind` such as "TPU v5 lite", or None if it is not in the table."""
-    return next((CHIPS[name] for word, name in NAMES.items() if word in kind), None)
+    """Return the chip of a device, by its `device_kind` such as "TPU v5 lite", or None if it is not in the table.
+
+    GPUs on a PCIe card are slower and not in the table.
+    """
+    if "PCIe" in kind:
+        return None
+    return next((CHIPS[name] for word, name in NAMES.items() if re.search(rf"\b{word}", kind)), None)
 
 
 def parse_topology(text: str) -> tuple[Chip, int]:

@@ -126,4 +126,4 @@ def abstract_step(config: Config, layout: Layout, vocab_size: int = 0) -> tuple[
     given = Batch(tokens, tokens, tokens, rows(segments), rows(segments, dtype=jnp.bool_), rows(segments))  # pyright: ignore
     key = jax.eval_shape(lambda: run.key)
     whole = (jax.ShapeDtypeStruct((), jnp.int32, sharding=layout.whole), key.update(sharding=layout.whole))
-    return run.step, (*run.abstract().values(), given, *whole)
+    return run.step, (*run.shapes(), given, *whole)

@@ -22,7 +22,7 @@ from memtx.config import Config, Mesh
 from memtx.errors import UserError
 from memtx.models.cost import flops
 from memtx.models.lm import LM, build
-from memtx.runs.chips import Chip, parse_topology
+from memtx.runs.chips import MACHINE, Chip, parse_topology
 from memtx.runs.compiled import abstract_step
 from memtx.runs.configure import configure
 from memtx.runs.footprint import Share, footprint, in_best_tiles, plain
@@ -74,7 +74,8 @@ class Estimate:
     @property
     def seconds(self) -> tuple[float, float]:
         """Return the least and the most time of a step that one can expect."""
-        moving = sum(self.moved.values()) / self.chip.link
+        far = self.chip.network and self.devices > MACHINE
+        moving = sum(self.moved.values()) / (self.chip.network if far else self.chip.link)
         reading = 2 * self.arguments / self.chip.bandwidth  # the optimiser reads and writes them
         return tuple(max(self.flops / (use * self.chip.flops), reading) + moving for use in USE)  # pyright: ignore
 

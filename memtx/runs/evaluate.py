@@ -24,18 +24,21 @@ def evaluate_run(
     split: str | None = None,
     segments: int | None = None,
     examples: int | None = None,
+    batch: int | None = None,
     task: Mapping | None = None,
     cache: str | None = None,
 ) -> tuple[Result, int]:
     """Evaluate a trained run. Returns the result and the step of its checkpoint.
 
     split: valid, test or train. segments: the maximum number of segments of text to read, or 0 for all. examples: the number of
-    examples of a task. task: changes to the settings of `data.task`. cache: replaces `data.cache`. An argument that is None
-    keeps the value in the config of the run. All devices take part, as `mesh_for` says. Raises UserError if the folder has no
-    run, if segments is given for a task, or examples or task for text, or if the devices do not divide eval.batch.
+    examples of a task. batch: the rows that are read at a time. task: changes to the settings of `data.task`. cache: replaces
+    `data.cache`. An argument that is None keeps the value in the config of the run. All devices take part, as `mesh_for` says.
+    Raises UserError if the folder has no run, if segments is given for a task, or examples or task for text, or if the devices
+    do not divide the batch.
     """
     run = load_run(Path(workdir), streams=False, sharded=True)
-    config = _changed(with_cache(run.config, cache), str(workdir), split=split, segments=segments, examples=examples, task=task)
+    given = {"split": split, "segments": segments, "examples": examples, "batch": batch, "task": task}
+    config = _changed(with_cache(run.config, cache), str(workdir), **given)
     data = make_source(config, run.tokenizer)
     data.check(run.lm)
     return data.evaluator(run.lm, _layout(config))(run.params), run.step

@@ -8,6 +8,7 @@ host. On a CPU, the command line runs steps synchronously (see memtx.training.cp
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
@@ -27,12 +28,13 @@ from memtx.pretrained.load import load_params
 from memtx.runs.configure import configure
 from memtx.runs.source import Batches, Result, make_source
 from memtx.sharding import Layout
-from memtx.training.checkpoint import Checkpointer, Restored, batch_of, read_meta
+from memtx.training.checkpoint import Checkpointer, Restored, batch_of
 from memtx.training.interrupt import catch_stop
 from memtx.training.metrics import Metrics
 from memtx.training.optim import make_optimizer, make_schedule
-from memtx.training.processes import Agreement, is_first
+from memtx.training.processes import Agreement, check_same, is_first
 from memtx.training.step import make_step
+from memtx.training.workdir import SILENT, differences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,19 +69,22 @@ def train(config: ml_collections.ConfigDict | Mapping | Config, workdir: str | P
     stream = data.stream(layout.rows_here(config.train.batch))
     for note in data.notes:
         say(note)
+    own = dataclasses.replace(config, data=dataclasses.replace(config.data, cache=""))
+    check_same(workdirs=str(Path(workdir).absolute()), configs=json.dumps(to_json(own)), texts=json.dumps(stream.get_state()))
 
     with Checkpointer(workdir, to_json(config), keep=config.checkpoint.keep, warn=say) as checkpoints:
         if is_first():
             data.tokenizer.save(Path(workdir) / "tokenizer.json")
         run = Run(config, lm, tx, layout)
-        saved = lm if checkpoints.latest_step() is None else _saved_model(lm, workdir)
-        restored = checkpoints.restore(**run.abstract(saved), batch_axes=batch_axes(lm.init_state))
+        restored = checkpoints.restore(**run.abstract(), batch_axes=batch_axes(lm.init_state))
         if restored:
             stream.set_state(restored.cursor)
-            state = run.resume(restored, saved)
+            state = run.resume(restored)
             say(f"resumed at step {restored.step} of {config.train.steps} from {workdir}")
+            for change in differences(to_json(config), restored.meta["config"], SILENT):
+                say(f"changed: {change}")
             if (before := batch_of(restored.meta)) != config.train.batch:
-                say(f"train.batch is {config.train.batch} instead of {before}: {_streams(before, config.train.batch)}")
+                say(_streams(before, config.train.batch))
         else:
             state = run.init()
         evaluate = data.evaluator(lm, layout)
@@ -117,10 +122,10 @@ class Run:
         params = jax.device_put(load_params(self.lm, key, cache=cache), self.shardings[0])
         return params, *jax.jit(self._init_rest, out_shardings=self.shardings[1:])(params)
 
-    def resume(self, restored: Restored, saved: LM):
+    def resume(self, restored: Restored):
         """Return the parameters, the optimiser state and the state of the streams.
 
-        New streams have a fresh state. Banks get the capacities of this model. saved: the model of the checkpoint.
+        New streams have a fresh state. Banks get the capacities of this model.
         """
         batch, before, memory = self.config.train.batch, batch_of(restored.meta), restored.memory
 
@@ -129,21 +134,33 @@ class Run:
             memory = refit(memory, new)
             return where_rows(np.arange(batch) >= before, new, memory, batch_axes(self.lm.init_state))
 
-        if batch > before or saved.model != self.lm.model:
+        if batch > before or self._saved(restored.meta).model != self.lm.model:
             memory = jax.jit(adapt, out_shardings=self.shardings[2])(memory)
         return restored.params, restored.opt_state, memory
 
-    def abstract(self, saved: LM | None = None) -> dict:
-        """Return the shapes of `init` with their shardings, by name, for restoring.
+    def shapes(self) -> tuple:
+        """Return the shapes of `init` with their shardings."""
+        return _placed(jax.eval_shape(self._init, self.key), self.shardings)
 
-        saved: the model of the checkpoint, whose banks may have other capacities. None: this model.
-        """
-        saved = saved or self.lm
-        params, opt_state, _ = jax.eval_shape(self._init, self.key)
-        shapes = (params, opt_state, jax.eval_shape(lambda: saved.init_state(self.config.train.batch)))
-        shardings = (*self.shardings[:2], self.layout.state(saved))
-        trees = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings)
-        return dict(zip(("params", "opt_state", "memory"), trees, strict=True))
+    def abstract(self) -> dict:
+        """Return the arguments of `Checkpointer.restore`. The shapes of the memory depend on the meta of the checkpoint."""
+        params, opt_state, _ = self.shapes()
+
+        def memory(meta: Mapping):
+            saved = self._saved(meta)
+            return _placed(jax.eval_shape(lambda: saved.init_state(self.config.train.batch)), self.layout.state(saved))
+
+        return {"params": params, "opt_state": opt_state, "memory": memory}
+
+    def _saved(self, meta: Mapping) -> LM:
+        """Return this model with the capacities of the banks of a checkpoint."""
+        there, model = meta["config"].get("memory", {}), self.lm.model
+
+        def settings(name: str, own):
+            kept = {key: there[name][key] for key in MEMORIES[name].resizable if key in there.get(name, {})}
+            return dataclasses.replace(own, **kept)
+
+        return LM(dataclasses.replace(model, memory={name: settings(name, own) for name, own in model.memory.items()}))
 
     def loop(self, train_state, done: int, stream: Batches, evaluate, checkpoints: Checkpointer, metrics: Metrics) -> Trained:
         """Train from step `done` to the last one. If `done` is -1, nothing was saved yet.
@@ -194,16 +211,8 @@ def _is_due(step: int, every: int) -> bool:
     return step > 0 and every > 0 and step % every == 0
 
 
-def _saved_model(lm: LM, workdir: str | Path) -> LM:
-    """Return the model with the capacities of the banks in the newest checkpoint."""
-    saved = read_meta(workdir)["config"]["memory"]
-
-    def settings(name: str, own):
-        kept = {key: saved[name][key] for key in MEMORIES[name].resizable if key in saved.get(name, {})}
-        return dataclasses.replace(own, **kept)
-
-    memory = {name: settings(name, own) for name, own in lm.model.memory.items()}
-    return LM(dataclasses.replace(lm.model, memory=memory))
+def _placed(shapes, shardings):
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings)
 
 
 def _streams(before: int, now: int) -> str:

@@ -2,7 +2,7 @@
 
 In each round, row b reads the b-th of the next B examples. An example takes K steps of P segments, and K is the same for all
 examples of a task. The cursor is therefore just the step and the examples of its round. A run that continues with more rows
-has nothing for the new ones until the next round. Each example starts a document at the start of a step, and is padded to K
+has no examples for the new rows until the next round. Each example starts a document at the start of a step, and is padded to K
 steps. If an
 example fits into P segments of T tokens, K is 1 and gradients pass through all of it. Otherwise the state is carried from step
 to step.
@@ -73,19 +73,20 @@ class Examples(Iterator[Batch]):
         self._source = max(task.source for _, task in stages)
         self._rows = range(batch) if rows is None else rows
         self._step = 0
-        self._first, self._width = 0, batch  # the first of the examples of the last round that began, and their number
+        # Of the last round that began: its first example, their number, and how many are still read.
+        self._first, self._width, self._read = 0, batch, batch
         self._drawn: tuple[tuple[int, int], list[Example | None]] | None = None  # (stage, round) and its examples
 
     def __next__(self) -> Batch:
-        now, first, width = self._locate(), self._first, self._width
+        now, first, width, read = self._locate(), self._first, self._width, self._read
         if now.part == 0:
-            first, width = first + width if now.round else 0, self._batch
+            first, width, read = first + width if now.round else 0, self._batch, self._batch
         if not self._repeat and first >= self._count:
             raise StopIteration
-        indices = [self._index(first + row) if row < width else NONE for row in self._rows]
+        indices = [self._index(first + row) if row < read else NONE for row in self._rows]
         if self._drawn is None or self._drawn[0] != now[:2]:
             self._drawn = (now[:2], [self._draw(now.stage, index) for index in indices])
-        self._step, self._first, self._width = self._step + 1, first, width
+        self._step, self._first, self._width, self._read = self._step + 1, first, width, read
         _, task = self._stages[now.stage]
         rows = [self._cut(task, example, now.part) for example in self._drawn[1]]
         token_BPT, target_BPT, type_BPT, position_BPT, length_BP = (np.stack(arrays) for arrays in zip(*rows, strict=True))
@@ -102,7 +103,8 @@ class Examples(Iterator[Batch]):
 
     def get_state(self) -> dict:
         """Return the cursor of the next batch, JSON-able and the same on every process."""
-        return {**self._identity(), "step": self._step, "first": self._first, "batch": self._width}
+        round_ = {"first": self._first, "batch": self._width, "read": self._read}
+        return {**self._identity(), "step": self._step, **round_}
 
     def set_state(self, state: dict) -> None:
         """Resume from a cursor. Raises UserError if the tasks, sizes or seed differ. B may be different."""
@@ -111,11 +113,11 @@ class Examples(Iterator[Batch]):
                 raise UserError(
                     f"the saved data cursor has {name} {state.get(name)}, but this run has {mine}; keep them the same to resume"
                 )
-        numbers = [state.get(name, default) for name, default in (("step", None), ("batch", None), ("first", 0))]
+        numbers = [state.get(name, -1) for name in ("step", "batch")] + [state.get("first", 0), state.get("read", 0)]
         if not all(type(number) is int and number >= 0 for number in numbers):
-            raise UserError(f"the saved data cursor is damaged: its step, batch and first example are {numbers}")
-        self._step, self._width, self._first = numbers
-        self._drawn = None
+            raise UserError(f"the saved data cursor is damaged: its numbers are {numbers}")
+        self._step, self._width, self._first, _ = numbers
+        self._read, self._drawn = min(state.get("read", self._width), self._batch), None
         if "first" not in state:  # older runs did not save it
             now = self._locate()
             self._first = max(now.round + (now.part > 0) - 1, 0) * self._width

@@ -115,8 +115,8 @@ class Checkpointer:
     def restore(self, *, params, opt_state, memory, batch_axes=None) -> Restored | None:
         """Read the newest intact checkpoint with the shardings of these abstract pytrees. Returns None if there are no steps.
 
-        batch_axes: see the function `restore`. Damaged newer steps are reported to `warn` and moved to workdir/damaged. Raises
-        UserError if no step is intact, or if the pytrees do not match.
+        memory, batch_axes: see the function `restore`. Damaged newer steps are reported to `warn` and moved to workdir/damaged.
+        Raises UserError if no step is intact, or if the pytrees do not match.
         """
         self.wait()
         if not self._manager.all_steps():
@@ -182,13 +182,15 @@ def restore(workdir: str | Path, *, params=None, opt_state=None, memory=None, ba
     """Read the newest intact checkpoint of a run without changing the workdir.
 
     params, opt_state, memory: pytrees of jax.ShapeDtypeStruct whose shardings the arrays get (default: the first local device).
-    Items that are None are not read. batch_axes: the batch axis of each leaf of `memory`, if its batch may differ from that of
-    the checkpoint. Then only the first rows are read, and rows that the checkpoint lacks are zero. Damaged newer steps are
-    reported to `warn`. Raises UserError if there is no intact step, or a pytree does not match.
+    Items that are None are not read. memory may also be a function that returns this tree for the meta of a checkpoint.
+    batch_axes: the batch axis of each leaf of `memory`, if its batch may differ from that of the checkpoint. Then only the
+    first rows are read, and rows that the checkpoint lacks are zero. Damaged newer steps are reported to `warn`. Raises
+    UserError if there is no intact step, or a pytree does not match.
     """
     folder = checkpoints_of(workdir)
     step = folder / str(_newest_sound(folder, warn))
     meta = _read_json(step / "meta")
+    memory = memory(meta) if callable(memory) else memory
     wanted = {item: tree for item, tree in zip(ARRAYS, (params, opt_state, memory), strict=True) if tree is not None}
     like = wanted | ({} if batch_axes is None else {"memory": _with_batch(memory, batch_axes, batch_of(meta))})
     problems = [p for item, tree in like.items() for p in mismatches(item, tree, meta["leaves"][item])]

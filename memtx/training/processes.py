@@ -1,12 +1,13 @@
 """Several processes that train one run together: how they find each other, and how they agree.
 
 Each process has some of the devices of the mesh, on one or several machines. All make the same calls in the same order. Process
-0 alone writes files and prints.
+0 alone prints and writes metrics. All processes write their shares of a checkpoint, and each prints its errors.
 """
 
 from __future__ import annotations
 
 import atexit
+import hashlib
 import os
 import sys
 import threading
@@ -24,11 +25,11 @@ from jax.sharding import PartitionSpec as P
 from memtx.errors import UserError
 from memtx.sharding import Layout
 
-# The variables of each launcher with the number of processes and the index of this one.
+# The variables of each launcher: the number of processes, the index of this one, and its index on its machine.
 LAUNCHERS = (
-    ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),
-    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # of srun
-    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),  # of Open MPI's mpirun
+    ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID", ""),
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"),  # of srun
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),  # of Open MPI's mpirun
 )
 TPU_HOST = "TPU_ML_PLATFORM"  # JAX sets it on a machine with TPUs
 HEARTBEAT = 30  # seconds after which a silent process counts as dead
@@ -42,23 +43,30 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
 
     coordinator: HOST:PORT of process 0. processes: their number. process: the index of this one. What is None comes from the
     launcher: srun, mpirun, the metadata of a TPU machine, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
-    Does nothing if there is only one process. Raises UserError if the settings are not complete, or if the processes do not
-    find each other.
+    Does nothing if there is only one process. A process that a launcher starts on a machine with GPUs uses the GPU with its
+    index there. Raises UserError if the settings are not complete, or if JAX refuses them. JAX aborts if the processes do not
+    find each other within five minutes.
     """
-    for count, index in LAUNCHERS:
+    device = None
+    for count, index, local in LAUNCHERS:
         if processes is None and process is None and count in os.environ and index in os.environ:
             processes, process = _number(count), _number(index)
+            device = _number(local) if local in os.environ and not _on_tpu_host() else None
     if (processes is None) != (process is None):
         raise UserError("--processes and --process must be given together")
     if processes == 1 or (processes is None and not _on_tpu_host()):
-        if coordinator:
+        if coordinator and processes is None:
             raise UserError(f"--coordinator={coordinator} needs --processes and --process, or a launcher such as srun")
         return
     jax.config.update("jax_enable_preemption_service", False)  # it would catch SIGTERM, which interrupt.py handles
-    jax.config.update("jax_enable_recoverability", True)  # otherwise JAX aborts when another process dies, see `joined`
     try:
         jax.distributed.initialize(
-            coordinator, processes, process, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=HEARTBEAT
+            coordinator,
+            processes,
+            process,
+            device,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=HEARTBEAT,
         )
     except (RuntimeError, ValueError) as error:
         if processes is None and isinstance(error, ValueError):  # a machine with TPUs that is not part of a slice
@@ -72,8 +80,10 @@ def joined(coordinator: str | None = None, processes: int | None = None, process
     """Connect this process with the others, as `start` does, and yield whether it is the one that prints.
 
     While the block runs, a thread watches the other processes. If one dies, this one ends too, with one line and status 1. It
-    could otherwise wait for a device of the dead process forever. The end of the block waits for all processes.
+    could otherwise wait for a device of the dead process forever. The end of the block waits for all processes, and then only
+    process 0 may use JAX.
     """
+    jax.config.update("jax_enable_recoverability", True)  # otherwise JAX aborts this process when another one dies
     start(coordinator, processes, process)
     if jax.process_count() == 1:
         yield True
@@ -85,6 +95,9 @@ def joined(coordinator: str | None = None, processes: int | None = None, process
     try:
         yield is_first()
         multihost_utils.sync_global_devices("memtx: the end")
+        left.set()
+        if not is_first():
+            jax.distributed.shutdown()
     finally:
         left.set()
 
@@ -126,12 +139,24 @@ def on_first(f: Callable):
     return result
 
 
+def check_same(**texts: str) -> None:
+    """Raise a UserError on all processes unless each text is the same on all of them. The names are for the message."""
+    if jax.process_count() == 1:
+        return
+    digests = np.stack([np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8) for text in texts.values()])
+    for process, found in enumerate(multihost_utils.process_allgather(digests)):
+        if different := [name for name, same in zip(texts, (found == digests).all(1), strict=True) if not same]:
+            here = jax.process_index()
+            names = " and ".join(different)
+            raise UserError(f"processes {here} and {process} have different {names}; give all the same command")
+
+
 class Agreement:
     """The agreement of all processes to stop, without waiting for a device.
 
-    A call with `stop` starts a small program on all devices, and returns the answer to the call before it. The program of that
-    call ran before the last train step. All processes thus stop at the same step, one step after a process wants to. With one
-    process, a call returns `stop`.
+    A call with `stop` starts a small program on all devices, and returns the answer to the call before it. That answer is
+    ready, because its program ran before the last train step. All processes therefore stop at the same step, one step after
+    the first that wants to. With one process, a call returns `stop`.
     """
 
     def __init__(self, layout: Layout):

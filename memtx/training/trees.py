@@ -55,7 +55,7 @@ def mismatches(item: str, tree, saved: Mapping[str, str]) -> list[str]:
 def read_tree(path: Path, tree):
     """Read the arrays of one item with the structure, shapes and shardings of `tree`.
 
-    An array that is larger there is cut, and one that is smaller is filled up with zeros.
+    If the array in the checkpoint is larger, it is cut. If it is smaller, zeros fill the rest.
     """
     named = named_leaves(tree)
     if not named:

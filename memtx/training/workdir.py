@@ -15,11 +15,9 @@ from memtx.memory import MEMORIES
 
 LOCK, RECORD, LOG = ".lock", "run.json", "log.txt"
 OURS = (LOCK, RECORD, LOG)  # files of a sweep, which may exist before the run starts
-# The keys that a resumed run may change.
-FREE = (
-    *("train.steps", "train.batch", "train.accumulate", "train.log_every"),
-    *("eval", "checkpoint", "mesh", "data.cache", "data.task.cache", "own"),
-)
+# The keys that a resumed run may change, without and with a line for the user.
+SILENT = ("train.steps", "train.log_every", "eval", "checkpoint", "mesh", "data.cache", "data.task.cache", "own")
+FREE = (*SILENT, "train.batch", "train.accumulate")  # and the capacities of banks
 
 
 class InUse(UserError):
@@ -75,7 +73,8 @@ def _read(path: Path) -> dict:
 
 
 def _check_same(here: Mapping, there: Mapping, workdir: Path) -> None:
-    if different := differences(here, there):
+    capacities = (f"memory.{name}.{key}" for name in here.get("memory", {}) for key in MEMORIES[name].resizable)
+    if different := differences(here, there, (*FREE, *capacities)):
         raise UserError(f"{workdir} belongs to a run with a different config ({'; '.join(different)}); choose another workdir")
 
 
@@ -95,15 +94,11 @@ def steps_in(folder: Path) -> list[int]:
     return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
 
 
-def differences(here: Mapping, there: Mapping, free: tuple[str, ...] = FREE) -> list[str]:
-    """Describe the differences of two configs outside the keys `free` and the capacities of banks.
-
-    A key that an old config lacks has its default.
-    """
+def differences(here: Mapping, there: Mapping, free: tuple[str, ...] = ()) -> list[str]:
+    """Describe the differences of two configs outside the keys `free`. A key that an old config lacks has its default."""
     named = {*here.get("memory", {}), *there.get("memory", {})} & MEMORIES.keys()
     defaults = Config(model=Model(memory={name: MEMORIES[name].Config() for name in named}))
     ours, theirs, default = map(_dotted, (here, there, to_json(defaults)))
-    free = (*free, *(f"memory.{name}.{key}" for name in named for key in MEMORIES[name].resizable))
     both = {key: [side.get(key, default.get(key, "absent")) for side in (ours, theirs)] for key in ours.keys() | theirs.keys()}
     return [
         f"{key}: {mine} here, {its} in the checkpoint"

@@ -199,7 +199,8 @@ def test_with_another_batch_streams_keep_their_state_and_new_ones_are_fresh(whol
     jax.tree.map(check, state, saved.state, fresh, axes)
     jax.tree.map(np.testing.assert_array_equal, params, saved.params)
     assert next(stream).reset_BP[4:, 0].all()
-    assert told[-1] == f"train.batch is {batch} instead of 4: streams " + ("2 to 3 end" if batch == 2 else "4 to 5 start")
+    ends = "streams 2 to 3 end" if batch == 2 else "streams 4 to 5 start"
+    assert told[-2:] == [f"changed: train.batch: {batch} here, 4 in the checkpoint", ends]
 
 
 @pytest.mark.parametrize("capacity", [8, 40])
@@ -233,6 +234,22 @@ def test_with_banks_of_another_capacity_the_newest_entries_stay(root, tmp_path, 
         for i in kept:
             for a, b in zip(jax.tree.leaves(old.entries), jax.tree.leaves(new.entries), strict=True):
                 np.testing.assert_array_equal(a[row][i % old.capacity], b[row][i % new.capacity])
+
+
+def test_a_damaged_step_with_banks_of_another_capacity_falls_back_to_the_one_before(root, tmp_path):
+    def config(memory, steps):
+        base = tiny(root, "memorizing", train={"steps": steps}, eval={"every": 0})
+        bank = dataclasses.replace(base.model.memory["memorizing"], memory=memory)
+        return dataclasses.replace(base, model=dataclasses.replace(base.model, memory={"memorizing": bank}))
+
+    train(config(16, 2), tmp_path / "run", say=lambda _: None)
+    train(config(40, 4), tmp_path / "run", say=lambda _: None)
+    damaged = next(p for p in (tmp_path / "run" / "checkpoints" / "4" / "params").rglob("*") if p.is_file())
+    damaged.write_bytes(damaged.read_bytes() + b"x")
+    told = []
+    assert train(config(40, 5), tmp_path / "run", say=told.append).finished
+    assert any("resumed at step 2" in line for line in told)
+    assert "changed: memory.memorizing.memory: 40 here, 16 in the checkpoint" in told
 
 
 def test_another_config_is_refused_and_more_steps_are_not(whole, root):

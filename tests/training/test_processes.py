@@ -17,6 +17,7 @@ import pytest
 from memtx.config import to_json
 from memtx.errors import UserError
 from memtx.runs.load import load
+from memtx.runs.train import train
 from memtx.training import processes
 from tests.runs import tiny
 from tests.training.test_loop import lines
@@ -149,7 +150,7 @@ def start_train(config, workdir, *, count: int, devices: int) -> list[subprocess
     program.write_text(f"from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({values})\n")
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "JAX_COORDINATOR_ADDRESS": f"localhost:{port}"}
     environment |= {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_NUM_PROCESSES": str(count)}
-    del environment["TF_CPP_MIN_LOG_LEVEL"]  # of this process. The command sets its own
+    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)  # of this process. The command sets its own
     command = [sys.executable, "-m", "memtx.cli", "train", f"--config={program}", f"--workdir={workdir}"]
     if count == 1:
         del environment["JAX_COORDINATOR_ADDRESS"]
@@ -169,9 +170,10 @@ def finish(started: list[subprocess.Popen], code: int = 0) -> list[str]:
     return [re.sub(r"\[Gloo\].*\n", "", out) for out, _ in found]
 
 
-def wait_for_step(workdir, step: int) -> None:
+def wait_for_step(workdir, step: int, started: list[subprocess.Popen]) -> None:
     path = workdir / "metrics.jsonl"
     while not path.exists() or not any(json.loads(line)["step"] >= step for line in path.read_text().splitlines()):
+        assert all(process.poll() is None for process in started), started[0].communicate()
         time.sleep(0.02)
 
 
@@ -187,26 +189,35 @@ HANDED_ON = [  # processes, devices of each, train.batch, accumulate
 def test_a_signal_to_one_process_saves_once_and_other_processes_continue(root, tmp_path):
     def config(batch, steps, accumulate=1):
         train = {"batch": batch, "steps": steps, "accumulate": accumulate}
-        return tiny(root, train=train, eval={"batch": 8}, checkpoint={"every": 1000})
+        common = {"eval": {"batch": 8}, "optim": {"schedule": "constant"}, "checkpoint": {"every": 1000}}
+        return tiny(root, "xl", train=train, **common)
 
     workdir = tmp_path / "run"
     started = start_train(config(8, 10_000), workdir, count=2, devices=2)
-    wait_for_step(workdir, 5)
+    wait_for_step(workdir, 5, started)
     started[1].send_signal(signal.SIGTERM)
     first, second = finish(started)
     assert "stopped and saved at step" in first
     assert second == ""  # process 0 alone prints
     assert len(os.listdir(workdir / "checkpoints")) == 1
+    unbroken = None
     for count, devices, batch, accumulate in HANDED_ON:
         before = load(workdir)
         last = before.step + 3
         out, *others = finish(start_train(config(batch, last, accumulate), workdir, count=count, devices=devices))
         assert f"resumed at step {before.step} of {last}" in out
-        assert ("train.batch is" in out) == (batch != before.config.train.batch)
+        assert ("changed: train.batch" in out) == (batch != before.config.train.batch)
         assert set(others) <= {""}
         steps = [row["step"] for row in lines(workdir) if "train/loss" in row]
         assert steps == list(range(1, last + 1)), "every step is written once"
         assert load(workdir).config.train.batch == batch
+        if batch == before.config.train.batch == 8 and not unbroken:  # the first of HANDED_ON: other processes and devices
+            unbroken = train(config(8, last), tmp_path / "alone", say=lambda _: None)
+            (alone, handed) = (
+                [row["train/loss"] for row in lines(w) if "train/loss" in row] for w in (tmp_path / "alone", workdir)
+            )
+            np.testing.assert_allclose(handed, alone, rtol=1e-5)
+    assert unbroken
 
 
 @pytest.mark.thorough
@@ -216,7 +227,7 @@ def test_a_process_that_dies_ends_the_others_within_a_minute(root, tmp_path, vic
         return tiny(root, train={"batch": 4, "steps": steps}, eval={"batch": 4, "every": 0}, checkpoint={"every": 5})
 
     started = start_train(config(100_000), tmp_path / "run", count=2, devices=1)
-    wait_for_step(tmp_path / "run", 12)
+    wait_for_step(tmp_path / "run", 12, started)
     killed, other = started[victim], started[1 - victim]
     killed.kill()
     began = time.monotonic()
@@ -234,6 +245,30 @@ def test_a_process_that_dies_ends_the_others_within_a_minute(root, tmp_path, vic
     assert step >= 5
     (out,) = finish(start_train(config(step + 2), tmp_path / "run", count=1, devices=1))
     assert f"resumed at step {step}" in out
+
+
+DIFFERENT = """
+import memtx
+config, own = CONFIGS
+try:
+    memtx.train(config | {"seed": INDEX} if own else config, f"{config['data']['cache']}/run{own}")
+    print(json.dumps({"said": "nothing"}))
+except memtx.UserError as error:
+    print(json.dumps({"said": str(error)}))
+"""
+
+
+@pytest.mark.parametrize("own", [True, pytest.param(False, marks=pytest.mark.thorough)])
+def test_processes_with_different_configs_end_with_one_line(root, own):
+    config = to_json(tiny(root, train={"batch": 4, "steps": 1}, eval={"batch": 4}))
+    found = run(DIFFERENT, [config, own], count=2, devices=1)
+    said = [json.loads(line)["said"] for (line,) in found]
+    if own:
+        ends = "have different configs and texts; give all the same command"
+        assert said == [f"processes 0 and 1 {ends}", f"processes 1 and 0 {ends}"]
+        assert not (root / "cache" / "runTrue").exists()
+    else:
+        assert said == ["nothing"] * 2
 
 
 def test_a_mistake_that_one_process_notices_ends_all_with_one_line(root, tmp_path):

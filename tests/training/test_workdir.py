@@ -31,6 +31,8 @@ def test_a_key_that_an_older_run_does_not_know_was_at_its_default():
     assert differences(now, older) == differences(older, now) == []
     sunk = {"memory": {"memorizing": {"memory": 64, "sinks": 4}}}
     assert differences(sunk, older) == ["memory.memorizing.sinks: 4 here, 0 in the checkpoint"]
+    larger = {"memory": {"memorizing": {"memory": 128, "sinks": 0}}}
+    assert differences(larger, now) == ["memory.memorizing.memory: 128 here, 64 in the checkpoint"]  # for sweeps
 
 
 def test_steps_batch_and_evaluation_may_change(saved):

@@ -165,10 +165,26 @@ def test_with_another_batch_rows_finish_their_examples_and_rounds_go_on_without_
     assert next(again).document_BP[:, 0].tolist() == list(range(8, 8 + batch))
 
 
+def test_rows_that_were_dropped_do_not_come_back_within_a_round():
+    """Batches of 4, 2 and 4 rows in one round: the last two rows have nothing until the next round."""
+    streams = [make(batch=batch, segments=1, time=16) for batch in (4, 2, 4)]
+    steps = -(-task("phonebook", entries=3).length // 16)
+    assert steps >= 4
+    state, batches = None, []
+    for stream, parts in zip(streams, (1, 1, steps - 2), strict=True):
+        if state:
+            stream.set_state(state)
+        batches += [next(stream) for _ in range(parts)]
+        state = stream.get_state()
+    assert (batches[2].document_BP[:2, 0] == [0, 1]).all()
+    assert all((batch.length_BP[2:] == 0).all() for batch in batches[2:])
+    assert next(streams[2]).document_BP[:, 0].tolist() == [4, 5, 6, 7]
+
+
 def test_the_cursor_of_an_older_version_goes_on_at_the_same_example():
     stream = make(segments=1, time=16)
     for _ in range(7):
-        state = {key: value for key, value in stream.get_state().items() if key != "first"}
+        state = {key: value for key, value in stream.get_state().items() if key not in ("first", "read")}
         again = make(segments=1, time=16)
         again.set_state(state)
         assert (next(again).document_BP == next(stream).document_BP).all()
