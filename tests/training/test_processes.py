@@ -292,9 +292,8 @@ def test_a_mistake_that_one_process_notices_ends_all_with_one_line(root, tmp_pat
     ],
 )
 def test_settings_that_are_not_complete_are_one_line(monkeypatch, given, says):
-    for names in processes.LAUNCHERS:
-        for name in names:
-            monkeypatch.delenv(name, raising=False)
+    for name in filter(None, (name for names in processes.LAUNCHERS for name in names)):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(jax.distributed, "initialize", checked(jax.distributed.initialize))
     with pytest.raises(UserError, match=says):
         processes.start(*given)
@@ -303,7 +302,7 @@ def test_settings_that_are_not_complete_are_one_line(monkeypatch, given, says):
 def checked(initialize):
     """Refuse what `jax.distributed.initialize` refuses, without starting anything."""
 
-    def call(coordinator, count, index, **_):
+    def call(coordinator, count, index, device, **_):
         if coordinator is None:
             raise ValueError("coordinator_address should be defined.")
         if not 0 <= index < count:
@@ -316,10 +315,14 @@ def checked(initialize):
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
-        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_NTASKS": "4"}, (None, 4, 3)),
-        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, (None, 2, 1)),
-        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}, (None, 2, 0)),
-        ({"TPU_ML_PLATFORM": "JAX"}, (None, None, None)),
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4"}, (None, 4, 3, 1)),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}, (None, 2, 1, 0)),
+        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}, (None, 2, 0, None)),
+        ({"TPU_ML_PLATFORM": "JAX"}, (None, None, None, None)),
+        (
+            {"TPU_ML_PLATFORM": "JAX", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"},
+            (None, 2, 1, None),
+        ),
         ({"TPU_ML_PLATFORM": "JAX", "JAX_PLATFORMS": "cpu"}, None),
         ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),  # a batch script without srun
         ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, None),
@@ -327,7 +330,7 @@ def checked(initialize):
     ],
 )
 def test_the_variables_of_each_launcher_are_understood(monkeypatch, variables, expected):
-    for name in (*(name for names in processes.LAUNCHERS for name in names), "JAX_PLATFORMS", processes.TPU_HOST):
+    for name in filter(None, (*(n for names in processes.LAUNCHERS for n in names), "JAX_PLATFORMS", processes.TPU_HOST)):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
