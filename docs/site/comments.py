@@ -1,12 +1,17 @@
-"""An extension of griffe: the comment after a field of a class is its docstring in the API reference."""
+"""An extension of griffe for the API reference.
+
+- The comment after a field of a class becomes the docstring of the field.
+- Lines of a docstring that explain a name, `name_BT  meaning`, become a list.
+"""
 
 from __future__ import annotations
 
-import ast
 import io
+import re
 import tokenize
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import griffe
 
@@ -19,10 +24,21 @@ def comments(path: Path) -> dict[int, str]:
     return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
 
 
-class Comments(griffe.Extension):
-    """Gives each attribute without a docstring the comment at the end of its line."""
+def listed(text: str) -> str:
+    """Return a docstring whose lines of a name and its meaning are items of a list."""
+    text = re.sub(r"^(\w[\w.]*(?:, \w+)*) {2,}(?=\S)", r"- `\1`: ", text, flags=re.MULTILINE)
+    return re.sub(r"(?<=\n)(?=- `)(?<!\n\n)", "\n", text) if "\n- `" in text else text
 
-    def on_attribute_instance(self, *, node: ast.AST | griffe.ObjectNode, attr: griffe.Attribute, **kwargs) -> None:
+
+class Comments(griffe.Extension):
+    """Completes docstrings."""
+
+    def on_instance(self, *, obj: griffe.Object, **kwargs: Any) -> None:
+        """Write the lists of a docstring."""
+        if obj.docstring:
+            obj.docstring.value = listed(obj.docstring.value)
+
+    def on_attribute_instance(self, *, attr: griffe.Attribute, **kwargs: Any) -> None:
         """Set the docstring of an attribute."""
         if attr.docstring or not isinstance(attr.filepath, Path) or not attr.endlineno:
             return
