@@ -56,7 +56,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     rooms: dict[str, list] = {}
     for name in contents.modules():
         rooms.setdefault(".".join(name.split(".")[:2]), []).append({name: f"api/{name}.md"})
-    config.nav = [*(config.nav or []), {"API": [{"Names": "api/index.md"}, *({room: each} for room, each in rooms.items())]}]
+    api = [each[0] if len(each) == 1 else {room: each} for room, each in rooms.items()]
+    config.nav = [*(config.nav or []), {"API": [{"Names": "api/index.md"}, *api]}]
     return config
 
 
