@@ -39,6 +39,10 @@ def test_the_faq_quotes_errors_of_memtx():
     assert not [error for error in quoted if error not in said]
 
 
+def test_the_citation_has_the_version():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == memtx.__version__
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> dict[Path, str]:
     """The pages of the site with their HTML. Warnings are errors."""

@@ -1,7 +1,7 @@
 """An extension of griffe for the API reference.
 
 - The comment after a field of a class becomes the docstring of the field.
-- Lines of a docstring that explain a name, `name_BT  meaning`, become a list.
+- Docstrings become Markdown.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 
 import griffe
 
+NAMED = r"^(\w[\w.]*(?:, \w+)*) {2,}(?=\S)"  # a line that explains a name
+
 
 @cache
 def comments(path: Path) -> dict[int, str]:
@@ -24,19 +26,29 @@ def comments(path: Path) -> dict[int, str]:
     return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
 
 
-def listed(text: str) -> str:
-    """Return a docstring whose lines of a name and its meaning are items of a list."""
-    text = re.sub(r"^(\w[\w.]*(?:, \w+)*) {2,}(?=\S)", r"- `\1`: ", text, flags=re.MULTILINE)
-    return re.sub(r"(?<=\n)(?=- `)(?<!\n\n)", "\n", text) if "\n- `" in text else text
+def markdown(text: str) -> str:
+    """Return a docstring as Markdown: names with meanings become a list, other paragraphs with columns a block of code."""
+    return "\n\n".join(map(_paragraph, re.split(r"\n(?:[ \t]*\n)+", text)))
+
+
+def _paragraph(text: str) -> str:
+    lines = text.split("\n")
+    if text.startswith(("- ", "    ")) or "```" in text:
+        return text
+    if all(re.match(NAMED, line) for line in lines) and len(lines) > 1:
+        return "\n".join(re.sub(NAMED, r"- `\1`: ", line) for line in lines)
+    if any(line.startswith("    ") or re.search(r"\S {3,}\S", line) for line in lines):
+        return "\n".join(["```text", *lines, "```"])
+    return text
 
 
 class Comments(griffe.Extension):
     """Completes docstrings."""
 
     def on_instance(self, *, obj: griffe.Object, **kwargs: Any) -> None:
-        """Write the lists of a docstring."""
+        """Convert a docstring."""
         if obj.docstring:
-            obj.docstring.value = listed(obj.docstring.value)
+            obj.docstring.value = markdown(obj.docstring.value)
 
     def on_attribute_instance(self, *, attr: griffe.Attribute, **kwargs: Any) -> None:
         """Set the docstring of an attribute."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from comments import markdown
 from equations import equations
 
 import memtx
@@ -74,7 +75,7 @@ def mechanism(name: str) -> str:
     card = yaml.safe_load((CARDS / f"{name}.yaml").read_text(encoding="utf-8"))
     row, cls = ROWS[name], MEMORIES[name]
     module = inspect.getmodule(cls)
-    first, _, rest = inspect.cleandoc(module.__doc__ or "").partition("\n")
+    first, _, rest = inspect.cleandoc(module.__doc__ or "").partition("\n\n")
     paper = re.sub(r"\b(\d{4}\.\d{5})\b", r"[\1](https://arxiv.org/abs/\1)", plain(card["paper"]))
     facts = [
         ("use it for", plain(USES[name])),
@@ -99,7 +100,7 @@ def mechanism(name: str) -> str:
             "## Equations\n",
             equations(card["equations"], row["settings"]),
             f"\nDifferentiable: {plain(card['differentiable'])}\n",
-            f"## The file\n{rest}\n",
+            f"## From the source file\n\n{markdown(rest)}\n",
             *_section("Differences from the paper", card["deviations"]),
             *_section("Code of others", card["reference_code"]),
             "## Comparison\n",
