@@ -21,7 +21,7 @@ EXTRAS = {  # with pytest 9.2, pytest-xdist 3.8 ignores the groups of --dist loa
     "chat": CHAT,
     "test": ["pytest>=8,<9.2", "pytest-xdist", "hypothesis>=6.100", "submitit>=1.5", *HF, *EVAL, *FAISS, *CHAT],
     "dev": ["ruff", "pyright", "pre-commit"],
-    "docs": ["mkdocs>=1.6.1,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2"],
+    "docs": ["mkdocs>=1.6.1,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2", "ruff"],
 }
 
 setup(

@@ -2,12 +2,14 @@
 
 import ast
 import html
+import importlib.util
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 from urllib.parse import unquote
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -15,6 +17,7 @@ import yaml
 import memtx
 
 ROOT = Path(__file__).parents[1]
+CARDS = ROOT / "memtx/memory/cards"
 MADE = {"index.md", "contributing.md", "changelog.md"}  # from the README and its neighbours
 
 
@@ -37,6 +40,48 @@ def test_the_faq_quotes_errors_of_memtx():
     quoted = re.findall(r"^### `(.+)`$", (ROOT / "docs/faq.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert len(quoted) > 10
     assert not [error for error in quoted if error not in said]
+
+
+def load_equations():
+    """The function that converts the equations of a card."""
+    spec = importlib.util.spec_from_file_location("site_equations", ROOT / "docs/site/equations.py")
+    module = sys.modules["site_equations"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.equations
+
+
+def test_equations_are_mathematics():
+    shown = load_equations()("y_t = Wo q'^T   over the bank of `memory` tokens")
+    left = "<math><mrow><msub><mi>y</mi><mrow><mi>t</mi></mrow></msub></mrow></math>"
+    right = (
+        '<math><mrow><mo form="infix" lspace="0">=</mo><msub><mi>W</mi><mrow><mi>o</mi></mrow></msub><mspace width="0.2em"/>'
+        "<msup><mrow><mi>q</mi><mtext>′</mtext></mrow><mrow><mo>⊤</mo></mrow></msup></mrow></math>"
+    )
+    words = "\N{EM SPACE}over the bank of <code>memory</code> tokens"
+    assert shown == f'<div class="equations">\n<p>{left} {right}{words}</p>\n</div>'
+
+
+def letters(text: str) -> str:
+    """A text without spaces, brackets and the marks of indices and powers, and with the signs that equations show."""
+    for sign, shown in {" (x) ": "⊗", " (.) ": "⊙", "<-": "←", "->": "→", "<=": "≤", "...": "…", "..": "…"}.items():
+        text = text.replace(sign, shown)
+    names = {"sum": "∑", "sqrt": "", "alpha": "α", "beta": "β", "gamma": "γ", "eta": "η", "theta": "θ", "lam": "λ", "nu": "ν"}
+    for name, shown in (names | {"phi": "φ", "tau": "τ"}).items():
+        text = re.sub(rf"(?<![A-Za-z]){name}(?![A-Za-z~])", shown, text)
+    return re.sub(r"[\s_^(){}\[\]<>⟨⟩`]", "", text).translate(str.maketrans("∼′−·⊤", "~'-*T"))
+
+
+@pytest.mark.parametrize("path", sorted(CARDS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_equations_of_a_card_lose_nothing(path):
+    text = yaml.safe_load(path.read_text(encoding="utf-8"))["equations"]
+    shown = "".join(ElementTree.fromstring(load_equations()(text)).itertext())
+    assert letters(shown) == letters(text)
+
+
+def test_the_readme_says_when_to_use_each_mechanism():
+    rows = re.findall(r"^\| [^|`]+ \| .*`.*$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    named = re.findall(r"`(\w+)`", " ".join(rows))
+    assert sorted(named) == sorted(set(memtx.MEMORIES) - set(memtx.MEMORIES.origins))
 
 
 def test_the_citation_has_the_version():

@@ -15,7 +15,7 @@ from typing import Any
 
 import griffe
 
-NAMED = r"^(\w[\w.]*(?:, \w+)*) {2,}(?=\S)"  # a line that explains a name
+NAMED = r"^(\w[\w.]*(?:, \w+)*) {2,}(?=\S)(?!.*\S {3})"  # a line that explains one name
 
 
 @cache
