@@ -76,6 +76,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Rewrite the links of a page of the repository, and the few signs that GitHub and MkDocs read differently."""
     uri = page.file.src_uri
+    page.meta["search"] = {"boost": 1 if uri.startswith(("api/", *FOLDERS.values())) else 4}  # explanations come first
     origin = ORIGINS.get(uri, "" if "/" in uri else f"docs/{uri}")
     if not origin:
         return markdown
