@@ -133,9 +133,10 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Mesh:
-    """The number of devices along each axis. data=0 uses all remaining devices."""
+    """The number of devices along each axis. data=0 uses all remaining devices. context divides each text in time."""
 
     data: Natural = 0
+    context: Count = 1
     model: Count = 1
     fsdp: bool = False  # shard parameters and optimiser state over `data` too
 

@@ -164,6 +164,8 @@ class Memory(nnx.Module):
     """Whether a gradient passes through the state, until the state is detached."""
     readable: ClassVar[bool] = True
     """At the attention site: whether other layers may read the state as "^NAME". False if writes depend on its parameters."""
+    divides_time: ClassVar[bool] = False
+    """Whether it was tested on calls whose tokens are divided over devices (`mesh.context`)."""
     positions: ClassVar[tuple[str, ...]] = ("rope", "alibi", "t5", "learned", "none")
     """The values of `model.position` that it supports."""
     block: ClassVar[str | None] = None
@@ -325,8 +327,7 @@ def emit(name: str, value: Any) -> None:
     """Emit an auxiliary value to the enclosing `collect`. If nobody collects its kind, nothing happens.
 
     The kind is the part of the name before "/". Training adds "loss/..." to the loss. Evaluation reports "metric/..." and
-    "use/..." (see memtx.evaluation.health). "attribution/..." and "hidden" are collected on request. A value is an array, or a
-    tree of arrays for "memory/...", which a body passes on to its later layers.
+    "use/...". A value is an array, or a tree of arrays for "memory/...", which a body passes on to its later layers.
     """
     kinds, store = _tap.get()
     if name.split("/")[0] in kinds:

@@ -1,11 +1,13 @@
 """The distribution of arrays over devices: modules declare the mesh axes of their parameters, and a Layout applies them.
 
-The mesh has the axes `data` (streams, and parameters under FSDP) and `model` (tensor parallelism). State is sharded over
-`data` by stream and over `model` by head, and a bank that all streams share over all devices by entry. The optimiser state is
-sharded like its parameters. A dimension is replicated if the size of its mesh axes does not divide it.
+The mesh has the axes `data` (streams, and parameters under FSDP), `model` (tensor parallelism) and, if devices divide texts,
+`context` (the tokens of each call, see memtx.ops.context). State is sharded over `data` by stream and over `model` by head, and
+a bank that all streams share over all devices by entry. The optimiser state is sharded like its parameters. A dimension is
+replicated if the size of its mesh axes does not divide it.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -19,6 +21,7 @@ from memtx import config as configs
 from memtx.core import batch_axes
 from memtx.errors import UserError
 from memtx.models.lm import LM
+from memtx.ops.context import AXIS
 from memtx.ops.topk import entry_axes
 
 FSDP_SMALLEST = 4096  # FSDP replicates parameters with fewer elements
@@ -41,7 +44,7 @@ class Absent:
 
 
 class Layout:
-    """The sharding of each array of a run on the (data, model) mesh.
+    """The sharding of each array of a run on the (data, context, model) mesh.
 
     devices: by default all devices of the backend. Raises UserError if the mesh does not use all of them, or if JAX cannot lay
     it over them.
@@ -50,17 +53,21 @@ class Layout:
     def __init__(self, mesh: configs.Mesh | None = None, devices: Sequence | Absent | None = None):
         mesh = mesh or configs.Mesh()
         devices = jax.devices() if devices is None else devices
-        data = mesh.data or max(len(devices) // mesh.model, 1)
-        if data * mesh.model != len(devices):
+        data = mesh.data or max(len(devices) // (mesh.context * mesh.model), 1)
+        shape = {"data": data, AXIS: mesh.context, "model": mesh.model}
+        if math.prod(shape.values()) != len(devices):
             raise UserError(
-                f"mesh.data x mesh.model = {data} x {mesh.model} is not the number of devices, {len(devices)}; "
-                "set mesh.model to a divisor and mesh.data=0"
+                f"mesh.data x mesh.context x mesh.model = {' x '.join(map(str, shape.values()))} is not the number of devices, "
+                f"{len(devices)}; set mesh.context and mesh.model to divisors and mesh.data=0"
             )
         self.fsdp = mesh.fsdp
-        axes = ("data", "model")
-        self.mesh, self._shards = _mesh((data, mesh.model), axes, devices)
+        self.pieces = mesh.context
+        if self.pieces == 1:
+            del shape[AXIS]
+        self.mesh, self._shards = _mesh(tuple(shape.values()), tuple(shape), devices)
         self.whole = NamedSharding(self.mesh, P())
         self.rows = NamedSharding(self.mesh, P("data"))
+        self.tokens = NamedSharding(self.mesh, P("data", None, AXIS if AXIS in shape else None))  # [B, P, T]
 
     def params(self, lm: LM):
         """Return a sharding per parameter, from the mesh axes that its module declares for its last dimensions (`axes=`)."""
@@ -128,7 +135,10 @@ class Layout:
         return [shard * size + row for shard in self._shards for row in range(size)]
 
     def shard(self, batch):
-        """Build global arrays, sharded over `data`, from the rows of `rows_here` (NumPy leaves [B here, ...])."""
+        """Build global arrays from the rows of `rows_here` (NumPy leaves [B here, ...]), sharded over `data`.
+
+        Arrays by token, [B here, P, T], are also divided over `context`.
+        """
         devices = self.mesh.shape["data"]
 
         def build(a):
@@ -138,7 +148,8 @@ class Layout:
                 row = self._shards.index((index[0].start or 0) // size) * size
                 return np.asarray(a[row : row + size])[:, *index[1:]]
 
-            return jax.make_array_from_callback((size * devices, *a.shape[1:]), self.rows, part)
+            sharding = self.tokens if a.ndim == 3 and a.shape[2] % self.pieces == 0 else self.rows
+            return jax.make_array_from_callback((size * devices, *a.shape[1:]), sharding, part)
 
         return jax.tree.map(build, batch)
 
@@ -156,7 +167,7 @@ def _mesh(shape: tuple[int, ...], axes: tuple[str, ...], devices: Sequence | Abs
         mesh = jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,) * len(axes), devices=devices)
     except NotImplementedError as error:  # some shapes have no good place in the network of a TPU slice
         text = " x ".join(map(str, shape))
-        raise UserError(f"JAX has no mesh of {text} for these devices; set another mesh.model") from error
+        raise UserError(f"JAX has no mesh of {text} for these devices; set another mesh.context or mesh.model") from error
     here = jax.process_index()
     return mesh, [i for i, row in enumerate(mesh.devices) if any(device.process_index == here for device in row.flat)]
 

@@ -182,6 +182,7 @@ def test_list_names_every_memory(capsys):
     assert all(f" {name} " in shown for name in MEMORIES)
 
 
+@pytest.mark.thorough
 def test_the_stored_catalog_is_up_to_date():
     assert FILE.read_text(encoding="utf-8") == compute_catalog(), "run python -m memtx.cli.catalog"
 

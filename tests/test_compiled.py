@@ -29,6 +29,8 @@ assert spec.loader is not None
 run = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(run)
 
+pytestmark = pytest.mark.filterwarnings("ignore:attention forms tiles")  # of small heads and of position biases
+
 has_libtpu = importlib.util.find_spec("libtpu") is not None or "TPU_LIBRARY_PATH" in os.environ
 needs_libtpu = pytest.mark.skipif(not has_libtpu, reason="needs libtpu")
 
@@ -86,9 +88,20 @@ def test_a_step_compiles_within_its_bounds(case):
     assert step.peak < most * run.GIB
     if "mesh.fsdp" not in changes and "mesh.model" not in changes:
         assert max(each.runs for each in step.collectives) == 1  # gradients cross devices once
-    values = load_config(f"{run.CONFIG}:{argument}").to_dict()
-    if not values["model"]["head"]:
-        assert f"{values['data']['segment']},32000]" not in step.text  # the logits of a segment
+    config = run.config_of(argument, changes)
+    if not config.model.head:  # the logits of a segment, with the streams in an axis of their own or not
+        time, rows = config.data.segment, config.train.batch * config.mesh.model // len(tpu_devices(topology))
+        assert not re.search(rf"(,{time}|\[{rows * time}),32000\]", step.text)
+
+
+@needs_libtpu
+@pytest.mark.thorough
+@pytest.mark.parametrize(("name", "most"), [("window", 9), ("gated_deltanet", 6)])
+def test_a_long_text_on_several_tpus_is_gathered_on_none(name, most):
+    changes = {"mesh.context": 16, "train.batch": 1, "train.segments": 1, "data.segment": 262_144}
+    step = run.compile_case("v5e:4x4", f"memory={name},size=base", changes)
+    assert step.peak < most * run.GIB
+    assert "all-gather" not in step.moved
 
 
 @needs_libtpu

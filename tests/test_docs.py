@@ -94,6 +94,7 @@ sys.exit(max(task.wait() for task in tasks))
 """
 
 
+@pytest.mark.thorough
 def test_the_job_of_the_page_on_clusters(folder):
     """The script runs with a stand-in for srun, which starts two processes with the variables of SLURM."""
     text = FILES["train.sbatch"].replace("size=base,data=books", "size=micro,data=textdir:texts,memory=window")
@@ -140,6 +141,7 @@ def test_a_text_is_cut_anywhere():
     assert found["error"] < 1e-4
 
 
+@pytest.mark.thorough
 def test_the_functions_that_the_commands_call(folder):
     values = runs.tiny(folder)
     exec(block("docs/use.md", 1), {"config": values, "workdir": folder / "run"})
@@ -193,6 +195,7 @@ def test_answers(folder, bert_folder, capsys):  # noqa: F811
     assert "it takes no --prefix" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_an_explanation(folder):
     memtx.train(runs.tiny(folder, train={"steps": 2}), folder / "run")
     found = {"workdir": folder / "run"}
@@ -215,6 +218,7 @@ def test_the_numbers_of_the_page_on_metrics():
         assert eval(call, found) == pytest.approx(eval(said), abs=0.006), line
 
 
+@pytest.mark.thorough
 def test_libraries(folder, bert_folder, monkeypatch, capsys):  # noqa: F811
     load = memtx.load
     monkeypatch.setattr(

@@ -23,6 +23,8 @@ assert spec.loader is not None
 run = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(run)
 
+pytestmark = pytest.mark.filterwarnings("ignore:attention forms tiles")  # of small heads and of position biases
+
 STEPS = json.loads((FOLDER / "results" / "steps.json").read_text())
 FAR = {  # the ratio of the estimated peak to the compiler's, where they differ by more than 15 %
     "memory=window,size=base mesh.model": 0.74,
@@ -131,6 +133,7 @@ def test_devices_divide_an_estimate():
     assert one.padding == eight.padding == 0  # only TPUs have tiles
 
 
+@pytest.mark.thorough
 def test_the_largest_batch_that_fits_is_found_and_the_next_does_not_fit():
     batch, found = fit(values(), "train.batch", "v5e:2x2", vocab_size=260)
     assert found.fits

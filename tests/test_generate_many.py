@@ -43,6 +43,7 @@ def make(kind, size=264, groups=2, key=3):
     return lm, jax.tree.map(lambda p: 3 * p, lm.init(jax.random.key(key)))  # far from uniform
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=[pytest.mark.thorough] if kind != "window" else []) for kind in KINDS]
 )
@@ -117,6 +118,7 @@ def likeliest(lm, params, ids, end, size, steps, length_penalty):
     return best[1]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("length_penalty", [pytest.param(0.0, marks=pytest.mark.thorough), 2.0])
 def test_with_enough_beams_the_search_finds_the_likeliest_of_all_texts(length_penalty):
     size, steps = 4, 3
@@ -134,6 +136,7 @@ def test_with_enough_beams_the_search_finds_the_likeliest_of_all_texts(length_pe
     assert int(alone.state.position_B[0]) == int(found.state.position_B[1])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["window", pytest.param("gated_deltanet", marks=pytest.mark.thorough)])
 def test_the_memory_of_a_beam_goes_with_it(kind):
     tokenizer = Words("w", list("abcdefghijklmnop"))

@@ -37,6 +37,7 @@ def written(path: Path, **options) -> str:
     return memtx.complete(loaded.lm, loaded.params, loaded.tokenizer, ["The ships"], **options).texts[0]
 
 
+@pytest.mark.thorough
 def test_an_end_in_config_json_alone_ends_what_is_written(tmp_path):
     first = written(folder(tmp_path / "endless", SIZE), max_tokens=1)
     [end] = memtx.load(tmp_path / "endless").tokenizer.encode(first).tolist()
@@ -49,6 +50,7 @@ def test_nothing_is_drawn_that_the_tokenizer_lacks(tmp_path):
     assert written(path, beams=3)
 
 
+@pytest.mark.thorough
 def test_a_pad_that_has_no_row_is_never_read_or_written(tmp_path):
     path = folder(tmp_path / "pad", SIZE, special_tokens_map={"pad_token": "[PAD]"})
     assert written(path)

@@ -32,6 +32,7 @@ def contract_of(file: Path, name: str, *options: str) -> subprocess.CompletedPro
     return subprocess.run(command, cwd=file.parent, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.thorough
 def test_one_that_sees_the_future_or_depends_on_calls_is_caught(file):
     done = contract_of(file, "Leaky", "-k", "c2_cuts or c3", "--tb=no")
     assert done.returncode == 1

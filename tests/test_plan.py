@@ -30,6 +30,7 @@ def test_mechanisms_meet_a_number_of_parameters_within_two_per_cent(memory):
     assert model.width % (2 * model.num_heads) == 0
 
 
+@pytest.mark.thorough
 def test_what_was_solved_for_is_the_budget_that_is_met():
     """Control: equal parameters are not equal FLOPs for a model with a table in the MLP's place."""
     by_params = make_plan(values("product_key"), {"params": 150_000}).budget

@@ -57,6 +57,7 @@ def bert_folder(tmp_path_factory) -> Path:
     return folder(at, bert, "wordpiece", max_position_embeddings=64, type_vocab_size=2, **sizes)
 
 
+@pytest.mark.thorough
 def test_a_t5_answers_a_question(t5_model):
     model = t5_model
     question = "question: how many ships? context: In 1984 he counted 1207 of them."
@@ -152,6 +153,7 @@ def test_minilm_gives_the_vectors_of_its_authors_code():
     assert np.abs(memtx.embed(memtx.load("minilm"), texts, max_tokens=32) - theirs).max() > 1e-3  # control
 
 
+@pytest.mark.thorough
 def test_questions_of_unequal_lengths_are_answered_together_by_beams_too(t5_model):
     model = t5_model
     sources = ["question: how many ships? context: In 1984 he counted 1207 of them.", "ships"]

@@ -3,8 +3,8 @@
 `cross_entropy` takes logits. `next_token_loss` takes hidden states and has the same values, but only the logits of one piece of
 the text exist at a time. It computes the gradient together with the loss, so it computes no logits twice.
 
-Legend: B streams, T tokens, V vocabulary or classes, A labels: one per token, or the two ends of a span, D model, K pieces of a
-text.
+Legend: B streams, P segments, T tokens, V vocabulary or classes, A labels: one per token, or the two ends of a span, D model,
+K pieces of a text.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,9 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
 from memtx.nn.linear import dense
+from memtx.ops.context import AXIS, WHOLE, is_divided, on_pieces
 from memtx.ops.per_device import mesh_of
-from memtx.ops.rows import cut
+from memtx.ops.rows import cut, joined
 from memtx.tasks.base import FIRST, LAST
 
 PIECE = 2**23  # logits of a stream that exist at a time: 32 MiB in float32
@@ -78,14 +79,22 @@ def cross_entropy(logits_BTV, target_BT, mask_BT, *, z_loss: float = 0.0, label_
     return jnp.where(mask_BT, objective_BT, 0).sum(), jnp.where(mask_BT, nll_BT, 0).sum()
 
 
-def next_token_loss(h_BTD: Array, w_DV: Array, target_BT: Array, mask_BT: Array, **terms: float) -> tuple[Array, Array]:
-    """Return `cross_entropy` of the logits h w, with the same `terms`. Only the objective has a gradient, not nll."""
+def next_token_loss(h_PBTD: Array, w_DV: Array, target_PBT: Array, mask_PBT: Array, **terms: float) -> tuple[Array, Array]:
+    """Return `cross_entropy` of the logits h w of P segments, with the same `terms`. nll has no gradient."""
 
     def loss(w_DV, h, target, mask):
         return cross_entropy(dense(h, w_DV, jnp.float32), target, mask, **terms)
 
-    pieces = max(1, -(-h_BTD.shape[1] * w_DV.shape[1] // PIECE))
-    return _sum_of_pieces(loss, w_DV, *(cut(a, pieces) for a in (h_BTD, target_BT, mask_BT)))
+    def here(w_DV, *args):
+        h_BTD, target_BT, mask_BT = map(joined, args)
+        pieces = max(1, -(-h_BTD.shape[1] * w_DV.shape[1] // PIECE))
+        return _sum_of_pieces(loss, w_DV, *(cut(a, pieces) for a in (h_BTD, target_BT, mask_BT)))
+
+    args = w_DV, h_PBTD, target_PBT, mask_PBT
+    if not is_divided(h_PBTD, 2):
+        return here(*args)
+    tokens = P(None, None, AXIS)
+    return on_pieces(lambda *args: lax.psum(here(*args), AXIS), (WHOLE, tokens, tokens, tokens), (WHOLE, WHOLE), *args)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

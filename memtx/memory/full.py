@@ -57,6 +57,7 @@ class Full(Memory):
 
     tiny = (Config(capacity=7),)
     context = "capacity"
+    divides_time = True
 
     @classmethod
     def within(cls, config: Config, room: int) -> Config:

@@ -58,6 +58,7 @@ class MatrixMemory(Memory):
     site = "residual"
     kind = "fixed matrix"
     entries = False
+    divides_time = True
     activation: ClassVar[Callable] = staticmethod(jax.nn.silu)  # of the output gate
 
     @dataclasses.dataclass(frozen=True)

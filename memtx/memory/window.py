@@ -66,6 +66,7 @@ class Window(Memory):
 
     site = "attention"
     context = "window"
+    divides_time = True
     kind = "ring of keys and values"
 
     @dataclasses.dataclass(frozen=True)

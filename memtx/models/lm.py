@@ -32,6 +32,7 @@ from memtx.models.settings import complete_model
 from memtx.nn.linear import Linear, Norm, dense, dropout, normal
 from memtx.nn.positions import T5_BUCKETS
 from memtx.ops.grid import skip_if_empty
+from memtx.ops.rows import lookup
 
 Params = Mapping[str, Any]
 
@@ -107,7 +108,7 @@ class Decoder(nnx.Module):
 
     def embedded(self, token_BT: Array, seg: Segment, key: Array | None, body: Body) -> Array:
         """Return the embedded tokens h_BTD, with learned position and token-type embeddings if the model has them."""
-        h = self.embed[...][token_BT].astype(self.model.dtype) * self.model.embed_scale
+        h = lookup(self.embed[...], token_BT).astype(self.model.dtype) * self.model.embed_scale
         if self.place is not None:
             h = h + self.placed(self.place[...], seg, body).astype(h.dtype)
         if self.types is not None:
@@ -122,7 +123,7 @@ class Decoder(nnx.Module):
         if not isinstance(beyond_BT, Tracer) and beyond_BT.any():
             last = int(jnp.where(beyond_BT, position_BT, 0).max())
             raise UserError(f"the model has {room} learned positions, too few for a text of {last + 1} tokens")
-        return jnp.where(beyond_BT[..., None], jnp.nan, place_LD[jnp.minimum(position_BT, room - 1)])
+        return jnp.where(beyond_BT[..., None], jnp.nan, lookup(place_LD, jnp.minimum(position_BT, room - 1)))
 
     def encode(self, encoder: Encoder, handed: Mapping[str, Array], key: Array | None) -> dict[str, Array]:
         """Return the encoder's output under the names that cross-attention reads in `seg.shared`."""

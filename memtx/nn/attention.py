@@ -9,6 +9,7 @@ B stream, T query time, S key time, N query heads, K kv heads, H head dim.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 
 import jax
@@ -22,9 +23,10 @@ from memtx.core import Dims, Segment, wants
 from memtx.nn.linear import Linear
 from memtx.nn.positions import alibi_slopes, rope, t5_bucket
 from memtx.nn.reads import ATTENTION, NOWHERE, OWN, Reads, emit_reads, reads
-from memtx.ops import attention
+from memtx.ops import attention, ring
 from memtx.ops.attention import MASKED, TILE, Bias, Positions, Sums, View
 from memtx.ops.backend import platform
+from memtx.ops.context import is_divided
 from memtx.ops.rows import take
 from memtx.ops.skip import skip_unless
 
@@ -153,12 +155,17 @@ def attend(q_BTNH: Array, sets: Sequence[KeySet], seg: Segment, dims: Dims) -> A
     """
     if wants(ATTENTION):
         emit_reads(most_read(q_BTNH, sets, seg, dims), kind=ATTENTION)
+    if is_divided(q_BTNH):
+        views = [view(q_BTNH, keys, seg, dims) for keys in sets]
+        if ring.fits(views):
+            return ring.attend(views).astype(q_BTNH.dtype)
     if q_BTNH.shape[1] >= TILE and platform(q_BTNH) == "tpu":
         from memtx.ops import splash  # imports Pallas, which takes a second
 
         views = [view(q_BTNH, keys.in_order(), seg, dims) for keys in sets]
-        if splash.fits(views):
+        if not (why := splash.obstacle(views)):
             return splash.attend(views)
+        warnings.warn(f"attention forms tiles of scores instead of using the kernel for TPUs: {why}", stacklevel=2)
     sums = [(_read_unless_empty if keys.often_empty else _read)(q_BTNH, keys, seg, dims) for keys in sets]
     return attention.combine(sums).astype(q_BTNH.dtype)
 

@@ -10,7 +10,7 @@ from jax import Array
 
 from memtx.core import State
 from memtx.nn.linear import normal
-from memtx.ops.rows import slice_rows
+from memtx.ops.rows import shift
 
 
 class ShortConv(nnx.Module):
@@ -34,4 +34,4 @@ class ShortConv(nnx.Module):
         joined = jnp.concatenate([before_BCE.astype(x_BTE.dtype), x_BTE], 1)
         time, w = x_BTE.shape[1], self.w[...].astype(x_BTE.dtype)
         y_BTE = sum(joined[:, i : i + time] * w[i] for i in range(self.taps))
-        return jax.nn.silu(y_BTE), slice_rows(joined, length_B, self.taps - 1).astype(jnp.float32)
+        return jax.nn.silu(y_BTE), shift(before_BCE, x_BTE, length_B)

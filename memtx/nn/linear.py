@@ -10,15 +10,20 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from memtx.ops import dot
+from memtx.ops.context import is_divided
 
 
 def dense(x_BTD: Array, w_DE: Array, dtype: DTypeLike | None = None) -> Array:
-    """Return x @ w in `dtype`, by default x's, computed as a 2-D product.
+    """Return x @ w in `dtype`, by default x's."""
+    return dot.dense(flat(x_BTD), w_DE, dtype or x_BTD.dtype).reshape(*x_BTD.shape[:-1], w_DE.shape[-1])
 
-    For a 3-D product XLA's CPU backend transposes the whole cotangent to compute dW.
+
+def flat(x_BTD: Array) -> Array:
+    """Return x with a single axis of tokens, or x if devices divide its tokens, which XLA would gather for this.
+
+    XLA's CPU backend is slow at gradients with two axes: it transposes a whole cotangent, or sums over [1, T, D].
     """
-    y = dot.dense(x_BTD.reshape(-1, x_BTD.shape[-1]), w_DE, dtype or x_BTD.dtype)
-    return y.reshape(*x_BTD.shape[:-1], w_DE.shape[-1])
+    return x_BTD if is_divided(x_BTD) else x_BTD.reshape(-1, x_BTD.shape[-1])
 
 
 def normal(key: Array, shape: tuple[int, ...], scale: float | None = None, **metadata) -> nnx.Param:
@@ -70,8 +75,7 @@ class Norm(nnx.Module):
 
     def __call__(self, x_BTD: Array) -> Array:
         """Return the normalised x in x's dtype."""
-        # In two dimensions: XLA's CPU backend is slow at the scale's gradient if it is a sum over [1, T, D].
-        x = x_BTD.astype(jnp.float32).reshape(-1, x_BTD.shape[-1])
+        x = flat(x_BTD.astype(jnp.float32))
         if self.bias is not None:
             x = x - x.mean(-1, keepdims=True)
         x = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.epsilon) * self.scale[...]

@@ -124,12 +124,18 @@ def attend_tiled(views: Sequence[View]) -> Array:
 
 def combine(reads: Sequence[Sums]) -> Array:
     """Return y [B, T, N, H] in float32 from the sums of all sets."""
-    top = reduce(jnp.maximum, [m for _, _, m in reads])
-    weights = [jnp.exp(m - top) for _, _, m in reads]
-    y = _add(y * w for (y, _, _), w in zip(reads, weights, strict=True))
-    total = _add(total * w for (_, total, _), w in zip(reads, weights, strict=True))
+    y, total, _ = merged(reads)
     y_BTKGH = (y / jnp.where(total > 0, total, 1)).transpose(0, 3, 1, 2, 4)
     return y_BTKGH.reshape(*y_BTKGH.shape[:2], -1, y_BTKGH.shape[-1])
+
+
+def merged(reads: Sequence[Sums]) -> Sums:
+    """Return the sums over the keys of all sets."""
+    top = reduce(jnp.maximum, [m for _, _, m in reads])
+    weights = [lax.stop_gradient(jnp.exp(m - top)) for _, _, m in reads]
+    y = _add(y * w for (y, _, _), w in zip(reads, weights, strict=True))
+    total = _add(total * w for (_, total, _), w in zip(reads, weights, strict=True))
+    return y, total, top
 
 
 def read(view: View) -> Sums:

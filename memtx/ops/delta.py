@@ -25,12 +25,15 @@ dimension: repeat q and k over these heads, and give each head V = 1 and a singl
 B stream, T time, N heads, K key dim, V value dim, M chunks, C tokens of a chunk, G = 1 or K.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.scipy.linalg import solve_triangular
 
 from memtx.ops.backend import platform
+from memtx.ops.context import AXIS, PIECES, WHOLE, earlier, is_divided, on_pieces
 from memtx.ops.dot import exact
 
 CHUNKS = {"cpu": 32}  # the fastest size of a chunk. Accelerators multiply larger matrices in the same time
@@ -57,6 +60,10 @@ def delta_rule(
     chunk = chunk or CHUNKS.get(platform(q_BTNK), CHUNK)
     if chunk < 1 or chunk & (chunk - 1):
         raise ValueError(f"chunk must be a power of two, not {chunk}")
+    if is_divided(q_BTNK):
+        specs = (PIECES, PIECES, PIECES, WHOLE, PIECES, PIECES)
+        work = partial(delta_rule_of_piece, chunk=chunk)
+        return on_pieces(work, specs, (PIECES, WHOLE), q_BTNK, k_BTNK, v_BTNV, s_BNKV, decay_BTNG, beta_BTN1)
     time = q_BTNK.shape[1]
     size = min(chunk, 1 << (time - 1).bit_length())
     q, k, v = (chunks(x, size) for x in (q_BTNK, k_BTNK, v_BTNV))
@@ -84,6 +91,38 @@ def delta_rule(
     s_BNKV, o_MBNCV = lax.scan(step, s_BNKV, (decayed(q, since), decayed(k, until), reads, v, pull, total))
     o_BMCNV = o_MBNCV.transpose(1, 0, 3, 2, 4)
     return o_BMCNV.reshape(o_BMCNV.shape[0], -1, *o_BMCNV.shape[3:])[:, :time], s_BNKV
+
+
+def delta_rule_of_piece(
+    q_BTNK: Array,
+    k_BTNK: Array,
+    v_BTNV: Array,
+    s_BNKV: Array,
+    decay_BTNG: Array | None,
+    beta_BTN1: Array | None,
+    *,
+    chunk: int,
+) -> tuple[Array, Array]:
+    """Compute `delta_rule` on devices that each have a piece of the text. S before and after the text is on every device.
+
+    The rule is affine in S. A piece maps S to A S + D, and its outputs are R S + o. One pass over the piece computes all of
+    them: K more columns of S start from the identity, with values of 0, and give A and R. The first device starts D from S.
+
+    The maps are then composed in ceil(log2 C) rounds. In each round a device applies its map to the result of the one 1, 2,
+    4, ... pieces earlier, or to 0. In the end D is S after its piece. A device has two maps at a time, and not those of all
+    devices.
+    """
+    size, piece, count = k_BTNK.shape[-1], lax.axis_index(AXIS), lax.axis_size(AXIS)
+    eye_BNKK = jnp.broadcast_to(jnp.eye(size), (*s_BNKV.shape[:3], size))
+    start = jnp.concatenate([eye_BNKK, jnp.where(piece == 0, s_BNKV, 0)], -1)
+    v_BTNV = jnp.pad(v_BTNV, [(0, 0)] * 3 + [(size, 0)])
+    passed = delta_rule(q_BTNK, k_BTNK, v_BTNV, start, decay_BTNG, beta_BTN1, chunk=chunk)
+    (r_BTNK, o_BTNV), (a_BNKK, d_BNKV) = (jnp.split(x, [size], -1) for x in passed)
+    for turn in range((count - 1).bit_length()):
+        a, d = earlier((a_BNKK, d_BNKV), 2**turn)
+        a_BNKK, d_BNKV = a_BNKK @ a, a_BNKK @ d + d_BNKV
+    o_BTNV = o_BTNV + jnp.einsum("BTNK,BNKV->BTNV", r_BTNK, earlier(d_BNKV, 1))
+    return o_BTNV, lax.psum(jnp.where(piece == count - 1, d_BNKV, 0), AXIS)
 
 
 def chunks(x_BTN: Array, size: int) -> Array:

@@ -6,7 +6,7 @@ and the gradient of a float32 weight is summed in float32. Between float32 opera
 
 `exact` is for functions whose float32 products must not be rounded to 16 bits, as a TPU does by default (a GPU rounds to TF32).
 
-N tokens, D features in, E features out.
+N tokens (one axis or more), D features in, E features out.
 """
 
 from collections.abc import Callable
@@ -50,7 +50,8 @@ def _dense_forward(x_ND, w_DE, dtype):
 def _dense_backward(dtype, saved, dy_NE):
     x_ND, w_DE = saved
     dy_NE = dy_NE.astype(x_ND.dtype)
-    dw_DE = jnp.dot(x_ND.T, dy_NE, preferred_element_type=jnp.float32)
+    tokens = tuple(range(x_ND.ndim - 1))
+    dw_DE = jnp.tensordot(x_ND, dy_NE, (tokens, tokens), preferred_element_type=jnp.float32)
     return jnp.dot(dy_NE, w_DE.astype(x_ND.dtype).T), dw_DE.astype(w_DE.dtype)
 
 

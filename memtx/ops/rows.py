@@ -10,6 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.sharding import NamedSharding
+
+from memtx.ops.context import AXIS, PIECES, WHOLE, is_divided, on_pieces
+from memtx.ops.per_device import mesh_here
 
 
 def take(a_BM: Array, index_BT: Array | np.ndarray) -> Array:
@@ -18,6 +22,15 @@ def take(a_BM: Array, index_BT: Array | np.ndarray) -> Array:
     if start is not None:
         return lax.slice_in_dim(a_BM, start, start + index_BT.shape[1], axis=1)
     return jax.vmap(lambda a, i: a[i])(a_BM, index_BT)
+
+
+def lookup(table_VD: Array, index_BT: Array) -> Array:
+    """Return the rows of a table, [V, D], [B, T] -> [B, T, D]."""
+    mesh = mesh_here(index_BT)
+    if mesh is not None and is_divided(index_BT):  # or XLA would gather the whole text's gradient
+        table_VD = lax.with_sharding_constraint(table_VD, NamedSharding(mesh, WHOLE))
+        return on_pieces(lambda table, index: table[index], (WHOLE, PIECES), PIECES, table_VD, index_BT)
+    return table_VD[index_BT]
 
 
 def put(a_BM: Array, index_BT: Array | np.ndarray, new_BT: Array) -> Array:
@@ -53,8 +66,21 @@ def slice_rows(a_BM: Array, start_B: Array | np.ndarray, size: int) -> Array:
 
 def shift(old_BM: Array, new_BT: Array, length_B: Array) -> Array:
     """Append the first length_B of the new entries to each row, drop its oldest, and keep the dtype of `old_BM`."""
+    if is_divided(new_BT):
+        return on_pieces(_shift_piece, (WHOLE, PIECES, WHOLE), WHOLE, old_BM, new_BT, length_B)
     joined = jnp.concatenate([old_BM, new_BT.astype(old_BM.dtype)], 1)
     return slice_rows(joined, length_B, old_BM.shape[1])
+
+
+def _shift_piece(old_BM: Array, new_BT: Array, length_B: Array) -> Array:
+    """Compute `shift` on devices that each have a piece of the new entries. Each entry comes from the device that has it."""
+    size, time, piece = old_BM.shape[1], new_BT.shape[1], lax.axis_index(AXIS)
+    new_BM = length_B[:, None] + jnp.arange(size) - size  # the index of each result in the new entries, negative in the old
+    here_BM = new_BM - piece * time
+    mine_BM = jnp.where(new_BM < 0, piece == 0, (here_BM >= 0) & (here_BM < time))
+    joined = jnp.concatenate([old_BM, new_BT.astype(old_BM.dtype)], 1)
+    found_BM = take(joined, jnp.where(mine_BM, size + jnp.where(new_BM < 0, new_BM, here_BM), 0))
+    return lax.psum(jnp.where(mine_BM.reshape(*mine_BM.shape, *[1] * (old_BM.ndim - 2)), found_BM, 0), AXIS)
 
 
 def cut(a_BT: Array, pieces: int) -> Array:

@@ -26,16 +26,16 @@ LEAST = TILE  # queries of a call, and the unit of blocks
 BLOCKS = (512, 256, LEAST)
 
 
-def fits(views: Sequence[View]) -> bool:
-    """Return whether the kernel can compute this attention."""
-    q = views[0].q_BTNH
-    every_query_sees = any(view.future or view.lead == 0 for view in views)  # or the kernel would divide by 0
-    return q.shape[1] >= LEAST and q.shape[-1] % 64 == 0 and every_query_sees and all(map(_is_static, views))
-
-
-def _is_static(view: View) -> bool:
-    """Return whether it is known at compile time which keys are in time."""
-    return view.bias is None and view.chunk_BT is None and (view.future or view.lead is not None)
+def obstacle(views: Sequence[View]) -> str:
+    """Return why the kernel cannot compute this attention, or "" if it can."""
+    if any(view.bias is not None for view in views):
+        return "scores have a position bias"
+    if any(view.chunk_BT is not None or not (view.future or view.lead is not None) for view in views):
+        return "only the data decide which keys a query sees"
+    if not any(view.future or view.lead == 0 for view in views):  # the kernel would divide by 0
+        return "a query may see no key of the call"
+    features = views[0].q_BTNH.shape[-1]
+    return f"heads have {features} features, which is not a multiple of 64" if features % 64 else ""
 
 
 class Seen(masks.Mask):

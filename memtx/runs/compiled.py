@@ -119,7 +119,8 @@ def abstract_step(config: Config, layout: Layout, vocab_size: int = 0) -> tuple[
     batch, segments, time = config.train.batch, config.train.segments, config.data.segment
 
     def rows(*shape: int, dtype=jnp.int32):
-        return jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=layout.rows)
+        sharding = layout.tokens if len(shape) == 2 else layout.rows
+        return jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=sharding)
 
     tokens = rows(segments, time)
     given = Batch(tokens, tokens, tokens, rows(segments), rows(segments, dtype=jnp.bool_), rows(segments))  # pyright: ignore

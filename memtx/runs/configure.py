@@ -183,3 +183,18 @@ def _check(config: Config) -> None:
     check_known(config.eval.split, ["valid", "test", "train"], "eval.split")
     if config.train.batch % config.train.accumulate:
         raise UserError(f"train.accumulate={config.train.accumulate} does not divide train.batch={config.train.batch}")
+    if config.mesh.context > 1:
+        _check_divided(config)
+
+
+def _check_divided(config: Config) -> None:
+    """Raise a UserError unless the devices of `mesh.context` can divide the texts of the model."""
+    model, given = config.model, f"mesh.context={config.mesh.context} divides texts over devices"
+    named = patterns.names(model.stacks + model.encoder, model.body, model.encoder_body, model.head)
+    if others := [name for name in named if not MEMORIES[name].divides_time]:
+        able = ", ".join(name for name, cls in MEMORIES.items() if cls.divides_time)
+        raise UserError(f"{given}, which {' and '.join(others)} cannot; the memories that can are {able}")
+    if model.position in ("alibi", "t5"):
+        raise UserError(f"{given}, which model.position={model.position} cannot; set it to rope, learned or none")
+    if config.data.segment % config.mesh.context:
+        raise UserError(f"{given}: data.segment={config.data.segment} must be a multiple of it")

@@ -82,11 +82,13 @@ class Estimate:
 def estimate(config: Config, topology: str, *, vocab_size: int = 0) -> Estimate:
     """Estimate the train step of a language model on the chips of a topology, such as v5e:16x16 or h100x8.
 
-    vocab_size: that of the tokenizer. Raises UserError if the model has an encoder, or if the mesh or the batch of the config
-    does not fit the chips.
+    vocab_size: that of the tokenizer. Raises UserError if the model has an encoder, if texts are divided, or if the mesh or the
+    batch of the config does not fit the chips.
     """
     if config.model.encoder:
         raise UserError("a model with an encoder reads sources, and its train step cannot be estimated")
+    if config.mesh.context > 1:
+        raise UserError("a step with mesh.context cannot be estimated; memtx.runs.compiled.compile_step compiles it")
     chip, count = parse_topology(topology)
     layout = Layout(config.mesh, devices=Absent(count, chip.platform))
     layout.check_batch("train.batch / train.accumulate", config.train.batch // config.train.accumulate)

@@ -86,7 +86,7 @@ def load_run(workdir: Path, *, streams: bool = True, sharded: bool = False) -> L
 
 def mesh_for(config: Config) -> Mesh:
     """Return a mesh of all devices for a trained model: like that of its config, or with `data` alone if it does not fit."""
-    fits = jax.device_count() % config.mesh.model == 0
+    fits = jax.device_count() % (config.mesh.context * config.mesh.model) == 0
     return dataclasses.replace(config.mesh, data=0) if fits else Mesh()
 
 

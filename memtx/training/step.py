@@ -20,7 +20,6 @@ from memtx.data.streams import Batch, segment_of
 from memtx.evaluation.losses import cross_entropy, labels_of, logits_of_labels, next_token_loss
 from memtx.models.lm import LM
 from memtx.ops.per_device import mesh_of
-from memtx.ops.rows import joined
 from memtx.training.optim import trained
 
 UNROLLED = 4  # a model without scan also unrolls the loop over segments, unless more segments would make compilation slow
@@ -58,8 +57,8 @@ def make_loss(lm: LM, config: Config):
         def run():
             (state, *losses), h_PBTD = scan(segment, start, (by_segment, jnp.arange(segments)), unroll=unroll)
             if by_hidden:  # once for all segments, so that a single gradient of the weight exists
-                labels = (jnp.reshape(a, (len(a), -1)) for a in (batch.target_BPT, batch.labelled_BPT))
-                losses = next_token_loss(joined(h_PBTD), lm.logit_weight(params), *labels, **terms_of_loss)
+                labels = by_segment.target_BPT, by_segment.labelled_BPT
+                losses = next_token_loss(h_PBTD, lm.logit_weight(params), *labels, **terms_of_loss)
             return state, *losses
 
         (state, objective, nll), aux = collect(run, "loss")()

@@ -102,6 +102,7 @@ def reader(root):
     return make
 
 
+@pytest.mark.thorough
 def test_the_use_of_a_bank_is_that_of_the_attributions_of_all_calls(reader):
     data, lm, (params, _), batches = reader("memorizing")
     found = data.evaluator(lm, Layout())(params).health
@@ -214,6 +215,7 @@ WRITTEN = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("memory", WRITTEN)
 def test_a_run_writes_its_health_to_the_metrics_and_to_tensorboard(memory, root, tmp_path, capsys):
     train(tiny(root, memory, train={"steps": 3}), tmp_path, say=lambda _: None)
@@ -230,6 +232,7 @@ def test_a_run_writes_its_health_to_the_metrics_and_to_tensorboard(memory, root,
     assert "memory/" not in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_it_can_be_switched_off_and_the_train_step_is_the_same(root):
     def program(on: bool):
         config = tiny(root, "memorizing", eval={"health": on})

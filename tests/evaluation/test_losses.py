@@ -43,7 +43,7 @@ def test_the_loss_in_pieces_is_that_of_all_logits(monkeypatch, time, piece):
         return 3 * objective, nll
 
     def pieces(h, w):
-        objective, nll = losses.next_token_loss(h, w, target, mask, **how)
+        objective, nll = losses.next_token_loss(h[None], w, target[None], mask[None], **how)
         return 3 * objective, nll
 
     for f in (jax.jit, lambda f: f):
@@ -57,7 +57,7 @@ def test_only_the_logits_of_one_piece_exist_in_a_step(monkeypatch):
         """Return how many logits of 53 tokens the largest array of a loss and its gradient has."""
         monkeypatch.setattr(losses, "PIECE", piece)
         h, w, target = jnp.ones((2, 16, 3)), jnp.ones((3, 53)), jnp.ones((2, 16), jnp.int32)
-        loss = lambda h, w: losses.next_token_loss(h, w, target, target > 0)[0]  # noqa: E731
+        loss = lambda h, w: losses.next_token_loss(h[None], w, target[None], target[None] > 0)[0]  # noqa: E731
         program = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(h, w))
         return max(math.prod(size) for _, size in shapes(program) if size and size[-1] == 53) // 53
 

@@ -135,6 +135,7 @@ def test_what_a_document_saves_is_the_difference_of_two_evaluations(library, exp
     assert explanation.effect(source(explanation, "be")) > explanation.effect(source(explanation, "rose"))
 
 
+@pytest.mark.thorough
 def test_losses_are_those_of_the_model_in_several_calls(loaded):
     ids = np.tile(TEXT, 7)
     logits, _ = jax.jit(loaded.lm.__call__)(loaded.params, ids[None], loaded.state)
@@ -167,6 +168,7 @@ def test_documents_that_a_stream_has_read_are_found_by_their_positions():
     assert unknown.text(next(read for read in unknown.reads[0] if read.source == 1)) == ""
 
 
+@pytest.mark.thorough
 def test_a_library_of_states_reads_the_other_documents_again(tmp_path):
     loaded = loaded_with([[["window+memorizing"], 1]], {"window": {"window": 8}, "memorizing": {"window": 4, "segment": 4}})
     library = memtx.library.create(tmp_path / "library", "m", kind="state", loaded=loaded)
@@ -306,6 +308,7 @@ def test_generate_explains_the_tokens_that_it_writes(run, tmp_path, capsys):
     assert "No such file or directory" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_a_library_writes_and_explains(run, tmp_path, capsys):
     library, page = memtx.library.create(tmp_path / "library", run), tmp_path / "page.html"
     library.read("The rose is a rose.", document="rose")

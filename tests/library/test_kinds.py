@@ -78,6 +78,7 @@ def is_bank(node) -> bool:
 EVERY = [("entries", name) for name in ENTRIES] + [("state", name) for name in STATES]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("kind", "name"), EVERY)
 def test_a_forgotten_document_was_never_read_bit_for_bit(make, kind, name):
     found, never = make(name, kind, TEXTS), make(name, kind, {key: text for key, text in TEXTS.items() if key != "b"})

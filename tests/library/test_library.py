@@ -420,6 +420,7 @@ def _hold(path, started, seconds):
         time.sleep(seconds)
 
 
+@pytest.mark.thorough
 def test_a_second_writer_waits_for_the_first_or_is_refused(found, monkeypatch):
     context = multiprocessing.get_context("spawn")
     started = context.Event()

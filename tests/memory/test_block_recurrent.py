@@ -62,6 +62,7 @@ def test_state_vectors_stay_different_in_a_model_as_it_begins():
     assert after_eight_blocks() > 0.999  # control
 
 
+@pytest.mark.thorough
 def test_states_read_the_block_before_the_one_that_ends():
     def reached(blocks: int) -> list[int]:
         """The tokens that the second change of the state reads, with the state before it held."""

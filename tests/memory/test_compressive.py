@@ -61,6 +61,7 @@ def test_the_auxiliary_loss_is_the_papers_wherever_calls_are_cut(cuts):
     np.testing.assert_allclose(loss, loss_of_oracle(oracle_inputs(params, x), TINY), rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_each_gradient_reaches_what_it_should():
     params, x = given(TINY)
     lm, aux = (jax.jit(jax.grad(lambda p, x, i=i: jnp.sum(run(TINY, p, x, (8, 8))[i]), (0, 1)))(params, x) for i in (0, 1))

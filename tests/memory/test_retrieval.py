@@ -124,6 +124,7 @@ def test_memorizing_finds_the_key_that_was_hidden():
     assert (reads(memorizing, (q, k, v), [16])["id"][:, 14] == 5).all()
 
 
+@pytest.mark.thorough
 def test_memorizing_with_approximate_search_reports_its_recall():
     sizes = {"window": 4, "segment": 224, "memory": 448, "neighbours": 8}
     exact, rough = case(Memorizing, **sizes), case(Memorizing, **sizes, recall=0.9)

@@ -81,6 +81,7 @@ def by_the_paper():
     return with_gradients(build(RMT), paper_rmt)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("cuts", "remat"), [((12,), False), ((1, 6, 5), True)], ids=["whole", "odd"])
 def test_rmt_is_the_loop_of_the_paper_in_values_and_gradients(by_the_paper, cuts, remat):
     def ours(layer, x):

@@ -155,6 +155,7 @@ def test_groups_have_parameters_of_their_own_and_patterns_follow_one_another():
     assert jitted(lm)(params, TOKENS, lm.init_state(2))[0].shape == (2, 8, 11)
 
 
+@pytest.mark.thorough
 def test_a_cache_in_a_body_that_wipes_it_is_cut_to_what_it_is_shown_and_answers_the_same():
     rmt = MEMORIES["rmt"].Config(segment=3, memory=1, remat=False)
     large = {"rmt": rmt, "full": MEMORIES["full"].Config(capacity=64)}

@@ -206,6 +206,7 @@ def plain(tmp_path_factory):
     return read(*load(write(tmp_path_factory.mktemp("plain") / "smollm2", a)), a["input.input_ids"], (8, 8, 8))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ADDED)
 def test_a_memory_on_a_pretrained_model_begins_as_nothing(name, folder, plain):
     stacks, memory = ADDED[name]

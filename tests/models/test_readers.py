@@ -84,6 +84,7 @@ def test_a_reader_with_the_writers_parameters_gives_what_the_writer_gives(name):
         assert distance(differs, y) > MOVED  # control: it asks by its own queries
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stacks", [MIXED, ((("memorizing", "window+^memorizing"), 1),)], ids=["mixed", "bank"])
 def test_cuts_do_not_matter(stacks):
     lm = model(stacks)
@@ -113,6 +114,7 @@ def test_control_a_reader_of_the_state_after_the_call_sees_the_future(monkeypatc
     assert min(gaps()) > MOVED
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("body", ["rmt", "armt"])
 def test_memory_tokens_go_around_readers(body):
     lm = model(((("full", "^full"), 1), (("^full",), 1)), body=body)

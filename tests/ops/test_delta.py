@@ -126,6 +126,7 @@ def test_keys_that_repeat_are_overwritten_even_in_long_chunks():
     assert float(jnp.abs(jax.jit(delta_rule)(q, k, v, s)[0] - v).max()) > 1  # control: without the delta term values pile up
 
 
+@pytest.mark.thorough
 def test_a_long_sequence_stays_exact_and_bounded():
     args = inputs(5000, K, True, strength=0.01)
     got, expected = jax.jit(delta_rule)(*args), jax.jit(delta_rule_by_token)(*args)

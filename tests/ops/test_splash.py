@@ -12,6 +12,8 @@ from memtx.memory import MEMORIES
 from memtx.nn import attention
 from memtx.ops import splash
 from memtx.ops.attention import View, attend
+from memtx.runs.configure import configure, load_config
+from memtx.runs.estimate import estimate
 
 H = 8
 
@@ -60,17 +62,30 @@ def test_the_kernel_is_the_definition(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-4), kernel, plain)
 
 
-def test_sets_that_a_kernel_cannot_express_are_left_to_tiles():
+def test_sets_that_a_kernel_cannot_express_have_a_reason():
     q, (k,), (v,) = arrays(0, 1, 128, [128])
+    short = [View(q, k, v, **call(128))]
     q, k, v = (jnp.concatenate([a] * 8, -1) for a in (q, k, v))
-    assert splash.fits([View(q, k, v, **call(128))])
-    assert not splash.fits([View(q, k, v, **call(128), bias=lambda *_: 0.0)])
-    assert not splash.fits([View(q, k, v, jnp.arange(128)[None], jnp.arange(128)[None])])
-    assert not splash.fits([View(q, k, v, **call(128), chunk_BT=jnp.zeros((1, 128)), key_chunk_BS=jnp.zeros((1, 128)))])
-    assert not splash.fits([View(q[:, :64], k, v, np.arange(64)[None], np.arange(128)[None])])
-    assert not splash.fits(
-        [View(q, k, v, np.arange(128)[None], np.arange(-128, 0)[None], window=9)]
-    )  # late queries see nothing
+    assert splash.obstacle([View(q, k, v, **call(128))]) == ""
+    late = View(q, k, v, np.arange(128)[None], np.arange(-128, 0)[None], window=9)  # its last queries see nothing
+    unknown = View(q, k, v, jnp.arange(128)[None], jnp.arange(128)[None])
+    chunks = View(q, k, v, **call(128), chunk_BT=jnp.zeros((1, 128)), key_chunk_BS=jnp.zeros((1, 128)))
+    reasons = {
+        "not a multiple of 64": short,
+        "position bias": [View(q, k, v, **call(128), bias=lambda *_: 0.0)],
+        "only the data decide": [unknown],
+        "a query may see no key": [late],
+    }
+    for reason, views in reasons.items():
+        assert reason in splash.obstacle(views)
+    assert splash.obstacle([chunks]) == splash.obstacle([unknown])
+
+
+def test_a_program_for_a_tpu_that_cannot_use_the_kernel_says_so_once():
+    config = configure(load_config("configs/lm.py:memory=window,size=micro"))
+    with pytest.warns(UserWarning, match="instead of using the kernel for TPUs: heads have 32 features") as found:
+        estimate(config, "v5e:1x1", vocab_size=260)
+    assert len({str(warning.message) for warning in found}) == 1
 
 
 @pytest.mark.parametrize(
@@ -96,8 +111,15 @@ def test_a_mechanism_with_the_kernel_is_the_same(monkeypatch, name, settings):
         return total
 
     plain = jax.value_and_grad(loss)(x)
+    obstacle = splash.obstacle
+
+    def but_small_heads(views) -> str:
+        used.append(len(views))
+        why = obstacle(views)
+        return "" if "features" in why else why
+
     monkeypatch.setattr(attention, "platform", lambda array: "tpu")
-    monkeypatch.setattr(splash, "fits", lambda views: bool(used.append(len(views)) or all(map(splash._is_static, views))))
+    monkeypatch.setattr(splash, "obstacle", but_small_heads)
     monkeypatch.setattr(splash, "attend", partial(splash.attend, interpret=True))
     kernel = jax.value_and_grad(loss)(x)
     assert used

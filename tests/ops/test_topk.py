@@ -155,6 +155,7 @@ def searches(draw):
     return (q, key, ids, first, end), k, block, metric
 
 
+@pytest.mark.thorough
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(searches())
 def test_any_search_is_its_definition(case):

@@ -16,6 +16,7 @@ def quiet(line):
     pass
 
 
+@pytest.mark.thorough
 def test_a_run_is_recorded_with_all_it_takes_to_do_it_again(sweep_file, tmp_path):
     sweep = load_sweep(
         sweep_file("[{'seed': 5}]", "def run(config, workdir):\n    return {'twice': 2 * config.seed, 'none': float('nan')}")

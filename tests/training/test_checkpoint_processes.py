@@ -46,6 +46,7 @@ def finish(process: subprocess.Popen) -> None:
     assert "orbax" not in errors.lower(), "Orbax's log is to be silent"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("least", [3, pytest.param(8, marks=pytest.mark.thorough)])
 def test_killed_at_any_moment_a_run_resumes_from_a_sound_step(tmp_path, least):
     reached, rng = 0, random.Random()
@@ -120,6 +121,7 @@ with Checkpointer(WORKDIR, CONFIG, keep=2, warn=told.append) as keeper:
 """
 
 
+@pytest.mark.thorough
 def test_two_processes_write_one_checkpoint(tmp_path):
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]

@@ -224,6 +224,7 @@ def test_the_names_of_a_classifier_decide_in_evaluation_training_and_export(clas
         evaluate_run(run)
 
 
+@pytest.mark.thorough
 def test_a_run_remembers_the_labels_of_its_data(folder, tmp_path):
     c = config(folder, classes=3)
     c.train.steps = 1

@@ -35,6 +35,7 @@ def faults(how: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="sets glibc's malloc")
 def test_a_steps_pages_are_kept_from_one_to_the_next():
     kept = faults("kept")

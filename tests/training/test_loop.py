@@ -59,6 +59,7 @@ def test_a_run_writes_metrics_of_every_step_and_evaluates_with_memory_carried_an
     assert evaluations[0]["eval/bits_per_byte"] != evaluations[0]["eval/bits_per_byte_wiped"]
 
 
+@pytest.mark.thorough
 def test_the_same_config_gives_the_same_bits(whole, root, tmp_path):
     workdir, _ = whole
     train(tiny(root, "gru"), tmp_path / "again", say=lambda _: None)
@@ -140,6 +141,7 @@ def stop_after_next_line(path, done: threading.Event, told) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.thorough
 def test_a_run_killed_outright_goes_on_bit_identically(whole, root, tmp_path):
     workdir, _ = whole
     config = tmp_path / "config.json"
@@ -161,6 +163,7 @@ def test_a_run_killed_outright_goes_on_bit_identically(whole, root, tmp_path):
     assert bits(tmp_path / "run") == bits(workdir)
 
 
+@pytest.mark.thorough
 def test_forgetting_the_memory_on_resume_would_be_noticed(whole, root, tmp_path, monkeypatch):
     """The negative control of the tests above: without the restored memory the bits differ."""
     workdir, _ = whole
@@ -238,6 +241,7 @@ def test_another_config_is_refused_and_more_steps_are_not(whole, root):
         train(tiny(root, "gru", optim={"lr": 0.5}), workdir)
 
 
+@pytest.mark.thorough
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(root, tmp_path):
     config = tiny(root, optim={"lr": 1e30, "warmup": 0, "clip": 0.0})
     with pytest.raises(UserError, match=r"loss of step \d is (nan|inf)"):
@@ -274,6 +278,7 @@ def test_state_is_donated(root):
     assert all(leaf.is_deleted() for leaf in leaves)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("memory", ["window", "gru"])
 def test_accumulation_gives_the_same_step(root, memory):
     results = []
@@ -285,6 +290,7 @@ def test_accumulation_gives_the_same_step(root, memory):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_a_step_unrolled_is_the_step_in_a_loop(root, monkeypatch):
     results, programs = [], []
     for most in (1, 3):
@@ -299,6 +305,7 @@ def test_a_step_unrolled_is_the_step_in_a_loop(root, monkeypatch):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_dropout_is_random_by_step_and_the_same_again(root):
     losses = []
     for _ in range(2):

@@ -36,6 +36,7 @@ def config(tmp_path, backbone, memory="memorizing", **groups):
     return tiny(tmp_path, model=model | {"memory": memories}, **groups)
 
 
+@pytest.mark.thorough
 def test_a_memory_is_trained_alone_and_the_rest_keeps_every_bit(tmp_path, backbone):
     c = config(tmp_path, backbone, memory="infini")
     assert train(c, tmp_path / "run", say=lambda _: None).finished
@@ -129,6 +130,7 @@ def test_the_config_file_fine_tunes_on_conversations(backbone):
     assert configure(c).optim.train == ""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("attention", [*(pytest.param(name, marks=pytest.mark.thorough) for name in ("own", "window")), "sink"])
 def test_a_memory_closed_is_the_attention_of_the_other_layers(backbone, attention):
     token = np.random.default_rng(0).integers(0, 264, (2, 48))

@@ -126,7 +126,8 @@ MESHES = {  # the mesh, and the order of four devices, of which two processes ha
 }
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("count", [2, 4])
 def test_processes_have_the_losses_of_one(root, count):
     values = {"train": {"batch": 8}, "model": {"width": 32, "num_heads": 4, "ff_dim": 64}}
     (alone,), *_ = run(LOSSES, [(to_json(tiny(root, **values)), None)], count=1, devices=1)
@@ -182,8 +183,8 @@ HANDED_ON = [  # processes, devices of each, train.batch, accumulate
 ]
 
 
-@pytest.mark.parametrize("legs", [1, pytest.param(len(HANDED_ON), marks=pytest.mark.thorough)])
-def test_a_signal_to_one_process_saves_once_and_other_processes_continue(root, tmp_path, legs):
+@pytest.mark.thorough
+def test_a_signal_to_one_process_saves_once_and_other_processes_continue(root, tmp_path):
     def config(batch, steps, accumulate=1):
         train = {"batch": batch, "steps": steps, "accumulate": accumulate}
         return tiny(root, train=train, eval={"batch": 8}, checkpoint={"every": 1000})
@@ -196,7 +197,7 @@ def test_a_signal_to_one_process_saves_once_and_other_processes_continue(root, t
     assert "stopped and saved at step" in first
     assert second == ""  # process 0 alone prints
     assert len(os.listdir(workdir / "checkpoints")) == 1
-    for count, devices, batch, accumulate in HANDED_ON[-legs:]:
+    for count, devices, batch, accumulate in HANDED_ON:
         before = load(workdir)
         last = before.step + 3
         out, *others = finish(start_train(config(batch, last, accumulate), workdir, count=count, devices=devices))
@@ -208,7 +209,8 @@ def test_a_signal_to_one_process_saves_once_and_other_processes_continue(root, t
         assert load(workdir).config.train.batch == batch
 
 
-@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_dies_ends_the_others_within_a_minute(root, tmp_path, victim):
     def config(steps):
         return tiny(root, train={"batch": 4, "steps": steps}, eval={"batch": 4, "every": 0}, checkpoint={"every": 5})

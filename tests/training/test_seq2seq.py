@@ -120,6 +120,7 @@ def test_a_bpe_is_trained_on_the_lines_of_train(tmp_path):
         Pairs(Pairs.Config(path=str(tmp_path), tokenizer="bpe:9", cache=str(tmp_path / "cache")))
 
 
+@pytest.mark.thorough
 def test_the_command_line_shows_evaluates_and_writes(whole, file, capsys):
     (workdir, trained), loaded = whole, memtx.load(whole[0])
     cli.main(["eval", f"--workdir={workdir}", "--examples=4", "--format=json"])

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -43,9 +44,14 @@ for values in json.loads(sys.stdin.read()):
 
 
 def run(devices: int, configs: list, program: str = PROGRAM) -> list[dict]:
+    return on_devices(devices, [to_json(config) for config in configs], program)
+
+
+def on_devices(devices: int, given: Any, program: str) -> list[dict]:
+    """Return the JSON objects that a program prints. It gets the number of devices as argument and `given` as input."""
     out = subprocess.run(
         [sys.executable, "-c", program, str(devices)],
-        input=json.dumps([to_json(config) for config in configs]),
+        input=json.dumps(given),
         capture_output=True,
         text=True,
         check=False,
@@ -55,6 +61,7 @@ def run(devices: int, configs: list, program: str = PROGRAM) -> list[dict]:
     return [json.loads(line) for line in out.stdout.splitlines() if line.startswith("{")]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("memory", "meshes"), [("window", ["data", "model", "fsdp"]), pytest.param("xl", ["model"], marks=pytest.mark.thorough)]
 )

@@ -58,6 +58,7 @@ def test_a_run_writes_accuracy_by_slice_with_memory_carried_and_wiped(whole):
     assert rows[-1]["eval/loss"] != rows[-1]["eval/loss_wiped"]
 
 
+@pytest.mark.thorough
 def test_a_run_in_the_midst_of_a_curriculum_goes_on_bit_identically(whole, tmp_path):
     workdir, _ = whole
     stops = [run_until_next_line(tiny(), tmp_path / "run").step]
@@ -123,6 +124,7 @@ def test_a_step_holds_a_whole_example_or_carries_its_memory_on():
     assert reach == {3: [12], 1: [0, 0, 12]}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("segments", "shapes"), [(1, [1] * 6), (2, [2] * 6), (4, [2, 2, 3, 3, 4, 4])])
 def test_a_stage_has_the_segments_that_it_needs_and_no_step_recompiles_within_it(segments, shapes):
     config = tiny(train={"segments": segments})
