@@ -21,6 +21,7 @@ EXTRAS = {  # with pytest 9.2, pytest-xdist 3.8 ignores the groups of --dist loa
     "chat": CHAT,
     "test": ["pytest>=8,<9.2", "pytest-xdist", "hypothesis>=6.100", "submitit>=1.5", *HF, *EVAL, *FAISS, *CHAT],
     "dev": ["ruff", "pyright", "pre-commit"],
+    "docs": ["mkdocs>=1.6.1,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2", "ruff"],
 }
 
 setup(
@@ -29,7 +30,22 @@ setup(
     description="A JAX/Flax research framework for Transformers with long-term memory",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    url="https://github.com/memtx/memtx",
     license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["transformer", "memory", "long context", "JAX", "Flax"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
     packages=[*find_packages(include=["memtx", "memtx.*"]), "memtx.configs"],
     package_dir={"memtx.configs": "configs"},

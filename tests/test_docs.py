@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 BLOCK = re.compile(r"^```(\w*)(?: title=(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Commands that CI or other tests run: the README's two lines and those of a developer.
-ELSEWHERE = ("python3 -m venv ", "pip install ", "pytest -n 2 ", "ruff ")
+ELSEWHERE = ("python3 -m venv ", "pip install ", "pytest -n 2 ", "ruff ", "mkdocs ")
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,12 @@ def test_the_idea_of_the_readme():
     exec(block("README.md"), found)
     assert found["logits_BTV"].shape == (2, 16, 264)
     assert found["state"].position_B.tolist() == [48, 48]
+
+
+def test_a_text_is_cut_anywhere():
+    found = {}
+    exec(block("docs/ideas.md"), found)
+    assert found["error"] < 1e-4
 
 
 @pytest.mark.thorough

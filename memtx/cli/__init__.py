@@ -25,7 +25,7 @@ from memtx.files.cache import root
 
 COMMANDS = (
     *("train", "eval", "generate", "translate", "summarize", "ask", "memory", "chat"),
-    *("sweep", "report", "plan", "data", "list"),
+    *("sweep", "report", "plan", "data", "list", "doctor"),
 )
 WITHOUT_JAX = {"list"}
 HELP = {"-h", "--help"}
