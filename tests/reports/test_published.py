@@ -133,6 +133,12 @@ FIGURES: dict[str, Callable[[], tuple]] = {
         cell("addresses", "none", "534", "accuracy"),
     ),
     "not from RMT's tokens ({:.2f} without them)": lambda: (cell("addresses", "rmt_encoder", "460", "memory tokens wiped"),),
+    "with ROUGE-L {:.1f}, from the first segment alone {:.1f}, and from all at once {:.1f}.": lambda: tuple(
+        cell("summaries", *row, "ROUGE-L") for row in (("rmt_encoder", "72"), ("none", "24"), ("none", "72"))
+    ),
+    "memory tokens add nothing: {:.1f} when they are wiped. The first 8 words of a description score {:.1f}.": lambda: tuple(
+        cell("summaries", "rmt_encoder", "72", column) for column in ("memory wiped", "first 8 words")
+    ),
     "compares {} mechanisms on four tasks and a text": lambda: (len(found("mechanisms").table.rows),),
     "delta rules and full attention recall at least {:.2f}": lambda: (mechanisms(DELTA, "MQAR"),),
     "delta rules recall at least {:.2f}, and additive states at most {:.2f}": lambda: (
