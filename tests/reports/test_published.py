@@ -156,6 +156,12 @@ FIGURES: dict[str, Callable[[], tuple]] = {
         cell("conversation", way) for way in ("none", "window", "entries")
     ),
     "Of forgotten facts it answers {:.2f}.": lambda: (cell("conversation", "sentences, forgotten"),),
+    "with F1 {:.2f} (articles) and {:.2f} (plays). From the beginning of the text it is {:.2f} and {:.2f}, and after": lambda: (
+        tuple(cell("answers", "160", f"{kind}, {way}") for way in ("memory", "none") for kind in ("SQuAD", "plays"))
+    ),
+    "the document with the answer was forgotten {:.2f} and {:.2f}.": lambda: tuple(
+        cell("answers", "160", f"{kind}, forgotten") for kind in ("SQuAD", "plays")
+    ),
     "the paragraph of {:.2f} of the questions first. A library of MiniLM's sentences finds {:.2f}": lambda: recalled(
         "BM25 with stems, paragraphs", "library, sentences", k=1
     ),
@@ -221,6 +227,11 @@ def test_the_page_of_squad_has_the_stored_recalls():
     share = f"{found['answers in one sentence']:.3f} of the questions"
     vectors = f"at most {squad('vectors')['largest difference']:.0e}"
     assert all(figure in " ".join(page.split()) for figure in [*counts, share, vectors])
+
+
+def test_the_tables_of_answers_are_those_of_the_stored_runs():
+    tables = runpy.run_path("experiments/answers/table.py")["markdown"]()
+    assert tables in Path("experiments/answers/README.md").read_text(encoding="utf-8")
 
 
 def test_the_table_of_reading_is_that_of_the_stored_samples():
