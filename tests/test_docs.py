@@ -148,6 +148,7 @@ def test_the_functions_that_the_commands_call(folder):
     assert (folder / "run" / "metrics.jsonl").exists()
 
 
+@pytest.mark.thorough
 def test_texts_for_sources(folder, t5_folder, monkeypatch, capsys):  # noqa: F811
     load = memtx.load
     monkeypatch.setattr(memtx, "load", lambda name, **changes: load(t5_folder if name == "t5-small" else name, **changes))

@@ -165,6 +165,7 @@ def test_a_batch_that_the_devices_do_not_divide_is_one_line():
     assert Mesh().data == 0  # the control: the mesh of the configs above uses all devices
 
 
+@pytest.mark.thorough
 def test_the_command_estimates_and_fits(capsys):
     config = ["--config=configs/lm.py:memory=window,size=micro,data=books", "--config.model.vocab_size=260"]
     cli.main(["plan", *config, "--topology=v5e:2x2", "--format=json"])

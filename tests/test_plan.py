@@ -20,6 +20,7 @@ def values(memory: str = "window", **model) -> dict:
 ALIKE = [pytest.param(name, marks=pytest.mark.thorough) for name in ("xl", "lstm")]  # their parameters grow as those of others
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("memory", ["window", "gated_deltanet", "product_key", "rmt", *ALIKE])
 def test_mechanisms_meet_a_number_of_parameters_within_two_per_cent(memory):
     found = make_plan(values(memory), {"params": 150_000})

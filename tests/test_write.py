@@ -216,6 +216,7 @@ def test_lines_are_translated_into_lines(workdir, here, capsys):
     assert {path.name for path in here.iterdir()} == {"a.txt", "b.txt"}
 
 
+@pytest.mark.thorough
 def test_files_and_the_standard_input_are_summarized_and_asked(workdir, here, capsys, monkeypatch):
     Path("a.txt").write_text("One\ntwo")
     Path("b.txt").write_text("three")

@@ -160,6 +160,7 @@ def test_drift_compares_the_first_segment_before_and_after_a_step(reader):
     assert evaluator(new).health["memory/drift"] == 0
 
 
+@pytest.mark.thorough
 def test_matrices_are_measured_in_every_layer_and_gates_over_real_tokens(reader):
     data, lm, (params, _), batches = reader("gated_deltanet", model={"stacks": [[["gated_deltanet"], 2]]})
     found, state = data.evaluator(lm, Layout())(params).health, None

@@ -91,6 +91,7 @@ def test_a_forgotten_document_was_never_read_bit_for_bit(make, kind, name):
     assert np.abs(before - logits(found)).max() > 1e-6  # control: the document had an influence
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("kind", "name"), EVERY)
 def test_another_namespace_has_no_influence_on_logits_or_recall(make, kind, name):
     mine, shared = make(name, kind, TEXTS, "alice"), make(name, kind, TEXTS, "alice")

@@ -102,6 +102,7 @@ def canonical_of(lm) -> tuple[int, ...]:
     return lm.model.memory["engram"].canonical
 
 
+@pytest.mark.thorough
 def test_runs_compress_the_vocabulary_of_subwords_and_only_that(tmp_path):
     """In training, loading and evaluation alike; not where tokens are bytes or a task's words, nor with compress=False."""
     bpe = tiny(tmp_path, "engram", data={"tokenizer": "bpe:400"})

@@ -79,6 +79,7 @@ SEEN = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", SEEN)
 def test_reads_are_the_tokens_that_a_query_sees(name):
     assert tokens_read(case(name)) == [SEEN[name](t) for t in range(TIME)]

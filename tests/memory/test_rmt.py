@@ -127,6 +127,7 @@ def test_a_token_costs_one_inner_token_but_at_boundaries(cls, around):
     assert counts == [boundary, inside, inside, boundary] * 2
 
 
+@pytest.mark.thorough
 def test_layers_see_only_their_segment_unless_their_memory_is_kept():
     """With the memory tokens tampered away, nothing else of the first segment reaches the second."""
     x = text(8)

@@ -35,6 +35,7 @@ def random(*shape):
     return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
 
 
+@pytest.mark.thorough
 def test_peer_that_chooses_every_expert_is_a_feed_forward_network():
     config = PEER.Config(subkeys=3, heads=2, top_k=9, key_dim=4)
     layer, x = PEER(config, DIMS, jax.random.key(0)), random(2, 5, WIDTH)
@@ -134,6 +135,7 @@ def test_tables_have_a_learning_rate_of_their_own_and_no_decay(name):
         assert label == "no_decay" or not is_table
 
 
+@pytest.mark.thorough
 def test_memory_plus_has_one_table_for_all_of_its_layers():
     """Three layers hold it in a model of eight; the table is there once, and each layer moves it."""
     model = preset("memory_plus", "tiny") | {"width": 32, "num_heads": 2, "ff_dim": 32, "scan": False}

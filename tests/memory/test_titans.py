@@ -140,6 +140,7 @@ def largest(config: Settings, size: float, calls: int) -> float:
     return float(run())
 
 
+@pytest.mark.thorough
 def test_depth_four_stays_bounded_over_many_steps():
     assert largest(Settings(chunk=8, depth=4), 1.0, 2000) < 100  # a NaN fails too
 

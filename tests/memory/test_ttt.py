@@ -32,6 +32,7 @@ def forward(layers, z):
     return z
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("depth", [1, 2])
 def test_the_inner_gradient_is_the_gradient_of_the_inner_loss(depth):
     layers, (q, k, v) = network(depth), (draw(i, BATCH, HEADS, TIME, H) for i in (20, 21, 22))

@@ -81,6 +81,7 @@ def gradients_of_scale(name: str, seeds, *, anew: bool) -> list[np.ndarray]:
     return found
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["xl", "compressive"])
 def test_the_norms_scale_gets_no_gradient_through_the_memory(name):
     """The cards say by how much it differs from the gradient of the authors' code."""

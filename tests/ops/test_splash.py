@@ -88,6 +88,7 @@ def test_a_program_for_a_tpu_that_cannot_use_the_kernel_says_so_once():
     assert len({str(warning.message) for warning in found}) == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "settings"), [("window", {"window": 40}), ("full", {"capacity": 150}), ("bidirectional", {})], ids=lambda a: str(a)
 )

@@ -67,6 +67,7 @@ def test_what_run_returns_must_be_json(sweep_file, tmp_path):
     assert "must return a dict" in records.read(folder_of(tmp_path / "w", name))["error"]
 
 
+@pytest.mark.thorough
 def test_a_budget_is_met_and_recorded(sweep_file, tmp_path):
     more = "train = False\ndef run(config, workdir):\n    return {'width': config.model.width}"
     sweep = load_sweep(sweep_file("[{'match': {'params': 20_000}}]", more))

@@ -201,6 +201,7 @@ def write_labels(folder, texts, said):
         (folder / f"{split}.jsonl").write_text("\n".join(rows))
 
 
+@pytest.mark.thorough
 def test_the_names_of_a_classifier_decide_in_evaluation_training_and_export(classifier, tmp_path):
     folder, texts, given = classifier
     names, data = ("zeta", "mid", "alpha"), tmp_path / "data"

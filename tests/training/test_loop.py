@@ -203,6 +203,7 @@ def test_with_another_batch_streams_keep_their_state_and_new_ones_are_fresh(whol
     assert told[-2:] == [f"changed: train.batch: {batch} here, 4 in the checkpoint", ends]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("capacity", [8, 40])
 def test_with_banks_of_another_capacity_the_newest_entries_stay(root, tmp_path, monkeypatch, capacity):
     def config(memory, steps):
@@ -236,6 +237,7 @@ def test_with_banks_of_another_capacity_the_newest_entries_stay(root, tmp_path, 
                 np.testing.assert_array_equal(a[row][i % old.capacity], b[row][i % new.capacity])
 
 
+@pytest.mark.thorough
 def test_a_damaged_step_with_banks_of_another_capacity_falls_back_to_the_one_before(root, tmp_path):
     def config(memory, steps):
         base = tiny(root, "memorizing", train={"steps": steps}, eval={"every": 0})

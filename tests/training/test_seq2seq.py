@@ -82,6 +82,7 @@ def test_a_tiny_t5_learns_to_write_backwards(file, tmp_path):
     assert found.wiped.exact <= 0.1  # control: without its source it cannot know
 
 
+@pytest.mark.thorough
 def test_a_run_says_how_well_it_writes(whole):
     workdir, trained = whole
     found = [row for row in lines(workdir) if "eval/loss" in row]

@@ -97,6 +97,7 @@ for by_device in (step.by_device, lambda gradient, lm: gradient):
 """
 
 
+@pytest.mark.thorough
 def test_gradients_cross_devices_once(root):
     config = tiny(root, "xl", train={"batch": 4, "segments": 2}, data={"segment": 32})
     once, auto = (found["moved"] for found in run(4, [config], TRANSFERS))

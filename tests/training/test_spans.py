@@ -215,6 +215,7 @@ def test_windows_cover_a_text_and_overlap():
 # --- training -----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_tiny_model_learns_to_find_words(folder, tmp_path):
     done = memtx.train(config(folder, 64), tmp_path / "run", say=lambda *_: None)
     assert isinstance(done.evaluation, Recall)
