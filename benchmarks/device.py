@@ -1,4 +1,4 @@
-"""Time train steps on one GPU or TPU, beside a plain decoder, and check goldens there. It takes less than eight minutes.
+"""Time train steps on one GPU or TPU, beside a plain decoder, and check goldens there. So far it has run on a CPU only.
 
     python benchmarks/device.py [--size=base] [--batch=8] [--out=device.json]
 
@@ -88,11 +88,9 @@ def timed(step: Callable[[], object], seconds: float) -> float:
 
 def memory_step(name: str, given) -> tuple[Callable, int, int]:
     """Return a train step of a mechanism, its tokens and its FLOPs."""
-    changes = {"train.batch": given.batch, "train.accumulate": 1, "eval.batch": given.batch, "model.vocab_size": VOCAB}
-    values = override(load_config(f"{CONFIG}:memory={name},size={given.size}"), changes)
-    with values.ignore_type():
-        values.model.dtype = "bfloat16"
-    config = configure(values)
+    changes = {"train.batch": given.batch, "train.accumulate": 1, "eval.batch": given.batch}
+    changes |= {"model.vocab_size": VOCAB, "model.dtype": "bfloat16"}
+    config = configure(override(load_config(f"{CONFIG}:memory={name},size={given.size}"), changes))
     layout = Layout(config.mesh, devices=jax.devices()[:1])
     step, args = abstract_step(config, layout)
     lm = build(config.model)

@@ -61,8 +61,7 @@ class Layout:
                 f"{len(devices)}; set mesh.context and mesh.model to divisors and mesh.data=0"
             )
         self.fsdp = mesh.fsdp
-        self.pieces = mesh.context
-        if self.pieces == 1:
+        if mesh.context == 1:
             del shape[AXIS]
         self.mesh, self._shards = _mesh(tuple(shape.values()), tuple(shape), devices)
         self.whole = NamedSharding(self.mesh, P())
@@ -139,7 +138,7 @@ class Layout:
 
         Arrays by token, [B here, P, T], are also divided over `context`.
         """
-        devices = self.mesh.shape["data"]
+        devices, pieces = self.mesh.shape["data"], self.mesh.shape.get(AXIS, 1)
 
         def build(a):
             size = len(a) // len(self._shards)
@@ -148,7 +147,7 @@ class Layout:
                 row = self._shards.index((index[0].start or 0) // size) * size
                 return np.asarray(a[row : row + size])[:, *index[1:]]
 
-            sharding = self.tokens if a.ndim == 3 and a.shape[2] % self.pieces == 0 else self.rows
+            sharding = self.tokens if a.ndim == 3 and a.shape[2] % pieces == 0 else self.rows
             return jax.make_array_from_callback((size * devices, *a.shape[1:]), sharding, part)
 
         return jax.tree.map(build, batch)

@@ -48,7 +48,7 @@ def items(texts: Iterable[str]) -> str:
 
 
 def uses() -> dict[str, str]:
-    """Return what each mechanism is for, from the table of the README."""
+    """Return the purpose of each mechanism, from the table of the README."""
     rows = re.findall(r"^\| ([^|`]+) \| (.*`.*) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     return {name: want for want, names in rows for name in re.findall(r"`(\w+)`", names)}
 

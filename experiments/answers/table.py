@@ -1,7 +1,10 @@
 """The tables of README.md by number of words, from the stored results.
 
-python experiments/answers/table.py                   F1, exact match and the share of documents found
-python experiments/answers/table.py --runs=runs/answers    three questions of each kind, with sources and answers
+    python experiments/answers/table.py
+    python experiments/answers/table.py --runs=runs/answers
+
+The first command prints F1, exact match and the share of documents found. The second prints three questions of each kind, with
+sources and answers.
 """
 
 import argparse

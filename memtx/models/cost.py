@@ -18,7 +18,7 @@ from memtx.models.lm import LM
 
 def flops(f: Callable, *args) -> int:
     """Return the FLOPs of one call of f. Nothing is computed, so arguments may be ShapeDtypeStructs."""
-    return _count(jax.make_jaxpr(f)(*args).jaxpr)
+    return flops_of(jax.make_jaxpr(f)(*args).jaxpr)
 
 
 def flops_per_token(lm: LM, time: int = 128) -> int:
@@ -27,7 +27,8 @@ def flops_per_token(lm: LM, time: int = 128) -> int:
     return flops(lm, lm.abstract_params, token_BT, jax.eval_shape(lambda: lm.init_state(1))) // time
 
 
-def _count(jaxpr: core.Jaxpr) -> int:
+def flops_of(jaxpr: core.Jaxpr) -> int:
+    """Return the FLOPs of a program."""
     return sum(_equation(equation) for equation in jaxpr.eqns)
 
 
@@ -41,7 +42,7 @@ def _equation(equation) -> int:
         kernel = equation.invars[1].aval.shape
         out_channels = kernel[params["dimension_numbers"].rhs_spec[0]]
         return 2 * prod(equation.outvars[0].aval.shape) * prod(kernel) // out_channels
-    inner = [_count(jaxpr) for jaxpr in inner_programs(params)]
+    inner = [flops_of(jaxpr) for jaxpr in inner_programs(params)]
     if name == "cond":
         return max(inner)
     return params.get("length", 1) * sum(inner) if name == "scan" else sum(inner)

@@ -1,7 +1,9 @@
-"""Accelerators by name, with figures from their makers' data sheets.
+"""Accelerators by name, with the figures that their makers state, rounded.
 
-chip, count = parse_topology("v5e:4x4")      # a TPU slice by the shape of its network
-chip, count = parse_topology("h100x8")       # GPUs by their number
+    chip, count = parse_topology("v5e:4x4")      # a TPU slice by the shape of its network
+    chip, count = parse_topology("h100x8")       # GPUs by their number
+
+One chip is one device of JAX.
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ from memtx.errors import UserError, check_known
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """An accelerator. One chip is one device of JAX.
+    """An accelerator.
 
     flops: FLOPs per second of dense products with bfloat16 operands. memory: bytes. bandwidth: bytes per second of its memory.
     link: bytes per second to other chips of the slice or machine, in one direction. network: the same to GPUs of other
-    machines, which have MACHINE each. dimensions: of the network of a TPU slice.
+    machines, which have MACHINE each. It is an assumption: 200 or 400 Gb/s per GPU. dimensions: of the network of a TPU slice.
     """
 
     platform: str
@@ -37,7 +39,7 @@ CHIPS = {
     "v4": Chip("tpu", 275e12, 32 * GIB, 1.23e12, 3.0e11, dimensions=3),
     "v5e": Chip("tpu", 197e12, 16 * GIB, 0.82e12, 2.0e11, dimensions=2),
     "v5p": Chip("tpu", 459e12, 95 * GIB, 2.77e12, 6.0e11, dimensions=3),
-    "v6e": Chip("tpu", 918e12, 32 * GIB, 1.64e12, 4.5e11, dimensions=2),
+    "v6e": Chip("tpu", 918e12, 32 * GIB, 1.6e12, 4.0e11, dimensions=2),
     "a100": Chip("cuda", 312e12, 80e9, 2.04e12, 3.0e11, network=2.5e10),
     "h100": Chip("cuda", 989e12, 80e9, 3.35e12, 4.5e11, network=5.0e10),
     "h200": Chip("cuda", 989e12, 141e9, 4.8e12, 4.5e11, network=5.0e10),

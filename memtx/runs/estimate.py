@@ -20,7 +20,7 @@ import jax
 
 from memtx.config import Config, Mesh
 from memtx.errors import UserError
-from memtx.models.cost import flops
+from memtx.models.cost import flops_of
 from memtx.models.lm import LM, build
 from memtx.runs.chips import MACHINE, Chip, parse_topology
 from memtx.runs.compiled import abstract_step
@@ -109,7 +109,7 @@ def estimate(config: Config, topology: str, *, vocab_size: int = 0) -> Estimate:
         **sizes,
         temporary=found.least,
         padding=found.most - found.least,
-        flops=flops(step, *args) // (count // data),
+        flops=flops_of(program) // (count // data),
         moved=_moved(lm, config, layout),
     )
 
@@ -204,7 +204,7 @@ def _moved(lm: LM, config: Config, layout: Layout) -> dict[str, int]:
 
 
 def _layers(config: Config) -> int:
-    return sum(count for _, count in config.model.stacks)
+    return sum(len(pattern) * count for pattern, count in config.model.stacks)
 
 
 def _item(config: Config) -> int:

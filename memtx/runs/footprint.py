@@ -2,8 +2,8 @@
 
 A compiler keeps the result of a matrix product, a loop, a gather or a reduction in memory until its last use. It computes
 element-wise operations and changes of shape inside of the operations that use them, so their operands live until then. The
-most memory is needed at the operation with the most bytes of living results. A loop has its results all the time, and what
-its body needs for a while.
+most memory is needed at the operation with the most bytes of living results. A loop needs memory for all of its results, and
+for one turn of its body.
 
 A TPU stores two axes of an array in tiles of 8 x 128 numbers of 32 bits, and pads them to full tiles. The compiler chooses the
 two axes. Arguments of a program have the best ones. Inside of it the products decide, so the estimate is a range: from the
@@ -35,17 +35,8 @@ FUSED = {  # operations without results in memory
 }
 LOOPS = {"scan", "while"}
 KERNELS = {"pallas_call"}
-CALLS = {
-    "cond",
-    "jit",
-    "pjit",
-    "remat2",
-    "remat",
-    "checkpoint",
-    "closed_call",
-    "custom_jvp_call",
-    "custom_vjp_call",
-    "shard_map",
+CALLS = {  # their results are those of the programs in them
+    *("cond", "jit", "pjit", "remat", "remat2", "checkpoint", "closed_call", "custom_jvp_call", "custom_vjp_call", "shard_map"),
 }
 LANES, SUBLANES = 128, 8  # of a tile of 32-bit numbers
 
@@ -65,9 +56,8 @@ def footprint(jaxpr: core.Jaxpr, share: Share = lambda shape: 1.0, *, tiles: boo
 
     share: the share of an array that one device has, by its shape. By default all of it. tiles: whether the device is a TPU.
     """
-    least, most = (
-        _Program(share, stored).peak(jaxpr) for stored in ((in_best_tiles, in_last_tiles) if tiles else (plain,) * 2)
-    )
+    ways = (in_best_tiles, in_last_tiles) if tiles else (plain, plain)
+    least, most = (_Program(share, stored).peak(jaxpr) for stored in ways)
     return Footprint(round(least), round(most))
 
 

@@ -116,7 +116,7 @@ def _watch(left: threading.Event) -> None:
 
 
 def is_first() -> bool:
-    """Return whether this is process 0, which writes files and prints."""
+    """Return whether this is process 0, which prints and writes metrics."""
     return jax.process_index() == 0
 
 

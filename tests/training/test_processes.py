@@ -68,7 +68,6 @@ def run(program: str, configs: list, *, count: int, devices: int) -> list[list[s
 
 
 ROWS = """
-from itertools import islice, permutations
 from random import Random
 import numpy as np
 from memtx.config import Mesh
@@ -300,7 +299,7 @@ def test_settings_that_are_not_complete_are_one_line(monkeypatch, given, says):
 
 
 def checked(initialize):
-    """Refuse what `jax.distributed.initialize` refuses, without starting anything."""
+    """Raise the errors of `jax.distributed.initialize` without starting anything."""
 
     def call(coordinator, count, index, device, **_):
         if coordinator is None:
