@@ -163,6 +163,14 @@ def test_a_batch_that_the_devices_do_not_divide_is_one_line():
         estimate(configure(load_config("configs/seq2seq.py:size=micro,memory=none")), "h100x1", vocab_size=260)
 
 
+def test_every_layer_of_a_pattern_moves_its_outputs():
+    def moved(pattern: list[str]) -> int:
+        config = configure(values(model={"stacks": [[pattern, 2]]}, mesh={"model": 2}))
+        return estimate(config, "h100x4", vocab_size=260).moved["outputs"]
+
+    assert moved(["window", "window"]) == 2 * moved(["window"]) > 0
+
+
 @pytest.mark.thorough
 def test_the_command_estimates_and_fits(capsys):
     config = ["--config=configs/lm.py:memory=window,size=micro,data=books", "--config.model.vocab_size=260"]

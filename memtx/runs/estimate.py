@@ -20,6 +20,7 @@ import jax
 
 from memtx.config import Config, Mesh
 from memtx.errors import UserError
+from memtx.models import patterns
 from memtx.models.cost import flops_of
 from memtx.models.lm import LM, build
 from memtx.runs.chips import MACHINE, Chip, parse_topology
@@ -199,12 +200,9 @@ def _moved(lm: LM, config: Config, layout: Layout) -> dict[str, int]:
         found["weights"] = 2 * _item(config) * params  # for the forward and the backward pass
     if model > 1:
         tokens = config.train.batch // data * config.train.segments * config.data.segment
-        found["outputs"] = 4 * _layers(config) * tokens * config.model.width * _item(config)
+        layers = len(patterns.layers(config.model.stacks))
+        found["outputs"] = 4 * layers * tokens * config.model.width * _item(config)
     return found
-
-
-def _layers(config: Config) -> int:
-    return sum(len(pattern) * count for pattern, count in config.model.stacks)
 
 
 def _item(config: Config) -> int:

@@ -25,7 +25,7 @@ from memtx.memory import MEMORIES
 from memtx.memory.bank import refit
 from memtx.models.lm import LM, build
 from memtx.pretrained.load import load_params
-from memtx.runs.configure import configure
+from memtx.runs.configure import configure, with_cache
 from memtx.runs.source import Batches, Result, make_source
 from memtx.sharding import Layout
 from memtx.training.checkpoint import Checkpointer, Restored, batch_of
@@ -69,8 +69,11 @@ def train(config: ml_collections.ConfigDict | Mapping | Config, workdir: str | P
     stream = data.stream(layout.rows_here(config.train.batch))
     for note in data.notes:
         say(note)
-    own = dataclasses.replace(config, data=dataclasses.replace(config.data, cache=""))
-    check_same(workdirs=str(Path(workdir).absolute()), configs=json.dumps(to_json(own)), texts=json.dumps(stream.get_state()))
+    check_same(
+        workdirs=str(Path(workdir).absolute()),
+        configs=json.dumps(to_json(with_cache(config, ""))),
+        texts=json.dumps(stream.get_state()),
+    )
 
     with Checkpointer(workdir, to_json(config), keep=config.checkpoint.keep, warn=say) as checkpoints:
         if is_first():
