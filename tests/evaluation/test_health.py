@@ -240,7 +240,7 @@ def test_it_can_be_switched_off_and_the_train_step_is_the_same(root):
         data = make_source(config)
         lm = build(config.model, vocab_size=data.tokenizer.vocab_size)
         run = Run(config, lm, make_optimizer(config.optim, config.train.steps, lm), Layout())
-        shapes = run.abstract().values()
+        shapes = run.shapes()
         text = run.step.lower(*shapes, next(data.stream()), np.int32(0), run.key).as_text()
         evaluate = data.evaluator(lm, Layout())
         params = lm.init(jax.random.key(0))
