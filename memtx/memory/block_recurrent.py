@@ -118,14 +118,15 @@ class BlockRecurrent(Memory):
     )
 
     def __init__(self, config: Config, dims: Dims, key: Array):
-        keys = jax.random.split(key, 11)
-        inner, kv, width = dims.num_heads * dims.head_dim, 2 * dims.num_kv_heads * dims.head_dim, dims.width
+        keys = jax.random.split(key, 13)
+        inner, kv_inner, width = dims.num_heads * dims.head_dim, dims.num_kv_heads * dims.head_dim, dims.width
         queries = (Queries(k, dims, config.normalize) for k in (keys[0], keys[1], keys[3], keys[4]))
         self.config = config
         self.dims = dataclasses.replace(dims, score_scale=1.0) if config.normalize else dims
         self.unplaced = dataclasses.replace(self.dims, position="none")
         self.q, self.q_cross, self.q_state, self.q_state_cross = queries
-        self.kv, self.kv_state = Linear(keys[2], width, kv), Linear(keys[5], width, kv)
+        self.k, self.v = Linear(keys[2], width, kv_inner), Linear(keys[11], width, kv_inner)
+        self.k_state, self.v_state = Linear(keys[5], width, kv_inner), Linear(keys[12], width, kv_inner)
         self.out = Linear(keys[6], 2 * inner, width, shard="in")
         self.update = Linear(keys[7], 2 * inner, width if config.gate == "fixed" else 3 * width, bias=True)
         self.initial = normal(keys[8], (config.states, width), 0.1, optim="no_decay")
@@ -143,14 +144,14 @@ class BlockRecurrent(Memory):
         """Read the call's tokens: x_BTD -> y_BTD. The state vectors change at the end of each block."""
         c, recent = self.config, state.window
         q, q_cross = self.q(x_BTD), self.q_cross(x_BTD)
-        k, v = self.keys_values(self.kv(x_BTD))
+        k, v = self.keys_values(self.k(x_BTD), self.v(x_BTD))
         near = attend(q, [recent.keys(c.window), KeySet.call(k, v, seg, window=c.window)], seg, self.dims)
 
         def step(block: Block, tokens, part: ChunkPart):
             q, k, v = tokens
             block = with_tokens(block, k, v, part, c.block)
             s_BSD = self.named(block.state_BSD, x_BTD.dtype)
-            kv_state = self.keys_values(self.kv_state(s_BSD))
+            kv_state = self.keys_values(self.k_state(s_BSD), self.v_state(s_BSD))
             y = self.look(q, *kv_state)
             return change_rows(part.ends_B, lambda block: self.change(block, s_BSD, kv_state), block), y
 
@@ -200,10 +201,11 @@ class BlockRecurrent(Memory):
         everywhere = KeySet(k_BSKH, v_BSKH, nowhere, valid_BS, future=True, origin=Origin(NOWHERE))
         return attend(q_BTNH, [everywhere], segment(jnp.zeros(q_BTNH.shape[:2])), self.unplaced)
 
-    def keys_values(self, kv_BTE: Array) -> tuple[Array, Array]:
-        """Split a map's output into k_BTKH and v_BTKH."""
-        k, v = jnp.split(kv_BTE.reshape(*kv_BTE.shape[:2], 2 * self.dims.num_kv_heads, self.dims.head_dim), 2, 2)
-        return (unit(k) if self.config.normalize else k), v
+    def keys_values(self, k_BTE: Array, v_BTE: Array) -> tuple[Array, Array]:
+        """Return k_BTKH and v_BTKH."""
+        shape = (*k_BTE.shape[:2], self.dims.num_kv_heads, self.dims.head_dim)
+        k = k_BTE.reshape(shape)
+        return (unit(k) if self.config.normalize else k), v_BTE.reshape(shape)
 
 
 def with_tokens(block: Block, k_BQKH: Array, v_BQKH: Array, part: ChunkPart, size: int) -> Block:

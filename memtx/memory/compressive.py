@@ -143,9 +143,11 @@ class Compressive(TransformerXL):
 
         Wq, Wk and Wv are constants here.
         """
-        q, kv = (dense(a, lax.stop_gradient(w.w[...])) for a, w in ((h_BCD, self.q), (entries_BSD, self.kv)))
-        split = lambda a: a.reshape(*a.shape[:2], self.dims.num_heads, self.dims.head_dim)  # noqa: E731
-        k_BSNH, v_BSNH = map(split, jnp.split(kv, 2, -1))
-        score_BNCS = jnp.einsum("BCNH,BSNH->BNCS", split(q), k_BSNH) * self.dims.head_dim**-0.5
+
+        def heads(a: Array, linear: Linear) -> Array:
+            return dense(a, lax.stop_gradient(linear.w[...])).reshape(*a.shape[:2], self.dims.num_heads, self.dims.head_dim)
+
+        q_BCNH, k_BSNH, v_BSNH = heads(h_BCD, self.q), heads(entries_BSD, self.k), heads(entries_BSD, self.v)
+        score_BNCS = jnp.einsum("BCNH,BSNH->BNCS", q_BCNH, k_BSNH) * self.dims.head_dim**-0.5
         weight_BNCS = jax.nn.softmax(score_BNCS, -1)
-        return jnp.einsum("BNCS,BSNH->BCNH", weight_BNCS, v_BSNH).reshape(q.shape), weight_BNCS
+        return jnp.einsum("BNCS,BSNH->BCNH", weight_BNCS, v_BSNH).reshape(*h_BCD.shape[:2], -1), weight_BNCS

@@ -74,12 +74,12 @@ class TransformerXL(Memory):
     tiny = (Config(segment=4, memory=6), Config(segment=4, memory=6, position="rope"))
 
     def __init__(self, config: Config, dims: Dims, key: Array):
-        q, kv, r, out, u, w = jax.random.split(key, 6)
+        q, k, v, r, out, u, w = jax.random.split(key, 7)
         self.config = config
         position = "none" if config.position == "relative" else config.position  # `by_distance` is its own
         self.dims = dataclasses.replace(dims, num_kv_heads=dims.num_heads, position=position)
         inner = dims.num_heads * dims.head_dim
-        self.q, self.kv = Linear(q, dims.width, inner), Linear(kv, dims.width, 2 * inner)
+        self.q, self.k, self.v = (Linear(each, dims.width, inner) for each in (q, k, v))
         self.out = Linear(out, inner, dims.width, shard="in")
         if config.position == "relative":
             self.r = Linear(r, dims.width, inner)
@@ -127,8 +127,8 @@ class TransformerXL(Memory):
         (batch, queries, _), size = x_BQD.shape, memory_BMD.shape[1]
         split = lambda a: a.reshape(*a.shape[:2], self.dims.num_heads, self.dims.head_dim)  # noqa: E731
         old, new = lax.stop_gradient(memory_BMD).astype(x_BQD.dtype), current_BCD.astype(x_BQD.dtype)
-        parts = zip(self.kv.halves(old), self.kv.halves(new), strict=True)  # apart: the memory gets no gradient
-        k_BSNH, v_BSNH = (split(jnp.concatenate(part, 1)) for part in parts)
+        both = lambda w: split(jnp.concatenate([w(old), w(new)], 1))  # noqa: E731  # apart: the memory gets no gradient
+        k_BSNH, v_BSNH = both(self.k), both(self.v)
         slots = k_BSNH.shape[1]
         written_BS = jnp.pad(written_BM, ((0, 0), (0, slots - size)), constant_values=True)
         index_BS = np.broadcast_to(np.arange(slots), (batch, slots))

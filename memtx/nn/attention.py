@@ -240,17 +240,18 @@ class Projections(nnx.Module):
     """The q, k, v and output maps around a memory at the attention site. Without `kv` there are no maps to k and v."""
 
     def __init__(self, key: Array, dims: Dims, *, bias: bool = False, qkv_bias: bool = False, kv: bool = True):
-        for_q, for_kv, for_out = jax.random.split(key, 3)
+        for_q, for_k, for_v, for_out = jax.random.split(key, 4)
         self.dims = dims
-        self.q = Linear(for_q, dims.width, dims.num_heads * dims.head_dim, bias=bias or qkv_bias)
-        width = 2 * dims.num_kv_heads * dims.head_dim
-        self.kv = Linear(for_kv, dims.width, width, bias=bias or qkv_bias) if kv else None
-        self.out = Linear(for_out, dims.num_heads * dims.head_dim, dims.width, bias=bias, shard="in")
+        inner, kv_inner = dims.num_heads * dims.head_dim, dims.num_kv_heads * dims.head_dim
+        self.q = Linear(for_q, dims.width, inner, bias=bias or qkv_bias)
+        self.k = Linear(for_k, dims.width, kv_inner, bias=bias or qkv_bias) if kv else None
+        self.v = Linear(for_v, dims.width, kv_inner, bias=bias or qkv_bias) if kv else None
+        self.out = Linear(for_out, inner, dims.width, bias=bias, shard="in")
 
     def heads(self, x_BTD: Array) -> tuple[Array, Array | None, Array | None]:
         """Return q_BTNH, k_BTKH, v_BTKH. k and v are None without `kv`."""
         q = self.queries(x_BTD)
-        return (q, *self.keys_values(x_BTD)) if self.kv else (q, None, None)
+        return (q, *self.keys_values(x_BTD)) if self.k else (q, None, None)
 
     def queries(self, x_BTD: Array) -> Array:
         """Return q_BTNH."""
@@ -258,9 +259,10 @@ class Projections(nnx.Module):
 
     def keys_values(self, x_BTD: Array) -> tuple[Array, Array]:
         """Return k_BTKH, v_BTKH."""
-        assert self.kv is not None
-        k, v = (a.reshape(*x_BTD.shape[:2], self.dims.num_kv_heads, self.dims.head_dim) for a in self.kv.halves(x_BTD))
-        return k, v
+        assert self.k is not None
+        assert self.v is not None
+        shape = (*x_BTD.shape[:2], self.dims.num_kv_heads, self.dims.head_dim)
+        return self.k(x_BTD).reshape(shape), self.v(x_BTD).reshape(shape)
 
     def merge(self, y_BTNH: Array) -> Array:
         """Map the outputs of all heads y_BTNH back to width D, [B, T, D]."""

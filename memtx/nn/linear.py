@@ -54,16 +54,6 @@ class Linear(nnx.Module):
         y = dense(x_BTD, self.w[...])
         return y if self.b is None else y + self.b[...].astype(y.dtype)
 
-    def halves(self, x_BTD: Array) -> tuple[Array, Array]:
-        """Return the first and the second half of the features, each from a separate product.
-
-        If one product were split instead, the backward pass would concatenate the two gradients.
-        """
-        ys = [dense(x_BTD, w) for w in jnp.split(self.w[...], 2, -1)]
-        if self.b is not None:
-            ys = [y + b.astype(y.dtype) for y, b in zip(ys, jnp.split(self.b[...], 2), strict=True)]
-        return ys[0], ys[1]
-
 
 class Norm(nnx.Module):
     """RMSNorm ("rms") or LayerNorm ("layer", with a bias), computed in float32."""

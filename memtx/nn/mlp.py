@@ -23,7 +23,7 @@ GATED = ("geglu", "swiglu")
 
 
 class MLP(nnx.Module):
-    """down(act(up x)), or down(act(gate x) * up x) if gated, with gate and up in one matrix.
+    """down(act(up x)), or down(act(gate x) * up x) if gated.
 
     It is called at the residual site and has no state.
     """
@@ -31,9 +31,10 @@ class MLP(nnx.Module):
     site = "residual"
 
     def __init__(self, dims: Dims, key: Array, *, ff_dim: int, activation: str, bias: bool = False):
-        up, down = jax.random.split(key)
+        gate, up, down = jax.random.split(key, 3)
         self.activation = activation
-        self.up = Linear(up, dims.width, (1 + (activation in GATED)) * ff_dim, bias=bias)
+        self.gate = Linear(gate, dims.width, ff_dim, bias=bias) if activation in GATED else None
+        self.up = Linear(up, dims.width, ff_dim, bias=bias)
         self.down = Linear(down, ff_dim, dims.width, bias=bias, shard="in")
 
     def init_state(self, batch_size: int) -> tuple:
@@ -43,7 +44,6 @@ class MLP(nnx.Module):
     def __call__(self, x_BTD: Array, state, seg, *, key: Array | None = None) -> tuple[Array, tuple]:
         """Return y_BTD and the state unchanged."""
         act = ACTIVATIONS[self.activation]
-        if self.activation in GATED:
-            gate, h = self.up.halves(x_BTD)
-            return self.down(act(gate) * h), state
+        if self.gate is not None:
+            return self.down(act(self.gate(x_BTD)) * self.up(x_BTD)), state
         return self.down(act(self.up(x_BTD))), state

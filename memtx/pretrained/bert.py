@@ -53,8 +53,10 @@ NAMES = Names(
             (
                 Pair("attention.self.query.weight", "{attention}/q/w"),
                 Pair("attention.self.query.bias", "{attention}/q/b"),
-                Pair("attention.self.key.weight attention.self.value.weight", "{attention}/kv/w"),
-                Pair("attention.self.key.bias attention.self.value.bias", "{attention}/kv/b"),
+                Pair("attention.self.key.weight", "{attention}/k/w"),
+                Pair("attention.self.key.bias", "{attention}/k/b"),
+                Pair("attention.self.value.weight", "{attention}/v/w"),
+                Pair("attention.self.value.bias", "{attention}/v/b"),
                 Pair("attention.output.dense.weight", "{attention}/out/w"),
                 Pair("attention.output.dense.bias", "{attention}/out/b"),
                 Pair("attention.output.LayerNorm.weight", "{attention_norm}/scale"),

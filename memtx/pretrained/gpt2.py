@@ -32,8 +32,8 @@ NAMES = Names(
             (
                 Pair("ln_1.weight", "{attention_norm}/scale"),
                 Pair("ln_1.bias", "{attention_norm}/bias"),
-                Pair("attn.c_attn.weight", "{attention}/q/w {attention}/kv/w", transposed=False),
-                Pair("attn.c_attn.bias", "{attention}/q/b {attention}/kv/b"),
+                Pair("attn.c_attn.weight", "{attention}/q/w {attention}/k/w {attention}/v/w", transposed=False),
+                Pair("attn.c_attn.bias", "{attention}/q/b {attention}/k/b {attention}/v/b"),
                 Pair("attn.c_proj.weight", "{attention}/out/w", transposed=False),
                 Pair("attn.c_proj.bias", "{attention}/out/b"),
                 Pair("ln_2.weight", "{mlp_norm}/scale"),

@@ -166,7 +166,7 @@ def _found(lm: LM, cache: str | Path) -> tuple[Weights, list[Slot], dict[str, st
 def _read(lm: LM, found: list[Slot], weights: Weights, called: Mapping[str, str]) -> dict[str, Array]:
     shapes, values = flat(lm.abstract_params), {}
     for slot in found:
-        for path, group, part in slot.to_ours([weights.read(called[name]) for name in slot.theirs]):
+        for path, group, part in slot.to_ours(weights.read(called[slot.theirs])):
             if path not in values:
                 values[path] = _aligned(shapes[path].shape)
             values[path][... if group is None else group] = part
@@ -245,7 +245,7 @@ def export(
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    dense = [slot for slot in found if slot.theirs[0].startswith(sentences.DENSE)]
+    dense = [slot for slot in found if slot.theirs.startswith(sentences.DENSE)]
     values, save = flat(params), partial(safetensors.numpy.save_file, metadata={"format": "pt"})
     _write_weights([slot for slot in found if slot not in dense], values, part, save, dtype, shard)
     sentences.write(lm.model, part, save, _tensors(dense, values, dtype))
@@ -275,7 +275,7 @@ def _write_weights(found: list[Slot], values, folder: Path, save: Callable, dtyp
 
 
 def _tensors(found: list[Slot], values: Mapping[str, Array], dtype: str) -> dict[str, np.ndarray]:
-    return {name: tensor.astype(dtype) for slot in found for name, tensor in slot.to_theirs(values)}
+    return {slot.theirs: slot.to_theirs(values).astype(dtype) for slot in found}
 
 
 def _check_whole(lm: LM, found: list[Slot], theirs: Model, kind: str) -> None:
@@ -300,7 +300,7 @@ def _shards(found: list[Slot], itemsize: int, limit: int) -> list[list[Slot]]:
     """Split the slots, in order, into shards of at most `limit` bytes, or of one slot if it is larger."""
     shards, size = [[]], 0
     for slot in found:
-        own = itemsize * sum(int(np.prod(shape)) for shape in slot.shapes.values())
+        own = itemsize * int(np.prod(slot.shape))
         if shards[-1] and size + own > limit:
             shards.append([])
             size = 0

@@ -1,10 +1,11 @@
 """The mapping between tensors of a Hugging Face checkpoint and parameters of a model, with one table per family.
 
-A line of the table is a Pair. The concatenation of its tensors along the last axis of our layout equals that of its parameters.
-Hugging Face stores a Linear as [out, in], memtx as [in, out], so matrices are transposed unless the line says otherwise.
+A line of the table is a Pair: a tensor and its parameter, or the parameters that it holds side by side along the last axis of
+our layout. Hugging Face stores a Linear as [out, in], memtx as [in, out], so matrices are transposed unless the line says
+otherwise.
 
-    Pair("self_attn.k_proj.weight self_attn.v_proj.weight", "{attention}/kv/w")      two tensors in one parameter
-    Pair("attn.c_attn.weight", "{attention}/q/w {attention}/kv/w", transposed=False)     one tensor in two parameters
+    Pair("self_attn.k_proj.weight", "{attention}/k/w")
+    Pair("attn.c_attn.weight", "{attention}/q/w {attention}/k/w {attention}/v/w", transposed=False)
 
 Lines for parameters that a model lacks (a bias, an untied head) are skipped. The parameters of a layer may be in any stack,
 group and branch. {attention}, {cross_attention} and {mlp} are replaced by the paths of a block's attention, cross-attention
@@ -32,10 +33,10 @@ from memtx.nn.mlp import GATED
 
 @dataclass(frozen=True)
 class Pair:
-    """One line of a table: tensor names and parameter paths, each separated by spaces.
+    """One line of a table: the name of a tensor, and the paths of its parameters, separated by spaces.
 
     gated     restricts the line to models whose MLP is gated (True) or is not (False)
-    optional  a checkpoint may lack the tensors, and the parameters are then initialised
+    optional  a checkpoint may lack the tensor, and the parameters are then initialised
     """
 
     theirs: str
@@ -81,37 +82,33 @@ class Names:
 class Slot:
     """A Pair applied to a model.
 
-    theirs  the names of the tensors in a checkpoint
+    theirs  the name of the tensor in a checkpoint
     ours    (path, group in the stack or None, shape without the group axis) of each parameter
     """
 
-    theirs: tuple[str, ...]
+    theirs: str
     ours: tuple[tuple[str, int | None, tuple[int, ...]], ...]
     transposed: bool
     optional: bool
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The expected shape of each tensor. Each tensor has an equal share of our last axis."""
-        first = self.ours[0][2]
-        last = sum(shape[-1] for *_, shape in self.ours) // len(self.theirs)
-        shape = (*first[:-1], last)
-        return dict.fromkeys(self.theirs, shape[::-1] if self.transposed else shape)
+    def shape(self) -> tuple[int, ...]:
+        """The expected shape of the tensor."""
+        shape = (*self.ours[0][2][:-1], sum(shape[-1] for *_, shape in self.ours))
+        return shape[::-1] if self.transposed else shape
 
-    def to_ours(self, tensors: list[np.ndarray]) -> Iterator[tuple[str, int | None, np.ndarray]]:
-        """Yield (path, group, value) of each parameter. Takes the tensors in the order of `theirs`."""
-        turned = [tensor.T if self.transposed else tensor for tensor in tensors]
-        joined = turned[0] if len(turned) == 1 else np.concatenate(turned, -1)
+    def to_ours(self, tensor: np.ndarray) -> Iterator[tuple[str, int | None, np.ndarray]]:
+        """Yield (path, group, value) of each parameter."""
+        turned = tensor.T if self.transposed else tensor
         cuts = np.cumsum([shape[-1] for *_, shape in self.ours])[:-1]
-        for (path, group, _), part in zip(self.ours, np.split(joined, cuts, -1), strict=True):
+        for (path, group, _), part in zip(self.ours, np.split(turned, cuts, -1), strict=True):
             yield path, group, part
 
-    def to_theirs(self, params: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield (name, value) of each tensor. Takes the parameters by path."""
+    def to_theirs(self, params: Mapping[str, Any]) -> np.ndarray:
+        """Return the tensor. Takes the parameters by path."""
         ours = [np.asarray(params[path] if group is None else params[path][group]) for path, group, _ in self.ours]
         joined = ours[0] if len(ours) == 1 else np.concatenate(ours, -1)
-        for name, part in zip(self.theirs, np.split(joined, len(self.theirs), -1), strict=True):
-            yield name, np.ascontiguousarray(part.T if self.transposed else part)
+        return np.ascontiguousarray(joined.T if self.transposed else joined)
 
 
 def flat(tree) -> dict[str, Any]:
@@ -144,8 +141,8 @@ def _find_slot(pair: Pair, prefix: str, parts: Mapping[str, str], group: int | N
     if not any(path in shapes for path in paths):
         return None
     cut = 0 if group is None else 1
-    theirs = tuple(prefix + name for name in pair.theirs.split())
-    return Slot(theirs, tuple((path, group, shapes[path][cut:]) for path in paths), pair.transposed, pair.optional)
+    ours = tuple((path, group, shapes[path][cut:]) for path in paths)
+    return Slot(prefix + pair.theirs, ours, pair.transposed, pair.optional)
 
 
 def _layers(model: Model, root: str, paths) -> Iterator[tuple[dict[str, str], int]]:
@@ -188,8 +185,8 @@ def check(
     missing, unknown and misshapen tensors.
     """
     called = called_there(names, theirs)
-    found = [slot for slot in found if not slot.optional or any(name in called for name in slot.theirs)]
-    known = {name: shape for slot in found for name, shape in slot.shapes.items()}
+    found = [slot for slot in found if not slot.optional or slot.theirs in called]
+    known = {slot.theirs: slot.shape for slot in found}
     copies = [name for name in called if re.search(names.copies, name) and name not in known]
     if names.embedding not in called and copies:  # some writers keep only a copy of a tied embedding
         called[names.embedding] = called[copies[0]]
@@ -258,9 +255,8 @@ def _guesses(name: str, lead: str, prefix: str) -> Iterator[str]:
 @lru_cache
 def _known(names: Names) -> re.Pattern[str]:
     """Return a regex that matches every name of a table, including ignored ones and copies."""
-    lines = [(re.escape(pair.theirs), "") for pair in names.model]
+    lines = [re.escape(pair.theirs) for pair in names.model]
     for layer in names.layers:
         prefix = re.escape(layer.prefix).replace(r"\{i\}", r"\d+")
-        lines += [(re.escape(pair.theirs), prefix) for pair in layer.pairs]
-    each = [prefix + name for theirs, prefix in lines for name in theirs.split(r"\ ")]
-    return re.compile(f"^({'|'.join(each)})$|{names.ignored}|{names.copies}")
+        lines += [prefix + re.escape(pair.theirs) for pair in layer.pairs]
+    return re.compile(f"^({'|'.join(lines)})$|{names.ignored}|{names.copies}")

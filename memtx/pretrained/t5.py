@@ -22,7 +22,8 @@ ACTIVATIONS = {"relu": "relu", "gated-gelu": "geglu", "gated-silu": "swiglu"}
 def _attention(layer: str, name: str, slot: str) -> tuple[Pair, ...]:
     return (
         Pair(f"{layer}.{name}.q.weight", f"{{{slot}}}/q/w"),
-        Pair(f"{layer}.{name}.k.weight {layer}.{name}.v.weight", f"{{{slot}}}/kv/w"),
+        Pair(f"{layer}.{name}.k.weight", f"{{{slot}}}/k/w"),
+        Pair(f"{layer}.{name}.v.weight", f"{{{slot}}}/v/w"),
         Pair(f"{layer}.{name}.o.weight", f"{{{slot}}}/out/w"),
         Pair(f"{layer}.layer_norm.weight", f"{{{slot}_norm}}/scale"),
     )
@@ -32,7 +33,8 @@ def _mlp(layer: str) -> tuple[Pair, ...]:
     dense = f"{layer}.DenseReluDense"
     return (
         Pair(f"{dense}.wi.weight", "{mlp}/up/w", gated=False),
-        Pair(f"{dense}.wi_0.weight {dense}.wi_1.weight", "{mlp}/up/w", gated=True),
+        Pair(f"{dense}.wi_0.weight", "{mlp}/gate/w", gated=True),
+        Pair(f"{dense}.wi_1.weight", "{mlp}/up/w", gated=True),
         Pair(f"{dense}.wo.weight", "{mlp}/down/w"),
         Pair(f"{layer}.layer_norm.weight", "{mlp_norm}/scale"),
     )

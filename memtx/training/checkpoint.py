@@ -195,7 +195,8 @@ def restore(workdir: str | Path, *, params=None, opt_state=None, memory=None, ba
     like = wanted | ({} if batch_axes is None else {"memory": _with_batch(memory, batch_axes, batch_of(meta))})
     problems = [p for item, tree in like.items() for p in mismatches(item, tree, meta["leaves"][item])]
     if problems:
-        raise UserError(f"checkpoint {step} does not fit this program: {'; '.join(problems)}")
+        origin = f"written by memtx {meta['versions']['memtx']}; CHANGELOG.md says which runs cannot be continued"
+        raise UserError(f"checkpoint {step} does not fit this program ({origin}): {'; '.join(problems[:4])}")
     read = {item: read_tree(step / item, tree) for item, tree in wanted.items()}
     return Restored(
         step=int(step.name),

@@ -14,7 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
-from memtx.errors import UserError
+from memtx.errors import UserError, listed
 
 
 def tree_handler() -> ocp.PyTreeCheckpointHandler:
@@ -40,14 +40,14 @@ def spec(leaf) -> str:
 
 
 def mismatches(item: str, tree, saved: Mapping[str, str]) -> list[str]:
-    """Describe the leaves that only one tree has, and leaves whose shape or dtype differs."""
+    """Describe the leaves that only one tree has, and leaves whose shape or dtype differs, a few of each."""
     specs = {name: spec(leaf) for name, leaf in named_leaves(tree).items()}
     lacks_here = [f"{item}.{name} {saved[name]}" for name in sorted(saved.keys() - specs.keys())]
     lacks_there = [f"{item}.{name} {specs[name]}" for name in sorted(specs.keys() - saved.keys())]
     differs = [n for n in sorted(specs.keys() & saved.keys()) if specs[n] != saved[n]]
     return (
-        [f"only in the checkpoint: {', '.join(lacks_here)}"] * bool(lacks_here)
-        + [f"only in the program: {', '.join(lacks_there)}"] * bool(lacks_there)
+        [f"only in the checkpoint: {listed(lacks_here, 3)}"] * bool(lacks_here)
+        + [f"only in the program: {listed(lacks_there, 3)}"] * bool(lacks_there)
         + [f"{item}.{n} is {specs[n]} in the program, {saved[n]} in the checkpoint" for n in differs]
     )
 

@@ -37,7 +37,7 @@ def relative_attention(a, past, h, position: str):
     """h~ = [past, h]; A_ij = ((q_i + u) k_j + (q_i + w) Wr R_{i-j}) / sqrt(H), or rotary positions."""
     both, heads = np.concatenate([past, h]), (-1, N, H)
     q = (h @ a["param.q.w"]).reshape(heads)
-    k, v = ((both @ w).reshape(heads) for w in np.split(a["param.kv.w"], 2, 1))
+    k, v = ((both @ a[f"param.{x}.w"]).reshape(heads) for x in "kv")
     distance = len(past) + np.arange(len(h))[:, None] - np.arange(len(both))
     seen = distance >= 0
     if position == "rope":
@@ -70,7 +70,7 @@ def _attention(memory: str, oracle, config: dict) -> dict[str, Golden]:
     }
 
 
-XL = {"x.x": (TIME, D), "param.q.w": (D, N * H), "param.kv.w": (D, 2 * N * H), "param.out.w": (N * H, D)}
+XL = {"x.x": (TIME, D)} | {f"param.{x}.w": (D, N * H) for x in "qkv"} | {"param.out.w": (N * H, D)}
 RELATIVE = {"param.r.w": (D, N * H), "param.u": (N, H), "param.w": (N, H)}
 _SIZES = {"segment": 4, "memory": 6}
 

@@ -26,8 +26,7 @@ def cross(a, position: str, capacity: int):
     """The contract tests give each document a source made of its first token, in its first call."""
     source = np.stack([np.roll(a["x.x"][0], s + 1) for s in range(SOURCE)])
     q = (a["x.x"] @ a["param.attention.q.w"]).reshape(-1, N, H)
-    both = (source @ a["param.attention.kv.w"]).reshape(SOURCE, 2 * K, H)
-    k, v = (np.repeat(part, N // K, 1) for part in (both[:, :K], both[:, K:]))
+    k, v = (np.repeat((source @ a[f"param.attention.{x}.w"]).reshape(SOURCE, K, H), N // K, 1) for x in "kv")
     y = pairwise(q, k, v, np.ones((TIME, SOURCE), bool), np.zeros((TIME, SOURCE)), "none")
     return y.reshape(TIME, -1) @ a["param.attention.out.w"]
 
@@ -36,7 +35,8 @@ HEADS = {"x.q": (TIME, N, H), "x.k": (TIME, K, H), "x.v": (TIME, K, H)}
 CROSS = {
     "x.x": (TIME, D),
     "param.attention.q.w": (D, N * H),
-    "param.attention.kv.w": (D, 2 * K * H),
+    "param.attention.k.w": (D, K * H),
+    "param.attention.v.w": (D, K * H),
     "param.attention.out.w": (N * H, D),
 }
 

@@ -127,8 +127,8 @@ def attention(a, x_TD, context_SD, seen_TS, distance_TS, position: str):
     """Queries of x to keys of a context and to the persistent tokens, which are seen by all, at distance 0."""
     tokens = a["param.near.tokens"]
     q = (x_TD @ a["param.near.attention.q.w"]).reshape(-1, N, H)
-    kv = np.concatenate([tokens, context_SD]) @ a["param.near.attention.kv.w"]
-    k, v = (np.repeat(part.reshape(-1, K, H), N // K, 1) for part in np.split(kv, 2, 1))
+    h = np.concatenate([tokens, context_SD])
+    k, v = (np.repeat((h @ a[f"param.near.attention.{x}.w"]).reshape(-1, K, H), N // K, 1) for x in "kv")
     seen = np.concatenate([np.ones((len(x_TD), len(tokens)), bool), seen_TS], 1)
     distance = np.concatenate([np.zeros((len(x_TD), len(tokens)), int), distance_TS], 1)
     return pairwise(q, k, v, seen, distance, position).reshape(len(x_TD), -1) @ a["param.near.attention.out.w"]
@@ -186,7 +186,8 @@ def _titans(name: str, oracle, depth: int, shapes: dict, **config) -> dict[str, 
     memory = {"qkv.w": (D, 3 * inner), "conv.w": (4, 3 * inner), "gates": (D, 3 * N), "gates_bias": (3 * N,)}
     memory |= {f"first.{i}": (N, widths[i], widths[i + 1]) for i in range(depth)}
     memory |= {"norm": (N, H), "out.w": (inner, D)}
-    near = {"tokens": (2, D), "attention.q.w": (D, inner), "attention.kv.w": (D, 2 * K * H), "attention.out.w": (inner, D)}
+    near = {"tokens": (2, D), "attention.q.w": (D, inner), "attention.out.w": (inner, D)}
+    near |= {f"attention.{x}.w": (D, K * H) for x in "kv"}
     shapes = {"x.x": (TIME, D)} | shapes
     shapes |= {f"param.memory.{key}": shape for key, shape in memory.items()}
     shapes |= {f"param.near.{key}": shape for key, shape in near.items()}

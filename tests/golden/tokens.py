@@ -11,7 +11,7 @@ from tests.golden.cached import RELATIVE, XL, relative_attention
 def content_attention(a, h, entries):
     """Return softmax((h Wq) (m Wk)), by contents alone, as weights [N, T, S], and the reads [T, N, H]."""
     q = (h @ a["param.q.w"]).reshape(-1, N, H)
-    k, v = ((entries @ w).reshape(-1, N, H) for w in np.split(a["param.kv.w"], 2, 1))
+    k, v = ((entries @ a[f"param.{x}.w"]).reshape(-1, N, H) for x in "kv")
     weight = softmax(np.einsum("tnh,snh->nts", q, k) / np.sqrt(H), np.ones((len(h), len(entries)), bool))
     return weight, np.einsum("nts,snh->tnh", weight, v)
 
@@ -53,7 +53,7 @@ def block_recurrent(a, position: str, block: int, window: int, states: int, gate
         return vectors / np.sqrt((vectors**2).sum(-1, keepdims=True) + 1e-6) if normalize else vectors
 
     def keys_values(kind, entries):
-        k, v = (np.repeat((entries @ w).reshape(-1, K, H), N // K, 1) for w in np.split(a[f"param.kv{kind}.w"], 2, 1))
+        k, v = (np.repeat((entries @ a[f"param.{x}{kind}.w"]).reshape(-1, K, H), N // K, 1) for x in "kv")
         return direction(k), v
 
     def queries(kind, entries):
@@ -98,11 +98,11 @@ def block_of(a, path: str, x, capacity: int, future: bool = False):
 
     h = norm(x, p["norms.0.scale"])
     q = (h @ p["branches.0.attention.q.w"]).reshape(-1, N, H)
-    k, v = (np.repeat((h @ w).reshape(-1, K, H), N // K, 1) for w in np.split(p["branches.0.attention.kv.w"], 2, 1))
+    k, v = (np.repeat((h @ p[f"branches.0.attention.{x}.w"]).reshape(-1, K, H), N // K, 1) for x in "kv")
     distance = np.arange(len(x))[:, None] - np.arange(len(x))
     y = pairwise(q, k, v, future | (distance >= 0) & (distance < capacity), distance, "rope")
     x = x + y.reshape(len(x), -1) @ p["branches.0.attention.out.w"]
-    gate, up = np.split(norm(x, p["norms.1.scale"]) @ p["branches.1.memories.0.up.w"], 2, 1)
+    gate, up = (norm(x, p["norms.1.scale"]) @ p[f"branches.1.memories.0.{name}.w"] for name in ("gate", "up"))
     return x + (gate * sigmoid(gate) * up) @ p["branches.1.memories.0.down.w"]
 
 
@@ -163,10 +163,12 @@ def armt(a, position: str, segment: int, memory: int, features: int, nu: int, **
 _BLOCK = {
     "norms.0.scale": (1, D),
     "branches.0.attention.q.w": (1, D, N * H),
-    "branches.0.attention.kv.w": (1, D, 2 * K * H),
+    "branches.0.attention.k.w": (1, D, K * H),
+    "branches.0.attention.v.w": (1, D, K * H),
     "branches.0.attention.out.w": (1, N * H, D),
     "norms.1.scale": (1, D),
-    "branches.1.memories.0.up.w": (1, D, 32),
+    "branches.1.memories.0.gate.w": (1, D, 16),
+    "branches.1.memories.0.up.w": (1, D, 16),
     "branches.1.memories.0.down.w": (1, 16, D),
 }
 
@@ -174,7 +176,7 @@ _BLOCK = {
 def _rmt(name: str = "rmt", oracle=rmt, segment: int = 4) -> Golden:
     shapes = {LAYER + key: shape for key, shape in _BLOCK.items()}
     shapes |= {"x.x": (TIME, D), "param.initial": (2, D), "param.norm.scale": (D,)}
-    return Golden(name, oracle, shapes, {"segment": segment, "memory": 2})
+    return Golden(name, oracle, shapes, {"segment": segment, "memory": 2}, scale=0.5)
 
 
 def _armt() -> Golden:
@@ -199,11 +201,13 @@ def _block_recurrent(gate: str, blocks: int = 2, normalize: bool = False) -> Gol
         "x.x": (TIME, D),
         "param.q.w": (D, inner),
         "param.q_cross.w": (D, inner),
-        "param.kv.w": (D, 2 * K * H),
+        "param.k.w": (D, K * H),
+        "param.v.w": (D, K * H),
         "param.out.w": (2 * inner, D),
         "param.q_state.w": (D, inner),
         "param.q_state_cross.w": (D, inner),
-        "param.kv_state.w": (D, 2 * K * H),
+        "param.k_state.w": (D, K * H),
+        "param.v_state.w": (D, K * H),
         "param.update.w": (2 * inner, gates * D),
         "param.update.b": (gates * D,),
         "param.initial": (3, D),

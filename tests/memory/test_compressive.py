@@ -65,7 +65,7 @@ def test_the_auxiliary_loss_is_the_papers_wherever_calls_are_cut(cuts):
 def test_each_gradient_reaches_what_it_should():
     params, x = given(TINY)
     lm, aux = (jax.jit(jax.grad(lambda p, x, i=i: jnp.sum(run(TINY, p, x, (8, 8))[i]), (0, 1)))(params, x) for i in (0, 1))
-    for (params_grad, x_grad), trained in ((lm, {"q", "kv", "out", "r", "u", "w"}), (aux, {"conv"})):
+    for (params_grad, x_grad), trained in ((lm, {"q", "k", "v", "out", "r", "u", "w"}), (aux, {"conv"})):
         for path, value in nnx.traversals.flatten_mapping(nnx.to_pure_dict(params_grad)).items():
             assert (np.abs(value).max() > 1e-6) == (path[0] in trained), path
             assert path[0] in trained or (np.asarray(value) == 0).all(), path

@@ -60,7 +60,7 @@ def nll(logits, labels):
 
 def gradients_match(lm: LM, golden, gradient) -> None:
     family = next(family for family in pretrained.FAMILIES if family.holds(lm.model))
-    ours = {name: grad for slot in find_slots(family.NAMES, lm) for name, grad in slot.to_theirs(flat(gradient))}
+    ours = {slot.theirs: slot.to_theirs(flat(gradient)) for slot in find_slots(family.NAMES, lm)}
     theirs = {name: grad for name, grad in of(golden, "grad.").items() if name in ours}
     assert ours.keys() == theirs.keys()
     assert sum(grad.size for grad in ours.values()) == lm.num_params()

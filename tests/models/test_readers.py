@@ -173,8 +173,9 @@ def test_a_reader_in_every_group_of_a_stack_reads_the_last_group_before_it():
     same = jax.tree_util.tree_map_with_path(leaf, single.abstract_params)
     y = run(grouped, params, ODD)[0]
     assert distance(run(single, same, ODD)[0], y) <= EXACT
-    first, second = (same["body"]["bodies"][i]["layers"][0]["branches"][0]["attention"]["kv"] for i in (0, 1))
-    first["w"], second["w"] = second["w"], first["w"]
+    first, second = (same["body"]["bodies"][i]["layers"][0]["branches"][0]["attention"] for i in (0, 1))
+    for name in "kv":
+        first[name], second[name] = second[name], first[name]
     assert distance(run(single, same, ODD)[0], y) > MOVED  # control
 
 
@@ -187,7 +188,7 @@ def test_readers_cost_no_state_and_no_keys_and_values():
     kv = 3 * 16 * 2 * 2 * 4  # layers, width, k and v, heads, head dim
     assert both.num_params() - reader.num_params() == kv
     mixed = model(((("memorizing", "window+^memorizing"), 1),))  # the window beside it needs separate keys
-    assert any("layers/1/branches/0/attention/kv" in path for path in flat(mixed.abstract_params))
+    assert any("layers/1/branches/0/attention/k/" in path for path in flat(mixed.abstract_params))
 
 
 # --- against float64 numpy ----------------------------------------------------------------------------------------------------
@@ -212,8 +213,7 @@ def two_layers(p, x_TD, hold: bool = False):
         at = f"{i}/branches/0/attention"
         h_TD = norm(x_TD, p[f"{i}/norms/0/scale"])
         if i == 0:
-            kv = heads(h_TD, p[f"{at}/kv/w"])
-            k, v = kv[:, :2], kv[:, 2:]
+            k, v = (heads(h_TD, p[f"{at}/{name}/w"]) for name in "kv")
         elif hold:
             k, v = k.real, v.real
         x_TD = x_TD + attention(heads(h_TD, p[f"{at}/q/w"]), k, v) @ p[f"{at}/out/w"]
@@ -256,7 +256,7 @@ def test_two_layers_match_float64_and_the_gradient_reaches_the_writers_keys_and_
         )
         size = np.abs(grad[0] * direction).sum()
         assert abs((grad[0] * direction).sum() - slope) <= 1e-5 * size, name
-        if name.startswith(("0/branches/0/attention/kv", "0/norms/0")):
+        if name.startswith(("0/branches/0/attention/k/", "0/branches/0/attention/v/", "0/norms/0")):
             assert abs(slope - held) > 1e-3 * size  # control: a good part comes by way of the reader
 
 
