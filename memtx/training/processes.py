@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import hashlib
 import os
+import socket
 import sys
 import threading
 import time
@@ -34,6 +35,7 @@ LAUNCHERS = (
 TPU_HOST = "TPU_ML_PLATFORM"  # JAX sets it on a machine with TPUs
 HEARTBEAT = 30  # seconds after which a silent process counts as dead
 WATCH = 5  # seconds between two looks at the other processes
+PATIENCE = 240  # seconds to wait for process 0, less than the five minutes after which JAX aborts
 FAREWELL = 1  # seconds that process 0, which the others are connected to, ends after them
 LONGEST_ERROR = 4000  # bytes
 
@@ -44,8 +46,8 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
     coordinator: HOST:PORT of process 0. processes: their number. process: the index of this one. What is None comes from the
     launcher: srun, mpirun, the metadata of a TPU machine, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
     Does nothing if there is only one process. A process that a launcher starts on a machine with GPUs uses the GPU with its
-    index there. Raises UserError if the settings are not complete, or if JAX refuses them. JAX aborts if the processes do not
-    find each other within five minutes.
+    index there. Raises UserError if the settings are not complete, if JAX refuses them, or if process 0 is not at HOST:PORT
+    within four minutes. JAX aborts process 0 if it does not see all others within five minutes.
     """
     device = None
     for count, index, local in LAUNCHERS:
@@ -58,6 +60,9 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
         if coordinator and processes is None:
             raise UserError(f"--coordinator={coordinator} needs --processes and --process, or a launcher such as srun")
         return
+    address = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address and processes and process and 0 < process < processes:
+        _wait_for_first(address, f"process {process} of {processes}")
     jax.config.update("jax_enable_preemption_service", False)  # it would catch SIGTERM, which interrupt.py handles
     try:
         jax.distributed.initialize(
@@ -171,6 +176,22 @@ class Agreement:
         flags = jax.make_array_from_callback((self._size,), self._each, lambda _: np.full(1, stop))
         answer, self._answer = self._answer, self._any(flags)
         return answer is not None and bool(answer)
+
+
+def _wait_for_first(address: str, here: str) -> None:
+    """Return when something answers at the address of process 0, because JAX would abort if nothing ever did."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()):
+        raise UserError(f"the coordinator must be HOST:PORT, not {address!r}")
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=WATCH).close()
+            return
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > until:
+                raise UserError(f"{here} cannot reach process 0 at {address}: {_line(error)}") from None
+            time.sleep(0.1)
 
 
 def _on_tpu_host() -> bool:

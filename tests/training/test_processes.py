@@ -288,12 +288,16 @@ def test_a_mistake_that_one_process_notices_ends_all_with_one_line(root, tmp_pat
         ((None, None, 1), "must be given together"),
         ((None, 2, 0), r"process 0 of 2 did not find the others: .*; give --coordinator=HOST:PORT of process 0"),
         (("localhost:1", 2, 5), "process 5 of 2 did not find the others"),
+        (("localhost:1", 2, 1), "process 1 of 2 cannot reach process 0 at localhost:1: .*refused"),
+        (("localhost", 2, 1), "the coordinator must be HOST:PORT, not 'localhost'"),
+        (("localhost:99999999", 2, 1), "process 1 of 2 cannot reach process 0 at localhost:99999999"),
     ],
 )
 def test_settings_that_are_not_complete_are_one_line(monkeypatch, given, says):
     for name in filter(None, (name for names in processes.LAUNCHERS for name in names)):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(jax.distributed, "initialize", checked(jax.distributed.initialize))
+    monkeypatch.setattr(processes, "PATIENCE", 0)
     with pytest.raises(UserError, match=says):
         processes.start(*given)
 
