@@ -145,6 +145,14 @@ FIGURES: dict[str, Callable[[], tuple]] = {
         mechanisms(DELTA, "forgetting"),
         mechanisms(ADDITIVE, "forgetting", max),
     ),
+    "translates verses of the Bible with chrF {:.1f}, a copy of the English has {:.1f}.": lambda: tuple(
+        cell("translation", "none", "default", column) for column in ("chrF", "chrF of the English")
+    ),
+    "with its memory (chrF {:.1f}) than when it is wiped ({:.1f}), and worse than a model of single verses ({:.1f}).": lambda: (
+        cell("translation", "window", "0", "chrF"),
+        cell("translation", "window", "0", "chrF, wiped"),
+        cell("translation", "window", "1", "chrF"),
+    ),
     "perplexity {:.1f}. With kNN-LM it is {:.1f}": lambda: (perplexity("window"), perplexity("window, knn_lm")),
     "gates trained alone {:.1f}": lambda: (perplexity("window, memorizing trained"),),
     "with four sinks {:.1f}, and with sinks and kNN-LM {:.1f}": lambda: (
