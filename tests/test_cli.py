@@ -326,7 +326,7 @@ def test_train_eval_and_generate_from_a_shell(tmp_path, capsys, monkeypatch):
         "--config.eval.sample_tokens=5",
     )
     assert "wiped every segment" in shown
-    assert "sample" in shown
+    assert f"sample\n{(workdir / 'sample.txt').read_text()}\n" in shown
     assert {"config.json", "metrics.jsonl", "checkpoints", "tensorboard", "tokenizer.json", "loss_by_position.png"} <= {
         path.name for path in workdir.iterdir()
     }

@@ -19,7 +19,7 @@ from absl import flags
 # For each extra of setup.py that users need: its use, and the packages that show whether it is installed.
 EXTRAS = {
     "hf": ("pretrained models, chat templates", ("huggingface_hub", "gguf", "sentencepiece", "protobuf", "jinja2")),
-    "report": ("reports of sweeps", ("jinja2",)),
+    "report": ("reports of runs and sweeps", ("jinja2",)),
     "eval": ("BLEU, chrF and ROUGE", ("sacrebleu", "rouge-score")),
     "chat": ("memtx chat", ("starlette", "uvicorn")),
     "faiss": ("approximate search in libraries", ("faiss-cpu",)),

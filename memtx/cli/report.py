@@ -1,9 +1,14 @@
-"""Report on a sweep: tables with mean and standard deviation over seeds, figures, judged claims and a page.
+"""Report on a sweep or a run: tables with mean and standard deviation over seeds, figures, judged claims and a page.
 
   memtx report --sweep=experiments/mqar/sweep.py --workdir=runs/mqar
   memtx report --sweep=experiments/mqar/sweep.py --results=experiments/mqar/results
+  memtx report --workdir=runs/xl
 
-The runs come from --workdir, or from --results. With --check, the exit status is 1 if a cell of the table disagrees.
+Without --sweep, the page shows the single run in --workdir, which may be unfinished: its curves, the last evaluation, the
+health of the memory, a sample and the config.
+
+With --sweep, the runs come from --workdir, or from --results. With --check, the exit status is 1 if a cell of the table
+disagrees.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ if TYPE_CHECKING:
     from memtx.reports import Findings
 
 FOLDERS = {
-    "workdir": "The folder `DIR` of `memtx sweep`. The page goes to DIR/report.",
+    "workdir": "The folder `DIR` of `memtx sweep`, or of a run. The page goes to DIR/report.",
     "results": "Use the runs that are stored in `DIR` instead, and write the README.md beside the sweep file.",
     "store": "Store the runs of --workdir in `DIR` as small files, and write the README.md beside the sweep file.",
     "check": "Compare the table with that of the runs that are stored in `DIR`.",
@@ -32,7 +37,7 @@ FOLDERS = {
 
 def define(values: flags.FlagValues) -> None:
     """Define the flags of the command."""
-    sweep = "The sweep `FILE`, which may declare `report` and `claims`. Required."
+    sweep = "The sweep `FILE`, which may declare `report` and `claims`. Without it, the report is on a single run."
     for name, text in {"sweep": sweep, **FOLDERS}.items():
         flags.DEFINE_string(name, None, text, flag_values=values)
     formats = ["table", "markdown", "latex", "csv"]
@@ -49,6 +54,10 @@ def act(values) -> None:
     from memtx.reports.formats import as_csv, console, latex, markdown
 
     given = {name: Path(value) for name in FOLDERS if (value := values[name].value)}
+    if not values["sweep"].value and "workdir" in given and given.keys() <= {"workdir", "out"} and not values["format"].present:
+        page = reports.write_single(reports.from_run(given["workdir"]), given.get("out") or given["workdir"] / "report")
+        print(f"page    {page}")
+        return
     study = reports.load_study(Path(needed(values, "sweep", "experiments/mqar/sweep.py")))
     if "results" not in given:
         needed(values, "workdir", "runs/mqar")

@@ -55,13 +55,16 @@ def act(values) -> None:
         return
     picture = summarise(trained.evaluation, workdir, console)
     if config.eval.sample_tokens and not config.model.output and jax.process_count() == 1:
+        from memtx.files.atomic import write_atomic
         from memtx.runs.load import load_run
+        from memtx.training.workdir import SAMPLE
 
-        _write_sample(load_run(workdir, streams=False), config, console)
+        write_atomic(workdir / SAMPLE, _write_sample(load_run(workdir, streams=False), config, console))
     console.print(f"\nmetrics  {workdir / 'metrics.jsonl'}\nplot     {picture}", markup=False)
 
 
-def _write_sample(loaded, config, console: Console) -> None:
+def _write_sample(loaded, config, console: Console) -> str:
+    """Print a sample while it is generated, and return it with its prompt."""
     from memtx.generate import Sampling, generate
 
     console.print("\nsample", style="bold")
@@ -79,8 +82,9 @@ def _write_sample(loaded, config, console: Console) -> None:
         seed=config.seed,
         chunk=config.data.segment,
     )
-    first = next(pieces, None)
-    print_text("(the text ended at once)" if first is None else first)
+    written = []
     for text in pieces:
         print_text(text)
-    print()
+        written.append(text)
+    print("" if written else "(the text ended at once)")
+    return config.eval.prompt + "".join(written)

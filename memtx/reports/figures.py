@@ -17,7 +17,12 @@ from memtx.reports.study import Figure, Study
 from memtx.reports.table import label, varying
 
 NAMES = {"step": "training step", "params": "parameters", "flops_per_token": "FLOPs per token", "state_bytes": "bytes of state"}
-UNITS = {"loss": "loss (nats per token)", "bits_per_byte": "bits per byte", "position": "position in the document (tokens)"}
+UNITS = {
+    "loss": "loss (nats per token)",
+    "lr": "learning rate",
+    "bits_per_byte": "bits per byte",
+    "position": "position in the document (tokens)",
+}
 
 
 @dataclass(frozen=True)
@@ -73,14 +78,14 @@ def _build(name: str, figure: Figure, study: Study, runs: list[Run]) -> Picture:
     if runs and not lines:
         known = dict.fromkeys(_list_metrics(runs, figure.x))
         raise UserError(f"figure {name!r}: no run has {figure.y!r} over {figure.x!r}{nearest(figure.y, known)}")
-    log = figure.log or ("x" if figure.x != "step" and _is_wide([point.x for line in lines for point in line.points]) else "")
+    log = figure.log or ("x" if figure.x != "step" and is_wide([point.x for line in lines for point in line.points]) else "")
     if "x" in log:
         lines = [Line(line.label, [point for point in line.points if point.x > 0]) for line in lines]
     points = all(len(line.points) == 1 for line in lines)
-    return Picture(name, _name_axis(figure.x), _name_axis(figure.y), log, points, lines)
+    return Picture(name, name_axis(figure.x), name_axis(figure.y), log, points, lines)
 
 
-def _is_wide(xs: list[float]) -> bool:
+def is_wide(xs: list[float]) -> bool:
     """Return whether positive numbers span an order of magnitude."""
     return bool(xs) and min(xs) > 0 and max(xs) >= 10 * min(xs)
 
@@ -130,7 +135,7 @@ def _list_metrics(runs: list[Run], x: str) -> list[str]:
     return sliced or [name for run in runs for name in run.result]
 
 
-def _name_axis(name: str) -> str:
+def name_axis(name: str) -> str:
     """Return the label of an axis."""
     last = re.sub(r"^(eval|train)/", "", name).rpartition(".")[2]
     wiped = last.endswith("_wiped")

@@ -11,7 +11,8 @@ from memtx.files.atomic import write_atomic
 from memtx.reports.draw import png, svg
 from memtx.reports.findings import Findings, commands, facts
 from memtx.reports.formats import as_csv, escaped, latex, markdown
-from memtx.reports.page import page
+from memtx.reports.page import page, single_page
+from memtx.reports.single import Single
 
 END = "<!-- end -->"  # the end of the generated part of a README.md
 
@@ -25,6 +26,14 @@ def write(found: Findings, folder: Path) -> Path:
     for picture in found.pictures:
         write_atomic(folder / f"{_stem(picture.name)}.svg", svg(picture))
         (folder / f"{_stem(picture.name)}.png").write_bytes(png(picture))
+    write_atomic(folder / "index.html", html)
+    return folder / "index.html"
+
+
+def write_single(found: Single, folder: Path) -> Path:
+    """Write the page of a single run. Returns the path of index.html."""
+    html = single_page(found)
+    folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "index.html", html)
     return folder / "index.html"
 

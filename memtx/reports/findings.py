@@ -62,13 +62,20 @@ def facts(found: Findings) -> dict[str, str]:
         "runs": f"{len(runs)} of {sum(run.status != STRAY for run in found.runs)}",
         "seeds": ", ".join(map(str, sorted({run.seed for run in runs}))),
         "time": f"{duration(sum(seconds))} in all{each}" if any(seconds) else "",
+    }
+    return {name: text for name, text in (parts | origin(runs)).items() if text}
+
+
+def origin(runs: Iterable[Run]) -> dict[str, str]:
+    """Return the machines, the versions and the code of runs as text, "" if they are not known."""
+    runs = list(runs)
+    return {
         "machine": _join(_describe_machine(run.machine) for run in runs),
         "versions": _join(
             ", ".join(f"{name} {version}" for name, version in run.versions.items() if version != NOT_INSTALLED) for run in runs
         ),
         "code": _join(_describe_code(run.code) for run in runs),
     }
-    return {name: text for name, text in parts.items() if text}
 
 
 def duration(seconds: float) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,19 +97,29 @@ def _read_all(read: Callable[[Path], Run], paths: Iterable[Path], folder: Path) 
 
 
 def _read_stored(path: Path) -> Run:
-    return _build(path, _read_json(path))
+    return build(path, read_json(path))
 
 
 def _read_trained(path: Path) -> Run:
     """Read run.json and the metrics.jsonl beside it."""
-    record, curves = _read_json(path), _collect_curves(metrics(path.parent))
+    record = read_json(path)
+    return build(path, record | read_metrics(path.parent, record))
+
+
+def read_metrics(folder: Path, record: Mapping, training: Collection[str] = ("train/loss",)) -> dict:
+    """Return the result and the curves of a run with this record.
+
+    The curves are those of evaluations and those named in `training`.
+    """
+    curves = _collect_curves(metrics(folder))
     last = {name: curve[-1][1] for name, curve in curves.items()} | {"train/tokens_per_s": record.get("train_tokens_per_s")}
     result = {name: number for name, number in (last | record.get("result", {})).items() if _is_finite(number)}
-    thinned = {name: thin(curve) for name, curve in curves.items() if name == "train/loss" or _is_overall(name)}
-    return _build(path, record | {"result": result, "curves": thinned})
+    thinned = {name: thin(curve) for name, curve in curves.items() if name in training or _is_overall(name)}
+    return {"result": result, "curves": thinned}
 
 
-def _build(path: Path, record: Mapping) -> Run:
+def build(path: Path, record: Mapping) -> Run:
+    """Return the run of a record. Raises UserError, with the path, if it is not the record of a run."""
     known = {f.name for f in dataclasses.fields(Run)}
     try:
         return Run(**{name: value for name, value in record.items() if name in known})
@@ -117,7 +127,8 @@ def _build(path: Path, record: Mapping) -> Run:
         raise UserError(f"{path} is damaged: {error}") from None
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
+    """Read a JSON object. Raises UserError if the file has none."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
@@ -13,7 +13,7 @@ from memtx.errors import UserError, check_utf8
 from memtx.files.atomic import part_of, write_atomic
 from memtx.memory import MEMORIES
 
-LOCK, RECORD, LOG = ".lock", "run.json", "log.txt"
+LOCK, RECORD, LOG, SAMPLE = ".lock", "run.json", "log.txt", "sample.txt"
 OURS = (LOCK, RECORD, LOG)  # files of a sweep, which may exist before the run starts
 # The keys that a resumed run may change, without and with a line for the user.
 SILENT = ("train.steps", "train.log_every", "eval", "checkpoint", "mesh", "data.cache", "data.task.cache", "own")
@@ -96,9 +96,8 @@ def steps_in(folder: Path) -> list[int]:
 
 def differences(here: Mapping, there: Mapping, free: tuple[str, ...] = ()) -> list[str]:
     """Describe the differences of two configs outside the keys `free`. A key that an old config lacks has its default."""
-    named = {*here.get("memory", {}), *there.get("memory", {})} & MEMORIES.keys()
-    defaults = Config(model=Model(memory={name: MEMORIES[name].Config() for name in named}))
-    ours, theirs, default = map(_dotted, (here, there, to_json(defaults)))
+    default = default_keys({*here.get("memory", {}), *there.get("memory", {})})
+    ours, theirs = dotted(here), dotted(there)
     both = {key: [side.get(key, default.get(key, "absent")) for side in (ours, theirs)] for key in ours.keys() | theirs.keys()}
     return [
         f"{key}: {mine} here, {its} in the checkpoint"
@@ -107,9 +106,15 @@ def differences(here: Mapping, there: Mapping, free: tuple[str, ...] = ()) -> li
     ]
 
 
-def _dotted(tree: Mapping, prefix: str = "") -> dict:
+def default_keys(memories: Iterable[str]) -> dict:
+    """Return the default of each dotted key of a config with these mechanisms."""
+    memory = {name: MEMORIES[name].Config() for name in {*memories} & MEMORIES.keys()}
+    return dotted(to_json(Config(model=Model(memory=memory))))
+
+
+def dotted(tree: Mapping, prefix: str = "") -> dict:
     """Flatten a nested mapping to dotted keys."""
     flat = {}
     for key, value in tree.items():
-        flat |= _dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat

@@ -35,8 +35,8 @@ def test_there_is_a_table_for_each_kind_and_a_row_for_each_setting():
     assert entries["memorizing", "age"].text(3) == "12.000 ± 0.000 (2)"
     assert entries.rows[1].cells["age"].text(3) == "–"
     assert not any(cell.best or cell.budget for row in entries.rows for cell in row.cells.values())
-    assert "no query has read" in explain(entries)["never read"]
-    assert "beside attention" in explain(gates)["gate"]
+    assert "no query has read" in explain(entries.columns)["never read"]
+    assert "beside attention" in explain(gates.columns)["gate"]
 
 
 def test_the_page_shows_it_only_if_runs_have_measured_it():
