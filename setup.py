@@ -17,6 +17,7 @@ EXTRAS = {  # with pytest 9.2, pytest-xdist 3.8 ignores the groups of --dist loa
     "eval": EVAL,
     "faiss": FAISS,
     "sweep": ["submitit>=1.5"],
+    "wandb": ["wandb>=0.31"],
     "report": REPORT,
     "chat": CHAT,
     "test": ["pytest>=8,<9.2", "pytest-xdist", "hypothesis>=6.100", "submitit>=1.5", *HF, *EVAL, *FAISS, *CHAT],

@@ -105,6 +105,8 @@ class Train:
     segments: Count = 2  # P, segments of one step: the depth of backpropagation through time
     accumulate: Count = 1  # parts that a step's batch is cut into, to save memory
     log_every: Count = 10
+    csv: bool = False  # write the metrics to metrics.csv too
+    wandb: str = ""  # a project of Weights & Biases that gets the metrics too
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ EXTRAS = {
     "eval": ("BLEU, chrF and ROUGE", ("sacrebleu", "rouge-score")),
     "chat": ("memtx chat", ("starlette", "uvicorn")),
     "faiss": ("approximate search in libraries", ("faiss-cpu",)),
+    "wandb": ("metrics in Weights & Biases", ("wandb",)),
     "sweep": ("sweeps on SLURM clusters", ("submitit",)),
     "plan": ("compilation for TPUs that are not here", ("libtpu",)),
     "tpu": ("JAX for TPUs", ("libtpu",)),

@@ -32,7 +32,8 @@ from memtx.training.checkpoint import Checkpointer, Restored, batch_of
 from memtx.training.interrupt import catch_stop
 from memtx.training.metrics import Metrics
 from memtx.training.optim import make_optimizer, make_schedule
-from memtx.training.processes import Agreement, check_same, is_first
+from memtx.training.processes import Agreement, check_same, is_first, on_first
+from memtx.training.sinks import check_sinks
 from memtx.training.step import make_step
 from memtx.training.workdir import SILENT, differences
 
@@ -58,6 +59,7 @@ def train(config: ml_collections.ConfigDict | Mapping | Config, workdir: str | P
     the user can fix, if possible before anything is written.
     """
     config = configure(config)
+    on_first(lambda: check_sinks(config))
     layout = Layout(config.mesh)
     layout.check_batch("train.batch / train.accumulate", config.train.batch // config.train.accumulate)
     layout.check_batch("eval.batch", config.eval.batch)
@@ -91,7 +93,7 @@ def train(config: ml_collections.ConfigDict | Mapping | Config, workdir: str | P
         else:
             state = run.init()
         evaluate = data.evaluator(lm, layout)
-        with Metrics(workdir, steps=config.train.steps, resumed=restored.step if restored else None) as metrics:
+        with Metrics(workdir, config, resumed=restored.step if restored else None) as metrics:
             return run.loop(state, restored.step if restored else -1, stream, evaluate, checkpoints, metrics)
 
 

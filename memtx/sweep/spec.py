@@ -36,7 +36,8 @@ from memtx.runs.plan import check_target
 from memtx.training.workdir import differences
 
 RESERVED = ("config", "match", "solve")
-UNREAD = ("train.log_every", "checkpoint", "mesh", "data.cache", "data.task.cache")  # keys that do not change the result
+# Keys that do not change the result.
+UNREAD = ("train.log_every", "train.csv", "train.wandb", "checkpoint", "mesh", "data.cache", "data.task.cache")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,69 +1,59 @@
-"""Metrics of a run: metrics.jsonl (one JSON object per line), TensorBoard files, and the console."""
+"""Metrics of a run: they go to the sinks (memtx.training.sinks) and to the console."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import SupportsFloat
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from tensorboardX import SummaryWriter
 
-from memtx.files.atomic import write_atomic
+from memtx.config import Config
 from memtx.training.processes import is_first
+from memtx.training.sinks import Numbers, Sink, open_sinks
 
 
 class Metrics:
     """A writer of the `train/...` and `eval/...` values of steps. Only process 0 writes.
 
-    steps: the run's last step. resumed: the step from which the run resumes, None for a new run. Lines of later steps and a
-    half-written line are deleted, so a resumed run ends with the same lines as an uninterrupted one.
+    resumed: the step from which the run resumes, None for a new run. Lines of later steps are deleted, so a resumed run ends
+    with the same lines as an uninterrupted one.
     """
 
-    def __init__(self, workdir: str | Path, *, steps: int, resumed: int | None = None, console: Console | None = None):
-        self.steps, self._start = steps, resumed or 0
-        self._written = -1 if resumed is None else resumed  # the last step whose lines are already in the files
-        self._began = time.monotonic()
-        self._writes = is_first()
-        if not self._writes:
+    def __init__(self, workdir: str | Path, config: Config, *, resumed: int | None = None, console: Console | None = None):
+        self._written = -1 if resumed is None else resumed  # the last step whose lines the sinks have
+        self._sinks: list[Sink] = []
+        if not is_first():
             return
-        workdir = Path(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
-        path = workdir / "metrics.jsonl"
-        _keep_until(path, self._written)
-        self._file = path.open("ab", buffering=0)  # unbuffered, so that SIGKILL loses no line
-        first = self._written + 1  # part of the file's name, because a file of the same second would be overwritten
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first, filename_suffix=f".{first}")
-        self._console = console or Console(highlight=False, soft_wrap=True)
-        self._bar = _bar(self._console, steps, self._start) if self._console.is_terminal else None
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+        try:
+            for sink in open_sinks(Path(workdir), config, self._written):
+                self._sinks.append(sink)
+        except BaseException:
+            self.close()
+            raise
+        self._sinks.append(Display(config.train.steps, resumed or 0, console))
 
     def write(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Write the values of a step. Numbers that are not finite become null, since JSON has no NaN.
 
-        If the values have "train/loss", the console shows the loss, tokens/s and the remaining time. Otherwise it shows all
-        values by name. Steps up to the resumed one are already in the files and are not written again.
+        Steps up to the resumed one are already in the files and are not written again.
         """
-        if not self._writes or step <= self._written:
+        if not self._sinks or step <= self._written:
             return
         numbers = {name: _number(value) for name, value in values.items()}
-        self._file.write((json.dumps({"step": step} | numbers, allow_nan=False) + "\n").encode())
-        for name, value in numbers.items():
-            if value is not None:
-                self._board.add_scalar(name, value, step)
-        self._board.flush()
-        self._show(step, numbers)
+        for sink in self._sinks:
+            sink.write(step, numbers)
 
     def close(self) -> None:
-        """Close the files and the progress bar."""
-        if self._writes:
-            self._file.close()
-            self._board.close()
-            if self._bar:
-                self._bar.stop()
+        """Close all sinks."""
+        with ExitStack() as stack:
+            for sink in self._sinks:
+                stack.callback(sink.close)
 
     def __enter__(self) -> Metrics:
         return self
@@ -71,7 +61,19 @@ class Metrics:
     def __exit__(self, *exc) -> None:
         self.close()
 
-    def _show(self, step: int, numbers: Mapping[str, float | None]) -> None:
+
+class Display:
+    """The console. On a terminal it has a bar.
+
+    If the values have "train/loss", it shows the loss, tokens/s and the remaining time. Otherwise it shows all values by name.
+    """
+
+    def __init__(self, steps: int, start: int, console: Console | None = None):
+        self.steps, self._start, self._began = steps, start, time.monotonic()
+        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._bar = _bar(self._console, steps, start) if self._console.is_terminal else None
+
+    def write(self, step: int, numbers: Numbers) -> None:
         """Print a line, or update the progress bar on a terminal. Evaluations are always printed as lines."""
         head = f"step {step}/{self.steps}  "
         if "train/loss" not in numbers:
@@ -85,7 +87,12 @@ class Metrics:
         else:
             self._console.print(text, markup=False)
 
-    def _describe(self, step: int, numbers: Mapping[str, float | None]) -> list[str]:
+    def close(self) -> None:
+        """Remove the progress bar."""
+        if self._bar:
+            self._bar.stop()
+
+    def _describe(self, step: int, numbers: Numbers) -> list[str]:
         done = step - self._start
         parts = [f"loss {_short(numbers['train/loss'])}"]
         if (speed := numbers.get("train/tokens_per_s")) is not None:
@@ -93,20 +100,6 @@ class Metrics:
         if done > 0:
             parts.append(f"{_clock((time.monotonic() - self._began) / done * (self.steps - step))} left")
         return parts
-
-
-def _keep_until(path: Path, step: int) -> None:
-    """Delete the lines of later steps and incomplete lines."""
-    if path.exists():
-        lines = path.read_bytes().decode(errors="replace").splitlines(keepends=True)
-        write_atomic(path, "".join(line for line in lines if _step(line) <= step))
-
-
-def _step(line: str) -> float:
-    try:
-        return json.loads(line)["step"] if line.endswith("\n") else math.inf
-    except (ValueError, KeyError, TypeError):
-        return math.inf
 
 
 def _number(value: SupportsFloat) -> float | int | None:

@@ -16,7 +16,18 @@ from memtx.memory import MEMORIES
 LOCK, RECORD, LOG, SAMPLE = ".lock", "run.json", "log.txt", "sample.txt"
 OURS = (LOCK, RECORD, LOG)  # files of a sweep, which may exist before the run starts
 # The keys that a resumed run may change, without and with a line for the user.
-SILENT = ("train.steps", "train.log_every", "eval", "checkpoint", "mesh", "data.cache", "data.task.cache", "own")
+SILENT = (
+    "train.steps",
+    "train.log_every",
+    "train.csv",
+    "train.wandb",
+    "eval",
+    "checkpoint",
+    "mesh",
+    "data.cache",
+    "data.task.cache",
+    "own",
+)
 FREE = (*SILENT, "train.batch", "train.accumulate")  # and the capacities of banks
 
 

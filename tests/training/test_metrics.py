@@ -12,7 +12,10 @@ import pytest
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
+from memtx.config import Config, Train
 from memtx.training.metrics import Metrics
+
+CONFIG = Config(train=Train(steps=10))
 
 
 def lines(workdir) -> list[dict]:
@@ -25,7 +28,7 @@ def loss(step: int) -> dict:
 
 def run(workdir, steps, **options) -> str:
     console = Console(file=io.StringIO(), width=200)
-    with Metrics(workdir, steps=10, console=console, **options) as metrics:
+    with Metrics(workdir, CONFIG, console=console, **options) as metrics:
         for step in steps:
             metrics.write(step, loss(step))
             if step % 2 == 0:
@@ -42,7 +45,7 @@ def test_a_line_begins_with_the_step_and_has_floats_in_full(tmp_path):
 
 @pytest.mark.parametrize("value", [float("nan"), np.float32("inf"), -np.inf])
 def test_what_is_not_finite_is_null(tmp_path, value):
-    with Metrics(tmp_path, steps=1, console=Console(file=io.StringIO())) as metrics:
+    with Metrics(tmp_path, CONFIG, console=Console(file=io.StringIO())) as metrics:
         metrics.write(1, {"train/loss": value, "train/count": 3})
     assert lines(tmp_path) == [{"step": 1, "train/loss": None, "train/count": 3}]
 
@@ -66,7 +69,8 @@ def test_a_new_run_starts_with_no_lines(tmp_path):
 def test_sigkill_loses_no_line_that_was_written(tmp_path):
     script = f"""
 from memtx.training.metrics import Metrics
-metrics = Metrics({str(tmp_path)!r}, steps=9)
+from memtx.config import Config
+metrics = Metrics({str(tmp_path)!r}, Config())
 for step in range(1, 6):
     metrics.write(step, {{"train/loss": 1.0}})
 import os
@@ -87,7 +91,7 @@ def test_plain_lines_say_loss_speed_and_time_left(tmp_path):
 
 def test_a_terminal_shows_the_same_beside_a_bar(tmp_path):
     console = Console(file=io.StringIO(), width=200, force_terminal=True, color_system=None)
-    with Metrics(tmp_path, steps=10, console=console) as metrics:
+    with Metrics(tmp_path, CONFIG, console=console) as metrics:
         metrics.write(5, loss(5))
         metrics.write(5, {"eval/bits_per_byte": 2.5})
     shown = console.file.getvalue()
