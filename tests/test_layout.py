@@ -12,7 +12,7 @@ from memtx.memory import MEMORIES
 PACKAGE = Path(memtx.__file__).parent
 # Each room imports only rooms above it. `memtx/__init__.py` gathers the public names and may import all of them.
 ORDER = [
-    *("core", "errors", "fields", "config", "ops", "nn", "memory", "files", "data", "tasks", "models", "sharding"),
+    *("core", "errors", "progress", "fields", "config", "ops", "nn", "memory", "files", "data", "tasks", "models", "sharding"),
     *("pretrained", "generate", "evaluation", "training", "runs", "library", "chat", "sweep", "reports", "contract", "cli"),
 ]
 PLAIN = {"full", "window", "bidirectional"}  # the attention of plain Transformers, of which pretrained models are built

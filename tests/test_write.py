@@ -348,6 +348,7 @@ def test_a_model_of_the_hub_needs_the_hub(here, capsys, monkeypatch):
 
 def test_a_run_of_another_kind_is_refused(here, capsys):
     memtx.train(runs.tiny(here, train={"steps": 1}), "run", say=lambda *_: None)
+    capsys.readouterr()
     Path("a.txt").write_text("a")
     assert "no encoder that reads a source" in fails(capsys, "translate", "--workdir=run", "a.txt", "--out=b.txt")
     assert not Path("b.txt").exists()

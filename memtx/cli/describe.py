@@ -8,6 +8,7 @@ from memtx import config
 from memtx.data.corpora import load_corpus
 from memtx.data.tokenizers import make_tokenizer
 from memtx.data.tokens import tokenize
+from memtx.progress import Report
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,17 @@ class Description:
     splits: tuple[SplitSize, ...]
 
 
-def describe(data: config.Data) -> Description:
+def describe(data: config.Data, progress: Report | None = None) -> Description:
     """Describe the corpus of `data`. If the corpus, tokenizer or tokens are not in the cache, they are built.
 
-    Raises UserError if one of them cannot be built.
+    progress: called with the numbers of documents that are done and of all, while tokens are computed. Raises UserError if one
+    of them cannot be built.
     """
     text = load_corpus(data.corpus, data.cache)
     tok = make_tokenizer(data.tokenizer, text, data.cache)
     sizes = []
     for split in text.splits:
-        tokens = tokenize(text, tok, split, data.cache)
+        tokens = tokenize(text, tok, split, data.cache, progress)
         longest = int(tokens.length_D.argmax())
         sizes.append(
             SplitSize(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 from absl import flags
@@ -20,6 +21,7 @@ from rich.console import Console
 
 from memtx.cli.options import define_processes, join_processes, needed, parse_settings
 from memtx.errors import UserError
+from memtx.progress import Progress
 
 
 def define(values: flags.FlagValues) -> None:
@@ -52,11 +54,11 @@ def act(values) -> None:
     if config and workdir:
         raise UserError("give --workdir for a trained run, or --config for a model before training, not both")
     workdir = "" if config else needed(values, "workdir", "runs/first")
-    with join_processes(values) as prints:
+    with join_processes(values) as prints, Progress("part") if prints else nullcontext() as progress:
         if config:
-            evaluation = evaluate_config(config, **given)
+            evaluation = evaluate_config(config, progress, **given)
         else:
-            evaluation, step = evaluate_run(workdir, cache=values["cache"].value, **given)
+            evaluation, step = evaluate_run(workdir, cache=values["cache"].value, progress=progress, **given)
     if not prints:
         return
     if values["format"].value == "json":

@@ -22,19 +22,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from memtx.cli.documents import read_documents
 from memtx.cli.options import as_utf8, needed, plural, print_text
 from memtx.errors import UserError, check_known, escaped, printable
+from memtx.progress import Progress
 
 if TYPE_CHECKING:
     from memtx.library import Library
@@ -92,7 +91,8 @@ def _read(values, words: Sequence[str]) -> None:
     else:
         found = _library(values)
     namespace = _one(values) or library.SPACE
-    count = found.read_all(_progress(texts), namespace=namespace)
+    with Progress("document") as progress:
+        count = found.read_all(progress.track(texts), namespace=namespace)
     print(f"read {plural(len(texts), 'document')} into {found.path}: {plural(count, 'entry', 'entries')}")
 
 
@@ -214,7 +214,8 @@ def _migrate(values, words: Sequence[str]) -> None:
 
     model, kind = needed(values, "model", "minilm"), values["kind"].value or ""
     old = library.open(needed(values, "memory", "notes"))
-    new = library.migrate(old, words[0], model, _progress, kind=kind, texts=not values["no_text"].value)
+    with Progress("document") as progress:
+        new = library.migrate(old, words[0], model, progress.track, kind=kind, texts=not values["no_text"].value)
     print(f"read {plural(len(new.documents), 'document')} into {new.path}")
 
 
@@ -265,10 +266,6 @@ def _key(values) -> bytes | None:
     if len(key) < 16:
         raise UserError(f"--key={path} must have at least 16 bytes")
     return key
-
-
-def _progress(documents):
-    return track(documents, "reading", console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
 
 
 def _count(least: int, most: int) -> str:

@@ -14,20 +14,18 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
-from rich.console import Console
-from rich.progress import Progress
 
 from memtx.cli.options import as_utf8, define_writing, plural, print_text, writing
 from memtx.data import rows
 from memtx.errors import UserError, listed, printable
 from memtx.files.atomic import check_new, write_atomic
 from memtx.files.text import decoded, read_text
+from memtx.progress import Progress
 
 if TYPE_CHECKING:
     from memtx.runs.load import Loaded
@@ -114,7 +112,7 @@ def _write(values, loaded: Loaded, sources: Sequence[str], how: dict[str, Any]) 
     """Return a written text for each source."""
     from memtx.runs.write import write
 
-    with _progress() as progress:
+    with Progress("text") as progress:
         done = write(loaded, sources, **writing(values), **how, batch=values["batch"].value, progress=progress)
     _warn(done)
     return done.texts
@@ -127,7 +125,7 @@ def _find(values, loaded: Loaded, asked: Sequence[tuple[str, str]]) -> list[str]
     if values["prefix"].value:
         raise UserError("the model answers by a span of the text, so it takes no --prefix")
     questions, contexts = zip(*asked, strict=True)
-    with _progress() as progress:
+    with Progress("window") as progress:
         found = answer(loaded, questions, contexts, batch=values["batch"].value, progress=progress)
     return [one.text for one in found]
 
@@ -269,11 +267,3 @@ def _warn(done: Written) -> None:
             print(f"memtx: {plural(len(found), 'source')} {verb} too long for the model and {verb} {read}", file=sys.stderr)
     if done.unfinished:
         print(f"memtx: {plural(len(done.unfinished), 'text')} stopped at --max_tokens before the end", file=sys.stderr)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """Yield a function that shows the numbers of texts written and of all texts, if a terminal shows the errors."""
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
-        task = bar.add_task("writing")
-        yield lambda done, total: bar.update(task, completed=done, total=total)

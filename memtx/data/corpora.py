@@ -48,6 +48,12 @@ class Corpus:
     splits: dict[str, str]  # from the name of our split to a slice of the records' splits
     notes: tuple[str, ...] = ()  # files that are left out or damaged, one line per reason
 
+    def count(self, split: str) -> int:
+        """Return the number of records of a split. A record without text is not a document."""
+        from memtx.data import records
+
+        return records.count(self.path, self.splits[split])
+
     def documents(self, split: str) -> Iterator[tuple[str, str]]:
         """Yield (id, text) of each document of a split, in a fixed order. Raises UserError if there is no such split."""
         from memtx.data import records

@@ -58,13 +58,18 @@ def write(folder: Path, files: dict[str, list[tuple[str, Path | zipfile.Path]]])
 
 def read(folder: Path, split: str, name: str) -> Iterator[tuple[str, str]]:
     """Yield (id, text) of each document of a TFDS split, in the order of the records. name: the corpus, for errors."""
-    builder = tfds.builder_from_directory(next(folder.rglob("dataset_info.json")).parent)
+    builder = _builder(folder)
     feature = _text_feature(name, builder.info.features)
     examples = builder.as_data_source(split)  # pyright: ignore[reportCallIssue]  (TFDS decorates its signature away)
     for number, example in enumerate(examples):
         id = example["id"].decode() if isinstance(example.get("id"), bytes) else f"{split}/{number}"
         if text := example[feature].decode("utf-8", errors="replace"):
             yield id, text
+
+
+def count(folder: Path, split: str) -> int:
+    """Return the number of records of a TFDS split."""
+    return _builder(folder).info.splits[split].num_examples
 
 
 def catalogue(argument: str, cache: Path) -> dict[str, Any]:
@@ -103,6 +108,10 @@ def _prepared(argument: str, cache: Path) -> tfds.core.DatasetBuilder:
     except Exception as error:  # datasets fail in many ways: no network, no TensorFlow, another file format
         raise UserError(f"cannot prepare tfds:{argument}: {_one_line(error)}") from error
     return builder
+
+
+def _builder(folder: Path):
+    return tfds.builder_from_directory(next(folder.rglob("dataset_info.json")).parent)
 
 
 def _slices(sizes: dict[str, int]) -> dict[str, str]:

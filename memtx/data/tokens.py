@@ -16,6 +16,7 @@ from memtx.data.corpora import Corpus
 from memtx.data.tokenizers import Tokenizer
 from memtx.errors import UserError
 from memtx.files.cache import built, digest, root
+from memtx.progress import Report
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,28 +48,31 @@ class Tokens:
         return self.ids_N[self.offset_D1[d] : self.offset_D1[d + 1]]
 
 
-def tokenize(corpus: Corpus, tokenizer: Tokenizer, split: str, cache: str | Path) -> Tokens:
+def tokenize(corpus: Corpus, tokenizer: Tokenizer, split: str, cache: str | Path, progress: Report | None = None) -> Tokens:
     """Return the tokens of a split. They are computed on first use and kept in `cache`.
 
+    progress: called with the numbers of documents that are done and of all, while the tokens are computed.
     Raises UserError if the corpus has no such split or the split is empty.
     """
     fingerprint = digest(corpus.fingerprint, tokenizer.fingerprint, split)
     folder = root(cache) / "tokens" / fingerprint
-    built(folder, lambda part: _write(part, corpus, tokenizer, split))
+    built(folder, lambda part: _write(part, corpus, tokenizer, split, progress))
     names, dtype = json.loads((folder / "documents.json").read_text())
     ids = np.memmap(folder / "ids.bin", dtype, mode="r")
     return Tokens(ids, np.load(folder / "offsets.npy", allow_pickle=False), tuple(names), tokenizer.bos, fingerprint)
 
 
-def _write(part: Path, corpus: Corpus, tokenizer: Tokenizer, split: str) -> None:
+def _write(part: Path, corpus: Corpus, tokenizer: Tokenizer, split: str, progress: Report | None) -> None:
     dtype = "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
-    names, lengths = [], [0]
+    names, lengths, total = [], [0], corpus.count(split) if progress else 0
     with open(part / "ids.bin", "wb") as file:  # one document at a time, because a corpus may be larger than the host memory
         for name, text in corpus.documents(split):
             ids = tokenizer.encode(text)
             ids.astype(dtype).tofile(file)
             names.append(name)
             lengths.append(len(ids))
+            if progress:
+                progress(len(names), total)
     if not names:
         raise UserError(f"split {split} of {corpus.name} has no text")
     np.save(part / "offsets.npy", np.cumsum(lengths, dtype=np.int64))

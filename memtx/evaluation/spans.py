@@ -105,11 +105,12 @@ def best_span(first_n: np.ndarray, last_n: np.ndarray, most: int) -> tuple[int, 
     return int(first), int(last), float(score_nn[first, last])
 
 
-def answer_scores(
-    lm: LM, params: Params, tokenizer: Tokenizer, examples: Sequence[Question], *, tokens: int, batch: int
-) -> dict[str, float]:
-    """Return the exact match and F1 of answers from whole contexts, from 0 to 100 (see memtx.evaluation.text)."""
+def answer_scores(lm: LM, params: Params, tokenizer: Tokenizer, examples: Sequence[Question], **options) -> dict[str, float]:
+    """Return the exact match and F1 of answers from whole contexts, from 0 to 100 (see memtx.evaluation.text).
+
+    options: of `find_answers`.
+    """
     asked = [(example.question, example.context) for example in examples]
-    found = find_answers(lm, params, tokenizer, asked, tokens=tokens, batch=batch)
+    found = find_answers(lm, params, tokenizer, asked, **options)
     texts, answers = [answer.text for answer in found], [example.answer for example in examples]
     return {"exact_match": exact_match(texts, answers), "f1": token_f1(texts, answers)}

@@ -27,11 +27,14 @@ def bits_per_byte(recall: Recall, examples: Sequence[Example], bytes_V: np.ndarr
 
 
 def greedy_scores(
-    lm: LM, params: Params, tokenizer: Tokenizer, examples: Sequence[Example], *, batch: int, max_tokens: int
+    lm: LM, params: Params, tokenizer: Tokenizer, examples: Sequence[Example], **options
 ) -> tuple[dict[str, float], str]:
-    """Generate a text for the source of each example and score it. Returns the metrics and sacrebleu's signature."""
-    sources, options = [example.source_S for example in examples], {"sampling": GREEDY, "max_tokens": max_tokens}
-    texts = complete_in_batches(lm, params, tokenizer, [""] * len(sources), source=sources, batch=batch, **options).texts
+    """Generate a text for the source of each example and score it. Returns the metrics and sacrebleu's signature.
+
+    options: of `complete_in_batches`.
+    """
+    sources = [example.source_S for example in examples]
+    texts = complete_in_batches(lm, params, tokenizer, [""] * len(sources), source=sources, sampling=GREEDY, **options).texts
     answers = [example.answer for example in examples]
     scores = {"exact_match": exact_match, "f1": token_f1, "bleu": bleu, "chrf": chrf}
     found = {name: score(texts, answers) for name, score in scores.items()}

@@ -12,6 +12,7 @@ from memtx.config import Config
 from memtx.errors import UserError
 from memtx.models.lm import build
 from memtx.pretrained.load import load_params
+from memtx.progress import Report
 from memtx.runs.configure import configure, with_cache
 from memtx.runs.load import load_run, mesh_for
 from memtx.runs.source import Result, make_source
@@ -27,12 +28,14 @@ def evaluate_run(
     batch: int | None = None,
     task: Mapping | None = None,
     cache: str | None = None,
+    progress: Report | None = None,
 ) -> tuple[Result, int]:
     """Evaluate a trained run. Returns the result and the step of its checkpoint.
 
     split: valid, test or train. segments: the maximum number of segments of text to read, or 0 for all. examples: the number of
     examples of a task. batch: the rows that are read at a time. task: changes to the settings of `data.task`. cache: replaces
-    `data.cache`. An argument that is None keeps the value in the config of the run. All devices take part, as `mesh_for` says.
+    `data.cache`. progress: called with the numbers of parts that are done and of all. An argument that is None keeps the value
+    in the config of the run. All devices take part, as `mesh_for` says.
     Raises UserError if the folder has no run, if segments is given for a task, or examples or task for text, or if the devices
     do not divide the batch.
     """
@@ -41,13 +44,13 @@ def evaluate_run(
     config = _changed(with_cache(run.config, cache), str(workdir), **given)
     data = make_source(config, run.tokenizer)
     data.check(run.lm)
-    return data.evaluator(run.lm, _layout(config))(run.params), run.step
+    return data.evaluator(run.lm, _layout(config))(run.params, progress), run.step
 
 
-def evaluate_config(config, **given) -> Result:
+def evaluate_config(config, progress: Report | None = None, **given) -> Result:
     """Evaluate the model of a config before training, with pretrained weights if it has any.
 
-    given: arguments of `evaluate_run`. Raises UserError like `evaluate_run`, and if the config is not valid.
+    progress, given: arguments of `evaluate_run`. Raises UserError like `evaluate_run`, and if the config is not valid.
     """
     config = _changed(configure(config), "the config", **given)
     data = make_source(config)
@@ -56,7 +59,7 @@ def evaluate_config(config, **given) -> Result:
     key = jax.random.fold_in(jax.random.key(config.seed), 0)  # the same key as in training
     layout = _layout(config)
     params = load_params(lm, key, cache=config.data.cache) if config.model.pretrained else lm.init(key)
-    return data.evaluator(lm, layout)(jax.device_put(params, layout.params(lm)))
+    return data.evaluator(lm, layout)(jax.device_put(params, layout.params(lm)), progress)
 
 
 def _layout(config: Config) -> Layout:

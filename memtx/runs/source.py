@@ -20,6 +20,7 @@ from memtx.evaluation.spans import answer_scores
 from memtx.evaluation.text import check_scorers
 from memtx.evaluation.written import bits_per_byte, greedy_scores
 from memtx.models.lm import LM, Params
+from memtx.progress import Report
 from memtx.runs.configure import complete_task
 from memtx.runs.stages import held_out, make_stages
 from memtx.sharding import Layout
@@ -34,16 +35,24 @@ Result = Evaluation | Recall
 class Evaluator:
     """A function of parameters that evaluates them on held-out data.
 
-    evaluate: the compiled evaluation. batches: makes the held-out batches. finish: completes the result.
+    evaluate: the compiled evaluation. batches: makes the held-out batches. count: about how many there are. finish: completes
+    the result.
     """
 
     evaluate: Evaluate
     batches: Callable[[], Iterable[Batch]]
-    finish: Callable[[Params, Any], Result] = lambda params, result: result
+    count: int
+    finish: Callable[[Params, Any, Report | None], Result] = lambda params, result, progress: result
 
-    def __call__(self, params: Params) -> Result:
-        """Evaluate parameters."""
-        return self.finish(params, self.evaluate(params, self.batches()))
+    def __call__(self, params: Params, progress: Report | None = None) -> Result:
+        """Evaluate parameters. progress: called with the numbers of batches and texts that are done, and of all."""
+        found = self.evaluate(params, self._counted(progress) if progress else self.batches())
+        return self.finish(params, found, progress and (lambda done, total: progress(self.count + done, self.count + total)))
+
+    def _counted(self, progress: Report) -> Iterator[Batch]:
+        for done, batch in enumerate(self.batches()):
+            progress(done, self.count)
+            yield batch
 
     def remember(self, params: Params) -> None:
         """Prepare to measure how much the next train step changes the keys of the first held-out segment."""
@@ -130,8 +139,11 @@ class TextSource:
     def evaluator(self, lm: LM, layout: Layout) -> Evaluator:
         """Return a function that evaluates parameters on held-out data."""
         evaluate = make_evaluator(lm, self.tokenizer.bytes_V, layout, make_health(lm, layout, self.config))
-        rows = layout.rows_here(eval_rows(self._held_out, self.config, layout))
-        return Evaluator(evaluate, lambda: self._masked(eval_batches(self._held_out, self.config, layout), rows))
+        c, rows = self.config, eval_rows(self._held_out, self.config, layout)
+        here = layout.rows_here(rows)
+        count = -(-int((self._held_out.length_D + 1).sum()) // (rows * c.data.segment))
+        count = min(count, c.eval.segments or count)
+        return Evaluator(evaluate, lambda: self._masked(eval_batches(self._held_out, c, layout), here), count)
 
     def _masked(self, batches, rows: Sequence[int]):
         c = self.config
@@ -196,24 +208,26 @@ class TaskSource:
         c = self.config
         recall = make_recall(lm, self._held_out, layout, make_health(lm, layout, c), spans=self._task.spans)
 
-        def finish(params: Params, found: Recall) -> Recall:
+        def finish(params: Params, found: Recall, progress: Report | None) -> Recall:
             if self._task.spans:
-                return self._with_answers(lm, params, found)
-            return self._with_text(lm, params, found) if self._source else found
+                return self._with_answers(lm, params, found, progress)
+            return self._with_text(lm, params, found, progress) if self._source else found
 
-        return Evaluator(recall, lambda: eval_examples(self._task, c, layout.rows_here(c.eval.batch)), finish)
+        count = -(-sum(-(-len(example.token_L) // c.data.segment) for example in self._held_out) // c.eval.batch)
+        return Evaluator(recall, lambda: eval_examples(self._task, c, layout.rows_here(c.eval.batch)), count, finish)
 
-    def _with_answers(self, lm: LM, params: Params, recall: Recall) -> Recall:
+    def _with_answers(self, lm: LM, params: Params, recall: Recall, progress: Report | None) -> Recall:
         asked = [example for example in self._held_out if isinstance(example, Question)]
-        sizes = {"tokens": self._task.length, "batch": self.config.eval.batch}
+        sizes = {"tokens": self._task.length, "batch": self.config.eval.batch, "progress": progress}
         return dataclasses.replace(recall, text=answer_scores(lm, params, self.tokenizer, asked, **sizes))
 
-    def _with_text(self, lm: LM, params: Params, recall: Recall) -> Recall:
+    def _with_text(self, lm: LM, params: Params, recall: Recall, progress: Report | None) -> Recall:
         c, text = self.config.eval, bits_per_byte(recall, self._held_out, self.tokenizer.bytes_V)
         if some := self._held_out[: c.generate]:
             length = self._task.length
             rows = min(c.batch, len(some))
-            scores, signature = greedy_scores(lm, params, self.tokenizer, some, batch=rows, max_tokens=length)
+            options = {"batch": rows, "max_tokens": length, "progress": progress}
+            scores, signature = greedy_scores(lm, params, self.tokenizer, some, **options)
             return dataclasses.replace(recall, text=text | scores, signature=signature)
         return dataclasses.replace(recall, text=text)
 

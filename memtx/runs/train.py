@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -59,7 +60,7 @@ def train(config: ml_collections.ConfigDict | Mapping | Config, workdir: str | P
     the user can fix, if possible before anything is written.
     """
     config = configure(config)
-    on_first(lambda: check_sinks(config))
+    on_first(partial(check_sinks, config))
     layout = Layout(config.mesh)
     layout.check_batch("train.batch / train.accumulate", config.train.batch // config.train.accumulate)
     layout.check_batch("eval.batch", config.eval.batch)

@@ -1,4 +1,4 @@
-"""The display of a sweep: a live table on a terminal, or else one line per change of the state of a run."""
+"""The display of a sweep on the standard error: a live table, or a line per change of a run's state if it is no terminal."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from memtx.progress import Pace
 from memtx.sweep import record as records
 from memtx.sweep.execute import folder_of
 
 STYLES = {"finished": "green", "failed": "red", "running": "bold", "waiting": "dim"}
+ENDS = ("finished", "failed")
 ROWS = 20  # the largest number of rows for runs that are neither running nor failed
 
 
@@ -26,6 +28,7 @@ class Board:
         self._states = dict.fromkeys(names, "waiting")
         self._notes: dict[str, str] = {}
         self._began: dict[str, float] = {}
+        self._pace: Pace | None = None
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> Board:
@@ -38,7 +41,12 @@ class Board:
             self._live.stop()
 
     def changed(self, name: str, state: str, note: str) -> None:
-        """Record the new state of a run, and print it unless there is a live table. note: the description, or ""."""
+        """Record the new state of a run, and print it unless there is a live table. note: the description, or "".
+
+        The time left is counted from the first run that starts, without the runs that had ended before.
+        """
+        if state == "running" and not self._pace:
+            self._pace = Pace("run", self._ended())
         if (self._states[name], self._notes.get(name)) == (state, note):
             return
         self._states[name], self._notes[name] = state, note
@@ -46,6 +54,8 @@ class Board:
         if not self._live:
             text = f"{state:8}  {name}  {note or self._describe(name)}"
             self._console.print(text.rstrip(), markup=False)
+            if self._pace and state in ENDS:
+                self._console.print(self.progress(), markup=False)
 
     def refresh(self) -> None:
         """Redraw the live table."""
@@ -58,9 +68,17 @@ class Board:
         total = len(self._states)
         return f"{total} run{'s' * (total != 1)}: " + ", ".join(f"{counts[state]} {state}" for state in STYLES if counts[state])
 
+    def progress(self) -> str:
+        """Return the number of runs that have ended, their rate and the time left. It is "" before the first run starts."""
+        return self._pace.text(self._ended(), len(self._states)) if self._pace else ""
+
+    def _ended(self) -> int:
+        return sum(state in ENDS for state in self._states.values())
+
     def table(self) -> Table:
         """Return the table of runs: all running and failed ones, and up to ROWS others."""
-        table = Table(title=Text(self.summary()), min_width=60)  # a title, because a terminal cuts off the end of a long table
+        title = "\n".join(filter(None, (self.summary(), self.progress())))
+        table = Table(title=Text(title), min_width=60)  # a title, because a terminal cuts off the end of a long table
         table.add_column("run", overflow="fold")
         table.add_column("state")
         table.add_column("", overflow="ellipsis", no_wrap=True)

@@ -34,9 +34,9 @@ def run_sweep(
     names = choose(sweep, only)
     jobs = make_executor(executor_kind, parallel, workdir, settings or {})
     claim(sweep, workdir)
-    console = console or Console(soft_wrap=True, highlight=False)
-    with Board(console, names, workdir) as board:
+    with Board(console or Console(stderr=True, soft_wrap=True, highlight=False), names, workdir) as board:
         scheduler = Scheduler(sweep, workdir, jobs, parallel, board.changed)
         scheduler.run(names, retry=retry, tick=board.refresh)
+    console = console or Console(soft_wrap=True, highlight=False)
     console.print(board.table() if console.is_terminal else board.summary())
     return {name: scheduler.settled.get(name, "waiting") for name in names}

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import SupportsFloat
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 
 from memtx.config import Config
+from memtx.progress import Progress
 from memtx.training.processes import is_first
 from memtx.training.sinks import Numbers, Sink, open_sinks
 
@@ -63,43 +62,28 @@ class Metrics:
 
 
 class Display:
-    """The console. On a terminal it has a bar.
+    """The progress on the standard error. On a terminal it has a bar.
 
     If the values have "train/loss", it shows the loss, tokens/s and the remaining time. Otherwise it shows all values by name.
     """
 
     def __init__(self, steps: int, start: int, console: Console | None = None):
-        self.steps, self._start, self._began = steps, start, time.monotonic()
-        self._console = console or Console(highlight=False, soft_wrap=True)
-        self._bar = _bar(self._console, steps, start) if self._console.is_terminal else None
+        self.steps, self._progress = steps, Progress("step", done=start, console=console, patience=0)
 
     def write(self, step: int, numbers: Numbers) -> None:
-        """Print a line, or update the progress bar on a terminal. Evaluations are always printed as lines."""
-        head = f"step {step}/{self.steps}  "
-        if "train/loss" not in numbers:
-            hidden = [name for name in numbers if name.startswith("memory/") or name.count("/") > 1]  # only for the files
-            shown = {name: value for name, value in numbers.items() if name not in hidden}
-            self._console.print(head + "  ".join(f"{name} {_short(value)}" for name, value in shown.items()), markup=False)
+        """Show the progress if it is time for it. Evaluations are always printed as lines."""
+        if "train/loss" in numbers:
+            speed = numbers.get("train/tokens_per_s")
+            rate = "" if speed is None else f"{speed:,.0f} tokens/s"
+            self._progress(step, self.steps, f"loss {_short(numbers['train/loss'])}", rate)
             return
-        text = head + "  ".join(self._describe(step, numbers))
-        if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=step, text=text, refresh=True)
-        else:
-            self._console.print(text, markup=False)
+        hidden = [name for name in numbers if name.startswith("memory/") or name.count("/") > 1]  # only for the files
+        shown = [f"{name} {_short(value)}" for name, value in numbers.items() if name not in hidden]
+        self._progress.console.print("  ".join([f"step {step}/{self.steps}", *shown]), markup=False)
 
     def close(self) -> None:
         """Remove the progress bar."""
-        if self._bar:
-            self._bar.stop()
-
-    def _describe(self, step: int, numbers: Numbers) -> list[str]:
-        done = step - self._start
-        parts = [f"loss {_short(numbers['train/loss'])}"]
-        if (speed := numbers.get("train/tokens_per_s")) is not None:
-            parts.append(f"{speed:,.0f} tokens/s")
-        if done > 0:
-            parts.append(f"{_clock((time.monotonic() - self._began) / done * (self.steps - step))} left")
-        return parts
+        self._progress.close()
 
 
 def _number(value: SupportsFloat) -> float | int | None:
@@ -109,16 +93,3 @@ def _number(value: SupportsFloat) -> float | int | None:
 
 def _short(value: float | int | None) -> str:
     return "not finite" if value is None else str(value) if isinstance(value, int) else f"{value:.4f}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-def _bar(console: Console, steps: int, done: int) -> Progress:
-    progress = Progress(BarColumn(), TextColumn("{task.fields[text]}", markup=False), console=console, auto_refresh=False)
-    progress.add_task("", total=steps, completed=done, text=f"step {done}/{steps}")
-    progress.start()
-    return progress

@@ -33,20 +33,22 @@ def show(workdir, names, terminal: bool) -> str:
     return out.getvalue()
 
 
-def test_a_file_gets_a_line_for_each_change(workdir):
+def test_a_file_gets_a_line_for_each_change_and_the_time_left(workdir):
     lines = show(workdir, ["one", "two", "three", "four"], terminal=False).splitlines()
-    assert lines == [
+    assert lines[3].startswith("run 2/4  ")
+    assert lines[:3] == [
         "finished  one  accuracy 0.9877, 12 s",
         "running   two  step 30, loss 2.5",
         "failed    three  [red] is no markup",
     ]
 
 
-def test_a_terminal_gets_a_table_that_says_how_far_all_have_come(workdir):
+def test_a_terminal_gets_a_table_with_the_state_of_all_and_the_time_left(workdir):
     shown = show(workdir, ["one", "two", "three", "four"], terminal=True)
     for text in ("accuracy 0.9877, 12 s", "step 30, loss 2.5", "[red] is no markup", "four"):
         assert text in shown
     assert "4 runs: 1 finished, 1 failed, 1 running, 1 waiting" in shown
+    assert "run 2/4  " in shown
 
 
 def test_a_long_sweep_shows_what_runs_and_what_failed_and_counts_the_rest(workdir):
