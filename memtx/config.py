@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 from memtx.fields import Count, Natural, NonNegative, Range, Seed, Share, plain
@@ -156,6 +157,13 @@ class Config:
     mesh: Mesh = Mesh()
     seed: Seed = 0
     own: Mapping[str, str] = field(default_factory=dict)
+
+
+def installed_configs() -> dict[str, Path]:
+    """Return the config files that are installed with memtx, by name."""
+    package = Path(__file__).parent
+    folders = (package / "configs", package.parent / "configs")  # the second one is that of a checkout
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.py")) if not path.stem.startswith("_")}
 
 
 def to_json(config: Config) -> dict:

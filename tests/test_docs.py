@@ -18,7 +18,7 @@ from absl import flags
 
 import memtx
 from memtx import cli, reports
-from memtx.cli import COMMANDS, _module
+from memtx.cli import COMMANDS, module_of
 from memtx.cli.options import parse
 from memtx.sweep.spec import load_sweep
 from tests import runs
@@ -77,7 +77,7 @@ def test_there_are_no_other_kinds_of_blocks():
 def test_a_command_has_the_flags_and_the_config_that_the_page_gives_it(folder, t5_folder, bert_folder, page, line):  # noqa: F811
     _, command, *rest = shlex.split(line.replace("t5-small", str(t5_folder)).replace("bert-base-uncased", str(bert_folder)))
     assert command in COMMANDS
-    module, values = _module(command), flags.FlagValues()
+    module, values = module_of(command), flags.FlagValues()
     module.define(values)
     parse(values, command, rest)
 
@@ -116,13 +116,13 @@ def test_the_job_of_the_page_on_clusters(folder):
 def test_the_commands_in_scripts_have_their_flags(script):
     ((command, given),) = re.findall(r"memtx (\w+) (--.*)", script.text)
     rest = shlex.split(given.removesuffix('"') if given.count('"') % 2 else given)
-    module, values = _module(command), flags.FlagValues()
+    module, values = module_of(command), flags.FlagValues()
     module.define(values)
     parse(values, command, rest)
 
 
 def test_a_command_with_a_wrong_flag_would_be_found(folder):
-    module, values = _module("train"), flags.FlagValues()
+    module, values = module_of("train"), flags.FlagValues()
     module.define(values)
     with pytest.raises(flags.UnrecognizedFlagError):
         parse(values, "train", ["--config=lm", "--wrokdir=x"])

@@ -25,9 +25,9 @@ from memtx.files.cache import root
 
 COMMANDS = (
     *("train", "eval", "generate", "translate", "summarize", "ask", "memory", "chat"),
-    *("sweep", "report", "plan", "data", "list", "doctor"),
+    *("sweep", "report", "plan", "data", "list", "doctor", "completion"),
 )
-WITHOUT_JAX = {"list"}
+WITHOUT_JAX = {"list", "completion"}
 HELP = {"-h", "--help"}
 CACHE = (
     "The folder `DIR` for corpora, packages and compiled programs. Default: the folder in the variable MEMTX_CACHE, or "
@@ -72,10 +72,7 @@ def run(argv: Sequence[str]) -> None:
         return
     command, *rest = argv
     check_known(command, COMMANDS, "command")
-    module = _module(command)
-    values = flags.FlagValues()
-    module.define(values)
-    flags.DEFINE_string("cache", None, CACHE, flag_values=values)
+    module, values = module_of(command), flags_of(command)
     takes_words = getattr(module, "WORDS", False)
     if HELP & {*rest}:
         print(f"memtx {command}: {(module.__doc__ or '').strip()}\n\n{flags_help(values)}", end="")
@@ -91,15 +88,24 @@ def run(argv: Sequence[str]) -> None:
 
 def overview() -> str:
     """Return the list of the commands, each with the first sentence of its help."""
-    lines = [f"  {name:10}{(_module(name).__doc__ or '').strip().partition('.')[0]}" for name in COMMANDS]
+    lines = [f"  {name:10}{(module_of(name).__doc__ or '').strip().partition('.')[0]}" for name in COMMANDS]
     return (
         "\n".join(["memtx: Transformers with long-term memory", *lines, "memtx COMMAND --help shows the flags of a command."])
         + "\n"
     )
 
 
-def _module(command: str) -> ModuleType:
+def module_of(command: str) -> ModuleType:
+    """Return the module of a command."""
     return importlib.import_module(f"memtx.cli.{command}")
+
+
+def flags_of(command: str) -> flags.FlagValues:
+    """Return the flags of a command, which are not parsed yet."""
+    values = flags.FlagValues()
+    module_of(command).define(values)
+    flags.DEFINE_string("cache", None, CACHE, flag_values=values)
+    return values
 
 
 def _start_jax() -> None:

@@ -21,7 +21,7 @@ GROUP = "memtx.memories"  # the entry points of packages, see memtx.memory.regis
 
 def read_catalog() -> list[dict[str, Any]]:
     """Return one row per mechanism (see `compute_row`). Rows of installed packages are computed. The others are stored."""
-    rows = _stored()
+    rows = stored_catalog()
     if importlib.metadata.entry_points(group=GROUP):
         from memtx.memory import MEMORIES
 
@@ -34,7 +34,7 @@ def find_row(given: str) -> dict[str, Any]:
 
     given: a name, or path/to/file.py:ClassName. Raises UserError if it is unknown or cannot be loaded.
     """
-    for row in _stored():
+    for row in stored_catalog():
         if row["name"] == given:
             return row
     from memtx.memory import MEMORIES
@@ -76,7 +76,7 @@ def compute_catalog() -> str:
     return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
 
 
-def _stored() -> list[dict[str, Any]]:
+def stored_catalog() -> list[dict[str, Any]]:
     return json.loads(FILE.read_text(encoding="utf-8"))
 
 

@@ -11,8 +11,7 @@ from typing import Any
 
 import ml_collections
 
-import memtx
-from memtx.config import Config, Data, Model
+from memtx.config import Config, Data, Model, installed_configs
 from memtx.errors import UserError, check_known
 from memtx.fields import fitted, plain, to_dataclass
 from memtx.memory import MEMORIES
@@ -21,7 +20,6 @@ from memtx.models.settings import complete_model
 from memtx.tasks import TASKS
 
 # The folders of configs in an installed package and in a checkout.
-CONFIGS = (Path(memtx.__file__).parent / "configs", Path(memtx.__file__).parents[1] / "configs")
 
 
 def get_config(**groups) -> ml_collections.ConfigDict:
@@ -71,7 +69,7 @@ def find_config(name: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    files = {path.stem: path for folder in CONFIGS for path in folder.glob("*.py") if not path.stem.startswith("_")}
+    files = installed_configs()
     if name not in files:
         raise UserError(f"no config file {name!r}: give a path, or one of {', '.join(sorted(files))}")
     return files[name]
