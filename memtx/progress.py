@@ -7,15 +7,13 @@ without a line, and the last one. Functions report their progress by calling pro
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
-from typing import TypeVar
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
 Report = Callable[[int, int], object]
-Item = TypeVar("Item")
 
 LINES = 10  # of the whole work
 SILENCE = 600.0  # seconds without a line, at most
@@ -80,13 +78,6 @@ class Progress:
             self._bar.update(self._task, completed=done, total=total or None, text=text, refresh=True)
         else:
             self.console.print(text, markup=False)
-
-    def track(self, items: Collection[Item]) -> Iterator[Item]:
-        """Yield the items. An item is done when the next one is asked for."""
-        for done, item in enumerate(items):
-            self(done, len(items))
-            yield item
-        self(len(items), len(items))
 
     def close(self) -> None:
         """Remove the bar."""

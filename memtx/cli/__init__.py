@@ -88,7 +88,7 @@ def run(argv: Sequence[str]) -> None:
 
 def overview() -> str:
     """Return the list of the commands, each with the first sentence of its help."""
-    lines = [f"  {name:10}{(module_of(name).__doc__ or '').strip().partition('.')[0]}" for name in COMMANDS]
+    lines = [f"  {name:12}{(module_of(name).__doc__ or '').strip().partition('.')[0]}" for name in COMMANDS]
     return (
         "\n".join(["memtx: Transformers with long-term memory", *lines, "memtx COMMAND --help shows the flags of a command."])
         + "\n"

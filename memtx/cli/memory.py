@@ -92,7 +92,7 @@ def _read(values, words: Sequence[str]) -> None:
         found = _library(values)
     namespace = _one(values) or library.SPACE
     with Progress("document") as progress:
-        count = found.read_all(progress.track(texts), namespace=namespace)
+        count = found.read_all(texts, namespace=namespace, progress=progress)
     print(f"read {plural(len(texts), 'document')} into {found.path}: {plural(count, 'entry', 'entries')}")
 
 
@@ -215,7 +215,7 @@ def _migrate(values, words: Sequence[str]) -> None:
     model, kind = needed(values, "model", "minilm"), values["kind"].value or ""
     old = library.open(needed(values, "memory", "notes"))
     with Progress("document") as progress:
-        new = library.migrate(old, words[0], model, progress.track, kind=kind, texts=not values["no_text"].value)
+        new = library.migrate(old, words[0], model, progress, kind=kind, texts=not values["no_text"].value)
     print(f"read {plural(len(new.documents), 'document')} into {new.path}")
 
 

@@ -1,4 +1,4 @@
-"""Report on a sweep or a run: tables with mean and standard deviation over seeds, figures, judged claims and a page.
+"""Report on a sweep or a single run: tables, figures, judged claims and a page.
 
   memtx report --sweep=experiments/mqar/sweep.py --workdir=runs/mqar
   memtx report --sweep=experiments/mqar/sweep.py --results=experiments/mqar/results

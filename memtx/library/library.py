@@ -22,6 +22,7 @@ from memtx.library.language import Entries, States
 from memtx.library.record import Document, Record, Settings, check_name, now
 from memtx.library.sentences import Sentences
 from memtx.pretrained.load import CONTEXT
+from memtx.progress import Report
 from memtx.runs.load import Loaded, load
 
 T = TypeVar("T")
@@ -159,21 +160,25 @@ class Library:
             document, text = document or text.name, read_text(text)
         return self.read_all([(document, text)], namespace=namespace)
 
-    def read_all(self, documents: Iterable[tuple[str, str]], *, namespace: str = SPACE) -> int:
+    def read_all(self, documents: Iterable[tuple[str, str]], *, namespace: str = SPACE, progress: Report | None = None) -> int:
         """Read documents, given as name and text, and return the number of their entries.
 
+        progress: called with the numbers of documents that are read and of all, or 0 if `documents` has no length.
         They are saved in groups, which is quicker than one by one. If one cannot be read, those before it are saved, and
         UserError is raised.
         """
         check_name(namespace, "namespace")
-        left, count = iter(documents), 0
+        left, count, done = iter(documents), 0, 0
+        total = len(documents) if isinstance(documents, Collection) else 0
         while group := [*islice(left, GROUP)]:
             with self.changing() as record:
                 before, files = record, {}
                 try:
                     for name, text in group:
                         record, files, entries = self._added(record, files, Document.of(name, namespace, text))
-                        count += entries
+                        count, done = count + entries, done + 1
+                        if progress:
+                            progress(done, total)
                 finally:
                     if record is not before:
                         self.commit(dataclasses.replace(record, version=before.version + 1), files)

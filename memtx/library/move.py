@@ -23,6 +23,7 @@ from memtx.files.cache import absolute
 from memtx.library.folder import Arrays, Folder, packed
 from memtx.library.library import SPACE, Library, create, is_library
 from memtx.library.record import Document, Record, Settings, load_record, load_settings
+from memtx.progress import Report
 
 KEEP = ("newest", "most recalled")
 
@@ -101,10 +102,11 @@ def fork(library: Library, folder: str | Path) -> Library:
 
 
 def migrate(
-    library: Library, folder: str | Path, model: str | Path, progress: Callable = lambda documents: documents, **settings
+    library: Library, folder: str | Path, model: str | Path, progress: Report = lambda done, total: None, **settings
 ) -> Library:
     """Make a library of another model by reading all texts again, in order. settings: see `create`.
 
+    progress: called with the numbers of documents that are read and of all.
     Raises UserError if the library keeps no texts.
     """
     documents = library.record.documents
@@ -112,9 +114,13 @@ def migrate(
         raise UserError(f"the library has no text of {listed(missing)}, so another model cannot read it")
 
     def fill(path: Path) -> None:
-        new = create(path, model, **settings)
-        for space, group in groupby(progress(documents), key=lambda document: document.namespace):
-            new.read_all(((document.name, document.text or "") for document in group), namespace=space)
+        new, before = create(path, model, **settings), 0
+        for space, group in groupby(documents, key=lambda document: document.namespace):
+            texts = [(document.name, document.text or "") for document in group]
+            new.read_all(
+                texts, namespace=space, progress=lambda done, _, before=before: progress(before + done, len(documents))
+            )
+            before += len(texts)
 
     return _built(folder, fill)
 

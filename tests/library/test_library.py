@@ -495,3 +495,15 @@ def test_a_mistake_in_a_command_is_one_line_and_creates_nothing(tmp_path, monkey
     assert message in said
     assert said.count("\n") == 1
     assert [*tmp_path.iterdir()] == []
+
+
+def test_progress_counts_the_documents_that_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("memtx.library.move.create", lambda path, model, **_: create_fake(path))
+    library, seen = create_fake(tmp_path / "library"), []
+    texts = [("a", "One. Two."), ("b", "Three.")]
+    library.read_all(texts, namespace="alice", progress=lambda *given: seen.append((*given, len(library.documents))))
+    assert seen == [(1, 2, 0), (2, 2, 0)]  # they are saved together
+    library.read_all(iter(texts), namespace="bob", progress=lambda *given: seen.append(given))
+    assert seen[2:] == [(1, 0), (2, 0)]  # without a length
+    migrate(library, tmp_path / "new", "any", lambda *given: seen.append(given))
+    assert seen[4:] == [(1, 4), (2, 4), (3, 4), (4, 4)]
