@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -52,6 +53,12 @@ def test_a_notebook_is_clean(notebook):
     assert any(line.strip().startswith(f"{INSTALL}install -q") for line in cells[1]["source"])
     assert len({cell["id"] for cell in cells}) == len(cells)
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells), "it has outputs"
+
+
+def test_the_docs_list_every_notebook():
+    page = (Path(__file__).parents[1] / "docs" / "notebooks.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| \[(\w+)\]\(\.\./notebooks/\1\.ipynb\)", page, re.MULTILINE)
+    assert sorted(listed) == [path.stem for path in NOTEBOOKS]
 
 
 @pytest.mark.thorough

@@ -26,6 +26,7 @@ TOP = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG
 TOP["experiments"] = "results.md"
 FOLDERS = {"experiments": "studies", "benchmarks": "benchmarks"}
 NAMING = ("index.md", "memories.md")  # pages whose tables name mechanisms
+NOTEBOOKS = re.findall(r"^\| \[(\w+)\]", (ROOT / "docs/notebooks.md").read_text(encoding="utf-8"), re.MULTILINE)
 MARK = "<!-- tasks -->"  # docs/tasks.md has it where its table goes
 FENCE = re.compile(r"(^ *```.*?^ *```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(\[[^\]]*\])\(([^)\s]+)\)")
@@ -51,7 +52,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         return sorted(page for page in SOURCES.values() if page.startswith(f"{folder}/"))
 
     nav["Memories"].append({"Mechanisms": [{name: f"memories/{name}.md"} for name in contents.ROWS]})
-    nav["Train and use"].append({"Notebooks": listed("notebooks")})
+    nav["Notebooks"] += [f"notebooks/{name}.md" for name in NOTEBOOKS]
     nav["Sweeps and results"] += [{"Studies": listed("studies")}, {"Benchmarks": listed("benchmarks")}]
     rooms: dict[str, list] = {}
     for name in contents.modules():
