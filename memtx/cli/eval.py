@@ -21,6 +21,7 @@ from rich.console import Console
 
 from memtx.cli.options import define_processes, join_processes, needed, parse_settings
 from memtx.errors import UserError
+from memtx.files.remote import Mirror, place
 from memtx.progress import Progress
 
 
@@ -68,7 +69,7 @@ def act(values) -> None:
     if config:
         show(evaluation, config.model.pretrained or "before training", console)
     else:
-        print(f"plot  {summarise(evaluation, Path(workdir), console)}")
+        print(f"plot  {summarise(evaluation, place(workdir), console)}")
 
 
 def summarise(result, workdir: Path, console: Console) -> Path:
@@ -77,11 +78,12 @@ def summarise(result, workdir: Path, console: Console) -> Path:
     from memtx.evaluation.summary import plot, recall_plot
 
     title = show(result, workdir.name, console)
-    if isinstance(result, Recall):
-        recall_plot(result, path := workdir / "accuracy.png", title)
-    else:
-        plot(result, path := workdir / "loss_by_position.png", title)
-    return path
+    with Mirror(workdir) as files:
+        if isinstance(result, Recall):
+            recall_plot(result, path := files.folder / "accuracy.png", title)
+        else:
+            plot(result, path := files.folder / "loss_by_position.png", title)
+    return workdir / path.name
 
 
 def show(result, name: str, console: Console) -> str:

@@ -92,7 +92,7 @@ def _load(values, source: str | None) -> tuple[Loaded, Callable[..., Explanation
             raise UserError(f"no documents in the namespace {', '.join(spaces)}; {library.record.spaces()}")
         return library.model(namespace=spaces), partial(library.explain, namespace=spaces)
     kept = {"context": context} if context else {}
-    loaded = load(model, **kept) if model else load_run(Path(needed(values, "workdir", "runs/first")))
+    loaded = load(model, **kept) if model else load_run(needed(values, "workdir", "runs/first"))
     return loaded, partial(explain, loaded) if source is None else partial(explain_with_source, loaded, source=source)
 
 

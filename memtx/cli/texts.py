@@ -199,7 +199,7 @@ def _load(values, job: Job) -> tuple[Loaded, str]:
     if workdir or not is_pretrained(model):
         if context:
             raise UserError("--context is for a pretrained --model; the config of a run sets its context")
-        return load_run(Path(workdir or model), streams=False), prefix or ""
+        return load_run(workdir or model, streams=False), prefix or ""
     loaded = load(model, context=context or (T5_CONTEXT if settings(model).encoder else CONTEXT))
     return loaded, _prefix(model, loaded, job) if prefix is None else prefix
 

@@ -9,14 +9,14 @@ each, or if each gets --coordinator, --processes and --process.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
 from memtx.cli.eval import summarise
 from memtx.cli.options import define_processes, join_processes, needed, print_text
+from memtx.files.atomic import write_atomic
+from memtx.files.remote import Mirror, place
 
 CONFIG = (
     "A config file, and its arguments: `NAME[:key=value,...]`. It is a path, or the name of an installed one: lm, task, "
@@ -44,7 +44,7 @@ def act(values) -> None:
     from memtx.runs.train import train
 
     config = configure(needed(values, "config", "configs/lm.py:memory=xl"))
-    workdir = Path(needed(values, "workdir", "runs/first"))
+    workdir = place(needed(values, "workdir", "runs/first"))
     with join_processes(values) as prints:
         console = Console(soft_wrap=True, highlight=False, quiet=not prints)
         trained = train(config, workdir, say=lambda line: console.print(line, markup=False))
@@ -55,11 +55,11 @@ def act(values) -> None:
         return
     picture = summarise(trained.evaluation, workdir, console)
     if config.eval.sample_tokens and not config.model.output and jax.process_count() == 1:
-        from memtx.files.atomic import write_atomic
         from memtx.runs.load import load_run
         from memtx.training.workdir import SAMPLE
 
-        write_atomic(workdir / SAMPLE, _write_sample(load_run(workdir, streams=False), config, console))
+        with Mirror(workdir) as files:
+            write_atomic(files.folder / SAMPLE, _write_sample(load_run(workdir, streams=False), config, console))
     console.print(f"\nmetrics  {workdir / 'metrics.jsonl'}\nplot     {picture}", markup=False)
 
 

@@ -39,7 +39,7 @@ def evaluate_run(
     Raises UserError if the folder has no run, if segments is given for a task, or examples or task for text, or if the devices
     do not divide the batch.
     """
-    run = load_run(Path(workdir), streams=False, sharded=True)
+    run = load_run(workdir, streams=False, sharded=True)
     given = {"split": split, "segments": segments, "examples": examples, "batch": batch, "task": task}
     config = _changed(with_cache(run.config, cache), str(workdir), **given)
     data = make_source(config, run.tokenizer)

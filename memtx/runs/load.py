@@ -12,6 +12,7 @@ from memtx.data import tokenizers
 from memtx.data.tokenizers import Tokenizer, check_fits
 from memtx.errors import UserError
 from memtx.files.hub import PACKAGED, find
+from memtx.files.remote import Mirror, is_remote, place
 from memtx.models.lm import LM, LMState, Params, build
 from memtx.pretrained import load as pretrained
 from memtx.pretrained.weights import read_json
@@ -39,7 +40,7 @@ class Loaded:
 def load(source: str | Path, *, context: int = pretrained.CONTEXT, **changes) -> Loaded:
     """Load the newest intact checkpoint of a workdir, or a pretrained model, onto the first device.
 
-    source: a workdir, a Hugging Face folder (safetensors), a .gguf file, a name of the hub, or "smollm2" or "minilm", which are
+    source: a workdir, also in a bucket (gs://bucket/run), a Hugging Face folder (safetensors), a .gguf file, a name of the hub, or "smollm2" or "minilm", which are
     in packages. context: the number of tokens that full attention of a pretrained model keeps, at most its own context length.
     changes: settings of a pretrained model to change, such as output="classes", classes=3. New parameters are drawn at random.
     Raises UserError if there is no such model, if its files are damaged, or if a setting of a run is changed.
@@ -48,11 +49,13 @@ def load(source: str | Path, *, context: int = pretrained.CONTEXT, **changes) ->
         return _pretrained(str(source), context, changes)
     if changes:
         raise UserError(f"{source} is the workdir of a run, and its settings cannot be changed: {', '.join(changes)}")
-    return load_run(Path(source))
+    return load_run(source)
 
 
 def is_pretrained(source: str | Path) -> bool:
     """Return whether `load` takes this for a pretrained model. The config.json of a workdir has different keys."""
+    if is_remote(source):
+        return False
     folder = Path(source)
     if str(source) in PACKAGED or not folder.is_dir():
         return True
@@ -63,17 +66,20 @@ def is_pretrained(source: str | Path) -> bool:
     return bool({"model_type", "architectures"} & config.keys()) or any(folder.glob("*.safetensors"))
 
 
-def load_run(workdir: Path, *, streams: bool = True, sharded: bool = False) -> Loaded:
+def load_run(workdir: str | Path, *, streams: bool = True, sharded: bool = False) -> Loaded:
     """Load the newest intact checkpoint of a workdir.
 
     streams: whether to read the state of the training streams, which may be large. Otherwise the state is a fresh one of one
     stream. sharded: place the parameters on the mesh of `mesh_for`, instead of on the first device. Raises UserError if the
     folder is not the workdir of a run.
     """
+    workdir = place(workdir)
     if not (workdir / "config.json").exists():
         raise UserError(f"{workdir} is not the workdir of a run (it has no config.json); train one with memtx train")
     config = configure(read_meta(workdir)["config"])
-    tokenizer = tokenizers.load(workdir / "tokenizer.json")
+    with Mirror(workdir) as files:
+        files.pull("tokenizer.json")
+        tokenizer = tokenizers.load(files.folder / "tokenizer.json")
     lm = build(config.model, vocab_size=tokenizer.vocab_size, subwords=tokenizer.subwords)
     memory = jax.eval_shape(lambda: lm.init_state(config.train.batch)) if streams else None
     params = lm.abstract_params

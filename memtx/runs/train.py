@@ -22,6 +22,7 @@ import numpy as np
 from memtx.config import Config, to_json
 from memtx.core import batch_axes, where_rows
 from memtx.errors import UserError
+from memtx.files.remote import absolute, place
 from memtx.memory import MEMORIES
 from memtx.memory.bank import refit
 from memtx.models.lm import LM, build
@@ -34,7 +35,7 @@ from memtx.training.interrupt import catch_stop
 from memtx.training.metrics import Metrics
 from memtx.training.optim import make_optimizer, make_schedule
 from memtx.training.processes import Agreement, check_same, is_first, on_first
-from memtx.training.sinks import check_sinks
+from memtx.training.sinks import LINES, WANDB, check_sinks
 from memtx.training.step import make_step
 from memtx.training.workdir import SILENT, differences
 
@@ -56,10 +57,10 @@ def train(config: ml_collections.ConfigDict | Mapping | Config, workdir: str | P
     """Train for `train.steps` steps, or continue the run in `workdir`, on any mesh and with any batch.
 
     A run may continue on another mesh and with another batch. Then the first streams keep their state and their place in the
-    text, and new streams start documents. say: a function that prints a line for the user. Raises UserError for a mistake that
+    text, and new streams start documents. workdir: a folder, or an address such as gs://bucket/run. say: a function that prints a line for the user. Raises UserError for a mistake that
     the user can fix, if possible before anything is written.
     """
-    config = configure(config)
+    config, workdir = configure(config), place(workdir)
     on_first(partial(check_sinks, config))
     layout = Layout(config.mesh)
     layout.check_batch("train.batch / train.accumulate", config.train.batch // config.train.accumulate)
@@ -73,14 +74,16 @@ def train(config: ml_collections.ConfigDict | Mapping | Config, workdir: str | P
     for note in data.notes:
         say(note)
     check_same(
-        workdirs=str(Path(workdir).absolute()),
+        workdirs=str(absolute(workdir)),
         configs=json.dumps(to_json(with_cache(config, ""))),
         texts=json.dumps(stream.get_state()),
     )
 
     with Checkpointer(workdir, to_json(config), keep=config.checkpoint.keep, warn=say) as checkpoints:
         if is_first():
-            data.tokenizer.save(Path(workdir) / "tokenizer.json")
+            checkpoints.files.pull(LINES, WANDB)
+            data.tokenizer.save(checkpoints.files.folder / "tokenizer.json")
+            checkpoints.push()
         run = Run(config, lm, tx, layout)
         restored = checkpoints.restore(**run.abstract(), batch_axes=batch_axes(lm.init_state))
         if restored:
@@ -94,7 +97,7 @@ def train(config: ml_collections.ConfigDict | Mapping | Config, workdir: str | P
         else:
             state = run.init()
         evaluate = data.evaluator(lm, layout)
-        with Metrics(workdir, config, resumed=restored.step if restored else None) as metrics:
+        with Metrics(checkpoints.files.folder, config, resumed=restored.step if restored else None) as metrics:
             return run.loop(state, restored.step if restored else -1, stream, evaluate, checkpoints, metrics)
 
 
@@ -186,6 +189,7 @@ class Run:
                         evaluation = evaluate(train_state[0])
                         measured = evaluation.metrics()
                         metrics.write(step, measured)
+                        checkpoints.push()
                 if step > done and (last or stop or _is_due(step, config.checkpoint.every)):
                     log.write()
                     checkpoints.save(step, **self._items(train_state), cursor=stream.get_state(), metrics=measured)

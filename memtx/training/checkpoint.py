@@ -4,6 +4,7 @@
     workdir/checkpoints/STEP/      params, opt_state, memory (the state) as arrays, cursor, meta as JSON, and a seal over them
     workdir/damaged/STEP/          steps that turned out to be damaged when the run resumed
 
+The workdir may be an address, such as gs://bucket/run (see memtx/files/remote.py). Then paths are of etils.epath.
 Pytrees are saved by the path of each leaf ("stacks.0.ring"), so only names, shapes and dtypes matter, and `()` is not saved.
 This module adds two checks to Orbax: digests of all data (seal.py), and dtypes and shapes, since Orbax casts dtypes silently.
 """
@@ -29,6 +30,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from memtx.errors import UserError
+from memtx.files.remote import Mirror, absolute, move, writing
 from memtx.training.processes import is_first, on_first
 from memtx.training.provenance import machine, versions
 from memtx.training.seal import faults, write_seal
@@ -63,14 +65,16 @@ class Checkpointer:
 
     config: a nested dict of JSON values. keep: the number of newest steps to keep besides the best. warn: called with one line
     for each damaged step. If a run has several processes, they share the workdir. Each creates a Checkpointer and makes the
-    same calls. The workdir is locked until `close`. Raises UserError if the workdir belongs to another run or to no run.
+    same calls. The workdir is locked until `close`, unless it is an address. files: a folder of this machine for the small files
+    of the run. Raises UserError if the workdir belongs to another run or to no run.
     """
 
     def __init__(self, workdir: str | Path, config: Mapping, *, keep: int = 3, warn: Warn = print):
         if keep < 1:
             raise UserError(f"checkpoint.keep must be at least 1, not {keep}")
-        self.workdir, self.config, self.warn = Path(workdir).absolute(), _plain(config), warn
+        self.workdir, self.config, self.warn = absolute(workdir), _plain(config), warn
         self._lock = on_first(lambda: claim(self.workdir, self.config))
+        self.files = Mirror(self.workdir)
         self._folder = checkpoints_of(self.workdir)
         self._sealing = -1
         self._keep = _Keep(keep, {})
@@ -88,6 +92,7 @@ class Checkpointer:
     def save(self, step: int, *, params, opt_state, memory, cursor: Mapping, metrics: Mapping | None = None) -> None:
         """Start saving a step. Arrays may be donated after this returns, but NumPy leaves must not be changed.
 
+        Small files are copied first, so that a checkpoint never has a step whose metrics are missing.
         memory: the state of the model. Older steps are deleted only after this step is complete and sealed. An existing step is
         not saved again. The saved meta has the keys step, config, versions, machine, metrics and leaves (shape and dtype by
         name).
@@ -107,6 +112,7 @@ class Checkpointer:
         }
         items = {item: ocp.args.PyTreeSave(tree) for item, tree in trees.items() if tree}
         items |= {"cursor": ocp.args.JsonSave(_plain(cursor)), "meta": ocp.args.JsonSave(_plain(meta))}
+        self.push()
         self._sealing = step
         self._keep.scores[step] = _best(meta["metrics"])
         with self._disk_errors():
@@ -126,10 +132,15 @@ class Checkpointer:
         if damaged := [step for step in self._manager.all_steps() if step > found.step]:
             if is_first():
                 for step in damaged:
-                    _set_aside(self._folder / str(step), self.workdir / "damaged" / str(step))
+                    move(self._folder / str(step), self.workdir / "damaged" / str(step))
             multihost_utils.sync_global_devices("memtx: damaged steps are set aside")
             self._manager.reload()
         return found
+
+    def push(self) -> None:
+        """Copy the small files that changed to the workdir, if it is an address. Process 0 has them."""
+        if is_first():
+            self.files.push()
 
     def latest_step(self) -> int | None:
         """Return the newest step, or None without checkpoints."""
@@ -141,11 +152,13 @@ class Checkpointer:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait for the current step and unlock the workdir. Raises UserError if the disk was full."""
+        """Wait for the current step, copy the small files and unlock the workdir. Raises UserError if the disk was full."""
         try:
             with self._disk_errors():
                 self._manager.close()
+            self.push()
         finally:
+            self.files.close()
             if self._lock:
                 self._lock.release()
 
@@ -157,9 +170,13 @@ class Checkpointer:
 
     @contextmanager
     def _disk_errors(self):
-        """Turn errors of a full disk (an OSError or a message of tensorstore) into a UserError, and delete the partial step."""
+        """Turn errors of a full disk (an OSError or a message of tensorstore) into a UserError, and delete the partial step.
+
+        Errors of a bucket become a UserError too.
+        """
         try:
-            yield
+            with writing(self._folder):
+                yield
         except Exception as e:
             if getattr(e, "errno", None) not in FULL and not any(os.strerror(code) in str(e) for code in FULL):
                 raise
@@ -253,12 +270,6 @@ def _newest_sound(folder: Path, warn: Warn) -> int:
     for report in reports:
         warn(f"{report}; using an older one, {found}")
     return found
-
-
-def _set_aside(step: Path, aside: Path) -> None:
-    aside.parent.mkdir(exist_ok=True)
-    shutil.rmtree(aside, ignore_errors=True)
-    step.rename(aside)
 
 
 # --- Orbax ----------------------------------------------------------------------------------------------------------------

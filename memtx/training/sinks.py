@@ -26,7 +26,7 @@ from memtx.errors import UserError, brief, optional
 from memtx.files.atomic import write_atomic
 
 Numbers = Mapping[str, float | int | None]
-LINES = "metrics.jsonl"
+LINES, WANDB = "metrics.jsonl", "wandb.json"  # the files that a resumed run reads
 
 
 class Sink(Protocol):
@@ -127,7 +127,7 @@ class WandB:
 
     def __init__(self, workdir: Path, config: Config):
         wandb = optional("wandb", "wandb")
-        self._path = workdir / "wandb.json"
+        self._path = workdir / WANDB
         known = json.loads(self._path.read_text()) if self._path.exists() else {}
         self._sent = {"id": secrets.token_hex(4), "steps": {}} | known
         try:

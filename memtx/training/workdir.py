@@ -1,4 +1,7 @@
-"""The folder of a run. config.json marks it, no other run may use it, and the process that trains in it locks it."""
+"""The folder of a run. config.json marks it, no other run may use it, and the process that trains in it locks it.
+
+An address such as gs://bucket/run is not locked.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from memtx.config import Config, Model, to_json
 from memtx.errors import UserError, check_utf8
 from memtx.files.atomic import part_of, write_atomic
+from memtx.files.remote import absolute, check_writable, is_remote, writing
 from memtx.memory import MEMORIES
 
 LOCK, RECORD, LOG, SAMPLE = ".lock", "run.json", "log.txt", "sample.txt"
@@ -35,24 +39,30 @@ class InUse(UserError):
     """Another process uses the folder."""
 
 
-def claim(workdir: Path, config: Mapping) -> BaseFileLock:
+def claim(workdir: Path, config: Mapping) -> BaseFileLock | None:
     """Create the folder if needed, lock it and write the config into it. The caller releases the lock that is returned.
 
-    Raises UserError if the folder contains other files, is in use, has a run whose config differs in keys outside FREE, or has
+    An address is not locked. Raises UserError if the folder contains other files, is in use, has a run whose config differs in keys outside FREE, or has
     a run that is past the config's last step.
     """
-    check_utf8(workdir.absolute(), "the workdir")
+    check_utf8(absolute(workdir), "the workdir")
     path = workdir / "config.json"
+    if is_remote(workdir):
+        check_writable(workdir)
     if workdir.exists() and not path.exists():
         allowed = {part_of(path).name, *OURS}
         if not workdir.is_dir() or any(p.name not in allowed for p in workdir.iterdir()):
             raise UserError(f"{workdir} is not the workdir of a run (it has no {path.name}); choose another workdir")
+    content = json.dumps(config, indent=2) + "\n"
+    if is_remote(workdir):
+        _check(workdir, path, config)
+        with writing(workdir):
+            path.write_text(content)
+        return None
     lock = hold(workdir)
     try:
-        if path.exists():
-            _check_same(config, _read(path), workdir)
-            _check_steps(config["train"]["steps"], workdir)
-        write_atomic(path, json.dumps(config, indent=2) + "\n")
+        _check(workdir, path, config)
+        write_atomic(path, content)
     except BaseException as e:
         lock.release()
         if isinstance(e, OSError):
@@ -76,6 +86,13 @@ def hold(workdir: Path) -> BaseFileLock:
         raise UserError(f"cannot write in {workdir}: {e.strerror}") from e
 
 
+def _check(workdir: Path, path: Path, config: Mapping) -> None:
+    """Raise a UserError if the run in the folder, if there is one, cannot be continued with this config."""
+    if path.exists():
+        _check_same(config, _read(path), workdir)
+        _check_steps(config["train"]["steps"], workdir)
+
+
 def _read(path: Path) -> dict:
     try:
         return dict(json.loads(path.read_text()))
@@ -97,7 +114,7 @@ def _check_steps(last: int, workdir: Path) -> None:
 
 def checkpoints_of(workdir: str | Path) -> Path:
     """Return the folder of a run's checkpoints."""
-    return Path(workdir).absolute() / "checkpoints"
+    return absolute(workdir) / "checkpoints"
 
 
 def steps_in(folder: Path) -> list[int]:
