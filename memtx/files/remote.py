@@ -231,8 +231,15 @@ def _one_line(bucket: str):
             "The account needs the permission storage.buckets.get and the role roles/storage.objectAdmin"
         ) from None
     except (GoogleAPIError, GoogleAuthError, RequestException, OSError) as error:
-        raise UserError(f"cannot reach {SCHEME}://{bucket}: {_short(error)}") from None
+        raise UserError(f"cannot reach {SCHEME}://{bucket}: {_short(_root(error))}") from None
 
 
-def _short(error: Exception) -> str:
+def _root(error: BaseException) -> BaseException:
+    """Return the first error, such as a refused connection, for which others were raised in turn."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return error
+
+
+def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
