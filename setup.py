@@ -9,6 +9,7 @@ HF = ["huggingface_hub>=0.30", "gguf>=0.10", "sentencepiece>=0.2", "protobuf", *
 CHAT = ["starlette>=1.0", "uvicorn>=0.30", *HF]
 EVAL = ["sacrebleu>=2.4", "rouge-score>=0.1.2"]
 FAISS = ["faiss-cpu>=1.9"]
+GCS = ["gcsfs>=2026.4", "google-cloud-storage>=3"]
 EXTRAS = {  # with pytest 9.2, pytest-xdist 3.8 ignores the groups of --dist loadgroup
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
@@ -18,9 +19,10 @@ EXTRAS = {  # with pytest 9.2, pytest-xdist 3.8 ignores the groups of --dist loa
     "faiss": FAISS,
     "sweep": ["submitit>=1.5"],
     "wandb": ["wandb>=0.31"],
+    "gcs": GCS,
     "report": REPORT,
     "chat": CHAT,
-    "test": ["pytest>=8,<9.2", "pytest-xdist", "hypothesis>=6.100", "submitit>=1.5", *HF, *EVAL, *FAISS, *CHAT],
+    "test": ["pytest>=8,<9.2", "pytest-xdist", "hypothesis>=6.100", "submitit>=1.5", *HF, *EVAL, *FAISS, *GCS, *CHAT],
     "dev": ["ruff", "pyright", "pre-commit"],
     "docs": ["mkdocs>=1.6.1,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2", "ruff"],
 }

@@ -25,6 +25,7 @@ EXTRAS = {
     "faiss": ("approximate search in libraries", ("faiss-cpu",)),
     "wandb": ("metrics in Weights & Biases", ("wandb",)),
     "sweep": ("sweeps on SLURM clusters", ("submitit",)),
+    "gcs": ("workdirs such as gs://bucket/run", ("gcsfs", "google-cloud-storage")),
     "plan": ("compilation for TPUs that are not here", ("libtpu",)),
     "tpu": ("JAX for TPUs", ("libtpu",)),
     "cuda": ("JAX for GPUs of NVIDIA", ("jax-cuda13-plugin",)),

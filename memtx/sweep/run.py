@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from memtx.files.remote import local
 from memtx.sweep.board import Board
 from memtx.sweep.jobs import make_executor
 from memtx.sweep.schedule import Scheduler, choose, claim
@@ -30,7 +31,7 @@ def run_sweep(
     or, through submitit with its settings, "local" or "slurm". Raises UserError for a mistake in the sweep file, before any
     run.
     """
-    sweep, workdir = load_sweep(path), Path(workdir)
+    sweep, workdir = load_sweep(path), local(workdir)
     names = choose(sweep, only)
     jobs = make_executor(executor_kind, parallel, workdir, settings or {})
     claim(sweep, workdir)

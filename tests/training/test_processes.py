@@ -142,9 +142,9 @@ def test_processes_have_the_losses_of_one(root, count):
 # --- the command --------------------------------------------------------------------------------------------------------------
 
 
-def start_train(config, workdir, *, count: int, devices: int) -> list[subprocess.Popen]:
-    """Start `memtx train` in several processes, with the variables that a launcher would set."""
-    port, program = free_port(), workdir.with_suffix(".py")
+def start_train(config, workdir, *, count: int, devices: int, program: Path | None = None) -> list[subprocess.Popen]:
+    """Start `memtx train` in several processes, with the variables that a launcher would set. program: the config file."""
+    port, program = free_port(), program or workdir.with_suffix(".py")
     values = repr(to_json(config))
     program.write_text(f"from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({values})\n")
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "JAX_COORDINATOR_ADDRESS": f"localhost:{port}"}

@@ -1,7 +1,6 @@
 """Runs in a bucket, gs://bucket/runs/a: a local stand-in answers the requests of gcsfs, TensorStore and google-cloud-storage."""
 
 import base64
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -14,41 +13,10 @@ from memtx.files.remote import Mirror, is_remote, local, place
 from memtx.runs.load import is_pretrained, load_run
 from memtx.training.checkpoint import Checkpointer, read_meta, restore
 from memtx.training.seal import SEAL, faults
-from tests.bucket import serving
 from tests.training.runs import CONFIG, abstract, resume, same, save, trees
 
 pytest.importorskip("gcsfs", reason="gcsfs is not installed (extra gcs)")
 RUN = "gs://bucket/runs/a"
-
-
-@pytest.fixture(scope="module")
-def server():
-    """One bucket for the module, since TensorStore reads its address once."""
-    before = dict(os.environ)
-    with serving() as bucket:
-        os.environ.update(bucket.environment)
-        yield bucket
-        remote._store().clear_instance_cache()
-        os.environ.clear()
-        os.environ.update(before)
-
-
-@pytest.fixture
-def bucket(server, tmp_path, monkeypatch):
-    """The bucket with a neighbour of the run and nothing else. Temporary folders are in the folder of the test."""
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
-    monkeypatch.chdir(tmp_path)
-    server.objects.clear()
-    server.generations.clear()
-    server.put("runs/ab/config.json", b"a neighbour")
-    server.log.clear()
-    yield server
-    server.forbidden.clear()
-    assert server.objects["runs/ab/config.json"] == b"a neighbour"
-    assert all(name.startswith("runs/a/") for _, name in server.log)
-    assert [p.name for p in tmp_path.iterdir()] == ["tmp"]
-    assert not list((tmp_path / "tmp").iterdir())
 
 
 def steps(bucket) -> list[int]:
@@ -134,6 +102,7 @@ def test_a_bucket_without_a_network(bucket, monkeypatch):
 # --- checkpoints ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_run_is_saved_sealed_and_restored(bucket):
     with Checkpointer(RUN, CONFIG, keep=2) as keeper:
         for step in (5, 10, 15):
@@ -184,6 +153,7 @@ def test_lost_and_added_objects_are_found(bucket):
     assert not faults(step, "params")
 
 
+@pytest.mark.thorough
 def test_a_step_that_was_interrupted_is_not_used(bucket):
     with Checkpointer(RUN, CONFIG) as keeper:
         save(keeper, 5)
@@ -197,6 +167,7 @@ def test_a_step_that_was_interrupted_is_not_used(bucket):
     assert steps(bucket) == [5]
 
 
+@pytest.mark.thorough
 def test_a_step_without_the_last_object_of_orbax_is_not_continued(bucket):
     with Checkpointer(RUN, CONFIG) as keeper:
         save(keeper, 5)
@@ -205,6 +176,7 @@ def test_a_step_without_the_last_object_of_orbax_is_not_continued(bucket):
     same(resume(RUN), 5)
 
 
+@pytest.mark.thorough
 def test_a_step_stays_intact_when_a_run_is_copied(bucket, tmp_path):
     with Checkpointer(RUN, CONFIG) as keeper:
         save(keeper, 5)
@@ -225,6 +197,7 @@ def test_a_step_stays_intact_when_a_run_is_copied(bucket, tmp_path):
     shutil.rmtree(tmp_path / "tmp" / "copy")
 
 
+@pytest.mark.thorough
 def test_an_object_without_an_md5_is_read(bucket, monkeypatch):
     with Checkpointer(RUN, CONFIG) as keeper:
         save(keeper, 5)
