@@ -1,4 +1,4 @@
-"""A local stand-in for Google Cloud Storage: the requests of its JSON API that gcsfs, TensorStore and google-cloud-storage send.
+"""A local stand-in for Google Cloud Storage, with the requests that gcsfs, TensorStore and google-cloud-storage send.
 
 Objects have generations and checksums that are computed from the stored bytes. An upload takes effect when it is complete, and
 `ifGenerationMatch` is honoured. Listings have small pages, so that a client that reads only the first one fails.

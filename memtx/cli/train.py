@@ -30,7 +30,8 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "workdir",
         None,
-        "The folder `DIR` for the checkpoints, the metrics and the TensorBoard files of the run, or gs://BUCKET/FOLDER. Required.",
+        "The folder `DIR` for the checkpoints, the metrics and the TensorBoard files of the run. It may be in a bucket: "
+        "gs://BUCKET/FOLDER. Required.",
         flag_values=values,
     )
     define_processes(values)

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from memtx.errors import UserError, optional
 
-ADDRESS = re.compile(r"([a-z][a-z0-9]*):/(/?)(.*)")
+ADDRESS = re.compile(r"([a-z][a-z0-9]*):/(/?)(.*)", re.DOTALL)
 SCHEME = "gs"
 PATTERNS = "*?[]#"  # characters that gcsfs gives a meaning
 WAIT = 10  # seconds that the first request to a bucket may take
@@ -43,8 +43,10 @@ def place(workdir: str | Path) -> Path:
     bucket, _, key = name.strip("/").partition("/")
     if scheme != SCHEME:
         raise UserError(f"{workdir} is not an address that memtx knows: give a folder or gs://BUCKET/FOLDER")
-    if not bucket or not key or any(c in PATTERNS for c in name):
-        raise UserError(f"{workdir} must have the form gs://BUCKET/FOLDER, without the characters {' '.join(PATTERNS)}")
+    if not bucket or not key or not name.isprintable() or {*PATTERNS} & {*name} or {".", ".."} & {*key.split("/")}:
+        raise UserError(
+            f"{workdir} must have the form gs://BUCKET/FOLDER, without '..' and the characters {' '.join(PATTERNS)}"
+        )
     _prepare()
     _reach(bucket)
     from etils import epath
@@ -61,7 +63,7 @@ def absolute(workdir: str | Path) -> Path:
 def local(path: str | Path) -> Path:
     """Return the path of a folder of this machine. Raises UserError for an address."""
     if is_remote(path):
-        raise UserError(f"{path} is an address; only train, eval, generate, write and load take one: choose a folder")
+        raise UserError(f"{path} is the address of a bucket, which this command cannot use; choose a folder")
     return Path(path)
 
 
@@ -176,10 +178,10 @@ def _prepare() -> None:
     """Make gcsfs ask the bucket each time. Other processes and TensorStore write there too, so old listings would be wrong."""
     optional("gcsfs", "gcs")
     optional("google.cloud.storage", "gcs")
-    import fsspec
+    from fsspec.config import conf
 
     for name in ("gs", "gcs"):
-        fsspec.config.conf.setdefault(name, {}).setdefault("use_listings_cache", False)
+        conf.setdefault(name, {}).setdefault("use_listings_cache", False)
 
 
 @cache

@@ -40,10 +40,11 @@ class Loaded:
 def load(source: str | Path, *, context: int = pretrained.CONTEXT, **changes) -> Loaded:
     """Load the newest intact checkpoint of a workdir, or a pretrained model, onto the first device.
 
-    source: a workdir, also in a bucket (gs://bucket/run), a Hugging Face folder (safetensors), a .gguf file, a name of the hub, or "smollm2" or "minilm", which are
-    in packages. context: the number of tokens that full attention of a pretrained model keeps, at most its own context length.
-    changes: settings of a pretrained model to change, such as output="classes", classes=3. New parameters are drawn at random.
-    Raises UserError if there is no such model, if its files are damaged, or if a setting of a run is changed.
+    source: a workdir, also in a bucket (gs://bucket/run), a Hugging Face folder (safetensors), a .gguf file, a name of the hub,
+    or "smollm2" or "minilm", which are in packages. context: the number of tokens that full attention of a pretrained model
+    keeps, at most its own context length. changes: settings of a pretrained model to change, such as output="classes",
+    classes=3. New parameters are drawn at random. Raises UserError if there is no such model, if its files are damaged, or if a
+    setting of a run is changed.
     """
     if is_pretrained(source):
         return _pretrained(str(source), context, changes)

@@ -57,8 +57,8 @@ def train(config: ml_collections.ConfigDict | Mapping | Config, workdir: str | P
     """Train for `train.steps` steps, or continue the run in `workdir`, on any mesh and with any batch.
 
     A run may continue on another mesh and with another batch. Then the first streams keep their state and their place in the
-    text, and new streams start documents. workdir: a folder, or an address such as gs://bucket/run. say: a function that prints a line for the user. Raises UserError for a mistake that
-    the user can fix, if possible before anything is written.
+    text, and new streams start documents. workdir: a folder, or an address such as gs://bucket/run. say: a function that prints
+    a line for the user. Raises UserError for a mistake that the user can fix, if possible before anything is written.
     """
     config, workdir = configure(config), place(workdir)
     on_first(partial(check_sinks, config))

@@ -65,8 +65,8 @@ class Checkpointer:
 
     config: a nested dict of JSON values. keep: the number of newest steps to keep besides the best. warn: called with one line
     for each damaged step. If a run has several processes, they share the workdir. Each creates a Checkpointer and makes the
-    same calls. The workdir is locked until `close`, unless it is an address. files: a folder of this machine for the small files
-    of the run. Raises UserError if the workdir belongs to another run or to no run.
+    same calls. The workdir is locked until `close`, unless it is an address. files: a folder here for the small files of the
+    run. Raises UserError if the workdir belongs to another run or to no run.
     """
 
     def __init__(self, workdir: str | Path, config: Mapping, *, keep: int = 3, warn: Warn = print):

@@ -16,7 +16,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, cast
+from typing import Any, cast
 
 from memtx.files.remote import checksums, is_remote
 
@@ -83,4 +83,4 @@ def _digest(kind: str, files: dict[Path, str | None]) -> str:
 
 def _read(path: Path, kind: str) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(cast(BinaryIO, file), lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
+        return hashlib.file_digest(cast(Any, file), lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()

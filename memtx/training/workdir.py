@@ -42,8 +42,8 @@ class InUse(UserError):
 def claim(workdir: Path, config: Mapping) -> BaseFileLock | None:
     """Create the folder if needed, lock it and write the config into it. The caller releases the lock that is returned.
 
-    An address is not locked. Raises UserError if the folder contains other files, is in use, has a run whose config differs in keys outside FREE, or has
-    a run that is past the config's last step.
+    An address is not locked. Raises UserError if the folder contains other files, is in use, has a run whose config differs in
+    keys outside FREE, or has a run that is past the config's last step.
     """
     check_utf8(absolute(workdir), "the workdir")
     path = workdir / "config.json"

@@ -1,4 +1,4 @@
-"""Runs in a bucket, gs://bucket/runs/a: a local stand-in answers the requests of gcsfs, TensorStore and google-cloud-storage."""
+"""Checkpoints and small files of a run in a bucket, for which a local stand-in answers (tests/bucket.py)."""
 
 import base64
 import shutil
@@ -48,7 +48,9 @@ def test_an_address_has_a_path(bucket):
     }
 
 
-@pytest.mark.parametrize("address", ["gs://", "gs://bucket", "gs://bucket/", "gs:///a", "gs://bucket/a*", "gs://bucket/a[1]"])
+@pytest.mark.parametrize(
+    "address", ["gs://", "gs://bucket", "gs://bucket/", "gs:///a", "gs://bucket/a*", "gs://b/a/../c", "gs://b/a\n"]
+)
 def test_addresses_that_are_not_valid(address):
     with pytest.raises(UserError, match="must have the form gs://BUCKET/FOLDER"):
         place(address)
@@ -57,7 +59,7 @@ def test_addresses_that_are_not_valid(address):
 def test_other_addresses_are_refused():
     with pytest.raises(UserError, match="s3://bucket/a is not an address that memtx knows"):
         place("s3://bucket/a")
-    with pytest.raises(UserError, match="choose a folder"):
+    with pytest.raises(UserError, match="the address of a bucket, which this command cannot use"):
         local(RUN)
 
 
@@ -93,7 +95,8 @@ def test_a_bucket_without_permission_to_write(bucket):
 def test_a_bucket_without_a_network(bucket, monkeypatch):
     from google.cloud import storage
 
-    client = storage.Client(project="p", client_options={"api_endpoint": "http://127.0.0.1:9"}, use_auth_w_custom_endpoint=False)
+    nobody = {"api_endpoint": "http://127.0.0.1:9"}
+    client = storage.Client(project="p", client_options=nobody, use_auth_w_custom_endpoint=False)
     monkeypatch.setattr(remote, "_client", lambda: client)
     with pytest.raises(UserError, match="cannot reach gs://elsewhere: .*refused"):
         place("gs://elsewhere/a")
@@ -211,6 +214,20 @@ def test_the_md5_is_that_of_the_bucket():
     assert remote._md5({"md5Hash": base64.b64encode(bytes(16)).decode()}) == "00" * 16
 
 
+@pytest.mark.parametrize("method", ["POST", "DELETE"])
+def test_a_bucket_that_can_no_longer_be_written_is_one_line(bucket, method):
+    def lose_it():
+        with Checkpointer(RUN, CONFIG, keep=1) as keeper:
+            save(keeper, 5)
+            bucket.forbidden.add(method)
+            save(keeper, 10)
+
+    with pytest.raises(UserError, match=f"cannot write in {RUN}/checkpoints: .*does not have permission"):
+        lose_it()
+    bucket.forbidden.clear()
+    same(resume(RUN), 10 if method == "DELETE" else 5)
+
+
 # --- the folder of a run ----------------------------------------------------------------------------------------------------
 
 
@@ -267,10 +284,13 @@ def test_a_mirror_of_a_folder_is_the_folder(tmp_path):
 
 
 def test_files_are_copied_and_the_temporary_folder_is_deleted_after_an_error(bucket):
-    with pytest.raises(ZeroDivisionError), Checkpointer(RUN, CONFIG) as keeper:
-        (keeper.files.folder / "metrics.jsonl").write_text("line\n")
-        save(keeper, 5)
-        1 / 0  # noqa: B018
+    def fail():
+        with Checkpointer(RUN, CONFIG) as keeper:
+            (keeper.files.folder / "metrics.jsonl").write_text("line\n")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert bucket.objects["runs/a/metrics.jsonl"] == b"line\n"
 
 

@@ -16,7 +16,7 @@ from memtx.config import to_json
 from memtx.runs.evaluate import evaluate_run
 from memtx.runs.load import load
 from memtx.runs.train import train
-from tests.runs import tiny
+from tests.runs import tiny, write_texts
 from tests.training.test_loop import bits
 from tests.training.test_processes import ROOT, finish, start_train
 
@@ -90,12 +90,19 @@ def test_a_run_that_was_killed_has_the_metrics_of_its_checkpoint(bucket, root, t
         left.rmdir()
 
 
-def test_the_command_of_the_page_on_clusters_in_two_processes(bucket, root, capsys):
-    """They stop together at a signal to one of them, continue, and can be evaluated and read."""
+def test_the_command_of_the_page_on_clusters(bucket, root, capsys):
     page = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
-    (given,) = re.findall(r'memtx train (--.*gs://.*?)"?$', page, re.MULTILINE)
-    (address,) = [word.partition("=")[2] for word in shlex.split(given) if word.startswith("--workdir=")]
-    assert address == "gs://my-bucket/runs/xl"
+    (given,) = re.findall(r'(memtx train --.*gs://.*?)"?$', page, re.MULTILINE)
+    write_texts(root / "texts")
+    given = given.replace("size=base,data=books", f"size=micro,data=textdir:{root / 'texts'}")
+    given = given.replace("gs://my-bucket/runs/xl", RUN)
+    cli.main([*shlex.split(given)[1:], "--config.train.steps=2", "--config.eval.segments=2", f"--cache={root / 'cache'}"])
+    assert f"metrics  {RUN}/metrics.jsonl" in capsys.readouterr().out
+    assert "runs/a/checkpoints/2/commit_success.txt" in bucket.objects
+
+
+def test_two_processes_stop_and_continue(bucket, root, capsys):
+    """They stop together at a signal to one of them. The run can be evaluated and read by one process."""
     program = root / "two.py"
 
     def config(steps):
