@@ -214,6 +214,9 @@ def test_the_md5_is_that_of_the_bucket():
     assert remote._md5({"md5Hash": base64.b64encode(bytes(16)).decode()}) == "00" * 16
 
 
+# Orbax closes its event loop before TensorStore has answered.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", ["POST", "DELETE"])
 def test_a_bucket_that_can_no_longer_be_written_is_one_line(bucket, method):
     def lose_it():
