@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from memtx.library import Library
 
 WORDS = True  # the command takes words that are not flags
-COLUMNS = ("namespace", "document", "entries", "tokens", "bytes", "recalled", "read at")
+NAMES = ("namespace", "document")  # columns of `show`
+WIDEST = 10_000  # characters of a line of `show` in a file
+COLUMNS = (*NAMES, "entries", "tokens", "bytes", "recalled", "read at")
 
 
 def define(values: flags.FlagValues) -> None:
@@ -75,9 +77,10 @@ def act(values, words: Sequence[str]) -> None:
         raise UserError(f"give a verb: {', '.join(VERBS)}")
     verb, *rest = words
     check_known(verb, VERBS, "verb")
-    run, least, most = VERBS[verb]
+    run, word, least, most = VERBS[verb]
     if not least <= len(rest) <= (most or len(rest)):
-        raise UserError(f"memtx memory {verb} takes {_count(least, most)}, not {len(rest)}; see memtx memory --help")
+        count = _count(least, most) + f" ({word})" * bool(word)
+        raise UserError(f"memtx memory {verb} takes {count}, not {len(rest)}; see memtx memory --help")
     run(values, [as_utf8(word) for word in rest])
 
 
@@ -122,18 +125,24 @@ def _show(values, words: Sequence[str]) -> None:
         return
     console, table = Console(soft_wrap=True, highlight=False), Table()
     for name in COLUMNS:
-        table.add_column(name, justify="left" if name in ("namespace", "document", "read at") else "right", overflow="fold")
+        table.add_column(name, justify="left" if name in (*NAMES, "read at") else "right", no_wrap=name in NAMES)
     for row in about["documents"]:
         numbers = (f"{row[name]:,}" for name in ("entries", "tokens", "bytes", "recalled"))
         table.add_row(escaped(row["namespace"]), escaped(row["name"]), *numbers, row["time"][:16].replace("T", " "))
     console.print(f"{about['library']}: {about['kind']} of {about['model']}, version {about['version']}", markup=False)
+    width = console.measure(table, options=console.options.update(width=WIDEST))
+    console.width = max(console.width, width.minimum) if console.is_terminal else WIDEST  # names are whole, to be copied
     console.print(table)
     for name, group in about["groups"].items():
         console.print(f"memory {name}: {group['entries']:,} entries, {group['bytes']:,} bytes", markup=False)
     for space, size in about["states"].items():
         console.print(f"state of {escaped(space)}: {size:,} bytes", markup=False)
-    use = ", ".join(f"{name.replace('_', ' ')} {share:.3g}" for name, share in about["use"].items())
-    console.print(f"use: {use}\ndigest: {about['digest']}", markup=False)
+    use, texts = about["use"], [plural(about["use"]["recalls"], "recall")]
+    if "never_recalled" in use:
+        texts.append(f"{use['never_recalled']:.1%} of the entries were never recalled")
+    if "most_recalled_tenth" in use:
+        texts.append(f"the most recalled tenth of the entries has {use['most_recalled_tenth']:.1%} of the recalls")
+    console.print(f"use: {', '.join(texts)}\ndigest: {about['digest']}", markup=False)
 
 
 def _forget(values, words: Sequence[str]) -> None:
@@ -178,7 +187,10 @@ def _import(values, words: Sequence[str]) -> None:
 def _merge(values, words: Sequence[str]) -> None:
     from memtx import library
 
-    count = library.merge(_library(values), library.open(words[0]), **_spaces(values))
+    path, other = needed(values, "memory", "notes"), library.open(words[0])
+    if not library.is_library(path):
+        raise UserError(f"{path} is not a library yet; memtx memory fork --memory={words[0]} {path} makes it from {words[0]}")
+    count = library.merge(_library(values), other, **_spaces(values))
     print(f"added {plural(count, 'document')}")
 
 
@@ -219,19 +231,19 @@ def _migrate(values, words: Sequence[str]) -> None:
     print(f"read {plural(len(new.documents), 'document')} into {new.path}")
 
 
-VERBS = {  # with the smallest and the largest number of words after the verb (0: no limit)
-    "read": (_read, 1, 0),
-    "recall": (_recall, 1, 1),
-    "show": (_show, 0, 0),
-    "forget": (_forget, 0, 1),
-    "verify": (_verify, 1, 1),
-    "export": (_export, 1, 1),
-    "import": (_import, 1, 1),
-    "merge": (_merge, 1, 1),
-    "diff": (_diff, 1, 1),
-    "fork": (_fork, 1, 1),
-    "resize": (_resize, 1, 1),
-    "migrate": (_migrate, 1, 1),
+VERBS = {  # with the words after the verb: their name, and their smallest and largest number (0: no limit)
+    "read": (_read, "FILE, FOLDER or -", 1, 0),
+    "recall": (_recall, "QUERY", 1, 1),
+    "show": (_show, "", 0, 0),
+    "forget": (_forget, "DOCUMENT", 0, 1),
+    "verify": (_verify, "CERTIFICATE", 1, 1),
+    "export": (_export, "FILE", 1, 1),
+    "import": (_import, "FILE", 1, 1),
+    "merge": (_merge, "DIR", 1, 1),
+    "diff": (_diff, "DIR", 1, 1),
+    "fork": (_fork, "DIR", 1, 1),
+    "resize": (_resize, "N", 1, 1),
+    "migrate": (_migrate, "DIR", 1, 1),
 }
 
 

@@ -269,7 +269,12 @@ class Library:
         self._checked(certificate["removed"], certificate["method"], reread)
         record = self.record
         if record.version < certificate["version"]:
-            raise UserError(f"{self.path} is older than the certificate, or is another library")
+            same = record.digest() == certificate["after"]
+            what = "has the same documents, but another history" if same else "is an older copy, or another library"
+            raise UserError(
+                f"{self.path} {what}: it is at change {record.version}, and the certificate is of change "
+                f"{certificate['version']}; verify it with the library that forgot, or a fork of it"
+            )
         if record.version == certificate["version"] and record.digest() != certificate["after"]:
             raise UserError(f"{self.path} is not the library of the certificate: its digest differs")
         return True

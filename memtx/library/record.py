@@ -136,7 +136,9 @@ class Record:
         if not found and name is None:
             raise UserError(f"no document is in the namespace {namespace!r}")
         if not found:
-            raise UserError(f"no document {name!r}{nearest(name or '', sorted({document.name for document in here}))}")
+            known = sorted({document.name for document in here})
+            inside = [other for other in known if other.endswith(f"/{name}")]  # in a folder
+            raise UserError(f"no document {name!r}{nearest(name or '', inside or known)}")
         if name is not None and len(found) > 1:
             spaces = ", ".join(sorted(document.namespace for document in found))
             raise UserError(f"several namespaces have a document {name!r} ({spaces}); choose one of them")

@@ -99,7 +99,10 @@ class Sentences(Separate):
 
     def model(self, record: Record, documents: Sequence[Document], read: Read, batch_size: int = 1) -> Loaded:
         """Raise UserError, because a sentence encoder generates nothing."""
-        raise UserError("a library of sentences has no state that a language model could continue; use recall")
+        raise UserError(
+            "a library of sentences has no language model that could continue or explain a text; recall shows the sentences nearest "
+            "to a text, and memtx memory read --memory=DIR --model=smollm2 makes a library of a language model in a new DIR"
+        )
 
 
 def _names(documents: Sequence[Document]) -> set[str]:

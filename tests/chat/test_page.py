@@ -143,6 +143,7 @@ def test_the_page_needs_nothing_else_and_allows_nothing_else(browser):
     assert response.status == 200
     assert html.startswith("<!doctype html>")
     assert "--paper:" in html  # the shared style
+    assert re.search(r'<textarea id="message"[^>]* disabled>', html)  # until the state has come, so that no message is lost
     assert not re.search(r"https?://|innerHTML|insertAdjacentHTML|\son\w+=|\sstyle=", html)
     assert csp == policy(html)
     assert "default-src 'none'" in csp

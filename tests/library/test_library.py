@@ -219,8 +219,28 @@ def test_a_certificate_of_another_library_fails(found, tmp_path):
     other = create_fake(tmp_path / "other")
     other.read("Trees grow.", document="trees")
     certificate = other.forget(document="trees")
-    with pytest.raises(UserError, match="older than the certificate|not the library of the certificate|differs"):
-        create_fake(tmp_path / "empty").verify(certificate)
+    empty = create_fake(tmp_path / "empty")
+    with pytest.raises(UserError, match="has the same documents, but another history: it is at change 0, and the .* of change 2"):
+        empty.verify(certificate)
+    empty.read("Sky.", document="sky")
+    with pytest.raises(UserError, match="is an older copy, or another library: it is at change 1, and"):
+        empty.verify(certificate)
+
+
+def test_a_certificate_holds_for_the_library_that_forgot_and_its_forks(found, tmp_path):
+    certificate = found.forget(document="trees")
+    assert fork(found, tmp_path / "fork").verify(certificate)
+    export(found, tmp_path / "file", namespace="*")
+    import_file(tmp_path / "copy", tmp_path / "file")
+    with pytest.raises(UserError, match="has the same documents, but another history: .* verify it with the library that forgot"):
+        open_fake(tmp_path / "copy").verify(certificate)
+
+
+def test_a_name_without_its_folder_is_completed_in_the_error(found):
+    for name in ("texts/clock.txt", "a/clock.txt", "boats.txt", "z.txt"):
+        found.read("Ticks.", document=name)
+    with pytest.raises(UserError, match=r"no document 'clock.txt'; the nearest: a/clock.txt, texts/clock.txt$"):
+        found.forget(document="clock.txt")
 
 
 def test_a_reread_notices_a_library_whose_entries_are_not_those_of_its_texts(found):
@@ -470,8 +490,15 @@ def test_the_command_reads_a_folder_without_files_that_are_not_text(tmp_path, mo
     run("import", "--memory=other", "file")
     run("diff", "--memory=library", "other")
     assert capsys.readouterr().out.splitlines()[-1] == "the same documents"
+    with pytest.raises(SystemExit):
+        run("merge", "--memory=new", "library")
+    assert "new is not a library yet; memtx memory fork --memory=library new makes it" in capsys.readouterr().err
+    name = "a folder with a long name/" * 4 + "two.txt"
+    open_fake(tmp_path / "library").read("It snows.", document=name)
     run("show", "--memory=library")
-    assert "1" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert name in shown  # on one line
+    assert "use: 1 recall, 50.0% of the entries were never recalled, the most recalled tenth of the entries has 100.0% of" in shown
 
 
 @pytest.mark.parametrize(
@@ -479,7 +506,9 @@ def test_the_command_reads_a_folder_without_files_that_are_not_text(tmp_path, mo
     [
         ((), "give a verb"),
         (("recal", "x"), "did you mean recall?"),
-        (("recall",), "takes 1 word, not 0"),
+        (("recall",), "memtx memory recall takes 1 word (QUERY), not 0"),
+        (("export", "a", "b"), "takes 1 word (FILE), not 2"),
+        (("read",), "takes at least 1 word (FILE, FOLDER or -), not 0"),
         (("recall", "x"), "--memory is missing"),
         (("recall", "x", "--memory=nowhere"), "is not a library"),
         (("read", "nofile.txt", "--memory=nowhere", "--model=minilm"), "cannot read nofile.txt: No such file"),
