@@ -135,6 +135,11 @@ class Chat:
         """The name or folder of the model that answers, without loading it."""
         return self.settings.model or (ANSWERS if self.quotes else self.library.settings.model)
 
+    def loads(self, message: str) -> bool:
+        """Return whether the model must be loaded first to answer this message, which takes seconds or minutes."""
+        loaded = self._model or "model" in vars(self) if self.quotes else "kind" in vars(self.library)
+        return not loaded and (is_question(message) or not self.settings.acknowledge)
+
     @cached_property
     def model(self) -> Loaded:
         """The model that answers, without any document."""

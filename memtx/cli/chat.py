@@ -127,6 +127,8 @@ class Terminal:
 
     def reply(self, message: str) -> None:
         """Print the answer while it is written, and a line for each source."""
+        if self.chat.loads(message):
+            print(f"loading {self.chat.model_name} ...", file=sys.stderr, flush=True)
         answering = self.chat.stream(message)
         try:
             for piece in answering:
@@ -135,6 +137,8 @@ class Terminal:
             answering.close()
             print_text("\n")
         turn = self.chat.history()[-1]
+        if turn.sources:
+            say("  found in the library:")
         for number, found in enumerate(turn.sources, 1):
             say(f"  [{number}] {found.document}: {shortened(found.text)}")
         if not turn.sources and turn.answer != self.chat.settings.acknowledge:

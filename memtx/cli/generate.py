@@ -11,7 +11,7 @@ which entries of the memory the model read.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +20,10 @@ from absl import flags
 
 from memtx.cli.options import as_utf8, define_writing, needed, print_text, writing
 from memtx.errors import UserError, optional
+from memtx.progress import Progress
 
 if TYPE_CHECKING:
+    from memtx.library import Library
     from memtx.library.explain import Explanation
     from memtx.runs.load import Loaded
 
@@ -64,7 +66,10 @@ def act(values) -> None:
     options |= {"specials": values["chat"].value, "stop": [*map(as_utf8, values["stop"].value)]}
     options["state"] = loaded.state if values["memory"].value else None
     if page := values["explain"].value:
-        _write_explained(loaded, prompt, source, options, explain).write(page)
+        explanation = _write_explained(loaded, prompt, source, options, explain)
+        explanation.write(page)
+        if explanation.closed:
+            print(f"memtx: all gates are 0, so nothing came from the memory; {page} says more", file=sys.stderr)
         print(f"memtx: wrote {page}", file=sys.stderr)
         return
     for text in generate(loaded.lm, loaded.params, loaded.tokenizer, prompt, source=source, **options):
@@ -90,10 +95,17 @@ def _load(values, source: str | None) -> tuple[Loaded, Callable[..., Explanation
         library, spaces = open(memory), namespaces or [SPACE]
         if not library.record.visible(spaces):
             raise UserError(f"no documents in the namespace {', '.join(spaces)}; {library.record.spaces()}")
-        return library.model(namespace=spaces), partial(library.explain, namespace=spaces)
+        return library.model(namespace=spaces), partial(_explain_library, library, namespace=spaces)
     kept = {"context": context} if context else {}
     loaded = load(model, **kept) if model else load_run(needed(values, "workdir", "runs/first"))
     return loaded, partial(explain, loaded) if source is None else partial(explain_with_source, loaded, source=source)
+
+
+def _explain_library(library: Library, tokens: Sequence[int], **options) -> Explanation:
+    """Return the explanation of a library, with a display of its progress."""
+    with Progress("document") as progress:
+        progress(0, 0)
+        return library.explain(tokens, progress=progress, **options)
 
 
 def _write_explained(

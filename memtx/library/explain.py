@@ -27,6 +27,8 @@ from memtx.nn.reads import NOWHERE, SOURCE
 from memtx.runs.load import Loaded
 
 WHOLE = 2000  # texts with at most this number of tokens are stored whole
+SHUT = 0.0005  # smaller shares of a memory are shown as 0
+LEAVE_OUT = 16  # the most documents to leave out
 AROUND = 24  # tokens around a read that are stored of longer texts
 NAMES = {THIS: "this text", EARLIER: "earlier text", SOURCE: "the encoder's source", NOWHERE: "learned and state vectors"}
 
@@ -100,7 +102,7 @@ class Source:
 class Explanation:
     """The entries from which each token of a text was predicted. Lists by token begin with token `first`.
 
-    model    the name of the model
+    model    the name of the model: that of the packages or the hub, or its folder and the one around it
     tokens   the text of every token. Of the tokens of one character, the last one has it
     first    the index of the first explained token
     bits     the loss of each explained token, in bits
@@ -118,6 +120,11 @@ class Explanation:
     covered: list[float]
     sources: list[Source]
     gates: list[Gate]
+
+    @property
+    def closed(self) -> bool:
+        """Whether there are gates and all of them are 0, so that the model took nothing from its memory."""
+        return bool(self.gates) and all(abs(x) < SHUT for gate in self.gates for row in gate.share for x in row)
 
     def to_json(self) -> dict[str, Any]:
         """Return the explanation as JSON values."""
@@ -155,7 +162,7 @@ def explain(
     without: Callable[[int], Loaded] | None = None,
     first: int = 1,
     reads: int = 32,
-    leave_out: int = 16,
+    leave_out: int = LEAVE_OUT,
 ) -> Explanation:
     """Explain the tokens of a text.
 
@@ -179,14 +186,16 @@ def explain(
     read_before = {label: span for label, document in documents.items() if (span := document.span) is not None}
     summary = summarise(resolve(found, first, start, read_before), len(ids_T) - first, reads)
     most_read = sorted(documents, key=lambda label: -sum(summary.share.get(label, ())))
-    others = {label: without(label) for label in most_read[:leave_out]} if without else {}
-    left_out = {label: bits(other.lm, other.state) for label, other in others.items()}
+    left_out = {}
+    for label in most_read[:leave_out] if without else []:
+        other = without(label)
+        left_out[label] = bits(other.lm, other.state)
     documents[THIS] = Text(NAMES[THIS], ids_T)
     seen = {THIS, *summary.share, *left_out}
     labels = [label for label in dict.fromkeys([THIS, *most_read, *summary.share]) if label in seen]
     index = {label: i for i, label in enumerate(labels)}
     return Explanation(
-        model=tokenizer.name,
+        model="/".join(Path(loaded.name).parts[-2:]) or tokenizer.name,
         tokens=texts_of(tokenizer, ids_T),
         first=first,
         bits=bits(lm, before),
@@ -266,7 +275,7 @@ def texts_of(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
 def render(explanation: Explanation) -> str:
     """Return the page of an explanation. Raises UserError if jinja2 is not installed."""
     template = read_template("memtx.library", "explain.html")
-    return template.render(model=explanation.model, data=_script(_rounded(explanation.to_json())))
+    return template.render(model=explanation.model, closed=explanation.closed, data=_script(_rounded(explanation.to_json())))
 
 
 def _script(value: Any) -> Any:

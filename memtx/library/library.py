@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from memtx.files.cache import absolute
 from memtx.files.hub import PACKAGED
 from memtx.files.text import read_text
 from memtx.library import certificate as certificates
-from memtx.library.explain import Explanation, Text, explain
+from memtx.library.explain import LEAVE_OUT, Explanation, Text, explain
 from memtx.library.folder import SETTINGS, Folder, unpacked
 from memtx.library.kind import Change, Found, Kind, Query, Separate, fingerprint
 from memtx.library.language import Entries, States
@@ -87,6 +87,10 @@ class Library:
         self._model, self._loaded = model, loaded
         self._cached: tuple[tuple[int, ...], Record] = (), Record()  # one attribute, because other threads read it unlocked
         self.folder.clean()  # raises if the record is damaged
+
+    def __repr__(self) -> str:
+        record, settings = self.record, self.settings
+        return f"<Library {str(self.path)!r}: {settings.kind} of {settings.model}, {len(record.documents)} documents>"
 
     # --- contents
 
@@ -205,9 +209,17 @@ class Library:
         self._count(found)
         return found
 
-    def explain(self, text: str | Sequence[int], *, namespace: str | Sequence[str] = SPACE, **options) -> Explanation:
+    def explain(
+        self,
+        text: str | Sequence[int],
+        *,
+        namespace: str | Sequence[str] = SPACE,
+        progress: Report = lambda done, total: None,
+        **options,
+    ) -> Explanation:
         """Explain a text: which entries of these namespaces the model reads to predict it, and the bits each document saves.
 
+        progress: called with the numbers of documents that were left out and that will be, because each may take long.
         options: see `memtx.explain`. The losses without a document are those of a library that never read it. Raises UserError
         for a library of sentences.
         """
@@ -217,11 +229,15 @@ class Library:
         names = {n: f"{d.namespace}/{d.name}" if several else d.name for n, d in documents.items()}
         ids = {n: None if d.text is None else frame(d.text)[0] for n, d in documents.items()}
         texts = {n: Text(names[n], ids[n], d.start) for n, d in documents.items()}
+        done, total = count(), min(options.get("leave_out", LEAVE_OUT), len(documents))
 
         def without(label: int) -> Loaded:
+            progress(next(done), total)
             return self.model(namespace=namespace, without=[documents[label].id])
 
-        return explain(model, text, state=model.state, documents=texts, without=without, **options)
+        explanation = explain(model, text, state=model.state, documents=texts, without=without, **options)
+        progress(total, total)
+        return explanation
 
     def forget(
         self,

@@ -100,8 +100,8 @@ class Sentences(Separate):
     def model(self, record: Record, documents: Sequence[Document], read: Read, batch_size: int = 1) -> Loaded:
         """Raise UserError, because a sentence encoder generates nothing."""
         raise UserError(
-            "a library of sentences has no language model that could continue or explain a text; recall shows the sentences nearest "
-            "to a text, and memtx memory read --memory=DIR --model=smollm2 makes a library of a language model in a new DIR"
+            "a library of sentences has no language model that could continue or explain a text; recall shows the sentences "
+            "nearest to a text, and memtx memory read --memory=DIR --model=smollm2 makes a library with a language model"
         )
 
 

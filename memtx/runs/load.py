@@ -23,7 +23,7 @@ from memtx.training.checkpoint import read_meta, restore
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A model with its parameters, state, tokenizer and config, and the step of its checkpoint.
+    """A model with its parameters, state, tokenizer and config, the step of its checkpoint, and the name that `load` was given.
 
     For a run, `state` is the state of the training streams. For a pretrained model it is a fresh state of one stream, and
     `step` is 0.
@@ -35,6 +35,7 @@ class Loaded:
     tokenizer: Tokenizer
     config: Config
     step: int
+    name: str = ""
 
 
 def load(source: str | Path, *, context: int = pretrained.CONTEXT, **changes) -> Loaded:
@@ -88,7 +89,8 @@ def load_run(workdir: str | Path, *, streams: bool = True, sharded: bool = False
         shardings = Layout(mesh_for(config)).params(lm)
         params = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), params, shardings)
     restored = restore(workdir, params=params, memory=memory)
-    return Loaded(lm, restored.params, restored.memory if streams else lm.init_state(1), tokenizer, config, restored.step)
+    state = restored.memory if streams else lm.init_state(1)
+    return Loaded(lm, restored.params, state, tokenizer, config, restored.step, str(workdir))
 
 
 def mesh_for(config: Config) -> Mesh:
@@ -103,4 +105,4 @@ def _pretrained(name: str, context: int, changes: dict) -> Loaded:
     check_fits(tokenizer, config.model.vocab_size)
     lm = build(config.model, subwords=tokenizer.subwords)
     params = pretrained.load_params(lm, jax.random.key(config.seed), cache=config.data.cache)
-    return Loaded(lm, params, lm.init_state(1), tokenizer, config, 0)
+    return Loaded(lm, params, lm.init_state(1), tokenizer, config, 0, name)

@@ -276,7 +276,10 @@ def test_the_terminal_reads_answers_shows_and_forgets(talk, chat, tmp_path):
     assert f"read {tmp_path}/more/a.txt: 1 entry" in out
     assert "left out: " in out
     name = re.escape(f"{tmp_path}/notes.txt")
-    assert re.search(rf"I see\n  \[1\] {name}: The tower is old\.\n\[1\] {name} at 0 \(score 1\.00\)\nThe tower", out)
+    assert re.search(
+        rf"see\n  found in the library:\n  \[1\] {name}: The tower is old\.\n\[1\] {name} at 0 \(score 1\.00\)\nThe tower",
+        out,
+    )
     out = talk(f"/forget {tmp_path}/notes.txt", "/documents", "/namespace bob", "/help")
     assert f"forgot {tmp_path}/notes.txt: 2 entries (erase)" in out
     assert "namespace bob; " in out
@@ -284,6 +287,15 @@ def test_the_terminal_reads_answers_shows_and_forgets(talk, chat, tmp_path):
     assert chat.namespace == "bob"
     assert [document.name for document in chat.library.documents] == [f"{tmp_path}/more/a.txt"]
     assert talk("/namespace default", f"/forget {tmp_path}/more/a.txt", "/sources").endswith("no answer with sources yet\n")
+
+
+def test_the_terminal_says_that_the_model_is_loaded_before_the_first_answer(talk, chat, plain, monkeypatch):
+    chat._model, calls = None, []
+    monkeypatch.setattr(conversation, "load", lambda name: calls.append(name) or plain)
+    chat.settings = Settings()
+    assert "loading" not in talk("It rains.")  # which is remembered only
+    assert talk("Does it rain?", "Why?").count("loading smollm2 ...\n") == 1
+    assert calls == ["smollm2"]
 
 
 def test_a_mistake_on_the_terminal_is_one_line_and_the_conversation_goes_on(talk, chat, tmp_path):

@@ -1,5 +1,6 @@
 """Explanations say what was read, and how much each document helped; their page is safe to open."""
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -16,7 +17,7 @@ from memtx.data.tokenizers import Tokenizer
 from memtx.errors import UserError
 from memtx.evaluation.losses import token_nll
 from memtx.library.attribution import LEAST_WEIGHT, THIS, losses
-from memtx.library.explain import NAMES, Read, Text, explain_with_source, joined, texts_of
+from memtx.library.explain import NAMES, Gate, Read, Text, explain_with_source, joined, texts_of
 from memtx.runs.configure import build, configure
 from memtx.runs.load import Loaded
 from tests import runs
@@ -144,8 +145,10 @@ def test_losses_are_those_of_the_model_in_several_calls(loaded):
 
 
 def test_the_most_read_documents_are_left_out(library):
-    found = library.explain(TEXT, leave_out=1)
+    seen = []
+    found = library.explain(TEXT, leave_out=1, progress=lambda *given: seen.append(given))
     assert [text.name for text in found.sources if text.bits_without] == ["be"]
+    assert seen == [(0, 1), (1, 1)]
 
 
 # --- streams ----------------------------------------------------------------------------------------------------------------
@@ -275,6 +278,13 @@ def test_an_explanation_is_json(explanation):
     assert again["reads"][0] == [[*read] for read in explanation.reads[0]]
 
 
+def test_a_page_says_that_closed_gates_let_nothing_through(explanation):
+    shut = [Gate(3, "gate", [[0.0, 0.0]] * len(explanation.bits))]
+    assert "All gates are 0" in dataclasses.replace(explanation, gates=shut).html()
+    for other in (explanation, dataclasses.replace(explanation, gates=[])):
+        assert "All gates are 0" not in other.html()
+
+
 def test_a_large_page_is_small_enough(explanation):
     heads = [Read(layer, n % 8, 0, n, 1, 0.123456789) for layer in range(4) for n in range(32)]
     large = memtx.Explanation("m", ["token"] * 300, 0, [1.0] * 300, [heads] * 300, [0.9] * 300, explanation.sources, [])
@@ -296,6 +306,7 @@ def test_generate_explains_the_tokens_that_it_writes(run, tmp_path, capsys):
     cli.main(["generate", f"--workdir={run}", "--prompt=The ", "--max_tokens=5", "--temperature=0", f"--explain={page}"])
     shown = capsys.readouterr()
     assert shown.err.endswith(f"wrote {page}\n")
+    assert f"<title>Explanation, {run.parent.name}/run</title>" in page.read_text(encoding="utf-8")
     data = json.loads(Page(page.read_text(encoding="utf-8")).scripts[0])
     assert data["first"] == 5
     assert len(data["reads"]) == 5
