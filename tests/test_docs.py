@@ -244,16 +244,24 @@ def test_the_commands_of_a_library(folder, bert_folder, monkeypatch, capsys):  #
     (folder / "papers" / "fruit.txt").write_text("Alice likes green apples.")
     (folder / "report.txt").write_text("The tower was built in 1889. It is made of iron.")
     lines = [line for page, line in LINES if page == "docs/library.md" and line.startswith("memtx memory")]
-    assert [line.split()[2] for line in lines] == ["read", "recall", "show", "forget", "verify"]
+    assert [line.split()[2] for line in lines] == [
+        *("read", "recall", "show", "forget", "verify"),
+        *("export", "import", "diff", "fork", "merge", "resize"),
+    ]
     said = {}
     for line in lines:
+        line, _, file = line.partition(" > ")
         cli.main(shlex.split(line)[1:])
         said[line.split()[2]] = capsys.readouterr().out
-        (folder / "certificate.json").write_text(said[line.split()[2]])
+        if file:
+            (folder / file).write_text(said[line.split()[2]])
     assert "read 2 documents into" in said["read"]
     assert "The tower was built in 1889." in said["recall"]
     assert "alice" in said["show"]
     assert said["verify"].startswith("true: ")
+    assert said["diff"] == "the same documents\n"
+    assert said["merge"] == "added 0 documents\n"
+    assert said["resize"] == "all entries fit\n"
 
 
 def test_a_conversation(folder, bert_folder, monkeypatch, capsys):  # noqa: F811
