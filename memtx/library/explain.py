@@ -186,10 +186,8 @@ def explain(
     read_before = {label: span for label, document in documents.items() if (span := document.span) is not None}
     summary = summarise(resolve(found, first, start, read_before), len(ids_T) - first, reads)
     most_read = sorted(documents, key=lambda label: -sum(summary.share.get(label, ())))
-    left_out = {}
-    for label in most_read[:leave_out] if without else []:
-        other = without(label)
-        left_out[label] = bits(other.lm, other.state)
+    others = ((label, without(label)) for label in most_read[:leave_out]) if without else ()  # one at a time
+    left_out = {label: bits(other.lm, other.state) for label, other in others}
     documents[THIS] = Text(NAMES[THIS], ids_T)
     seen = {THIS, *summary.share, *left_out}
     labels = [label for label in dict.fromkeys([THIS, *most_read, *summary.share]) if label in seen]
