@@ -22,6 +22,9 @@ from memtx.cli import COMMANDS, module_of
 from memtx.cli.options import parse
 from memtx.sweep.spec import load_sweep
 from tests import runs
+from tests.models.test_pretrained import golden
+from tests.models.test_pretrained import write as write_pretrained
+from tests.test_loading import WORDS, save_tokenizer
 from tests.test_programs import bert_folder, t5_folder  # noqa: F401
 from tests.test_write import config as write_config
 
@@ -186,7 +189,7 @@ def test_answers(folder, bert_folder, capsys):  # noqa: F811
     assert shown.rstrip().endswith("labels: 1984")
     cli.main(shlex.split(ask)[1:])
     found = {"memtx": memtx, "text": Path("report.txt").read_text()}
-    exec(block("docs/pretrained.md", 1), found)
+    exec(block("docs/pretrained.md", 2), found)
     assert found["text"][found["found"].start : found["found"].end] == found["found"].text
     assert capsys.readouterr().out.strip() == " ".join(found["found"].text.split())
     cli.main(["ask", "--workdir=runs/answers", "questions.jsonl"])
@@ -284,6 +287,18 @@ def test_pretrained_models(t5_folder, bert_folder, monkeypatch):  # noqa: F811
     exec("\n".join(rest), found)
     assert found["logits"].shape == (1, 2)
     assert eval(embed, found).shape == (1, 16)
+
+
+def test_a_memory_in_a_pretrained_model(tmp_path):
+    backbone = write_pretrained(tmp_path / "smollm2", golden("smollm2"))
+    save_tokenizer(backbone, WORDS)
+    text, found = block("docs/pretrained.md", 1), {"memtx": memtx}
+    for page, here in (("arange(90)", "arange(30)"), ('layers="20"', 'layers="0"'), ('"smollm2"', repr(str(backbone)))):
+        text = text.replace(page, here)
+    exec(text, found)
+    assert abs(found["with_memory"] - found["without"]).max() < 1e-5
+    assert abs(found["without"]).max() > 1e-3
+    assert re.fullmatch(found["new"], "body/bodies/0/layers/0/branches/0/memories/0/gate")
 
 
 def test_a_sweep_and_its_report(folder):

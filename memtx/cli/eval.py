@@ -69,20 +69,20 @@ def act(values) -> None:
     if config:
         show(evaluation, config.model.pretrained or "before training", console)
     else:
-        print(f"plot  {summarise(evaluation, place(workdir), console)}")
+        print(f"plot  {summarise(evaluation, place(workdir), console, split=given['split'] or '')}")
 
 
-def summarise(result, workdir: Path, console: Console) -> Path:
-    """Print the table and write the plot. Returns the path of the plot."""
+def summarise(result, workdir: Path, console: Console, *, split: str = "") -> Path:
+    """Print the table and write the plot. Returns the path of the plot. split: a part of its name, if it is not ""."""
     from memtx.evaluation.recall import Recall
     from memtx.evaluation.summary import plot, recall_plot
 
-    title = show(result, workdir.name, console)
+    title, end = show(result, workdir.name, console), f"_{split}.png" if split else ".png"
     with Mirror(workdir) as files:
         if isinstance(result, Recall):
-            recall_plot(result, path := files.folder / "accuracy.png", title)
+            recall_plot(result, path := files.folder / f"accuracy{end}", title)
         else:
-            plot(result, path := files.folder / "loss_by_position.png", title)
+            plot(result, path := files.folder / f"loss_by_position{end}", title)
     return workdir / path.name
 
 

@@ -21,7 +21,7 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from memtx.cli.options import needed, parse_settings
+from memtx.cli.options import needed, parse_settings, plural
 from memtx.errors import UserError
 
 ESTIMATED = ("params", "optimiser", "state", "batch", "temporary", "padding", "peak")  # bytes, see memtx.runs.estimate
@@ -62,7 +62,7 @@ def act(values) -> None:
     found: dict[str, Any] = {"solved": plan.solved, "budget": dataclasses.asdict(plan.budget)}
     if topology:
         plan, found["step"] = _estimate(plan, config.to_dict(), topology, key)
-        found["solved"] = plan.solved
+        found |= {"solved": plan.solved, "budget": dataclasses.asdict(plan.budget)}
     if compiles:
         found["compiled"] = _compile(plan, topology)
     if values["format"].value == "json":
@@ -117,7 +117,7 @@ def _table(found: dict, match: dict) -> Table:
         off = f"  {amount / match[name] - 1:+.1%} of {match[name]:,.0f}" if name in match else ""
         table.add_row(name, f"{amount:,}{off}")
     if step := found.get("step"):
-        sizes(step, ESTIMATED, f"a train step on {step['devices']} devices, estimated")
+        sizes(step, ESTIMATED, f"a train step on {plural(step['devices'], 'device')}, estimated")
         table.add_row("  memory, GiB per device", f"{step['memory'] / 2**30:.2f}")
         table.add_row("  TFLOPs per device", f"{step['flops'] / 1e12:,.2f}")
         table.add_row("  seconds", " to ".join(f"{seconds:.3g}" for seconds in step["seconds"]))

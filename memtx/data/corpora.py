@@ -143,7 +143,8 @@ def _standard_library(argument: str, cache: Path) -> tuple[Documents, Left]:
 def _folder(argument: str, cache: Path) -> tuple[Documents, Left]:
     folder = absolute(argument)
     if not folder.is_dir():
-        raise UserError(f"corpus textdir: {folder} is not a folder")
+        hint = "" if Path(argument).expanduser().is_absolute() else "; a relative path starts at the current folder"
+        raise UserError(f"corpus textdir: {folder} is not a folder{hint}")
     found, left = files_in(folder)
     if not found:
         raise UserError(f"corpus textdir: {folder} has no files")

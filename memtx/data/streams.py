@@ -133,8 +133,9 @@ class Stream(Iterator[Batch]):
         """
         for name, mine in self._identity().items():
             if state.get(name) != mine:
+                why = "the texts or the tokenizer have changed since then" if name == "tokens" else "keep it the same to resume"
                 raise UserError(
-                    f"the saved data cursor has {name} {state.get(name)}, but this run has {mine}; keep them the same to resume"
+                    f"the checkpoint's place in the data has {name} {state.get(name)}, but this run has {mine}; {why}"
                 )
         try:
             document_B, offset_B = (np.asarray(state[name], np.int64).reshape(-1) for name in ("document", "offset"))

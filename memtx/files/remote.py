@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import os
 import re
 import shutil
 import tempfile
@@ -23,6 +24,7 @@ SCHEME = "gs"
 PATTERNS = "*?[]#"  # characters that gcsfs gives a meaning
 WAIT = 10  # seconds that the first request to a bucket may take
 
+os.environ.setdefault("EPATH_USE_TF", "false")  # otherwise etils.epath imports TensorFlow if it is installed
 logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs the traceback of each error that it raises
 
 

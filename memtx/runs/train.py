@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -244,6 +245,7 @@ class _StepLog:
         self.config, self.metrics, self.saved = config, metrics, step
         self.rate = make_schedule(config.optim, config.train.steps)
         self.pending: tuple[int, dict] | None = None
+        self._warned = False
         self._step, self._clock = step, time.monotonic()  # of the last line that was written
 
     def write(self) -> None:
@@ -256,6 +258,13 @@ class _StepLog:
             raise UserError(
                 f"the loss of step {step} is {values['train/loss']}; the last checkpoint is of step {self.saved}. "
                 "Try a lower optim.lr, a longer optim.warmup or optim.clip=1.0"
+            )
+        if not (self._warned or values["train/grad_norm"]) and is_first():
+            self._warned = True
+            warnings.warn(
+                f"the gradient of step {step} is 0: no trained parameter changes the loss. The memory may have nothing to read "
+                "until one of its segments is full",
+                stacklevel=2,
             )
         if step % self.config.train.log_every and step != self.config.train.steps:
             return

@@ -30,9 +30,8 @@ SILENT = (
     "mesh",
     "data.cache",
     "data.task.cache",
-    "own",
 )
-FREE = (*SILENT, "train.batch", "train.accumulate")  # and the capacities of banks
+FREE = (*SILENT, "own", "train.batch", "train.accumulate")  # and the capacities of banks
 
 
 class InUse(UserError):

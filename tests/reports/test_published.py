@@ -145,6 +145,15 @@ FIGURES: dict[str, Callable[[], tuple]] = {
         mechanisms(DELTA, "forgetting"),
         mechanisms(ADDITIVE, "forgetting", max),
     ),
+    "have {:.3f} bits per byte with a window, {:.3f} with `xl` and {:.3f} with `gated_deltanet`.": lambda: tuple(
+        cell("generation", memory, "bits per byte") for memory in ("window", "xl", "gated_deltanet")
+    ),
+    "kNN-LM lowers that of the window to {:.3f} without training.": lambda: (
+        cell("generation", "window", "bits per byte, kNN-LM"),
+    ),
+    "their scene: {:.1f} in a hundred with a window, {:.1f} with kNN-LM on top, and {:.1f} in the play.": lambda: tuple(
+        cell("generation", "window", f"known speakers{way}") for way in ("", ", kNN-LM", ", real")
+    ),
     "translates verses of the Bible with chrF {:.1f}, a copy of the English has {:.1f}.": lambda: tuple(
         cell("translation", "none", "default", column) for column in ("chrF", "chrF of the English")
     ),

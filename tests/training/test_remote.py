@@ -105,12 +105,22 @@ def test_a_bucket_without_a_network(bucket, monkeypatch):
 # --- checkpoints ------------------------------------------------------------------------------------------------------------
 
 
+def test_tensorflow_is_not_used_where_it_is_installed(bucket, monkeypatch):
+    from etils.epath import backend, gpath
+
+    gpath._is_tf_installed.cache_clear()
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: "found")
+    assert place(RUN)._backend is backend.fsspec_backend
+    gpath._is_tf_installed.cache_clear()
+
+
 @pytest.mark.thorough
 def test_a_run_is_saved_sealed_and_restored(bucket):
     with Checkpointer(RUN, CONFIG, keep=2) as keeper:
-        for step in (5, 10, 15):
+        for step in (1, 10, 15):  # the name of the one that is deleted begins those of the others
             save(keeper, step)
     assert steps(bucket) == [10, 15]
+    assert not faults(place(f"{RUN}/checkpoints/10"))
     assert f"runs/a/checkpoints/15/{SEAL}" in bucket.objects
     same(resume(RUN), 15)
     assert read_meta(RUN)["step"] == 15

@@ -121,8 +121,8 @@ def test_two_processes_stop_and_continue(bucket, root, capsys):
     assert other == ""
     steps = [row["step"] for row in rows(bucket.objects["runs/a/metrics.jsonl"]) if "train/loss" in row]
     assert steps == list(range(1, step + 3))
-    cli.main(["eval", f"--workdir={RUN}", "--segments=2"])
-    assert f"plot  {RUN}/loss_by_position.png" in capsys.readouterr().out
+    cli.main(["eval", f"--workdir={RUN}", "--split=test", "--segments=2"])
+    assert f"plot  {RUN}/loss_by_position_test.png" in capsys.readouterr().out
     cli.main(["generate", f"--workdir={RUN}", "--prompt=The", "--max_tokens=3"])
     assert capsys.readouterr().out.startswith("The")
     assert to_json(load(RUN).config)["train"]["steps"] == step + 2

@@ -8,7 +8,7 @@ import pytest
 from memtx.config import Config, to_json
 from memtx.errors import UserError
 from memtx.training.checkpoint import Checkpointer
-from memtx.training.workdir import differences
+from memtx.training.workdir import FREE, SILENT, differences
 from tests.training.runs import CONFIG, resume, same
 
 
@@ -84,3 +84,9 @@ def test_the_lock_ends_with_the_run(tmp_path):
         pass
     command = "import sys; from filelock import FileLock; FileLock(sys.argv[1], timeout=0).acquire()"
     subprocess.run([sys.executable, "-c", command, str(tmp_path / "run" / ".lock")], check=True)
+
+
+def test_a_run_may_continue_with_a_changed_file_of_its_memory_and_says_so():
+    now, before = ({"own": {"mine": f"/me/mine.py:Mine {digest}"}} for digest in "ab")
+    assert not differences(now, before, FREE)
+    assert differences(now, before, SILENT) == ["own.mine: /me/mine.py:Mine a here, /me/mine.py:Mine b in the checkpoint"]
