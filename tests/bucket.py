@@ -22,7 +22,7 @@ PAGE = 7  # entries of a page of a listing
 class Bucket(ThreadingHTTPServer):
     """A server with one bucket. objects: the bytes by name. log: (method, object) of all requests that change an object.
 
-    forbidden: methods that are refused with 403.
+    forbidden: methods that are refused with 403. closed: objects of which all requests are.
     """
 
     daemon_threads = True
@@ -32,7 +32,7 @@ class Bucket(ThreadingHTTPServer):
 
     def __init__(self, name: str = "bucket"):
         super().__init__(("127.0.0.1", 0), _Request)
-        self.name, self.objects, self.log, self.forbidden = name, {}, [], set()
+        self.name, self.objects, self.log, self.forbidden, self.closed = name, {}, [], set(), set()
         self.generations, self.clock = {}, itertools.count(1_700_000_000_000_000)
         self.uploads, self.lock = {}, threading.RLock()
 
@@ -127,7 +127,7 @@ class _Request(BaseHTTPRequestHandler):
         match = re.fullmatch(r"(?:/upload|/download)?/storage/v1/b/([^/]+)(?:/o(?:/(.+?))?)?/?", parts.path)
         if not match:
             return _error(404, f"no such method: {parts.path}")
-        if method in server.forbidden:
+        if method in server.forbidden or unquote(match[2] or "") in server.closed:
             return _error(403, "the caller does not have permission")
         if match[1] != server.name:
             return _error(404, "The specified bucket does not exist.")

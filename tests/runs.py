@@ -16,7 +16,7 @@ def write_texts(folder: Path) -> Path:
     return folder
 
 
-def tiny(root: Path, memory: str = "window", **groups) -> Config:
+def tiny(root: Path, memory: str = "window", /, **groups) -> Config:
     """One layer of width 16 over `root/texts`; groups are changes to the config's."""
     write_texts(root / "texts")
     settings = {

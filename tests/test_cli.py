@@ -73,6 +73,10 @@ def fails(capsys, *argv: str) -> str:
         (["train", "--config=configs/lm.py", "--config.optim.lr=-1", "--workdir=W"], "optim.lr must be at least 0"),
         (["train", "--config=configs/lm.py:data=textdir:a\nb", "--workdir=W"], r"a\nb is not a folder"),
         (["eval", "--workdir=W"], "not the workdir of a run"),
+        (
+            ["memory", "read", "--memory=gs://bucket/notes", "--model=minilm", "-"],
+            "gs://bucket/notes is the address of a bucket",
+        ),
         (["eval", "--workdir=W", "--split=tset"], "split"),
         (["eval", "--workdir=W", "--config=configs/lm.py"], "not both"),
         (["eval", "--config=configs/lm.py", "--task=pairs=3"], "--task for tasks"),

@@ -26,6 +26,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     (tmp_path / "runs").mkdir()
     (tmp_path / "read.txt").write_text("")
     (tmp_path / ".hidden").write_text("")
+    (tmp_path / "r;$(touch x)`id`*.txt").write_text("")  # a shell would run it
     program = tmp_path / "bin" / "memtx"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m memtx.cli "$@"\n')

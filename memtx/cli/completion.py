@@ -27,6 +27,7 @@ from memtx.errors import UserError, check_known
 WORDS = True  # the command takes words that are not flags
 ROOT = Path(cli.__file__).parents[1]
 TOKENIZERS = ("bytes", "bpe:", "pretrained:")
+PLAIN = re.compile(r"[\w@%+=:,./~-]*")  # words that no shell changes. Others are left out, such as names of files with a $
 FINISHED = re.compile(r"(?!--config=).*[^=:,./]")  # words after which a space is put
 SCRIPTS = {
     "bash": """_memtx() {
@@ -75,7 +76,7 @@ def complete(line: str) -> list[str]:
         found = _flags(command, word)
     else:
         found = _arguments(command, [part for part in before if not part.startswith("-")], word)
-    return [each for each in dict.fromkeys(found) if each.startswith(word) and " " not in each]
+    return [each for each in dict.fromkeys(found) if each.startswith(word) and PLAIN.fullmatch(each)]
 
 
 def _arguments(command: str, before: list[str], word: str) -> Iterable[str]:

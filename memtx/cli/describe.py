@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from memtx import config
 from memtx.data.corpora import load_corpus
@@ -48,9 +49,10 @@ def describe(data: config.Data, progress: Report | None = None) -> Description:
     """
     text = load_corpus(data.corpus, data.cache)
     tok = make_tokenizer(data.tokenizer, text, data.cache)
-    sizes = []
+    sizes, done, total = [], 0, sum(map(text.count, text.splits)) if progress else 0
     for split in text.splits:
-        tokens = tokenize(text, tok, split, data.cache, progress)
+        tokens = tokenize(text, tok, split, data.cache, progress and partial(_report, progress, done, total))
+        done += len(tokens.length_D)
         longest = int(tokens.length_D.argmax())
         sizes.append(
             SplitSize(
@@ -63,3 +65,8 @@ def describe(data: config.Data, progress: Report | None = None) -> Description:
             )
         )
     return Description(data.corpus, text.about, str(text.path), text.notes, tok.name, tok.vocab_size, tuple(sizes))
+
+
+def _report(progress: Report, before: int, total: int, done: int, _: int) -> None:
+    """Report the documents of all splits that are done."""
+    progress(before + done, total)

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from memtx.cli.options import needed
+from memtx.files.remote import local
 
 if TYPE_CHECKING:
     from memtx.reports import Findings
@@ -53,7 +54,7 @@ def act(values) -> None:
     from memtx import reports
     from memtx.reports.formats import as_csv, console, latex, markdown
 
-    given = {name: Path(value) for name in FOLDERS if (value := values[name].value)}
+    given = {name: local(value) for name in FOLDERS if (value := values[name].value)}
     if not values["sweep"].value and "workdir" in given and given.keys() <= {"workdir", "out"} and not values["format"].present:
         page = reports.write_single(reports.from_run(given["workdir"]), given.get("out") or given["workdir"] / "report")
         print(f"page    {page}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from memtx.errors import UserError, check_utf8
+from memtx.files.remote import local
 
 VARIABLE = "MEMTX_CACHE"
 
@@ -61,9 +62,9 @@ def root(cache: str | Path) -> Path:
 
 
 def absolute(path: str | Path) -> Path:
-    """Return the absolute path, with `~` expanded. Raises UserError if the user has no home folder."""
+    """Return the absolute path, with `~` expanded. Raises UserError for an address, or if the user has no home folder."""
     try:
-        return Path(path).expanduser().absolute()
+        return local(path).expanduser().absolute()
     except RuntimeError:
         raise UserError(f"no home folder is known for {str(path)!r}; give a path without ~") from None
 

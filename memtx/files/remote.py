@@ -25,7 +25,6 @@ PATTERNS = "*?[]#"  # characters that gcsfs gives a meaning
 WAIT = 10  # seconds that the first request to a bucket may take
 
 os.environ.setdefault("EPATH_USE_TF", "false")  # otherwise etils.epath imports TensorFlow if it is installed
-logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs the traceback of each error that it raises
 
 
 def is_remote(path: str | Path) -> bool:
@@ -74,7 +73,7 @@ class Mirror:
 
     workdir: the workdir. If it is an address, `folder` is a temporary folder, from which `push` copies the files that changed.
     Otherwise it is the workdir, and `pull` and `push` do nothing. target: the path of the workdir. The end of a `with` block
-    pushes, and deletes the temporary folder.
+    pushes, unless there was an error, and deletes the temporary folder.
     """
 
     def __init__(self, workdir: str | Path):
@@ -92,19 +91,24 @@ class Mirror:
         if self._temporary:
             for name in names:
                 try:
-                    (self.folder / name).write_bytes((self.target / name).read_bytes())
+                    with reading(self.target):
+                        content = (self.target / name).read_bytes()
                 except FileNotFoundError:
                     continue
+                (self.folder / name).write_bytes(content)
                 self._pushed[name] = _version(self.folder / name)
 
     def push(self) -> None:
         """Copy the files that changed since the last copy to the address. Raises UserError if one cannot be written."""
         if self._temporary:
-            for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
-                name, version = path.relative_to(self.folder).as_posix(), _version(path)
+            for path in sorted(p for p in self.folder.rglob("*") if p.is_file() and not p.is_symlink()):
+                try:
+                    name, version, content = path.relative_to(self.folder).as_posix(), _version(path), path.read_bytes()
+                except FileNotFoundError:  # another program deleted it meanwhile
+                    continue
                 if self._pushed.get(name) != version:
                     with writing(self.target):
-                        _store().pipe_file(str(self.target / name), path.read_bytes())
+                        _store().pipe_file(str(self.target / name), content)
                     self._pushed[name] = version
 
     def close(self) -> None:
@@ -115,9 +119,10 @@ class Mirror:
     def __enter__(self) -> Mirror:
         return self
 
-    def __exit__(self, *exc) -> None:
+    def __exit__(self, kind, *_) -> None:
         try:
-            self.push()
+            if kind is None:  # otherwise a file may be half-written
+                self.push()
         finally:
             self.close()
 
@@ -162,14 +167,29 @@ def move(source: Path, target: Path) -> None:
 @contextmanager
 def writing(target: Path):
     """Turn errors of a bucket within the block into a UserError that names the target. Others pass."""
+    with _requests("write in", target):
+        yield
+
+
+@contextmanager
+def reading(target: Path):
+    """Do the same for a block that reads. An object that does not exist is a FileNotFoundError, as on a disk."""
+    with _requests("read", target, FileNotFoundError):
+        yield
+
+
+@contextmanager
+def _requests(verb: str, target: Path, *passing: type[Exception]):
     try:
         yield
+    except (UserError, *passing):
+        raise
     except Exception as error:
         origin, text = type(error).__module__.partition(".")[0], " ".join(str(error).split())[:300]
-        known = origin in ("gcsfs", "google", "aiohttp", "requests") or isinstance(error, OSError)
-        if not is_remote(target) or isinstance(error, UserError) or not (known or f"{SCHEME}://" in text):
+        known = origin in ("gcsfs", "google", "aiohttp", "requests") or isinstance(error, OSError | ValueError)
+        if not is_remote(target) or not (known or f"{SCHEME}://" in text):
             raise
-        raise UserError(f"cannot write in {target}: {text or type(error).__name__}") from error
+        raise UserError(f"cannot {verb} {target}: {text or type(error).__name__}") from error
 
 
 # --- the bucket -------------------------------------------------------------------------------------------------------------
@@ -180,6 +200,8 @@ def _prepare() -> None:
     """Make gcsfs ask the bucket each time. Other processes and TensorStore write there too, so old listings would be wrong."""
     optional("gcsfs", "gcs")
     optional("google.cloud.storage", "gcs")
+    for name in ("gcsfs", "fsspec"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # they log the traceback of each error that they raise
     from fsspec.config import conf
 
     for name in ("gs", "gcs"):

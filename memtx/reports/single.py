@@ -27,18 +27,19 @@ SIDES = (("carried", ""), ("wiped", "_wiped"))  # of the memory
 
 @dataclass(frozen=True)
 class Single:
-    """A run with its config as JSON values, its last step, and the sample that `memtx train` wrote, or ""."""
+    """A run with its config as JSON values, its last and its last evaluated step, and the sample of `memtx train`, or ""."""
 
     run: Run
     config: Mapping[str, Any]
     step: int
+    evaluated: int
     sample: str
 
     @property
     def progress(self) -> str:
         """The number of steps and whether the run has finished, as a sentence."""
         steps = self.config["train"]["steps"]
-        state = "Finished" if self.step >= steps else "Not finished"
+        state = "Finished" if self.evaluated >= steps and not self.run.error else "Not finished"
         error = f" It failed: {self.run.error}" if self.run.error else ""
         return f"{state}: {self.step:,} of {steps:,} steps.{error}"
 
@@ -74,6 +75,8 @@ def from_run(workdir: Path) -> Single:
             f"{workdir} is not the workdir of a run (it has no {path.name}); the report of a sweep needs --sweep=FILE"
         )
     config = read_json(path)
+    if not isinstance(config.get("train"), dict) or not isinstance(config["train"].get("steps"), int):
+        raise UserError(f"{path} is not the config of a run")
     try:
         meta = read_meta(workdir)
     except UserError:
@@ -88,9 +91,11 @@ def from_run(workdir: Path) -> Single:
     }
     values |= read_json(record) if record.exists() else {"train_tokens_per_s": tokens_per_s(workdir)}
     run = build(record, values | read_metrics(workdir, values, ("train/loss", "train/lr")))
-    step = max([meta.get("step", 0), *(line["step"] for line in metrics(workdir)[-1:])])
+    lines = metrics(workdir)
+    step = max([meta.get("step", 0), *(line["step"] for line in lines[-1:])])
+    evaluated = max((line["step"] for line in lines if any(name.startswith("eval/") for name in line)), default=0)
     sample = workdir / SAMPLE
-    return Single(run, config, step, sample.read_text(encoding="utf-8") if sample.exists() else "")
+    return Single(run, config, step, evaluated, sample.read_text(encoding="utf-8") if sample.exists() else "")
 
 
 def results(run: Run) -> Grid | None:

@@ -19,8 +19,6 @@ from memtx.models import lm, patterns
 from memtx.models.settings import complete_model
 from memtx.tasks import TASKS
 
-# The folders of configs in an installed package and in a checkout.
-
 
 def get_config(**groups) -> ml_collections.ConfigDict:
     """Return a ConfigDict of all keys with their defaults and the given changes: `get_config(train={"steps": 100})`.

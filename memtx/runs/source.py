@@ -51,8 +51,8 @@ class Evaluator:
 
     def _counted(self, progress: Report) -> Iterator[Batch]:
         for done, batch in enumerate(self.batches()):
-            progress(done, self.count)
             yield batch
+            progress(done + 1, self.count)
 
     def remember(self, params: Params) -> None:
         """Prepare to measure how much the next train step changes the keys of the first held-out segment."""

@@ -38,7 +38,7 @@ from memtx.training.optim import make_optimizer, make_schedule
 from memtx.training.processes import Agreement, check_same, is_first, on_first
 from memtx.training.sinks import LINES, WANDB, check_sinks
 from memtx.training.step import make_step
-from memtx.training.workdir import SILENT, differences
+from memtx.training.workdir import SAMPLE, SILENT, differences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +91,8 @@ def train(config: ml_collections.ConfigDict | Mapping | Config, workdir: str | P
             stream.set_state(restored.cursor)
             state = run.resume(restored)
             say(f"resumed at step {restored.step} of {config.train.steps} from {workdir}")
+            if is_first() and restored.step < config.train.steps:
+                (checkpoints.files.folder / SAMPLE).unlink(missing_ok=True)  # of the earlier weights
             for change in differences(to_json(config), restored.meta["config"], SILENT):
                 say(f"changed: {change}")
             if (before := batch_of(restored.meta)) != config.train.batch:
@@ -259,7 +261,9 @@ class _StepLog:
                 f"the loss of step {step} is {values['train/loss']}; the last checkpoint is of step {self.saved}. "
                 "Try a lower optim.lr, a longer optim.warmup or optim.clip=1.0"
             )
-        if not (self._warned or values["train/grad_norm"]) and is_first():
+        if (
+            not (self._warned or values["train/grad_norm"]) and values["train/loss"] and is_first()
+        ):  # without labels, both are 0
             self._warned = True
             warnings.warn(
                 f"the gradient of step {step} is 0: no trained parameter changes the loss. The memory may have nothing to read "

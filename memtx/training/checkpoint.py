@@ -30,7 +30,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from memtx.errors import UserError
-from memtx.files.remote import Mirror, absolute, move, writing
+from memtx.files.remote import Mirror, absolute, move, reading, writing
 from memtx.training.processes import is_first, on_first
 from memtx.training.provenance import machine, versions
 from memtx.training.seal import faults, write_seal
@@ -78,16 +78,18 @@ class Checkpointer:
         self._folder = checkpoints_of(self.workdir)
         self._sealing = -1
         self._keep = _Keep(keep, {})
-        self._manager = ocp.CheckpointManager(
-            self._folder,
-            item_handlers=_handlers(),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=self._keep,
-                cleanup_tmp_directories=True,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
-            ),
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._keep,
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
-        self._keep.scores.update({step: _score(self._folder / str(step)) for step in self._manager.all_steps()})
+        try:
+            with writing(self._folder):
+                self._manager = ocp.CheckpointManager(self._folder, item_handlers=_handlers(), options=options)
+            self._keep.scores.update({step: _score(self._folder / str(step)) for step in self._manager.all_steps()})
+        except BaseException:
+            self._leave()
+            raise
 
     def save(self, step: int, *, params, opt_state, memory, cursor: Mapping, metrics: Mapping | None = None) -> None:
         """Start saving a step. Arrays may be donated after this returns, but NumPy leaves must not be changed.
@@ -158,9 +160,13 @@ class Checkpointer:
                 self._manager.close()
             self.push()
         finally:
-            self.files.close()
-            if self._lock:
-                self._lock.release()
+            self._leave()
+
+    def _leave(self) -> None:
+        """Delete the temporary folder and unlock the workdir."""
+        self.files.close()
+        if self._lock:
+            self._lock.release()
 
     def __enter__(self) -> Checkpointer:
         return self
@@ -214,7 +220,8 @@ def restore(workdir: str | Path, *, params=None, opt_state=None, memory=None, ba
     if problems:
         origin = f"written by memtx {meta['versions']['memtx']}; CHANGELOG.md says which runs cannot be continued"
         raise UserError(f"checkpoint {step} does not fit this program ({origin}): {'; '.join(problems[:4])}")
-    read = {item: read_tree(step / item, tree) for item, tree in wanted.items()}
+    with reading(step):
+        read = {item: read_tree(step / item, tree) for item, tree in wanted.items()}
     return Restored(
         step=int(step.name),
         params=read.get("params"),
@@ -243,7 +250,9 @@ def _with_batch(tree, axes, batch: int):
 def read_meta(workdir: str | Path) -> dict:
     """Read the newest intact meta of a run (see `Checkpointer.save`). Raises UserError if there is none."""
     folder = checkpoints_of(workdir)
-    for step in reversed(steps_in(folder)):
+    with reading(folder):
+        steps = steps_in(folder)
+    for step in reversed(steps):
         if not faults(folder / str(step), "meta"):
             return _read_json(folder / str(step) / "meta")
     raise UserError(f"no checkpoint in {folder}")
@@ -255,13 +264,20 @@ def read_meta(workdir: str | Path) -> dict:
 def _newest_sound(folder: Path, warn: Warn) -> int:
     """Return the newest step without faults. Process 0 finds it and broadcasts it."""
     none, unsound = -1, -2
-    found, reports = none, []
-    for step in reversed(steps_in(folder)) if is_first() else ():
-        wrong = faults(folder / str(step))
-        found = unsound if wrong else step
-        if not wrong:
-            break
-        reports.append(f"checkpoint {step} is damaged ({', '.join(wrong)})")
+
+    def look() -> tuple[int, list[str]]:
+        found, reports = none, []
+        with reading(folder):
+            steps = steps_in(folder)
+        for step in reversed(steps):
+            wrong = faults(folder / str(step))
+            found = unsound if wrong else step
+            if not wrong:
+                break
+            reports.append(f"checkpoint {step} is damaged ({', '.join(wrong)})")
+        return found, reports
+
+    found, reports = on_first(look) or (none, [])
     found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
     if found == none:
         raise UserError(f"no checkpoint in {folder}")
@@ -314,4 +330,5 @@ def _plain(value: Mapping) -> dict:
 
 
 def _read_json(item: Path) -> dict:
-    return json.loads((item / JSON).read_text())
+    with reading(item):
+        return json.loads((item / JSON).read_text())

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from memtx.config import Config
 from memtx.progress import Progress
-from memtx.training.processes import is_first
+from memtx.training.processes import on_first
 from memtx.training.sinks import Numbers, Sink, open_sinks
 
 
@@ -26,16 +26,18 @@ class Metrics:
     def __init__(self, workdir: str | Path, config: Config, *, resumed: int | None = None, console: Console | None = None):
         self._written = -1 if resumed is None else resumed  # the last step whose lines the sinks have
         self._sinks: list[Sink] = []
-        if not is_first():
-            return
-        Path(workdir).mkdir(parents=True, exist_ok=True)
-        try:
-            for sink in open_sinks(Path(workdir), config, self._written):
-                self._sinks.append(sink)
-        except BaseException:
-            self.close()
-            raise
-        self._sinks.append(Display(config.train.steps, resumed or 0, console))
+
+        def start() -> None:
+            Path(workdir).mkdir(parents=True, exist_ok=True)
+            try:
+                for sink in open_sinks(Path(workdir), config, self._written):
+                    self._sinks.append(sink)
+            except BaseException:
+                self.close()
+                raise
+            self._sinks.append(Display(config.train.steps, resumed or 0, console))
+
+        on_first(start)
 
     def write(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Write the values of a step. Numbers that are not finite become null, since JSON has no NaN.

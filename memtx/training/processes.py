@@ -181,14 +181,16 @@ class Agreement:
 def _wait_for_first(address: str, here: str) -> None:
     """Return when something answers at the address of process 0, because JAX would abort if nothing ever did."""
     host, _, port = address.rpartition(":")
-    if not (host and port.isdecimal()):
+    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
         raise UserError(f"the coordinator must be HOST:PORT, not {address!r}")
     until = time.monotonic() + PATIENCE
     while True:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=WATCH).close()
             return
-        except (OSError, OverflowError) as error:
+        except UnicodeError:
+            raise UserError(f"{host!r} is not the name of a host") from None
+        except OSError as error:
             if time.monotonic() > until:
                 raise UserError(f"{here} cannot reach process 0 at {address}: {_line(error)}") from None
             time.sleep(0.1)

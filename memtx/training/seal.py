@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from memtx.files.remote import checksums, is_remote
+from memtx.files.remote import checksums, is_remote, reading
 
 SEAL = "seal.json"
 
@@ -29,16 +29,22 @@ def write_seal(step: Path) -> None:
 
 
 def faults(step: Path, item: str | None = None) -> list[str]:
-    """Describe the differences from the seal, one phrase per folder. item: check only this folder of the step."""
+    """Describe the differences from the seal, one phrase per folder. item: check only this folder of the step.
+
+    Raises UserError if a bucket does not answer, which says nothing of the step.
+    """
     try:
-        sealed = json.loads((step / SEAL).read_text())
+        with reading(step):
+            content = (step / SEAL).read_bytes()
+        sealed = json.loads(content)
     except FileNotFoundError:
         return ["saving it was interrupted"]
     except (OSError, ValueError):
         return ["its seal cannot be read"]
     if item:
         sealed = {name: digest for name, digest in sealed.items() if name.split("/")[0] == item}
-    found = _digests(step, "md5" if any(digest.startswith("md5:") for digest in sealed.values()) else "sha256", item)
+    with reading(step):
+        found = _digests(step, "md5" if any(digest.startswith("md5:") for digest in sealed.values()) else "sha256", item)
     names = sorted(sealed.keys() | found.keys())
     return [_describe(name, name in sealed, name in found) for name in names if sealed.get(name) != found.get(name)]
 

@@ -26,6 +26,7 @@ from memtx.errors import UserError, brief, optional
 from memtx.files.atomic import write_atomic
 
 Numbers = Mapping[str, float | int | None]
+TABLE = "metrics.csv"
 LINES, WANDB = "metrics.jsonl", "wandb.json"  # the files that a resumed run reads
 
 
@@ -56,6 +57,9 @@ def open_sinks(workdir: Path, config: Config, written: int) -> Iterator[Sink]:
     """
     yield JsonLines(workdir, written)
     yield TensorBoard(workdir, written)
+    (workdir / TABLE).unlink(
+        missing_ok=True
+    )  # it is written again from metrics.jsonl, or would have rows of steps that are gone
     if config.train.csv:
         yield Csv(workdir)
     if config.train.wandb:
@@ -106,8 +110,8 @@ class Csv:
     def __init__(self, workdir: Path):
         lines = [json.loads(line) for line in (workdir / LINES).read_text().splitlines()]
         kept = "".join(_rows(line.pop("step"), line) for line in lines)
-        write_atomic(workdir / "metrics.csv", "step,metric,value\n" + kept)
-        self._file = (workdir / "metrics.csv").open("ab", buffering=0)
+        write_atomic(workdir / TABLE, "step,metric,value\n" + kept)
+        self._file = (workdir / TABLE).open("ab", buffering=0)
 
     def write(self, step: int, numbers: Numbers) -> None:
         """Write the rows of a step. A number that is not finite has no value."""
@@ -138,7 +142,9 @@ class WandB:
                 resume="allow",
                 dir=str(workdir),
                 config=to_json(config),
-                settings=wandb.Settings(console="off"),
+                settings=wandb.Settings(
+                    console="off", disable_git=True, x_save_requirements=False, x_disable_machine_info=True
+                ),
             )
         except wandb.errors.Error as error:
             raise UserError(

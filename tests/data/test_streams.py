@@ -157,7 +157,7 @@ def test_a_cursor_of_other_data_is_refused(numbered, change):
     tokens = numbered(LENGTHS, options.pop("tokens", "numbered"))
     other = Stream(tokens, (4, 2, 4), **options)
     before = other.get_state()
-    with pytest.raises(UserError, match=f"data cursor has {next(iter(change))}"):
+    with pytest.raises(UserError, match=f"place in the data has {next(iter(change))}"):
         other.set_state(Stream(numbered(LENGTHS), (4, 2, 4)).get_state())
     assert other.get_state() == before
 

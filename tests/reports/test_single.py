@@ -79,6 +79,7 @@ def test_a_page_needs_no_other_file_and_is_the_same_each_time(whole):
     [
         ([], "Not finished: 0 of 30 steps.", []),
         (training(10), "Not finished: 10 of 30 steps.", []),
+        (training(30), "Not finished: 30 of 30 steps.", []),  # killed in the last evaluation
         (training(10, 20), "Not finished: 20 of 30 steps.", ["Training loss", "Learning rate"]),
         ([{"step": 10, "train/loss": None}], "Not finished: 10 of 30 steps.", []),
     ],
@@ -107,7 +108,7 @@ def test_a_run_of_a_sweep_has_the_facts_of_its_record(whole, tmp_path):
     (run / "run.json").write_text(json.dumps(record))
     page = page_of(run)
     assert "<h1>memory=xl</h1>" in page
-    assert "It failed: no room" in page
+    assert "Not finished: 30 of 30 steps. It failed: no room" in page
     assert "<dt>time</dt><dd>61 s</dd>" in page
     assert "abacus" in page
 
@@ -116,11 +117,15 @@ def test_a_run_of_a_sweep_has_the_facts_of_its_record(whole, tmp_path):
     ("argv", "message"),
     [
         (["--workdir=W"], "is not the workdir of a run (it has no config.json)"),
+        (["--workdir=gs://bucket/run"], "gs://bucket/run is the address of a bucket"),
+        (["--workdir=W/model"], "model/config.json is not the config of a run"),
         (["--workdir=W", "--format=csv"], "--sweep is missing"),
         (["--workdir=W", "--store=x"], "--sweep is missing"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, capsys, argv, message):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(SystemExit) as stop:
         cli.main(["report", *(arg.replace("=W", f"={tmp_path}") for arg in argv)])
     assert stop.value.code == 2

@@ -25,9 +25,10 @@ from memtx.memory.bank import Bank
 from memtx.runs.configure import build
 from memtx.runs.load import load
 from memtx.runs.source import train_stream
-from memtx.runs.train import Run, train
+from memtx.runs.train import Run, _StepLog, train
 from memtx.sharding import Layout
 from memtx.training.checkpoint import Checkpointer
+from memtx.training.metrics import Metrics
 from memtx.training.optim import make_optimizer
 from tests.runs import tiny
 
@@ -265,6 +266,24 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(root, tmp_pa
     config = tiny(root, optim={"lr": 1e30, "warmup": 0, "clip": 0.0})
     with pytest.raises(UserError, match=r"loss of step \d is (nan|inf)"):
         train(config, tmp_path / "run", say=lambda _: None)
+
+
+def test_a_memory_that_has_nothing_to_read_is_said(root, tmp_path):
+    sizes = {"segment": 64, "memory": 64}  # a step has 16 tokens
+    config = tiny(root, "memorizing", model={"closed": True}, memory={"memorizing": sizes}, optim={"train": "gate$"})
+    with pytest.warns(UserWarning, match="the gradient of step 1 is 0: no trained parameter changes the loss"):
+        train(config, tmp_path / "run", say=lambda _: None)
+
+
+def test_a_step_without_labels_has_no_gradient_and_no_warning(root, tmp_path):
+    config = tiny(root)
+    with Metrics(tmp_path, config) as metrics:
+        log = _StepLog(config, metrics, 0)
+        log.pending = (1, {"loss": 0.0, "grad_norm": 0.0, "tokens": 8.0})
+        log.write()
+        log.pending = (2, {"loss": 1.0, "grad_norm": 0.0, "tokens": 8.0})
+        with pytest.warns(UserWarning, match="the gradient of step 2 is 0"):  # control
+            log.write()
 
 
 def pieces(config):

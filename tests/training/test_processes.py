@@ -290,7 +290,8 @@ def test_a_mistake_that_one_process_notices_ends_all_with_one_line(root, tmp_pat
         (("localhost:1", 2, 5), "process 5 of 2 did not find the others"),
         (("localhost:1", 2, 1), "process 1 of 2 cannot reach process 0 at localhost:1: .*refused"),
         (("localhost", 2, 1), "the coordinator must be HOST:PORT, not 'localhost'"),
-        (("localhost:99999999", 2, 1), "process 1 of 2 cannot reach process 0 at localhost:99999999"),
+        (("localhost:99999999", 2, 1), "the coordinator must be HOST:PORT, not 'localhost:99999999'"),
+        (("a..b:1", 2, 1), "'a..b' is not the name of a host"),
     ],
 )
 def test_settings_that_are_not_complete_are_one_line(monkeypatch, given, says):

@@ -153,6 +153,19 @@ def test_a_flipped_byte_is_found_and_the_older_step_is_used(bucket):
     same(resume(RUN, warn=warned.append), 5)  # moved to the place of the damaged one
 
 
+def test_a_seal_that_the_bucket_does_not_give_is_no_damage(bucket):
+    with Checkpointer(RUN, CONFIG) as keeper:
+        save(keeper, 5)
+        save(keeper, 10)
+    bucket.closed.add(f"runs/a/checkpoints/10/{SEAL}")
+    for read in (resume, read_meta, lambda run: restore(run, **abstract(trees(0)))):
+        with pytest.raises(UserError, match=f"cannot read {RUN}/checkpoints/10: "):
+            read(RUN)
+    bucket.closed.clear()
+    assert steps(bucket) == [5, 10]
+    same(resume(RUN), 10)
+
+
 def test_lost_and_added_objects_are_found(bucket):
     with Checkpointer(RUN, CONFIG) as keeper:
         save(keeper, 5)

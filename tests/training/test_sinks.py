@@ -114,7 +114,7 @@ def test_an_evaluation_that_a_kill_interrupted_is_sent(tmp_path, service):
 
 
 def test_only_process_0_writes(tmp_path, service, monkeypatch):
-    monkeypatch.setattr("memtx.training.metrics.is_first", lambda: False)
+    monkeypatch.setattr("memtx.training.processes.is_first", lambda: False)
     run(tmp_path / "run", [1, 2], dataclasses.replace(WANDB, train=Train(csv=True, wandb="x")))
     assert not service.given
     assert not (tmp_path / "run").exists()
