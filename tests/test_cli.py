@@ -74,7 +74,7 @@ def fails(capsys, *argv: str) -> str:
         (["train", "--config=configs/lm.py:data=textdir:a\nb", "--workdir=W"], r"a\nb is not a folder"),
         (["eval", "--workdir=W"], "not the workdir of a run"),
         (
-            ["memory", "read", "--memory=gs://bucket/notes", "--model=minilm", "-"],
+            ["memory", "show", "--memory=gs://bucket/notes"],
             "gs://bucket/notes is the address of a bucket",
         ),
         (["eval", "--workdir=W", "--split=tset"], "split"),
