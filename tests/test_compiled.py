@@ -88,6 +88,9 @@ def test_a_step_compiles_within_its_bounds(case):
     assert step.peak < most * run.GIB
     if "mesh.fsdp" not in changes and "mesh.model" not in changes:
         assert max(each.runs for each in step.collectives) == 1  # gradients cross devices once
+    if changes == {"mesh.model": 4}:  # no divided matrix is cut
+        assert "collective-permute" not in step.moved
+        assert step.moved["all-to-all"] < 50e6
     config = run.config_of(argument, changes)
     if not config.model.head:  # the logits of a segment, with the streams in an axis of their own or not
         time, rows = config.data.segment, config.train.batch * config.mesh.model // len(tpu_devices(topology))

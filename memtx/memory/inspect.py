@@ -12,6 +12,12 @@ class Inspectable:
     layer, in which the batch is the first axis.
     """
 
+    def __init_subclass__(cls, **kwargs) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in ("matrices", "stored"):
+            if callable(vars(cls).get(name)):
+                raise TypeError(f"{cls.__name__}.{name} must be a property")
+
     @property
     def matrices(self) -> tuple[Array, ...]:
         """The matrices that text is written to, [B, ..., rows, columns] each. There are none by default."""

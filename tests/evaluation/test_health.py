@@ -15,6 +15,7 @@ from memtx.evaluation import health
 from memtx.evaluation.health import KINDS, Health, age, count_reads, drift, effective_rank, join, parts, use
 from memtx.evaluation.perplexity import make_evaluator
 from memtx.memory import bank
+from memtx.memory.inspect import Inspectable
 from memtx.nn.reads import reads
 from memtx.runs.configure import build
 from memtx.runs.source import make_source
@@ -269,3 +270,11 @@ def test_the_use_of_a_bank_leaves_out_padding_and_entries_that_are_gone(shared):
     if not shared:
         ages = np.array([6 - 2, 6 - 3, 7 - 2, 7 - 1, 8 - 5])
         np.testing.assert_allclose(aux["use/age"][0], [5, ages.sum(), 5 * 0.25, ages.sum() * 0.25])
+
+
+def test_a_part_of_a_state_that_is_not_a_property_is_named():
+    with pytest.raises(TypeError, match="Part.matrices must be a property"):
+
+        class Part(Inspectable):
+            def matrices(self):
+                return ()
