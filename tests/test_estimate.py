@@ -118,6 +118,7 @@ def values(**changes):
     return found
 
 
+@pytest.mark.thorough
 def test_devices_divide_an_estimate():
     one, eight = (estimate(configure(values()), topology, vocab_size=260) for topology in ("h100x1", "h100x8"))
     sharded = estimate(configure(values(mesh={"fsdp": True})), "h100x8", vocab_size=260)

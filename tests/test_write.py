@@ -252,6 +252,7 @@ def test_rows_of_a_table_keep_their_columns(workdir, here, capsys):
     assert [json.loads(line)["target"] for line in Path("b.jsonl").read_text(encoding="utf-8").splitlines()] == ["ba", "dc"]
 
 
+@pytest.mark.thorough
 def test_a_t5_has_the_prefixes_of_its_config(t5_folder, here, capsys):  # noqa: F811
     Path("a.txt").write_text("In 1984 he counted 1207 of them.")
     command = ("summarize", f"--model={t5_folder}", "a.txt", "--max_tokens=16")

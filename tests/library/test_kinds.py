@@ -137,6 +137,7 @@ def test_a_memory_without_entries_cannot_be_masked_or_recalled(make):
         found.recall("tower")
 
 
+@pytest.mark.thorough
 def test_a_model_without_a_bank_gets_the_pairs_of_a_nearest_neighbour_head(make):
     found = make("xl", "entries", TEXTS)
     assert [document.entries for document in found.documents] == [

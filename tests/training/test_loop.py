@@ -87,7 +87,9 @@ def test_a_run_past_the_last_step_is_one_line_and_stays_as_it_is(whole, root):
     assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+@pytest.mark.parametrize(
+    "told", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.thorough)], ids=["SIGTERM", "Ctrl-C"]
+)
 def test_a_run_told_to_stop_saves_and_goes_on_bit_identically(whole, root, tmp_path, told):
     workdir, _ = whole
     stops = [run_until_next_line(tiny(root, "gru"), tmp_path / "run", told).step]
@@ -268,6 +270,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(root, tmp_pa
         train(config, tmp_path / "run", say=lambda _: None)
 
 
+@pytest.mark.thorough
 def test_a_memory_that_has_nothing_to_read_is_said(root, tmp_path):
     sizes = {"segment": 64, "memory": 64}  # a step has 16 tokens
     config = tiny(root, "memorizing", model={"closed": True}, memory={"memorizing": sizes}, optim={"train": "gate$"})

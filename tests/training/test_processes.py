@@ -270,6 +270,7 @@ def test_processes_with_different_configs_end_with_one_line(root, own):
         assert said == ["nothing"] * 2
 
 
+@pytest.mark.thorough
 def test_a_mistake_that_one_process_notices_ends_all_with_one_line(root, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("precious")

@@ -127,6 +127,7 @@ def test_a_run_is_saved_sealed_and_restored(bucket):
     assert "tensorflow" not in sys.modules
 
 
+@pytest.mark.thorough
 def test_the_seal_is_not_written_before_the_data(bucket):
     with Checkpointer(RUN, CONFIG) as keeper:
         save(keeper, 5)
@@ -135,6 +136,7 @@ def test_the_seal_is_not_written_before_the_data(bucket):
     assert all(("PUT", name) in bucket.log[:seal] for name in written)
 
 
+@pytest.mark.thorough
 def test_a_flipped_byte_is_found_and_the_older_step_is_used(bucket):
     with Checkpointer(RUN, CONFIG) as keeper:
         save(keeper, 5)
@@ -153,6 +155,7 @@ def test_a_flipped_byte_is_found_and_the_older_step_is_used(bucket):
     same(resume(RUN, warn=warned.append), 5)  # moved to the place of the damaged one
 
 
+@pytest.mark.thorough
 def test_a_seal_that_the_bucket_does_not_give_is_no_damage(bucket):
     with Checkpointer(RUN, CONFIG) as keeper:
         save(keeper, 5)

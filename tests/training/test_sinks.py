@@ -175,6 +175,7 @@ def steps_of(path) -> list[int]:
     return found
 
 
+@pytest.mark.thorough
 def test_training_resumes_both(tmp_path, service):
     for steps in (3, 6):
         memtx.train(runs.tiny(tmp_path, train={"steps": steps, "csv": True, "wandb": "memories"}), tmp_path / "run", say=str)
