@@ -40,7 +40,7 @@ def config(folder, **changes):
         model=SIZES | model | changes,
         memory={"rmt_encoder": {"segment": 4, "memory": 2}},
         data={"corpus": "task:labelled", "task": {"path": str(folder)}, "segment": 4},
-        train={"steps": 60, "batch": 8, "segments": 3},
+        train={"steps": 240, "batch": 8, "segments": 3},
         eval={"every": 0, "batch": 8, "examples": 16},
         optim={"lr": 1e-2, "warmup": 5, "weight_decay": 0.0},
     )
