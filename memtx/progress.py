@@ -91,6 +91,11 @@ class Progress:
         self.close()
 
 
+def after(report: Report, before: int, total: int) -> Report:
+    """Return the report of a part of some work, which has `total` parts and of which `before` are done."""
+    return lambda done, _: report(before + done, total)
+
+
 def clock(seconds: float) -> str:
     """Return a duration such as "0:20" or "1:02:03"."""
     minutes, seconds = divmod(round(seconds), 60)

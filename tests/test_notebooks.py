@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-SHELL = """
-import pathlib, subprocess
+START = """
+import pathlib, subprocess, warnings
+import matplotlib.pyplot, memtx, optax  # warnings of imports are not the notebook's
+warnings.simplefilter("error")
 def _shell(command):
     subprocess.run(command, shell=True, check=True)
 """
@@ -41,7 +43,7 @@ def sources(notebook: Path, kind: str) -> list[str]:
 
 def test_cells_become_python(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exec(SHELL + code("%%writefile a.txt\nhello\n!x\n") + code("if True:\n    !cp a.txt b.txt\n    %pip install memtx"), {})
+    exec(START + code("%%writefile a.txt\nhello\n!x\n") + code("if True:\n    !cp a.txt b.txt\n    %pip install memtx"), {})
     assert (tmp_path / "b.txt").read_text() == "hello\n!x\n"
 
 
@@ -68,7 +70,7 @@ def test_a_notebook_runs(notebook, tmp_path):
         (tmp_path / "bin").mkdir(exist_ok=True)
         (tmp_path / "bin" / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m {module} "$@"\n')
         (tmp_path / "bin" / name).chmod(0o755)
-    (tmp_path / "notebook.py").write_text(SHELL + "".join(map(code, sources(notebook, "code"))), encoding="utf-8")
+    (tmp_path / "notebook.py").write_text(START + "".join(map(code, sources(notebook, "code"))), encoding="utf-8")
     path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "MPLBACKEND": "agg", "TMPDIR": str(tmp_path)}
     command = [sys.executable, "notebook.py"]

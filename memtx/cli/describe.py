@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 from memtx import config
 from memtx.data.corpora import load_corpus
 from memtx.data.tokenizers import make_tokenizer
 from memtx.data.tokens import tokenize
-from memtx.progress import Report
+from memtx.progress import Report, after
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def describe(data: config.Data, progress: Report | None = None) -> Description:
     tok = make_tokenizer(data.tokenizer, text, data.cache)
     sizes, done, total = [], 0, sum(map(text.count, text.splits)) if progress else 0
     for split in text.splits:
-        tokens = tokenize(text, tok, split, data.cache, progress and partial(_report, progress, done, total))
+        tokens = tokenize(text, tok, split, data.cache, progress and after(progress, done, total))
         done += len(tokens.length_D)
         longest = int(tokens.length_D.argmax())
         sizes.append(
@@ -65,8 +64,3 @@ def describe(data: config.Data, progress: Report | None = None) -> Description:
             )
         )
     return Description(data.corpus, text.about, str(text.path), text.notes, tok.name, tok.vocab_size, tuple(sizes))
-
-
-def _report(progress: Report, before: int, total: int, done: int, _: int) -> None:
-    """Report the documents of all splits that are done."""
-    progress(before + done, total)

@@ -162,8 +162,8 @@ def _nodes(tree: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Inspectable
     for keys, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: isinstance(x, Inspectable))[0]:
         if isinstance(leaf, Inspectable):
             yield (*path, *keys), leaf
-            for field in dataclasses.fields(leaf):  # type: ignore[arg-type]
-                yield from _nodes(getattr(leaf, field.name), (*path, *keys, GetAttrKey(field.name)))
+            for name, value in vars(leaf).items():
+                yield from _nodes(value, (*path, *keys, GetAttrKey(name)))
 
 
 def measure(node: Inspectable) -> dict[str, tuple[Array, Array]]:

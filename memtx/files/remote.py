@@ -28,9 +28,14 @@ os.environ.setdefault("EPATH_USE_TF", "false")  # otherwise etils.epath imports 
 
 
 def is_remote(path: str | Path) -> bool:
-    """Return whether this is an address. A pathlib.Path has one slash after the colon."""
+    """Return whether this is an address."""
+    return _parts(path) is not None
+
+
+def _parts(path: str | Path) -> tuple[str, str] | None:
+    """Return the scheme of an address and the rest, or None for a path. A pathlib.Path has one slash after the colon."""
     match = ADDRESS.match(str(path))
-    return match is not None and bool(match[2] or match[1] == SCHEME)
+    return (match[1], match[3]) if match and (match[2] or match[1] == SCHEME) else None
 
 
 def place(workdir: str | Path) -> Path:
@@ -38,9 +43,9 @@ def place(workdir: str | Path) -> Path:
 
     Raises UserError if the address is not valid, the bucket does not exist or cannot be read, or gcsfs is not installed.
     """
-    if not is_remote(workdir):
+    if (parts := _parts(workdir)) is None:
         return Path(workdir)
-    scheme, _, name = ADDRESS.fullmatch(str(workdir)).groups()  # type: ignore[union-attr]
+    scheme, name = parts
     bucket, _, key = name.strip("/").partition("/")
     if scheme != SCHEME:
         raise UserError(f"{workdir} is not an address that memtx knows: give a folder or gs://BUCKET/FOLDER")

@@ -23,7 +23,7 @@ from memtx.files.cache import absolute
 from memtx.library.folder import Arrays, Folder, packed
 from memtx.library.library import SPACE, Library, create, is_library
 from memtx.library.record import Document, Record, Settings, load_record, load_settings
-from memtx.progress import Report
+from memtx.progress import Report, after
 
 KEEP = ("newest", "most recalled")
 
@@ -117,9 +117,7 @@ def migrate(
         new, before = create(path, model, **settings), 0
         for space, group in groupby(documents, key=lambda document: document.namespace):
             texts = [(document.name, document.text or "") for document in group]
-            new.read_all(
-                texts, namespace=space, progress=lambda done, _, before=before: progress(before + done, len(documents))
-            )
+            new.read_all(texts, namespace=space, progress=after(progress, before, len(documents)))
             before += len(texts)
 
     return _built(folder, fill)

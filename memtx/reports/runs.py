@@ -103,15 +103,15 @@ def _read_stored(path: Path) -> Run:
 def _read_trained(path: Path) -> Run:
     """Read run.json and the metrics.jsonl beside it."""
     record = read_json(path)
-    return build(path, record | read_metrics(path.parent, record))
+    return build(path, record | read_metrics(metrics(path.parent), record))
 
 
-def read_metrics(folder: Path, record: Mapping, training: Collection[str] = ("train/loss",)) -> dict:
-    """Return the result and the curves of a run with this record.
+def read_metrics(lines: list[dict], record: Mapping, training: Collection[str] = ("train/loss",)) -> dict:
+    """Return the result and the curves of a run with this record and these lines of metrics.
 
     The curves are those of evaluations and those named in `training`.
     """
-    curves = _collect_curves(metrics(folder))
+    curves = _collect_curves(lines)
     last = {name: curve[-1][1] for name, curve in curves.items()} | {"train/tokens_per_s": record.get("train_tokens_per_s")}
     result = {name: number for name, number in (last | record.get("result", {})).items() if _is_finite(number)}
     thinned = {name: thin(curve) for name, curve in curves.items() if name in training or _is_overall(name)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from memtx.reports.formats import Entry, Grid
 from memtx.reports.runs import FINISHED, Curve, Run, build, read_json, read_metrics
 from memtx.sweep.record import metrics, tokens_per_s
 from memtx.training.checkpoint import read_meta
+from memtx.training.trees import elements
 from memtx.training.workdir import RECORD, SAMPLE, default_keys, dotted
 
 MAIN = ("eval/bits_per_byte", "eval/accuracy", "eval/f1", "eval/loss")  # the curve of evaluations is the first of these
@@ -81,17 +81,16 @@ def from_run(workdir: Path) -> Single:
         meta = read_meta(workdir)
     except UserError:
         meta = {}  # nothing was saved yet
-    sizes = [re.findall(r"\d+", leaf.partition("[")[2]) for leaf in meta.get("leaves", {}).get("params", {}).values()]
+    lines, params = metrics(workdir), meta.get("leaves", {}).get("params", {})
     values = {
         "name": workdir.resolve().name,
         "status": FINISHED,
         "versions": meta.get("versions", {}),
         "machine": meta.get("machine", {}),
-        "budget": {"params": sum(math.prod(map(int, size)) for size in sizes)},
+        "budget": {"params": sum(map(elements, params.values()))},
     }
-    values |= read_json(record) if record.exists() else {"train_tokens_per_s": tokens_per_s(workdir)}
-    run = build(record, values | read_metrics(workdir, values, ("train/loss", "train/lr")))
-    lines = metrics(workdir)
+    values |= read_json(record) if record.exists() else {"train_tokens_per_s": tokens_per_s(lines)}
+    run = build(record, values | read_metrics(lines, values, ("train/loss", "train/lr")))
     step = max([meta.get("step", 0), *(line["step"] for line in lines[-1:])])
     evaluated = max((line["step"] for line in lines if any(name.startswith("eval/") for name in line)), default=0)
     sample = workdir / SAMPLE

@@ -74,7 +74,8 @@ def parse_topology(text: str) -> tuple[Chip, int]:
     """Return the chip and the number of chips of "v5e:4x4" or "h100x8". Raises UserError if the text is neither."""
     match = re.fullmatch(r"(?P<kind>[a-z]\d+[a-z]?)(?P<separator>[:x])(?P<shape>[1-9]\d*(x[1-9]\d*)*)", text.lower())
     if match is None:
-        raise UserError(f"a topology is a TPU slice such as v5e:1x1 or v5e:4x4, or a number of GPUs, h100x8, not {text!r}")
+        forms = "a TPU slice such as v5e:1x1 or v5e:4x4, or a number of GPUs such as h100x8"
+        raise UserError(f"a topology is {forms}, not {text!r}")
     kind, shape = match["kind"], [int(size) for size in match["shape"].split("x")]
     check_known(kind, CHIPS, "accelerator")
     chip = CHIPS[kind]

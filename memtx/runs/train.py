@@ -261,9 +261,8 @@ class _StepLog:
                 f"the loss of step {step} is {values['train/loss']}; the last checkpoint is of step {self.saved}. "
                 "Try a lower optim.lr, a longer optim.warmup or optim.clip=1.0"
             )
-        if (
-            not (self._warned or values["train/grad_norm"]) and values["train/loss"] and is_first()
-        ):  # without labels, both are 0
+        untrained = values["train/loss"] and not values["train/grad_norm"]  # a step without labels has a loss of 0 too
+        if untrained and not self._warned and is_first():
             self._warned = True
             warnings.warn(
                 f"the gradient of step {step} is 0: no trained parameter changes the loss. The memory may have nothing to read "

@@ -89,7 +89,7 @@ def _train_and_measure(sweep: Sweep, run: Run, folder: Path, record: Record, say
         evaluation = dataclasses.asdict(trained.evaluation)
     measured = _measure(sweep, config, folder)
     gained |= {
-        "train_tokens_per_s": records.tokens_per_s(folder),
+        "train_tokens_per_s": records.tokens_per_s(records.metrics(folder)),
         "result": records.evaluated(folder) | measured,
         "evaluation": evaluation,
     }

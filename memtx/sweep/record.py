@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,9 @@ def evaluated(folder: Path) -> dict[str, Any]:
     return next((line for line in reversed(lines) if line), {})
 
 
-def tokens_per_s(folder: Path) -> float | None:
+def tokens_per_s(lines: Iterable[Mapping[str, Any]]) -> float | None:
     """Return the median speed of training. The first of several values is left out because it includes compilation."""
-    speeds = [line["train/tokens_per_s"] for line in metrics(folder) if "train/tokens_per_s" in line]
+    speeds = [line["train/tokens_per_s"] for line in lines if "train/tokens_per_s" in line]
     return statistics.median(speeds[1:] or speeds) if speeds else None
 
 

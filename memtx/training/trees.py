@@ -6,6 +6,7 @@ Only names, shapes and dtypes are compared. A tuple and a list are therefore the
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,11 @@ def named_leaves(tree) -> dict[str, Any]:
 def spec(leaf) -> str:
     """Return dtype and shape as text, such as "float32[2,3]"."""
     return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+
+
+def elements(spec: str) -> int:
+    """Return the number of elements of an array from its `spec`."""
+    return math.prod(map(int, re.findall(r"\d+", spec.partition("[")[2])))
 
 
 def mismatches(item: str, tree, saved: Mapping[str, str]) -> list[str]:

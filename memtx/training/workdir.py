@@ -52,18 +52,17 @@ def claim(workdir: Path, config: Mapping) -> BaseFileLock | None:
         allowed = {part_of(path).name, *OURS}
         if not workdir.is_dir() or any(p.name not in allowed for p in workdir.iterdir()):
             raise UserError(f"{workdir} is not the workdir of a run (it has no {path.name}); choose another workdir")
-    content = json.dumps(config, indent=2) + "\n"
-    if is_remote(workdir):
-        _check(workdir, path, config)
-        with writing(workdir):
-            path.write_text(content)
-        return None
-    lock = hold(workdir)
+    lock = None if is_remote(workdir) else hold(workdir)
     try:
-        _check(workdir, path, config)
-        write_atomic(path, content)
+        if path.exists():
+            _check_same(config, _read(path), workdir)
+            _check_steps(config["train"]["steps"], workdir)
+        content = json.dumps(config, indent=2) + "\n"
+        with writing(workdir):
+            write_atomic(path, content) if lock else path.write_text(content)  # an object of a bucket is replaced as a whole
     except BaseException as e:
-        lock.release()
+        if lock:
+            lock.release()
         if isinstance(e, OSError):
             raise UserError(f"cannot write in {workdir}: {e.strerror}") from e
         raise
@@ -83,13 +82,6 @@ def hold(workdir: Path) -> BaseFileLock:
         raise InUse(f"{workdir} is in use: another process trains there; wait for it, or choose another workdir") from None
     except OSError as e:
         raise UserError(f"cannot write in {workdir}: {e.strerror}") from e
-
-
-def _check(workdir: Path, path: Path, config: Mapping) -> None:
-    """Raise a UserError if the run in the folder, if there is one, cannot be continued with this config."""
-    if path.exists():
-        _check_same(config, _read(path), workdir)
-        _check_steps(config["train"]["steps"], workdir)
 
 
 def _read(path: Path) -> dict:

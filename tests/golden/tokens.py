@@ -176,6 +176,7 @@ _BLOCK = {
 def _rmt(name: str = "rmt", oracle=rmt, segment: int = 4) -> Golden:
     shapes = {LAYER + key: shape for key, shape in _BLOCK.items()}
     shapes |= {"x.x": (TIME, D), "param.initial": (2, D), "param.norm.scale": (D,)}
+    # With N(0, 1), float32's rounding of the inputs changes the oracle's own y by up to 1.4 %.
     return Golden(name, oracle, shapes, {"segment": segment, "memory": 2}, scale=0.5)
 
 
