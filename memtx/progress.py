@@ -6,14 +6,17 @@ without a line, and the last one. Functions report their progress by calling pro
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
 Report = Callable[[int, int], object]
+T = TypeVar("T")
 
 LINES = 10  # of the whole work
 SILENCE = 600.0  # seconds without a line, at most
@@ -50,7 +53,7 @@ class Progress:
     """
 
     def __init__(self, unit: str, *, done: int = 0, console: Console | None = None, patience: float = PATIENCE):
-        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True)
         self._pace, self._patience = Pace(unit, done), patience
         self._last, self._time = -1, 0.0  # of the last line or drawing
         self._bar = None
@@ -58,7 +61,6 @@ class Progress:
             text = TextColumn("{task.fields[text]}", markup=False)
             self._bar = Bar(BarColumn(), text, console=self.console, auto_refresh=False, transient=True)
             self._task = self._bar.add_task("", total=None, text=unit)
-            self._bar.start()
 
     def __call__(self, done: int, total: int, note: str = "", rate: str = "") -> None:
         """Show the progress, if it is time for it (see `Pace.text`)."""
@@ -75,6 +77,7 @@ class Progress:
         self._last, self._time = done, seconds
         text = self._pace.text(done, total, note, rate)
         if self._bar:
+            self._bar.start()
             self._bar.update(self._task, completed=done, total=total or None, text=text, refresh=True)
         else:
             self.console.print(text, markup=False)
@@ -89,6 +92,14 @@ class Progress:
 
     def __exit__(self, *exc) -> None:
         self.close()
+
+
+def counted(items: Iterable[T], unit: str, total: int = 0, note: str = "") -> Iterator[T]:
+    """Yield items, and show how many are done (see `Progress`). total: their number, or 0 if it is unknown."""
+    with Progress(unit) as progress:
+        for done, item in enumerate(items):
+            yield item
+            progress(done + 1, total, note)
 
 
 def after(report: Report, before: int, total: int) -> Report:

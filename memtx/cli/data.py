@@ -32,7 +32,6 @@ def act(values) -> None:
     """Print the corpus or the example. Raises UserError for a mistake that the user can fix."""
     from memtx.cli.describe import describe
     from memtx.config import Data
-    from memtx.progress import Progress
     from memtx.runs.configure import configure
 
     data = configure(values["config"].value).data if values["config"].value else Data()
@@ -43,8 +42,7 @@ def act(values) -> None:
 
         console.print(show(data, values["example"].value))
         return
-    with Progress("document") as progress:
-        found = describe(data, progress)
+    found = describe(data)
     console.print(f"{found.name}: {found.about}\nat {found.path}", markup=False)
     for note in found.notes:
         console.print(note, markup=False)

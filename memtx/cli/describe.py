@@ -8,7 +8,6 @@ from memtx import config
 from memtx.data.corpora import load_corpus
 from memtx.data.tokenizers import make_tokenizer
 from memtx.data.tokens import tokenize
-from memtx.progress import Report, after
 
 
 @dataclass(frozen=True)
@@ -40,18 +39,16 @@ class Description:
     splits: tuple[SplitSize, ...]
 
 
-def describe(data: config.Data, progress: Report | None = None) -> Description:
+def describe(data: config.Data) -> Description:
     """Describe the corpus of `data`. If the corpus, tokenizer or tokens are not in the cache, they are built.
 
-    progress: called with the numbers of documents that are done and of all, while tokens are computed. Raises UserError if one
-    of them cannot be built.
+    Raises UserError if one of them cannot be built.
     """
     text = load_corpus(data.corpus, data.cache)
     tok = make_tokenizer(data.tokenizer, text, data.cache)
-    sizes, done, total = [], 0, sum(map(text.count, text.splits)) if progress else 0
+    sizes = []
     for split in text.splits:
-        tokens = tokenize(text, tok, split, data.cache, progress and after(progress, done, total))
-        done += len(tokens.length_D)
+        tokens = tokenize(text, tok, split, data.cache)
         longest = int(tokens.length_D.argmax())
         sizes.append(
             SplitSize(

@@ -20,6 +20,7 @@ from memtx.data.folder import fault, files_in, is_damaged, notes
 from memtx.errors import UserError, check_known
 from memtx.files import packages
 from memtx.files.cache import absolute, built, digest, root
+from memtx.progress import counted
 
 Documents = dict[str, Path | zipfile.Path]  # by document id
 Left = dict[str, str]  # the reason why an entry of a folder is not a document, by its path
@@ -97,7 +98,7 @@ def _build(part: Path, name: str, origin: Origin, documents: Documents) -> None:
     from memtx.data import records
 
     sums, left, damaged = {}, {}, []
-    for id, file in documents.items():
+    for id, file in counted(documents.items(), "document", len(documents), f"reading {name}"):
         content = _content(file)
         if reason := fault(content):
             left[id] = reason

@@ -19,6 +19,7 @@ from filelock import FileLock
 from memtx.data.folder import decode
 from memtx.errors import UserError, check_known
 from memtx.files.cache import digest
+from memtx.progress import counted
 
 FORMAT = "array_record"
 TEXT_FEATURES = ("text", "document", "article", "content", "story", "body", "passage", "sentence", "review", "abstract")
@@ -42,10 +43,10 @@ class MemtxText(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         assert isinstance(self.builder_config, FilesConfig)
-        return {split: self._generate_examples(files) for split, files in self.builder_config.files.items()}
+        return {split: self._generate_examples(files, split) for split, files in self.builder_config.files.items()}
 
-    def _generate_examples(self, files):
-        for number, (id, file) in enumerate(files):
+    def _generate_examples(self, files, split):
+        for number, (id, file) in enumerate(counted(files, "document", len(files), f"writing {split}")):
             yield number, {"id": id, "text": decode(file.read_bytes())}
 
 
@@ -139,12 +140,14 @@ def _one_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet():
-    """Silence TFDS, which reports progress on stdout, in the log, and in three progress bars."""
+    """Silence TFDS, which writes to stdout and to the log, and shows three progress bars."""
     log = logging.getLogger("absl")
     level = log.level
     log.setLevel(logging.ERROR)
+    tfds.disable_progress_bar()
     try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             yield
     finally:
+        tfds.enable_progress_bar()
         log.setLevel(level)

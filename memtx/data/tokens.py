@@ -16,7 +16,7 @@ from memtx.data.corpora import Corpus
 from memtx.data.tokenizers import Tokenizer
 from memtx.errors import UserError
 from memtx.files.cache import built, digest, root
-from memtx.progress import Report
+from memtx.progress import counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,31 +48,29 @@ class Tokens:
         return self.ids_N[self.offset_D1[d] : self.offset_D1[d + 1]]
 
 
-def tokenize(corpus: Corpus, tokenizer: Tokenizer, split: str, cache: str | Path, progress: Report | None = None) -> Tokens:
+def tokenize(corpus: Corpus, tokenizer: Tokenizer, split: str, cache: str | Path) -> Tokens:
     """Return the tokens of a split. They are computed on first use and kept in `cache`.
 
-    progress: called with the numbers of documents that are done and of all, while the tokens are computed.
     Raises UserError if the corpus has no such split or the split is empty.
     """
     fingerprint = digest(corpus.fingerprint, tokenizer.fingerprint, split)
     folder = root(cache) / "tokens" / fingerprint
-    built(folder, lambda part: _write(part, corpus, tokenizer, split, progress))
+    built(folder, lambda part: _write(part, corpus, tokenizer, split))
     names, dtype = json.loads((folder / "documents.json").read_text())
     ids = np.memmap(folder / "ids.bin", dtype, mode="r")
     return Tokens(ids, np.load(folder / "offsets.npy", allow_pickle=False), tuple(names), tokenizer.bos, fingerprint)
 
 
-def _write(part: Path, corpus: Corpus, tokenizer: Tokenizer, split: str, progress: Report | None) -> None:
+def _write(part: Path, corpus: Corpus, tokenizer: Tokenizer, split: str) -> None:
     dtype = "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
-    names, lengths, total = [], [0], corpus.count(split) if progress else 0
+    names, lengths = [], [0]
+    documents = counted(corpus.documents(split), "document", corpus.count(split), f"tokens of {split}")
     with open(part / "ids.bin", "wb") as file:  # one document at a time, because a corpus may be larger than the host memory
-        for name, text in corpus.documents(split):
+        for name, text in documents:
             ids = tokenizer.encode(text)
             ids.astype(dtype).tofile(file)
             names.append(name)
             lengths.append(len(ids))
-            if progress:
-                progress(len(names), total)
     if not names:
         raise UserError(f"split {split} of {corpus.name} has no text")
     np.save(part / "offsets.npy", np.cumsum(lengths, dtype=np.int64))

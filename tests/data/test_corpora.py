@@ -181,8 +181,8 @@ STALLS = """
 import sys, time
 from memtx.data import corpora, records
 generate = records.MemtxText._generate_examples
-def stall(self, files):
-    for example in generate(self, files):
+def stall(self, *args):
+    for example in generate(self, *args):
         yield example
         sys.__stdout__.write("writing\\n"); sys.__stdout__.flush()
         time.sleep(60)

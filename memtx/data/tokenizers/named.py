@@ -17,6 +17,7 @@ from memtx.data.tokenizers.words import Words
 from memtx.errors import UserError, check_known
 from memtx.files.cache import built, root
 from memtx.files.hub import find
+from memtx.progress import counted
 
 
 class Texts(Protocol):
@@ -74,5 +75,6 @@ def _train(name: str, size: int, texts: Texts) -> Tokenizer:
     # The model has no special tokens, so the name of one in a text stays text.
     alphabet = hf.pre_tokenizers.ByteLevel.alphabet()
     trainer = hf.trainers.BpeTrainer(vocab_size=size - SPECIALS, initial_alphabet=alphabet, show_progress=False)
-    model.train_from_iterator((text for _, text in texts.documents("train")), trainer)
+    documents = counted(texts.documents("train"), "document", note=f"training {name}")
+    model.train_from_iterator((text for _, text in documents), trainer)
     return Tokenizer(name, size, model.to_str())
