@@ -175,6 +175,7 @@ def test_texts_for_sources(folder, t5_folder, monkeypatch, capsys):  # noqa: F81
     assert capsys.readouterr().out.count("\n") >= 2
 
 
+@pytest.mark.thorough
 def test_answers(folder, bert_folder, capsys):  # noqa: F811
     row = {"context": "They counted ships. The lighthouse came in 1984.", "question": "When?", "answer": "1984"}
     rows = [row | {"context": f"{row['context']} {word}"} for word in ("after", "that", "year", "keeper")]
@@ -267,6 +268,7 @@ def test_the_commands_of_a_library(folder, bert_folder, monkeypatch, capsys):  #
     assert said["resize"] == "all entries fit\n"
 
 
+@pytest.mark.thorough
 def test_a_conversation(folder, bert_folder, monkeypatch, capsys):  # noqa: F811
     load = memtx.load
     memtx.train(runs.tiny(folder, train={"steps": 2}), folder / "run")
@@ -279,6 +281,7 @@ def test_a_conversation(folder, bert_folder, monkeypatch, capsys):  # noqa: F811
     assert found["chat"].library.verify(found["certificate"])
 
 
+@pytest.mark.thorough
 def test_pretrained_models(t5_folder, bert_folder, monkeypatch):  # noqa: F811
     folders, load = {"t5-small": t5_folder, "bert-base-uncased": bert_folder, "minilm": bert_folder}, memtx.load
     monkeypatch.setattr(memtx, "load", lambda name, **changes: load(folders[name], **changes))
@@ -289,6 +292,7 @@ def test_pretrained_models(t5_folder, bert_folder, monkeypatch):  # noqa: F811
     assert eval(embed, found).shape == (1, 16)
 
 
+@pytest.mark.thorough
 def test_a_memory_in_a_pretrained_model(tmp_path):
     backbone = write_pretrained(tmp_path / "smollm2", golden("smollm2"))
     save_tokenizer(backbone, WORDS)
@@ -323,6 +327,7 @@ def shell(line: str, *more: str) -> str:
     return done.stdout
 
 
+@pytest.mark.thorough
 def test_a_memory_of_ones_own_passes_the_contract(folder):
     said = shell(next(line for _, line in LINES if "--golden" in line), "-p", "no:cacheprovider")
     assert "failed" not in said

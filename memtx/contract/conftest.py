@@ -26,4 +26,7 @@ def pytest_generate_tests(metafunc):
         group = [pytest.param(case, id=case.id, marks=pytest.mark.xdist_group(case.name)) for case in cases(option("memory"))]
         metafunc.parametrize("case", group)
     if "golden" in metafunc.fixturenames:
-        metafunc.parametrize("golden", find(option("golden"), option("memory"), metafunc.config.rootpath), ids=str)
+        found = find(option("golden"), option("memory"), metafunc.config.rootpath)
+        first = {str(golden).partition("-")[0]: golden for golden in reversed(found)}.values()  # of each mechanism
+        slow = {golden: () if golden in first else pytest.mark.thorough for golden in found}
+        metafunc.parametrize("golden", [pytest.param(golden, id=str(golden), marks=marks) for golden, marks in slow.items()])

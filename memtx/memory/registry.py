@@ -86,7 +86,7 @@ class Registry(dict[str, type[Memory]]):
             return self.add(name)
         if name.endswith(".py"):
             raise UserError(f"{name} names no class; give {name}:ClassName")
-        check_known(name, self, "memory")
+        check_known(name, [*self, "FILE.py:CLASS"], "memory")
         return name
 
     def add(self, given: str) -> str:

@@ -30,7 +30,11 @@ def test_cross_entropy_is_that_of_numpy():
     np.testing.assert_allclose(objective, smooth[mask].sum(), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("time", "piece"), [(6, 10**6), (6, 14), (7, 14), (5, 1)], ids=["whole", "pieces", "padded", "tokens"])
+@pytest.mark.parametrize(
+    ("time", "piece"),
+    [pytest.param(6, 10**6, marks=pytest.mark.thorough), (6, 14), (7, 14), pytest.param(5, 1, marks=pytest.mark.thorough)],
+    ids=["whole", "pieces", "padded", "tokens"],
+)
 def test_the_loss_in_pieces_is_that_of_all_logits(monkeypatch, time, piece):
     monkeypatch.setattr(losses, "PIECE", piece)
     rng = np.random.default_rng(1)

@@ -89,7 +89,7 @@ def test_an_unknown_metric_is_refused():
         Index(keys(5)[0], metric="cosin")
 
 
-@pytest.mark.parametrize("metric", ["dot", "l2"])
+@pytest.mark.parametrize("metric", ["dot", pytest.param("l2", marks=pytest.mark.thorough)])
 def test_a_graph_finds_nearly_all(metric):
     pytest.importorskip("faiss")
     rng = np.random.default_rng(0)

@@ -47,6 +47,7 @@ def cosine(state_SD) -> float:
     return (unit @ unit.T)[~np.eye(len(unit), dtype=bool)].mean()
 
 
+@pytest.mark.thorough
 def test_state_vectors_stay_different_in_a_model_as_it_begins():
     """After 8 blocks a model with the authors' first values had 0.89 and 0.81, one with ids of N(0, 0.02^2) 0.9996."""
     config = BlockRecurrent.Config(block=16, window=32, states=16)

@@ -54,7 +54,9 @@ def loss_of_oracle(a, config):
     return np.sum(losses)
 
 
-@pytest.mark.parametrize("cuts", [(16,), (4,) * 4, (1, 7, 3, 1, 4)], ids=["whole", "segments", "odd"])
+@pytest.mark.parametrize(
+    "cuts", [(16,), pytest.param((4,) * 4, marks=pytest.mark.thorough), (1, 7, 3, 1, 4)], ids=["whole", "segments", "odd"]
+)
 def test_the_auxiliary_loss_is_the_papers_wherever_calls_are_cut(cuts):
     params, x = given(TINY)
     _, loss = jax.jit(lambda params, x: run(TINY, params, x, cuts))(params, x)

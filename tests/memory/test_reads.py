@@ -90,7 +90,7 @@ def test_compressed_states_that_were_chosen_have_the_tokens_of_their_segment():
     assert tokens_read(chosen)[19] == {*range(4, 20)}  # two segments, compressed to two states each, then memory and segment
 
 
-@pytest.mark.parametrize("name", ["window", "xl", "sink", "titans_mac", "cross"])
+@pytest.mark.parametrize("name", ["window", "xl", "sink", pytest.param("titans_mac", marks=pytest.mark.thorough), "cross"])
 def test_the_weights_of_a_head_sum_to_one(name):
     for _, reads in emitted(case(name)):
         total = sum(read.weight_BTNR.sum(-1) + read.rest_BTN for read in reads)

@@ -101,7 +101,9 @@ def test_memorizing_with_all_neighbours_is_full_attention_over_the_memory():
     assert distance(small.run(x, [16, 16])[0][:, 8:], expected) > MOVED  # control: one neighbour fewer
 
 
-@pytest.mark.parametrize("cuts", [[30], [1] * 30, [11, 4, 11, 4]], ids=["whole", "tokens", "odd"])
+@pytest.mark.parametrize(
+    "cuts", [pytest.param([30], marks=pytest.mark.thorough), [1] * 30, [11, 4, 11, 4]], ids=["whole", "tokens", "odd"]
+)
 def test_memorizing_reads_the_right_ids_across_three_wraps(cuts):
     memorizing = case(Memorizing, window=2, segment=3, memory=4, neighbours=4)
     assert 3 * (4 + 2 * 3) <= 30  # slots
@@ -148,6 +150,7 @@ def test_memorizing_reads_without_writing():
 # --- landmark -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_landmark_with_all_blocks_is_the_grouped_softmax_over_everything():
     everything, some = (case(Landmark, PLAIN, block=4, memory=8, neighbours=n) for n in (8, 2))
     x = everything.x(0, 32)
@@ -177,6 +180,7 @@ def test_landmark_reads_blocks_across_three_wraps_and_says_which():
     np.testing.assert_array_equal(found["position"], np.where(found["id"] < 0, -1, 3 * found["id"]))
 
 
+@pytest.mark.thorough
 def test_landmark_reads_the_same_in_calls_longer_than_its_bank_has_room_for():
     landmark = case(Landmark, block=3, memory=4, neighbours=2)
     x = landmark.x(0, 3 * (2 * AHEAD + 5))
@@ -241,6 +245,7 @@ def test_all_streams_share_the_datastore_and_a_reset_leaves_it(model):
     assert state.head.datastore.cursor.shape == ()
 
 
+@pytest.mark.thorough
 def test_cache_and_datastore_together_read_both(model):
     lm, _, view = model
     store = answering_state(lm, view)[1].head.datastore

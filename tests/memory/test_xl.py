@@ -21,7 +21,15 @@ from memtx.memory.xl import TransformerXL
 SEGMENT = 4
 
 
-@pytest.mark.parametrize("call", [1, 2, 3, 12])
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(1, marks=pytest.mark.thorough),
+        pytest.param(2, marks=pytest.mark.thorough),
+        3,
+        pytest.param(12, marks=pytest.mark.thorough),
+    ],
+)
 def test_gradient_reaches_exactly_the_own_segment(call):
     layer = TransformerXL(TransformerXL.Config(segment=SEGMENT, memory=6), DIMS, jax.random.key(0))
     graph, params = nnx.split(layer)

@@ -119,7 +119,7 @@ def test_heads_losses_and_gradients_of_bert(model, name):
 # --- T5 -------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=T5)
+@pytest.fixture(params=[pytest.param(T5[0], marks=pytest.mark.thorough), T5[1]])
 def t5(model, request):
     return model(request.param)
 

@@ -40,7 +40,9 @@ def build(**changes) -> tuple[LM, dict]:
     return lm, lm.init(jax.random.key(0))
 
 
-@pytest.mark.parametrize("position", ["rope", "alibi", "t5", "learned", "none"])
+@pytest.mark.parametrize(
+    "position", ["rope", *(pytest.param(name, marks=pytest.mark.thorough) for name in ("alibi", "t5", "learned", "none"))]
+)
 def test_positions_go_on_from_call_to_call(position):
     lm, params = build(position=position)
     call = jitted(lm)

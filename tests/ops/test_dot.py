@@ -37,6 +37,7 @@ def test_a_delta_rule_is_exact_on_an_accelerator_in_its_gradient_too(tpu):
             assert error(a, b) < limit if limit else error(a, b) > 1e-3  # control: rounded products
 
 
+@pytest.mark.thorough
 def test_an_exact_search_is_exact_on_an_accelerator(tpu):
     """Keys with a common mean of twice their spread, as hidden states have."""
     keys = draw(0, 2048, 64) + 2 * draw(1, 64)

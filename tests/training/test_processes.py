@@ -258,7 +258,8 @@ except memtx.UserError as error:
 """
 
 
-@pytest.mark.parametrize("own", [True, pytest.param(False, marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("own", [True, False])
 def test_processes_with_different_configs_end_with_one_line(root, own):
     config = to_json(tiny(root, train={"batch": 4, "steps": 1}, eval={"batch": 4}))
     found = run(DIFFERENT, [config, own], count=2, devices=1)

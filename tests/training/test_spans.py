@@ -87,7 +87,9 @@ def by_loops(logits_BT2, label_BT, z_loss=0.0, smoothing=0.0):
 LABELS = np.asarray([[-1, -1, 0, 1, 0, 2, -1], [-1, 0, 3, 0, 0, -1, -1], [-1] * 7], np.int32)  # the last row is padding
 
 
-@pytest.mark.parametrize("more", [{}, {"z_loss": 0.1}, {"label_smoothing": 0.2}])
+@pytest.mark.parametrize(
+    "more", [{"z_loss": 0.1}, *(pytest.param(more, marks=pytest.mark.thorough) for more in ({}, {"label_smoothing": 0.2}))]
+)
 def test_the_loss_and_its_gradient_are_those_of_the_definition(more):
     logits = np.random.default_rng(0).normal(size=(3, 7, 2)) * 3
 
@@ -239,6 +241,7 @@ def test_a_tiny_model_learns_to_find_words(folder, tmp_path):
     assert len(memtx.answer(loaded, asked[:1], long[:1], most=1)[0].text.split()) == 1
 
 
+@pytest.mark.thorough
 def test_what_cannot_answer_is_one_line(folder, tmp_path):
     c = config(folder, 64)
     c.train.steps = 1
@@ -258,6 +261,7 @@ def test_what_cannot_answer_is_one_line(folder, tmp_path):
         memtx.answer(other, ["a"], ["b"])
 
 
+@pytest.mark.thorough
 def test_gradients_accumulate_to_those_of_the_whole_batch(folder, tmp_path):
     losses = []
     for accumulate in (1, 4):
