@@ -85,7 +85,7 @@ class Optim:
     name: str = "adamw"  # adamw | adafactor | lion | muon
     lr: NonNegative = 1e-3
     schedule: str = "cosine"  # cosine | linear | constant
-    warmup: Natural = 100  # steps
+    warmup: Natural = 100  # steps from a rate of 0, at most train.steps - 1
     final_lr: NonNegative = 0.1  # of lr, where the schedule ends
     weight_decay: NonNegative = 0.1
     b1: Share = 0.9

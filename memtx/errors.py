@@ -36,7 +36,9 @@ def optional(module: str, extra: str = "hf") -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(f"{module.partition('.')[0]} is not installed; run pip install 'memtx[{extra}]'") from error
+        raise UserError(
+            f"{module.partition('.')[0]} is not installed; run pip install '.[{extra}]' in the checkout of memtx"
+        ) from error
 
 
 def printable(name: str) -> str:

@@ -51,7 +51,7 @@ def fails(capsys, *argv: str) -> str:
         (["train"], "--config is missing"),
         (["train", "--config=configs/lm.py"], "--workdir is missing"),
         (["train", "--config=configs/none.py", "--workdir=W"], "no config file"),
-        (["train", "--config=configs/lm.py:memory=nothing", "--workdir=W"], "known: armt"),
+        (["train", "--config=configs/lm.py:memory=nothing", "--workdir=W"], "known: FILE.py:CLASS, armt"),
         (["train", "--config=configs/lm.py:memory=fulll", "--workdir=W"], "did you mean full"),
         (["train", "--config=configs/lm.py:size=huge", "--workdir=W"], "known: 1b, base"),
         (["train", "--config=configs/lm.py", "--config.train.stepz=1", "--workdir=W"], "did you mean steps"),

@@ -37,7 +37,7 @@ needs_libtpu = pytest.mark.skipif(not has_libtpu, reason="needs libtpu")
 
 @pytest.mark.skipif(has_libtpu, reason="has libtpu")
 def test_without_libtpu_one_line_says_what_to_install():
-    with pytest.raises(UserError, match=re.escape("pip install 'memtx[plan]'")):
+    with pytest.raises(UserError, match=re.escape("pip install '.[plan]'")):
         tpu_devices("v5e:2x2")
 
 

@@ -42,7 +42,7 @@ def test_it_names_the_packages_that_are_missing(cache, capsys, monkeypatch):
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     cli.main(["doctor"])
-    assert "BLEU, chrF and ROUGE; lacks sacrebleu, rouge-score: pip install 'memtx[eval]'" in capsys.readouterr().out
+    assert "BLEU, chrF and ROUGE; lacks sacrebleu, rouge-score: pip install '.[eval]'" in capsys.readouterr().out
 
 
 def test_it_reports_a_driver_that_does_not_work(cache, capsys, monkeypatch):

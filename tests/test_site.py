@@ -91,7 +91,7 @@ def test_the_citation_has_the_version():
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> dict[Path, str]:
     """The pages of the site with their HTML. Warnings are errors."""
-    pytest.importorskip("mkdocs", reason="needs pip install 'memtx[docs]'")
+    pytest.importorskip("mkdocs", reason="needs pip install '.[docs]'")
     folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],

@@ -88,7 +88,7 @@ def text(found: dict[str, Any]) -> str:
     about |= {"free": _shown(cache["free"])} | {name: _shown(count) for name, count in cache["bytes"].items()}
     lines += [*_group("cache", about), "extras"]
     for name, missing in found["extras"].items():
-        state = f"lacks {', '.join(missing)}: pip install 'memtx[{name}]'" if missing else "installed"
+        state = f"lacks {', '.join(missing)}: pip install '.[{name}]'" if missing else "installed"
         lines.append(f"  {name:18}{EXTRAS[name][0]}; {state}")
     return "\n".join(lines)
 

@@ -137,7 +137,7 @@ def _show(values, words: Sequence[str]) -> None:
         console.print(f"memory {name}: {group['entries']:,} entries, {group['bytes']:,} bytes", markup=False)
     for space, size in about["states"].items():
         console.print(f"state of {escaped(space)}: {size:,} bytes", markup=False)
-    use, texts = about["use"], [plural(about["use"]["recalls"], "recall")]
+    use, texts = about["use"], [plural(about["use"]["recalls"], "recalled entry", "recalled entries")]
     if "never_recalled" in use:
         texts.append(f"{use['never_recalled']:.1%} of the entries were never recalled")
     if "most_recalled_tenth" in use:

@@ -7,7 +7,7 @@
 FLOPs are those of the matrix products of a forward pass. --match finds the width at which the model has a given cost, and
 prints the flags that set it. --topology estimates the train step on accelerators, which need not be there: the memory of each
 device, the bytes between devices, and the time from good to poor use of the chip. --fit finds the largest value of a key with
-which the step fits. --compile asks the compiler for TPUs about the same step, which takes minutes and needs memtx[plan].
+which the step fits. --compile asks the compiler for TPUs about the same step, which takes minutes and needs the extra `plan`.
 """
 
 from __future__ import annotations

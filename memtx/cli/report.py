@@ -82,7 +82,7 @@ def act(values) -> None:
     if folder := given.get("store") or given.get("results"):
         out.print(f"readme  {reports.publish(found, folder)}", markup=False, soft_wrap=True)
     if folder := given.get("out") or ("workdir" in given and given["workdir"] / "report"):
-        out.print(f"page    {reports.write(found, folder)}", markup=False, soft_wrap=True)
+        out.print(f"page    {reports.write(found, folder, given.get('workdir'))}", markup=False, soft_wrap=True)
 
 
 def _wide_enough(table: Table) -> Console:

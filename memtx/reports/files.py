@@ -17,9 +17,12 @@ from memtx.reports.single import Single
 END = "<!-- end -->"  # the end of the generated part of a README.md
 
 
-def write(found: Findings, folder: Path) -> Path:
-    """Write index.html, table.md, table.tex, table.csv, and each figure as png and svg. Returns the path of index.html."""
-    html = page(found)  # built first, so that nothing is written if it fails
+def write(found: Findings, folder: Path, workdir: Path | None = None) -> Path:
+    """Write index.html, table.md, table.tex, table.csv, and each figure as png and svg. Returns the path of index.html.
+
+    workdir: the folder of the runs, which the page names.
+    """
+    html = page(found, workdir)  # built first, so that nothing is written if it fails
     folder.mkdir(parents=True, exist_ok=True)
     for suffix, form in (("md", markdown), ("tex", latex), ("csv", as_csv)):
         write_atomic(folder / f"table.{suffix}", form(found.table))

@@ -43,9 +43,14 @@ def conclude(study: Study, runs: list[Run]) -> Findings:
     return Findings(study, runs, table, *judge(study, table), pictures(study, runs), tabulate_health(study, runs))
 
 
-def commands(found: Findings, results: Path | None = None) -> list[str]:
-    """Return the commands that repeat the runs and the report, and, with `results`, compare new runs with these."""
-    given = f"--sweep={found.study.path.as_posix()} --workdir=runs/{found.study.path.resolve().parent.name}"
+def commands(found: Findings, results: Path | None = None, workdir: Path | None = None) -> list[str]:
+    """Return the commands that repeat the runs and the report.
+
+    results: stored runs to compare the new ones with. workdir: the folder of the runs, by default runs/ and the name of the
+    study's folder.
+    """
+    workdir = workdir or Path("runs") / found.study.path.resolve().parent.name
+    given = f"--sweep={found.study.path.as_posix()} --workdir={workdir.as_posix()}"
     return [
         f"memtx sweep {given} --parallel=2 &&",
         f"memtx report {given}" + (f" --check={results.as_posix()}" if results else ""),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from memtx.files.pages import read_template
 from memtx.reports.draw import inline_svg
@@ -13,10 +14,10 @@ from memtx.reports.single import Single, curves, results
 from memtx.reports.table import label, varying
 
 
-def page(found: Findings) -> str:
+def page(found: Findings, workdir: Path | None = None) -> str:
     """Return the page of a study as HTML: its question, verdicts, table, figures, and all runs.
 
-    Raises UserError if jinja2 is not installed.
+    workdir: the folder of the runs, for the commands that repeat them. Raises UserError if jinja2 is not installed.
     """
     keys = varying(found.runs)
     return _render(
@@ -29,7 +30,7 @@ def page(found: Findings) -> str:
         carried="The state that each run carries through its last evaluation.",
         pictures=[(picture.name, inline_svg(picture)) for picture in found.pictures],
         facts=facts(found) | {"config": f"{found.study.config}, with the overrides of each run below"},
-        commands=commands(found),
+        commands=commands(found, workdir=workdir),
         keys=keys,
         runs=[(run, [label(run.value(key)) for key in keys], duration(run.seconds)) for run in found.runs],
         overrides=[("all", json.dumps(found.study.common)), *((run.name, json.dumps(run.overrides)) for run in found.runs)],

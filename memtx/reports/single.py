@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from memtx.reports.figures import Line, Picture, Point, is_wide, name_axis
 from memtx.reports.findings import duration, origin
 from memtx.reports.formats import Entry, Grid
 from memtx.reports.runs import FINISHED, Curve, Run, build, read_json, read_metrics
+from memtx.reports.table import HIGHER
 from memtx.sweep.record import metrics, tokens_per_s
 from memtx.training.checkpoint import read_meta
 from memtx.training.trees import elements
@@ -27,10 +28,15 @@ SIDES = (("carried", ""), ("wiped", "_wiped"))  # of the memory
 
 @dataclass(frozen=True)
 class Single:
-    """A run with its config as JSON values, its last and its last evaluated step, and the sample of `memtx train`, or ""."""
+    """A run with its config as JSON values.
+
+    changes: of the config since step 0. step, evaluated: the last step and the last one with an evaluation. sample: that of
+    `memtx train`, or "".
+    """
 
     run: Run
     config: Mapping[str, Any]
+    changes: Sequence[str]
     step: int
     evaluated: int
     sample: str
@@ -51,6 +57,7 @@ class Single:
             "speed": f"{speed:,.0f} tokens per second" if speed else "",
             "time": duration(run.seconds) if run.seconds else "",
             "device": ", ".join(run.machine.get("kinds", ())),
+            "changed": "; ".join(self.changes),
         }
         return {name: text for name, text in (parts | origin([run])).items() if text}
 
@@ -94,7 +101,8 @@ def from_run(workdir: Path) -> Single:
     step = max([meta.get("step", 0), *(line["step"] for line in lines[-1:])])
     evaluated = max((line["step"] for line in lines if any(name.startswith("eval/") for name in line)), default=0)
     sample = workdir / SAMPLE
-    return Single(run, config, step, evaluated, sample.read_text(encoding="utf-8") if sample.exists() else "")
+    text = sample.read_text(encoding="utf-8") if sample.exists() else ""
+    return Single(run, config, meta.get("changes", ()), step, evaluated, text)
 
 
 def results(run: Run) -> Grid | None:
@@ -105,9 +113,10 @@ def results(run: Run) -> Grid | None:
         if not name.startswith("eval/") or metric.endswith("_wiped") or _number(part.partition("=")[2]) is not None:
             continue
         wiped = run.result.get(f"eval/{metric}_wiped{slash}{part}")
-        both = ("", "") if wiped is None else (f"{wiped:,.4f}", f"{here - wiped:+,.4f}")
+        gain = 0.0 if wiped is None else here - wiped if metric in HIGHER else wiped - here
+        both = ("", "") if wiped is None else (f"{wiped:,.4f}", f"{gain:+,.4f}")
         rows.append([Entry(name.removeprefix("eval/").replace("_", " ")), Entry(f"{here:,.4f}"), *map(Entry, both)])
-    return Grid(1, ["", "memory carried", "memory wiped", "difference"], rows, []) if rows else None
+    return Grid(1, ["", "memory carried", "memory wiped", "gain"], rows, []) if rows else None
 
 
 def curves(run: Run) -> list[Picture]:

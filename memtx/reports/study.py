@@ -87,7 +87,7 @@ class Study:
 def load_study(path: Path) -> Study:
     """Read a study. Raises UserError if the file is missing or its declarations are wrong."""
     sweep = load_sweep(path)
-    title, _, question = (sweep.module.__doc__ or path.parent.name).strip().partition("\n")
+    title, _, question = (sweep.module.__doc__ or path.resolve().parent.name).strip().partition("\n")
     planned = [
         Run(name, MISSING, overrides=run.overrides, settings=run.settings, seed=run.config.seed)
         for name, run in sweep.runs.items()

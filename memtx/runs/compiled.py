@@ -81,7 +81,7 @@ def tpu_devices(topology: str) -> list[Any]:
         return list(topologies.get_topology_desc(topology, "tpu").devices)
     except Exception as error:  # libtpu raises several types
         reason = " ".join(str(error).split())[:300]
-        hint = "; install libtpu: pip install 'memtx[plan]'" if "not installed" in reason else ""
+        hint = "; install libtpu: pip install '.[plan]' in the checkout of memtx" if "not installed" in reason else ""
         raise UserError(f"cannot describe the TPUs {topology!r}: {reason}{hint}") from None
 
 

@@ -95,6 +95,7 @@ def train(config: ml_collections.ConfigDict | Mapping | Config, workdir: str | P
                 (checkpoints.files.folder / SAMPLE).unlink(missing_ok=True)  # of the earlier weights
             for change in differences(to_json(config), restored.meta["config"], SILENT):
                 say(f"changed: {change}")
+                checkpoints.changes.append(f"at step {restored.step}, {change}")
             if (before := batch_of(restored.meta)) != config.train.batch:
                 say(_streams(before, config.train.batch))
         else:
@@ -206,7 +207,7 @@ class Run:
                 batch = self.layout.shard(next(stream))
                 *train_state, values = self.step(*train_state, batch, np.int32(step), self.key)
                 log.write()
-                log.pending = (step + 1, values)
+                log.pending = (step + 1, values, time.monotonic())
             if evaluation is None and step == total:
                 evaluation = evaluate(train_state[0])
             checkpoints.wait()  # a second signal must not interrupt the last save
@@ -239,22 +240,22 @@ def _streams(before: int, now: int) -> str:
 class _StepLog:
     """A writer of the metrics of steps that were started earlier.
 
-    pending  (step, metrics on the device) of the last step that was started, or None after they are written
+    pending  (step, metrics on the device, time) of the last step that was started, or None after they are written
     saved    the step of the last checkpoint, for the error message
     """
 
     def __init__(self, config: Config, metrics: Metrics, step: int):
         self.config, self.metrics, self.saved = config, metrics, step
         self.rate = make_schedule(config.optim, config.train.steps)
-        self.pending: tuple[int, dict] | None = None
+        self.pending: tuple[int, dict, float] | None = None
         self._warned = False
-        self._step, self._clock = step, time.monotonic()  # of the last line that was written
+        self._step, self._clock = step, time.monotonic()  # of the last step that was written
 
     def write(self) -> None:
         """Wait for the pending step, and write its metrics if they are due. Raises UserError if the loss is not finite."""
         if self.pending is None:
             return
-        (step, values), self.pending = self.pending, None
+        (step, values, now), self.pending = self.pending, None
         values = {f"train/{name}": np.asarray(value).item() for name, value in values.items()}
         if not np.isfinite(values["train/loss"]):
             raise UserError(
@@ -271,7 +272,7 @@ class _StepLog:
             )
         if step % self.config.train.log_every and step != self.config.train.steps:
             return
-        now, tokens = time.monotonic(), values.pop("train/tokens")
+        tokens = values.pop("train/tokens")
         values["train/lr"] = np.asarray(self.rate(step - 1)).item()
         values["train/tokens_per_s"] = tokens * (step - self._step) / max(now - self._clock, 1e-9)
         self._step, self._clock = step, now

@@ -97,7 +97,7 @@ class Submitit:
         try:
             import submitit
         except ImportError:
-            raise UserError(f"--executor={kind} needs submitit: pip install 'memtx[sweep]'") from None
+            raise UserError(f"--executor={kind} needs submitit: pip install '.[sweep]' in the checkout of memtx") from None
         try:
             self._executor = submitit.AutoExecutor(folder, cluster=kind)
             given = {name if name in SHARED else f"{kind}_{name}": value for name, value in settings.items()}

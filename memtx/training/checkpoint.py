@@ -66,7 +66,8 @@ class Checkpointer:
     config: a nested dict of JSON values. keep: the number of newest steps to keep besides the best. warn: called with one line
     for each damaged step. If a run has several processes, they share the workdir. Each creates a Checkpointer and makes the
     same calls. The workdir is locked until `close`, unless it is an address. files: a folder here for the small files of the
-    run. Raises UserError if the workdir belongs to another run or to no run.
+    run. changes: the changes of the config since step 0, one line each, which `restore` reads. Raises UserError if the workdir
+    belongs to another run or to no run.
     """
 
     def __init__(self, workdir: str | Path, config: Mapping, *, keep: int = 3, warn: Warn = print):
@@ -76,6 +77,7 @@ class Checkpointer:
         self._lock = on_first(lambda: claim(self.workdir, self.config))
         self.files = Mirror(self.workdir)
         self._folder = checkpoints_of(self.workdir)
+        self.changes: list[str] = []
         self._sealing = -1
         self._keep = _Keep(keep, {})
         options = ocp.CheckpointManagerOptions(
@@ -96,8 +98,8 @@ class Checkpointer:
 
         Small files are copied first, so that a checkpoint never has a step whose metrics are missing.
         memory: the state of the model. Older steps are deleted only after this step is complete and sealed. An existing step is
-        not saved again. The saved meta has the keys step, config, versions, machine, metrics and leaves (shape and dtype by
-        name).
+        not saved again. The saved meta has the keys step, config, changes, versions, machine, metrics and leaves (shape and
+        dtype by name).
         Raises UserError if the disk is full, or was full while the previous step was written.
         """
         self.wait()
@@ -107,6 +109,7 @@ class Checkpointer:
         meta = {
             "step": step,
             "config": self.config,
+            "changes": self.changes,
             "versions": versions(),
             "machine": machine(),
             "metrics": {name: float(value) for name, value in (metrics or {}).items()},
@@ -137,6 +140,7 @@ class Checkpointer:
                     move(self._folder / str(step), self.workdir / "damaged" / str(step))
             multihost_utils.sync_global_devices("memtx: damaged steps are set aside")
             self._manager.reload()
+        self.changes = [*found.meta.get("changes", ())]
         return found
 
     def push(self) -> None:

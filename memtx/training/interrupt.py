@@ -29,8 +29,7 @@ def catch_stop() -> Iterator[threading.Event]:
         stopped.set()
         if number == signal.SIGINT:
             signal.signal(number, previous[number])
-            if os.isatty(2):
-                os.write(2, MESSAGE)  # print is not reentrant, and the signal may arrive within one
+            os.write(2, MESSAGE)  # print is not reentrant, and the signal may arrive within one
 
     for number in previous:
         signal.signal(number, stop)

@@ -71,6 +71,8 @@ class Display:
 
     def __init__(self, steps: int, start: int, console: Console | None = None):
         self.steps, self._progress = steps, Progress("step", done=start, console=console, patience=0)
+        if start < steps:
+            self._progress(start, steps, "compiling")
 
     def write(self, step: int, numbers: Numbers) -> None:
         """Show the progress if it is time for it. Evaluations are always printed as lines."""

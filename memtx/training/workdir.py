@@ -21,7 +21,6 @@ LOCK, RECORD, LOG, SAMPLE = ".lock", "run.json", "log.txt", "sample.txt"
 OURS = (LOCK, RECORD, LOG)  # files of a sweep, which may exist before the run starts
 # The keys that a resumed run may change, without and with a line for the user.
 SILENT = (
-    "train.steps",
     "train.log_every",
     "train.csv",
     "train.wandb",
@@ -31,7 +30,7 @@ SILENT = (
     "data.cache",
     "data.task.cache",
 )
-FREE = (*SILENT, "own", "train.batch", "train.accumulate")  # and the capacities of banks
+FREE = (*SILENT, "own", "train.steps", "train.batch", "train.accumulate")  # and the capacities of banks
 
 
 class InUse(UserError):

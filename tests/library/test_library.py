@@ -507,7 +507,9 @@ def test_the_command_reads_a_folder_without_files_that_are_not_text(tmp_path, mo
     run("show", "--memory=library")
     shown = capsys.readouterr().out
     assert name in shown  # on one line
-    assert "use: 1 recall, 50.0% of the entries were never recalled, the most recalled tenth of the entries has" in shown
+    assert (
+        "use: 1 recalled entry, 50.0% of the entries were never recalled, the most recalled tenth of the entries has" in shown
+    )
 
 
 @pytest.mark.parametrize(

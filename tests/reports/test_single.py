@@ -55,7 +55,7 @@ def test_a_page_has_every_part_of_a_run(whole, capsys):
     assert titles(page) == ["Training loss", "Evaluations", "Learning rate", "Loss by position"]
     cells = re.findall(r"<tr>(<td.*?)</tr>", page)
     rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in cells]
-    assert ["bits per byte", "2.0000", "3.0000", "-1.0000"] in rows
+    assert ["bits per byte", "2.0000", "3.0000", "+1.0000"] in rows
     assert ["accuracy/updated=yes", "0.2500", "0.1250", "+0.1250"] in rows
     assert ["f1", "7.5000", "", ""] in rows
     assert ["age", "12", "9"] in rows

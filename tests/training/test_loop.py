@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -203,7 +204,8 @@ def test_with_another_batch_streams_keep_their_state_and_new_ones_are_fresh(whol
     jax.tree.map(np.testing.assert_array_equal, params, saved.params)
     assert next(stream).reset_BP[4:, 0].all()
     ends = "streams 2 to 3 end" if batch == 2 else "streams 4 to 5 start"
-    assert told[-2:] == [f"changed: train.batch: {batch} here, 4 in the checkpoint", ends]
+    changes = [f"train.batch: {batch} here, 4 in the checkpoint", "train.steps: 8 here, 6 in the checkpoint"]
+    assert told[-3:] == [*(f"changed: {change}" for change in changes), ends]
 
 
 @pytest.mark.thorough
@@ -282,9 +284,9 @@ def test_a_step_without_labels_has_no_gradient_and_no_warning(root, tmp_path):
     config = tiny(root)
     with Metrics(tmp_path, config) as metrics:
         log = _StepLog(config, metrics, 0)
-        log.pending = (1, {"loss": 0.0, "grad_norm": 0.0, "tokens": 8.0})
+        log.pending = (1, {"loss": 0.0, "grad_norm": 0.0, "tokens": 8.0}, 0.0)
         log.write()
-        log.pending = (2, {"loss": 1.0, "grad_norm": 0.0, "tokens": 8.0})
+        log.pending = (2, {"loss": 1.0, "grad_norm": 0.0, "tokens": 8.0}, 0.0)
         with pytest.warns(UserWarning, match="the gradient of step 2 is 0"):  # control
             log.write()
 
@@ -359,3 +361,15 @@ def test_dropout_is_random_by_step_and_the_same_again(root):
         losses.append(found)
     assert losses[0] == losses[1]
     assert losses[0][0] != losses[0][1]
+
+
+def test_the_speed_of_a_step_is_the_time_between_two_steps_whenever_its_line_is_written(root):
+    config, shown = tiny(root, train={"log_every": 1, "steps": 100}), []
+    log = _StepLog(config, SimpleNamespace(write=lambda step, values: shown.append(values["train/tokens_per_s"])), 0)
+    log._clock = 0.0
+    for step in range(1, 5):
+        log.write()
+        log.pending = (step, {"loss": 1.0, "grad_norm": 1.0, "tokens": 50}, 10.0 * step)
+        if step == 2:  # before a checkpoint
+            log.write()
+    assert shown == [5.0] * 3

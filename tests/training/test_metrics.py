@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
 from memtx.config import Config, Train
+from memtx.progress import REDRAW
 from memtx.training.metrics import Metrics
 
 CONFIG = Config(train=Train(steps=10))
@@ -84,14 +86,16 @@ os.kill(os.getpid(), {int(signal.SIGKILL)})
 
 def test_plain_lines_say_loss_speed_and_time_left(tmp_path):
     shown = run(tmp_path, [1, 2]).splitlines()
-    assert shown[0].startswith("step 1/10  loss 1.0000  5,120 tokens/s  0:0")
-    assert shown[0].endswith(" left")
-    assert shown[2] == "step 2/10  eval/bits_per_byte 4.0000"
+    assert shown[0] == "step 0/10  compiling"
+    assert shown[1].startswith("step 1/10  loss 1.0000  5,120 tokens/s  0:0")
+    assert shown[1].endswith(" left")
+    assert shown[3] == "step 2/10  eval/bits_per_byte 4.0000"
 
 
 def test_a_terminal_shows_the_same_beside_a_bar(tmp_path):
     console = Console(file=io.StringIO(), width=200, force_terminal=True, color_system=None)
     with Metrics(tmp_path, CONFIG, console=console) as metrics:
+        time.sleep(REDRAW)
         metrics.write(5, loss(5))
         metrics.write(5, {"eval/bits_per_byte": 2.5})
     shown = console.file.getvalue()
