@@ -49,5 +49,5 @@ def test_templates_that_refuse_or_reach_out_are_user_errors(template, says):
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
-    with pytest.raises(UserError, match=r"memtx\[hf\]"):
+    with pytest.raises(UserError, match=r"\.\[hf\]"):
         chat.render(teach(CHATML), [])

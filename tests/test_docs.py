@@ -139,6 +139,7 @@ def test_the_idea_of_the_readme():
     assert found["state"].position_B.tolist() == [48, 48]
 
 
+@pytest.mark.thorough
 def test_a_text_is_cut_anywhere():
     found = {}
     exec(block("docs/ideas.md"), found)

@@ -164,6 +164,7 @@ def test_a_batch_that_the_devices_do_not_divide_is_one_line():
         estimate(configure(load_config("configs/seq2seq.py:size=micro,memory=none")), "h100x1", vocab_size=260)
 
 
+@pytest.mark.thorough
 def test_every_layer_of_a_pattern_moves_its_outputs():
     def moved(pattern: list[str]) -> int:
         config = configure(values(model={"stacks": [[pattern, 2]]}, mesh={"model": 2}))

@@ -120,7 +120,7 @@ def test_memories_of_a_body_or_head_do_not_stand_in_stacks(monkeypatch):
     [
         ("full+lstm", "full"),
         pytest.param("full/lstm/mlp", "full", marks=pytest.mark.thorough),
-        ("full+window", "full"),
+        pytest.param("full+window", "full", marks=pytest.mark.thorough),
         pytest.param("full/mlp+lstm", "full/mlp", marks=pytest.mark.thorough),
     ],
 )

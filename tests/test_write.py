@@ -74,7 +74,10 @@ def chatty(tmp_path_factory):
 # --- the function -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"beams": 2}, {"sampling": memtx.Sampling(temperature=1.0), "seed": 7}])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param({}, marks=pytest.mark.thorough), {"beams": 2}, {"sampling": memtx.Sampling(temperature=1.0), "seed": 7}],
+)
 def test_a_batch_writes_as_one_source_at_a_time(model, options):
     together = write(model, SOURCES, batch=3, max_tokens=5, **options).texts
     first = options.get("seed", 0)
@@ -153,6 +156,7 @@ def test_parts_are_whole_sentences_and_nothing_is_lost():
     assert pack(text, lambda part: True) == [text]
 
 
+@pytest.mark.thorough
 def test_a_chat_model_gets_a_message(chatty):
     loaded = memtx.load(chatty, context=64)
     done = write(loaded, ["a </s> ship"], prefix="Say: ", max_tokens=4)
@@ -180,6 +184,7 @@ def test_a_model_of_another_kind_is_refused(bert_folder):  # noqa: F811
         write(memtx.load(bert_folder), ["a"])
 
 
+@pytest.mark.thorough
 def test_a_run_writes_as_many_tokens_as_its_targets_have(workdir):
     loaded = memtx.load(workdir)
     sizes = {most: len(loaded.tokenizer.encode(write(loaded, ["a"], max_tokens=most).texts[0])) for most in (None, 6, 12)}
@@ -237,6 +242,7 @@ def test_files_and_the_standard_input_are_summarized_and_asked(workdir, here, ca
     assert out == texts_of(["question: In a.csv context: three"], max_tokens=3).texts[0].strip() + "\n"
 
 
+@pytest.mark.thorough
 def test_rows_of_a_table_keep_their_columns(workdir, here, capsys):
     rows = [{"id": 7, "question": "é?", "context": "x", "bad": "\ud800"}, {"question": 5, "context": "{y}", "answer": "ü"}]
     Path("a.jsonl").write_text("\n".join(map(json.dumps, rows)))

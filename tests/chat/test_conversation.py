@@ -203,6 +203,7 @@ def remembering() -> Loaded:
     return tiny(head="knn_lm", memory={"knn_lm": KNNLM.Config(memory=32, neighbours=4, temperature=8.0, chunk=32)})
 
 
+@pytest.mark.thorough
 def test_the_model_reads_its_library_and_names_the_documents_that_it_read(tmp_path, remembering):
     settings = Settings(max_tokens=4, passages=3, acknowledge="")
 

@@ -380,7 +380,7 @@ def test_a_port_that_cannot_be_used_is_one_line(chat, monkeypatch):
     with pytest.raises(UserError, match="between 0 and 65535"):
         serve(chat, port=70000)
     monkeypatch.setitem(sys.modules, "starlette", None)
-    with pytest.raises(UserError, match=r"memtx\[chat\]"):
+    with pytest.raises(UserError, match=r"\.\[chat\]"):
         serve(chat, port=0)
 
 

@@ -199,7 +199,7 @@ def test_a_folder_without_a_tokenizer_is_a_user_error(tmp_path):
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sentencepiece", None)
-    with pytest.raises(UserError, match=r"pip install 'memtx\[hf\]'"):
+    with pytest.raises(UserError, match=r"pip install '\.\[hf\]'"):
         load("llama")
 
 

@@ -138,6 +138,7 @@ def test_the_use_of_a_bank_is_that_of_the_attributions_of_all_calls(reader):
     assert found["memory/gate"] == found["memory/gate_min"] == found["memory/gate_max"] == pytest.approx(gate[0])
 
 
+@pytest.mark.thorough
 def test_drift_compares_the_first_segment_before_and_after_a_step(reader):
     data, lm, (old, new), batches = reader("xl", model={"stacks": [[["xl"], 2]]})
     evaluator = data.evaluator(lm, Layout())

@@ -301,6 +301,7 @@ def run(root, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.thorough
 def test_generate_explains_the_tokens_that_it_writes(run, tmp_path, capsys):
     page = tmp_path / "page.html"
     cli.main(["generate", f"--workdir={run}", "--prompt=The ", "--max_tokens=5", "--temperature=0", f"--explain={page}"])
@@ -340,6 +341,7 @@ def test_a_library_writes_and_explains(run, tmp_path, capsys):
     assert "--namespace is for --memory" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_a_source_is_explained():
     memory = {"full": {"capacity": 16}, "cross": {"capacity": 8}, "bidirectional": {}}
     loaded = loaded_with([[["full/cross/mlp"], 1]], memory, encoder=[[["bidirectional"], 1]])

@@ -129,6 +129,7 @@ def test_a_masked_document_has_no_entries_and_the_certificate_says_that_traces_m
     assert np.abs(logits(found) - logits(never)).max() > 0  # so it is not the exact method
 
 
+@pytest.mark.thorough
 def test_a_memory_without_entries_cannot_be_masked_or_recalled(make):
     found = make("lstm", "state", TEXTS)
     with pytest.raises(UserError, match="use method='replay'"):

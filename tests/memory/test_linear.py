@@ -139,6 +139,7 @@ def test_delta_rule_replaces_the_value_of_a_key():
     np.testing.assert_allclose(last_read(None), values.sum(0)[:, 0], atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_options_change_what_is_built():
     x = text(9)
     plain = DeltaNet(DeltaNet.Config(), DIMS, jax.random.key(0))

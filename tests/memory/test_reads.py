@@ -146,6 +146,7 @@ def collected(lm, params, token):
     return jax.jit(collect(lm, also=KINDS))(params, token, lm.init_state(1))[1]
 
 
+@pytest.mark.thorough
 def test_a_model_numbers_its_layers():
     aux = collected(*model((((("window", "full")), 2), (("lstm",), 1), (("window*infini",), 1))))
     layers = [np.asarray(read.layer).tolist() for read in aux["attention/reads"]]
@@ -156,6 +157,7 @@ def test_a_model_numbers_its_layers():
     np.testing.assert_allclose(mix.share_BTN, 0.5)  # gates are equal at first
 
 
+@pytest.mark.thorough
 def test_layers_inside_memory_tokens_do_not_say_what_they_read():
     assert not all_reads(collected(*model(((("full",), 1),), body="rmt")))
 

@@ -69,8 +69,13 @@ def in_16_bits(x):
     "of",
     [
         case(Memorizing, window=1, segment=16, memory=48, neighbours=4),
-        case(Memorizing, window=1, segment=16, memory=48, neighbours=4, normalise=False),
-        case(Landmark, dataclasses.replace(DIMS, score_scale=0.3), block=4, memory=14, neighbours=4),
+        pytest.param(
+            case(Memorizing, window=1, segment=16, memory=48, neighbours=4, normalise=False), marks=pytest.mark.thorough
+        ),
+        pytest.param(
+            case(Landmark, dataclasses.replace(DIMS, score_scale=0.3), block=4, memory=14, neighbours=4),
+            marks=pytest.mark.thorough,
+        ),
     ],
     ids=["memorizing", "memorizing-plain", "landmark"],
 )

@@ -145,6 +145,7 @@ def test_depth_four_stays_bounded_over_many_steps():
     assert largest(Settings(chunk=8, depth=4), 1.0, 2000) < 100  # a NaN fails too
 
 
+@pytest.mark.thorough
 def test_clipped_gradients_bound_what_inputs_of_any_size_do():
     assert largest(Settings(chunk=8, depth=4), 100.0, 100) < 1000
     assert not largest(Settings(chunk=8, depth=4, clip=0.0), 100.0, 100) < 1000  # control

@@ -92,6 +92,7 @@ def test_positions_are_scaled_as_in_transformers(tmp_path, changes, base, scalin
     assert (model.rope_base, model.rope_scaling) == (base, scaling)
 
 
+@pytest.mark.thorough
 def test_t5_as_transformers_5_saves_it(tmp_path):
     """tie_word_embeddings is always true there, and scale_decoder_outputs has the meaning that its absence had in v1.1."""
     changes = {"tie_word_embeddings": True, "scale_decoder_outputs": False}

@@ -146,6 +146,7 @@ def test_activations_in_bfloat16_keep_parameters_states_and_logits_in_float32():
     assert 0 < distance(logits, exact) < 0.1
 
 
+@pytest.mark.thorough
 def test_groups_have_parameters_of_their_own_and_patterns_follow_one_another():
     lstm = MEMORIES["lstm"].tiny[0]
     lm, params = build(stacks=((("window", "lstm"), 2), (("lstm",), 1)), memory={"window": WINDOW, "lstm": lstm})

@@ -125,6 +125,7 @@ def test_gpt2_says_how_many_positions_it_has():
         memtx.complete(lm, lm.init(jax.random.key(0)), tokenizers.byte_tokenizer(), ["a" * 13])
 
 
+@pytest.mark.thorough
 def test_t5_reads_sources_longer_than_n_positions():
     """Positions are relative: the first tokens of a source of 600 affect the output."""
     sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 264, "n_positions": 512}

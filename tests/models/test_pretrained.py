@@ -221,6 +221,7 @@ def test_a_memory_on_a_pretrained_model_begins_as_nothing(name, folder, plain):
     assert not folder.with_name("out").exists()
 
 
+@pytest.mark.thorough
 def test_around_a_pretrained_body_and_over_its_logits(folder):
     lm, params = load(folder, body="rmt", head="knn_lm", memory={})
     assert all(path.startswith(("body/initial", "body/norm", "head")) for path in pretrained.new_parameters(lm))

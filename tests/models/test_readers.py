@@ -155,6 +155,7 @@ def test_unrolled_is_scanned_and_rematerialised():
     assert distance(calls[0](params, jax.random.key(1)), scanned) > MOVED  # control
 
 
+@pytest.mark.thorough
 def test_a_reader_in_every_group_of_a_stack_reads_the_last_group_before_it():
     """The same weights in one group a stack, where there is no other group to take for it."""
     grouped = model(((("full",), 2), (("^full", "window"), 2)))

@@ -15,7 +15,6 @@ from tests.runs import tiny
 from tests.training.test_sharding import on_devices
 
 BOTH = {"model": {"stacks": [[["window", "gated_deltanet"], 1]]}}
-QUICK = ("window",)
 DIVIDED = [name for name, cls in MEMORIES.items() if cls.divides_time]
 
 CALLS = """
@@ -30,7 +29,8 @@ for name, lost in json.loads(sys.stdin.read()):
 """
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.thorough) for n in DIVIDED])
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", DIVIDED)
 def test_eight_devices_compute_the_outputs_the_states_and_the_gradients_of_one(name):
     assert on_devices(8, [[name, False]], CALLS)[0]["error"] < 1e-5
 

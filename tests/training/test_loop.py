@@ -23,6 +23,7 @@ from memtx.data.tokenizers import make_tokenizer
 from memtx.data.tokens import tokenize
 from memtx.errors import UserError
 from memtx.memory.bank import Bank
+from memtx.reports import from_run
 from memtx.runs.configure import build
 from memtx.runs.load import load
 from memtx.runs.source import train_stream
@@ -373,3 +374,11 @@ def test_the_speed_of_a_step_is_the_time_between_two_steps_whenever_its_line_is_
         if step == 2:  # before a checkpoint
             log.write()
     assert shown == [5.0] * 3
+
+
+def test_the_page_of_a_run_lists_the_changes_of_every_resume(root, tmp_path):
+    for steps in (1, 2, 2, 3):
+        train(tiny(root, train={"steps": steps}), tmp_path / "run", say=lambda _: None)
+    found = from_run(tmp_path / "run")
+    assert found.changes == [f"at step {n}, train.steps: {n + 1} here, {n} in the checkpoint" for n in (1, 2)]
+    assert found.facts()["changed"] == "; ".join(found.changes)

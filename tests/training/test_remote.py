@@ -66,7 +66,7 @@ def test_other_addresses_are_refused():
 def test_without_gcsfs_one_line_names_the_extra(monkeypatch):
     remote._prepare.cache_clear()
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(UserError, match=r"gcsfs is not installed; run pip install 'memtx\[gcs\]'"):
+    with pytest.raises(UserError, match=r"gcsfs is not installed; run pip install '\.\[gcs\]'"):
         place(RUN)
     remote._prepare.cache_clear()
 

@@ -137,7 +137,7 @@ def test_errors_of_wandb_are_one_line(tmp_path, service):
 
 def test_without_the_package_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"wandb is not installed; run pip install 'memtx\[wandb\]'"):
+    with pytest.raises(UserError, match=r"wandb is not installed; run pip install '\.\[wandb\]'"):
         memtx.train(runs.tiny(tmp_path, train={"wandb": "x"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     check_sinks(CSV)
