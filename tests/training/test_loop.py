@@ -376,6 +376,7 @@ def test_the_speed_of_a_step_is_the_time_between_two_steps_whenever_its_line_is_
     assert shown == [5.0] * 3
 
 
+@pytest.mark.thorough
 def test_the_page_of_a_run_lists_the_changes_of_every_resume(root, tmp_path):
     for steps in (1, 2, 2, 3):
         train(tiny(root, train={"steps": steps}), tmp_path / "run", say=lambda _: None)
