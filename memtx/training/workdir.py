@@ -24,13 +24,12 @@ SILENT = (
     "train.log_every",
     "train.csv",
     "train.wandb",
-    "eval",
     "checkpoint",
     "mesh",
     "data.cache",
     "data.task.cache",
 )
-FREE = (*SILENT, "own", "train.steps", "train.batch", "train.accumulate")  # and the capacities of banks
+FREE = (*SILENT, "own", "eval", "train.steps", "train.batch", "train.accumulate")  # and the capacities of banks
 
 
 class InUse(UserError):
