@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 MESSAGE = b"\nsaving, then stopping; press Ctrl-C again to stop at once\n"
 
@@ -29,7 +29,8 @@ def catch_stop() -> Iterator[threading.Event]:
         stopped.set()
         if number == signal.SIGINT:
             signal.signal(number, previous[number])
-            os.write(2, MESSAGE)  # print is not reentrant, and the signal may arrive within one
+            with suppress(OSError):  # Ctrl-C may have ended the reader of a pipe, such as tee
+                os.write(2, MESSAGE)  # print is not reentrant, and the signal may arrive within one
 
     for number in previous:
         signal.signal(number, stop)

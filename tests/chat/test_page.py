@@ -118,7 +118,8 @@ def chat(tmp_path) -> Scripted:
     found = create_fake(tmp_path / "library")
     found.read(SKY, document="sky.txt")
     found.read("Bob likes pears.", document="bob.txt", namespace="bob")
-    return Scripted(found, Settings(passages=2), model=SimpleNamespace(tokenizer=BYTES, step=1))  # type: ignore[arg-type]
+    model: Any = SimpleNamespace(tokenizer=BYTES, step=1)
+    return Scripted(found, Settings(passages=2), model=model)
 
 
 @pytest.fixture

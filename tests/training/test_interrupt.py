@@ -36,3 +36,19 @@ def test_what_was_ignored_stays_ignored():
             assert not stopped.is_set()
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_run_saves_although_nobody_reads_its_standard_error():
+    """Ctrl-C also ends `tee`, and the message then has no reader."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    before = os.dup(2)
+    try:
+        os.dup2(writer, 2)
+        with catch_stop() as stopped:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stopped.is_set()
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(writer)
