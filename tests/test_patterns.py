@@ -65,7 +65,7 @@ def test_a_gate_begins_as_the_mean():
     makes = [partial(MEMORIES[name], model.memory[name]) for name in ("window", "lstm")]
     gated, added = (Branch(model, dims, makes, gate, jax.random.key(0)) for gate in (True, False))
     x, seg = jax.random.normal(jax.random.key(1), (2, 8, 16)), segment(np.broadcast_to(np.arange(8), (2, 8)))
-    mean, total = (branch(x, branch.init_state(2), seg)[0] for branch in (gated, added))
+    mean, total = (jax.jit(lambda x, b=branch: b(x, b.init_state(2), seg)[0])(x) for branch in (gated, added))
     np.testing.assert_allclose(mean, total / 2, atol=1e-6)
     assert np.abs(total).max() > 1e-2  # control
 

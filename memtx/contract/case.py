@@ -160,6 +160,7 @@ class Case:
         between: a function that changes the state before each call.
         """
         state, outs = self.init_state() if state is None else state, []
+        x = jax.tree.map(np.asarray, x)  # each slice of a JAX array is a program
         for time in cuts:
             y, state = self.call(cut(x, start, time), between(state), at(start, time))
             outs.append(np.asarray(y))

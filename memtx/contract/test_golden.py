@@ -44,7 +44,7 @@ def compare(saved, given: str = "") -> tuple[Case, dict[str, float], float]:
     shapes = {key: value.shape for key, value in flat(abstract.get("memory", {})).items()}
     given_shapes = {key: value.shape for key, value in inputs["param."].items()}
     assert given_shapes == shapes, "the parameters of the golden (left) and of the mechanism (right)"
-    unread = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract)  # `seg.shared` has those that layers share
+    unread = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)  # `seg.shared` has those that layers share
 
     def loss(inputs, weight, wipe):
         parts, params = inputs["x."], {**unread, "memory": nest(inputs["param."])}
@@ -67,7 +67,7 @@ def compare(saved, given: str = "") -> tuple[Case, dict[str, float], float]:
     for kind, parts in grads.items():
         for key, value in parts.items():
             expected = saved[f"grad.{kind}{key}"]
-            errors[f"gradient of {kind}{key}"] = float(np.abs(value - expected).max() / max(np.abs(expected).max(), 1e-30))
+            errors[f"gradient of {kind}{key}"] = float(np.abs(np.asarray(value) - expected).max() / max(np.abs(expected).max(), 1e-30))
     wiped = distance(gradient(inputs, shard(saved["weight"]), True)[0][1], saved["y"]) if case.remembers else 0.0
     return case, errors, wiped
 

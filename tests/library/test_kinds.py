@@ -47,7 +47,8 @@ def models():
                 Model(memory={name: CONFIGS.get(name, MEMORIES[name].tiny[0])}, **place, **SIZES), vocab_size=BYTES.vocab_size
             )
             params = lm.init(jax.random.key(0))
-            params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(1), leaf.shape), params)
+            rng = np.random.default_rng(1)
+            params = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.1 * rng.normal(size=leaf.shape).astype(np.float32), params)
             built[name] = Loaded(lm, params, lm.init_state(1), BYTES, Config(), 0)
         return built[name]
 

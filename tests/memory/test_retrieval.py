@@ -177,7 +177,7 @@ def test_landmark_with_all_blocks_is_the_grouped_softmax_over_everything():
 
 def test_landmark_reads_blocks_across_three_wraps_and_says_which():
     landmark = case(Landmark, block=3, memory=4, neighbours=4)
-    found = reads(landmark, landmark.x(0, 48), [5, 11, 5, 11, 16])
+    found = reads(landmark, landmark.x(0, 48), [5, 11, 5, 11, 5, 11])
     for t in range(48):
         now = t // 3
         expected = [-1] * (4 - min(now, 4)) + list(range(max(0, now - 4), now))

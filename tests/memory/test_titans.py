@@ -14,8 +14,10 @@ from flax import nnx
 from memtx.contract.case import DIMS
 from memtx.core import segment
 from memtx.errors import UserError
-from memtx.memory.titans import Gates, NeuralMemory, Settings, apply, gradient, learn
+from memtx.memory import titans
+from memtx.memory.titans import Gates, NeuralMemory, Settings, apply, gradient
 
+learn = jax.jit(titans.learn, static_argnames="clip")
 B, N, H, E = 2, 3, 4, 6
 
 

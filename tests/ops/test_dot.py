@@ -28,7 +28,7 @@ def test_a_delta_rule_is_exact_on_an_accelerator_in_its_gradient_too(tpu):
 
     def of(rule):
         loss = lambda v: (jnp.sin(o := rule(q, k, v, s, None, beta)[0]).sum(), o)  # noqa: E731
-        (_, o), gradient = jax.value_and_grad(loss, has_aux=True)(v)
+        (_, o), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(v)
         return o, gradient
 
     wanted = of(dot.exact(delta_rule_by_token))
