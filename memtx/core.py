@@ -313,14 +313,14 @@ def state_bytes(layer: Stateful, batch_size: int = 1) -> int:
 _tap: contextvars.ContextVar[tuple[tuple[str, ...], dict]] = contextvars.ContextVar("memtx_tap", default=((), {}))
 
 
+def wanted() -> tuple[str, ...]:
+    """Return the kinds that the enclosing `collect` collects."""
+    return _tap.get()[0]
+
+
 def wants(kind: str) -> bool:
     """Return whether anyone collects this kind. If nobody does, a mechanism need not compute its values."""
-    return kind in _tap.get()[0]
-
-
-def wants_only(kind: str) -> bool:
-    """Return whether nobody collects any other kind. "memory", which layers pass on, does not count."""
-    return set(_tap.get()[0]) <= {kind, "memory"}
+    return kind in wanted()
 
 
 def emit(name: str, value: Any) -> None:

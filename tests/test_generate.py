@@ -23,12 +23,13 @@ def model(request):
 
 
 def drain(generator):
-    pieces = []
-    while True:
-        try:
-            pieces.append(next(generator))
-        except StopIteration as stop:
-            return "".join(pieces), stop.value
+    def finish():
+        done.append((yield from generator))
+
+    done = []
+    text = "".join(finish())
+    assert done[0].texts == [text]
+    return text, done[0].state
 
 
 def test_greedy_text_is_the_argmax_of_the_whole_text_read_at_once(model):

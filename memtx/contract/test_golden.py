@@ -62,12 +62,12 @@ def compare(saved, given: str = "") -> tuple[Case, dict[str, float], float]:
 
     gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
     inputs = shard(inputs, {kind: dict.fromkeys(keys, 0 if kind == "x." else -1) for kind, keys in inputs.items()})
-    (_, y), grads = gradient(inputs, shard(saved["weight"]), False)
+    (_, y), grads = jax.device_get(gradient(inputs, shard(saved["weight"]), False))
     errors = {"y": distance(y, saved["y"])}
     for kind, parts in grads.items():
         for key, value in parts.items():
             expected = saved[f"grad.{kind}{key}"]
-            errors[f"gradient of {kind}{key}"] = float(np.abs(np.asarray(value) - expected).max() / max(np.abs(expected).max(), 1e-30))
+            errors[f"gradient of {kind}{key}"] = float(np.abs(value - expected).max() / max(np.abs(expected).max(), 1e-30))
     wiped = distance(gradient(inputs, shard(saved["weight"]), True)[0][1], saved["y"]) if case.remembers else 0.0
     return case, errors, wiped
 

@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array, lax
 
 from memtx.core import batch_axes, take_rows
-from memtx.generate.writer import CHUNK, Writer, read, step
+from memtx.generate.writer import Writer, step
 from memtx.models.lm import LM, LMState, Params
 
 
@@ -75,8 +75,8 @@ def beam_search(
     max_tokens: int,
     length_penalty: float,
     stops: Callable[[list[int]], bool],
-) -> tuple[list[list[int]], LMState]:
-    """Return the best tokens of each stream, and the state that has read them.
+) -> list[list[int]]:
+    """Return the best tokens of each stream. They become the unread tokens of the writer.
 
     drawable_V: which tokens may be written. ends_V: which tokens end a text. stops: whether tokens contain a stop text.
     """
@@ -106,10 +106,8 @@ def beam_search(
                 parent_R[b * beams + k] = b * beams + parent
                 score_BK[b, k], token_R[b * beams + k] = searches[b].running[k][0], searches[b].running[k][1][-1]
     tokens = [search.best() if max_tokens > 0 else [] for search in searches]
-    seen = [np.asarray([first, *row][:-1], np.int32) for first, row in zip(writer.token_B, tokens, strict=True)]
-    writer.state = read(lm, writer.params, seen, writer.state, CHUNK)
-    writer.token_B = np.asarray([[first, *row][-1] for first, row in zip(writer.token_B, tokens, strict=True)], np.int32)
-    return tokens, writer.memory()
+    writer.unread = [np.asarray([first, *row], np.int32) for first, row in zip(writer.token_B, tokens, strict=True)]
+    return tokens
 
 
 @partial(jax.jit, static_argnames="lm")

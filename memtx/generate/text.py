@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -27,12 +28,18 @@ class Completion:
     """The texts that continue each prompt, and the state after prompts and texts have been read.
 
     prompts and tokens have the tokens of each prompt, with the first token of a document, and of each text, with its end.
+    read: computes the state.
     """
 
     texts: list[str]
-    state: LMState
     prompts: list[np.ndarray]
     tokens: list[np.ndarray]
+    read: Callable[[], LMState] = dataclasses.field(repr=False)
+
+    @cached_property
+    def state(self) -> LMState:
+        """The state of each row. The last tokens are read when it is first used."""
+        return self.read()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,15 +87,15 @@ class Options:
 
 def generate(
     lm: LM, params: Params, tokenizer: Tokenizer, prompt: str, *, source: str | None = None, look: int = 4, **options
-) -> Generator[str, None, LMState]:
-    """Yield text while it is generated, and return the state. The options are those of `complete`, for one stream."""
+) -> Generator[str, None, Completion]:
+    """Yield text while it is generated, and return the completion. The options are those of `complete`, for one stream."""
     chosen = Options(source=None if source is None else [source], look=look, **options)
     pieces = _stream(lm, params, tokenizer, [prompt], chosen)
     while True:
         try:
             [text] = next(pieces)
         except StopIteration as stop:
-            return stop.value[0]
+            return stop.value
         if text:
             yield text
 
@@ -99,19 +106,18 @@ def complete(lm: LM, params: Params, tokenizer: Tokenizer, prompts: Sequence[str
     The keyword arguments are the fields of `Options`. Raises UserError if they are incompatible or the model does not predict
     next tokens.
     """
-    texts = ["" for _ in prompts]
     pieces = _stream(lm, params, tokenizer, prompts, Options(**options))
     while True:
         try:
-            texts = [text + more for text, more in zip(texts, next(pieces), strict=True)]
+            next(pieces)
         except StopIteration as stop:
-            return Completion(texts, *stop.value)
+            return stop.value
 
 
 def _stream(
     lm: LM, params: Params, tokenizer: Tokenizer, prompts: Sequence[str], options: Options
-) -> Generator[list[str], None, tuple[LMState, list[np.ndarray], list[np.ndarray]]]:
-    """Yield the new text of each row. Return the state, the tokens of the prompts, and those that were written."""
+) -> Generator[list[str], None, Completion]:
+    """Yield the new text of each row, and return the completion."""
     lm.check_next_token()
     source = _frame_sources(tokenizer, options.source, len(prompts))
     ids = _encode_prompts(tokenizer, prompts, options)
@@ -121,7 +127,7 @@ def _stream(
     made = [_Text(tokenizer, stop, fresh=source is not None) for _ in prompts]
     masks = _masks(tokenizer, lm.model.vocab_size)
     if options.beams > 1:
-        tokens, state = beam_search(
+        tokens = beam_search(
             writer,
             *masks,
             beams=options.beams,
@@ -130,7 +136,7 @@ def _stream(
             stops=lambda row: any(text in tokenizer.decode(row) for text in stop),
         )
         yield ["".join([*map(text.add, row), text.rest()]) for text, row in zip(made, tokens, strict=True)]
-        return state, ids, [np.asarray(row, np.int32) for row in tokens]
+        return Completion([row.text for row in made], ids, [np.asarray(row, np.int32) for row in tokens], writer.memory())
     seed_B = np.asarray(seeds_of(options.seed, len(ids), "prompts"))
     calls = [np.zeros((len(ids), 0), np.int32)]
     while left > 0 and writer.live_B.any():
@@ -141,7 +147,8 @@ def _stream(
         yield ["".join(text.add(int(token)) for token in row if token >= 0) for text, row in zip(made, token_BN, strict=True)]
         writer.live_B &= [not text.stopped for text in made]
     yield [text.rest() for text in made]
-    return writer.memory(), ids, [row[row >= 0] for row in np.concatenate(calls, 1)]
+    tokens = [row[row >= 0] for row in np.concatenate(calls, 1)]
+    return Completion([row.text for row in made], ids, tokens, writer.memory())
 
 
 def seeds_of(seed: int | list[int], count: int, what: str) -> list[int]:
@@ -215,7 +222,7 @@ def _masks(tokenizer: Tokenizer, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Text:
-    """The text of one row. It shows only text that no later token can change.
+    """The text of one row. `text` has only what no later token can change.
 
     fresh: whether this is the start of a text. The space that some tokenizers put before the first word is then left out.
     """
@@ -223,7 +230,7 @@ class _Text:
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], fresh: bool):
         self._pieces, self._ends, self._stop, self._fresh = tokenizer.pieces, set(tokenizer.eos), stop, fresh
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")  # a character may take several tokens
-        self._held, self.stopped = "", False
+        self._held, self.text, self.stopped = "", "", False
 
     def add(self, token: int) -> str:
         """Add a token and return the text that can now be shown."""
@@ -242,10 +249,11 @@ class _Text:
         found = [at for text in self._stop if (at := self._held.find(text)) >= 0]
         if found:
             self.stopped, shown, self._held = True, self._held[: min(found)], ""
-            return shown
-        keep = 0 if last else max((_overlap(self._held, text) for text in self._stop), default=0)
-        cut = len(self._held) - keep
-        shown, self._held = self._held[:cut], self._held[cut:]
+        else:
+            keep = 0 if last else max((_overlap(self._held, text) for text in self._stop), default=0)
+            cut = len(self._held) - keep
+            shown, self._held = self._held[:cut], self._held[cut:]
+        self.text += shown
         return shown
 
 

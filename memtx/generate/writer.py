@@ -5,7 +5,7 @@ B stream, T time, N tokens of one call, S source time, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -26,7 +26,7 @@ LOOK = 16  # how many tokens are written before the host sees them
 
 
 class Writer:
-    """B streams. `state`, a state of `unstacked(lm)`, has read all tokens except the last one of each row (`token_B`).
+    """B streams. `state`, a state of `unstacked(lm)`, has read all tokens except the last ones of each row (`unread`).
 
     ids: a prompt of at least one token per row. state: the state after an earlier call, which is copied. None starts documents.
     source: the input of an encoder-decoder's encoder.
@@ -58,7 +58,7 @@ class Writer:
         if self.lm is not lm:
             params, memory = unstack_params(lm, params), unstack_state(lm, memory)
         self.params, self.state = params, memory
-        self.token_B = np.asarray([row[-1] for row in ids], np.int32)
+        self.unread = [row[-1:] for row in ids]
         self.live_B = np.ones(len(ids), bool)
         self.step = 0
 
@@ -70,16 +70,20 @@ class Writer:
         rule = Rule(drawable_V, ends_V, settings, jnp.asarray(seed_B), self.step)
         rows = self.token_B, self.live_B
         write = partial(_write, self.lm, self.params, greedy=sampling.temperature == 0)
-        token_BN, (self.token_B, live_B), self.state = write(rows, self.state, rule, min(count, LOOK))
+        token_BN, (token_B, live_B), self.state = write(rows, self.state, rule, min(count, LOOK))
         self.step += min(count, LOOK)
-        self.live_B = np.array(live_B)
+        self.unread, self.live_B = [*np.asarray(token_B)[:, None]], np.array(live_B)
         return np.asarray(token_BN)[:, :count]
 
-    def memory(self) -> LMState:
-        """Read the last tokens, and return the state of `lm`. The writer cannot be used afterwards."""
-        lm, params = self.stacked
-        state = self.state if self.lm is lm else stack_state(lm, self.state)
-        return read(lm, params, [*self.token_B[:, None]], state, LEAST)
+    @property
+    def token_B(self) -> np.ndarray:
+        """Return the last token of each row, int32."""
+        return np.asarray([row[-1] for row in self.unread], np.int32)
+
+    def memory(self) -> Callable[[], LMState]:
+        """Return a function that reads the last tokens and returns the state of `lm`. Do not use the writer afterwards."""
+        (lm, params), state, unread, apart = self.stacked, self.state, self.unread, self.lm is not self.stacked[0]
+        return lambda: read(lm, params, unread, stack_state(lm, state) if apart else state, CHUNK)
 
 
 def read(lm: LM, params: Params, ids: Sequence[np.ndarray], state: LMState, chunk: int, document: int = 0) -> LMState:

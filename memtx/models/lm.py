@@ -161,7 +161,7 @@ class LM:
         self.model = model
         self.dims = Dims(**{f.name: getattr(model, f.name) for f in dataclasses.fields(Dims)})
         self._make = partial(Decoder, model, self.dims)
-        self._graph, self._abstract = nnx.split(nnx.eval_shape(partial(self._make, jax.random.key(0))))
+        self._graph, self._abstract = jax.eval_shape(lambda: nnx.split(self._make(jax.random.key(0))))
         self._static = nnx.merge(self._graph, self._abstract)
 
     def init(self, key: Array) -> Params:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from memtx.core import Segment, collect, emit, emit_all, rematerialised, scan
+from memtx.core import Segment, collect, emit, emit_all, rematerialised, scan, wanted
 from memtx.models.readers import KIND, last_group, publish
 from memtx.nn.reads import in_layer
 
@@ -41,15 +41,12 @@ class Stack(nnx.Module):
         """Return x_BTD after all groups, and the new state."""
         graphs, params = zip(*(nnx.split(layer) for layer in self.layers), strict=True)
 
-        def call(i, seg, params, x, state, key):
-            return nnx.merge(graphs[i], params)(x, state, seg, key=key)
-
         def group(x, slices):
             params, state, g = slices
             layer_seg, new = seg, []
             for i in range(len(graphs)):
-                layer = partial(call, i, layer_seg)
-                layer = collect(rematerialised(layer) if self.remat else layer)
+                layer = partial(_call, graphs[i], wanted(), layer_seg)
+                layer = rematerialised(layer) if self.remat else layer
                 layer_key = None if key is None else jax.random.fold_in(jax.random.fold_in(key, i), g)
                 (x, layer_state), aux = layer(params[i], x, state[i], layer_key)
                 layer_seg, aux = publish(layer_seg, aux)
@@ -90,7 +87,10 @@ class Sequence(nnx.Module):
 
 def stacked(make, key: Array, n: int):
     """Build a module whose parameters have a leading axis n. Each slice is drawn with a separate key."""
-    graph, abstract = nnx.split(nnx.eval_shape(partial(make, key)))
-    params = jax.vmap(lambda k: nnx.to_pure_dict(nnx.state(make(k))))(jax.random.split(key, n))
-    nnx.replace_by_pure_dict(abstract, params)
-    return nnx.merge(graph, abstract)
+    return nnx.merge(*jax.vmap(lambda key: nnx.split(make(key)))(jax.random.split(key, n)))
+
+
+@partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _call(graph, kinds, seg, params, x, state, key):
+    """Call a layer, and collect what it emits. In a program without a scan, layers of one structure are traced only once."""
+    return collect(nnx.merge(graph, params), also=kinds)(x, state, seg, key=key)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from memtx.core import Segment, State, collect, emit_all, pytree, rematerialised, scan, wants_only, where_rows
+from memtx.core import Segment, State, collect, emit_all, pytree, rematerialised, scan, wanted, where_rows
 from memtx.ops.grid import Grid, skip_if_empty
 
 
@@ -69,7 +69,8 @@ def in_chunks(
     """
     any_cut = partial(cut_chunks, size, step, remat)
     args = tokens_BT, state, offset_B, seg
-    if seg.position_BT.shape[1] % size or not (wants_only("loss") or emits_only_losses(any_cut, *args)):
+    only_losses = {*wanted()} <= {"loss", "memory"}  # layers pass a memory on
+    if seg.position_BT.shape[1] % size or not (only_losses or emits_only_losses(any_cut, *args)):
         return any_cut(*args)  # both branches must emit the same shapes, and those of losses are sums
     # If the chunk size divides T, training meets whole chunks only. The backward pass recomputes the other branch: when it is
     # not taken, saved residuals would be filled with zeros.

@@ -5,6 +5,7 @@ B stream, T time, S source time, N heads, H head dim, D model.
 
 import functools
 import re
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,12 @@ import pytest
 from flax import nnx
 
 from memtx.contract.case import distance
-from memtx.core import Dims, collect, emit, segment, state_bytes, wants_only
+from memtx.core import Dims, collect, segment, state_bytes
 from memtx.errors import UserError
 from memtx.memory import MEMORIES
 from memtx.models import patterns
 from memtx.models.readers import KIND, Reader, Written, publish
+from memtx.ops import chunks
 from memtx.pretrained.llama import NAMES
 from memtx.pretrained.names import find_slots, flat
 from memtx.runs.configure import build, get_config
@@ -111,7 +113,9 @@ def test_control_a_reader_of_the_state_after_the_call_sees_the_future(monkeypatc
     assert cut <= EXACT
     assert future == 0
     monkeypatch.setattr(Reader, "__call__", read_after)
+    jax.clear_caches()
     assert min(gaps()) > MOVED
+    jax.clear_caches()
 
 
 @pytest.mark.thorough
@@ -312,13 +316,15 @@ def test_entries_of_readers():
     assert patterns.readings(stacks) == [("full", (0, 0), (1, 0)), ("window", (0, 1), (1, 0)), ("full", (1, 1), (1, 2))]
 
 
-def test_mechanisms_do_not_notice_that_memories_are_handed_on():
-    """They take a shorter way where nobody wants anything but losses."""
-    inside = collect(lambda: wants_only("loss"), also=(KIND,))
-    assert collect(inside, "loss")()[0] == (True, {})
+def test_mechanisms_do_not_notice_that_memories_are_handed_on(monkeypatch):
+    """Where nobody wants anything but losses, they need not look for what a chunk emits."""
+    look = Mock(return_value=True)
+    monkeypatch.setattr(chunks, "emits_only_losses", look)
 
-    def asked():
-        emit("metric/a", 1)
-        return inside()
+    def read(x_BT):
+        seg = segment(np.arange(4)[None])
+        return chunks.in_chunks(2, lambda s, x_BQ, _: (s + x_BQ.sum(1), x_BQ), x_BT, np.zeros(1), np.zeros(1, int), seg)
 
-    assert collect(asked, "metric")()[0] == (False, {})  # control
+    for kinds, times in (("loss", 0), ("metric", 1)):  # the second is the control
+        jax.eval_shape(collect(read, also=(kinds, KIND)), np.ones((1, 4)))
+        assert look.call_count == times

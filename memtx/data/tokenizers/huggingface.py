@@ -73,8 +73,9 @@ class HuggingFace(Pretrained):
             pieces[id] = _piece(token, self._kinds)
         for id, token in self._model.get_added_tokens_decoder().items():
             pieces[id] = b"" if token.special else token.content.encode()
-        if (unknown := json.loads(self._model_json)["model"].get("unk_token")) in self._model.get_vocab():
-            pieces[self._model.get_vocab()[unknown]] = b""
+        unknown = getattr(self._model.model, "unk_token", None)  # a Unigram has none
+        if unknown is not None and (id := self._model.token_to_id(unknown)) is not None:
+            pieces[id] = b""
         return pieces[: self.vocab_size]
 
     @cached_property
