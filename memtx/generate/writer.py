@@ -91,7 +91,7 @@ def read(lm: LM, params: Params, ids: Sequence[np.ndarray], state: LMState, chun
     sizes = [*(size for size in (chunk // 16, chunk // 4) if size >= LEAST), chunk]
     longest, start = max(map(len, ids)), 0
     while start < longest:
-        size = next(size for size in sizes if size >= min(chunk, longest - start))
+        size = next((size for size in sizes if 2 * size >= longest - start), chunk)  # two small calls cost less than padding
         token_BT, length_B = padded([row[start : start + size] for row in ids], size)
         state = _read(lm, params, token_BT, length_B, state, np.full(len(ids), document, np.int32))
         start += size

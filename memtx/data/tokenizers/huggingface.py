@@ -120,8 +120,10 @@ def _kinds(decoder: Mapping | None) -> Collection[str]:
 def _piece(token: str, kinds: Collection[str]) -> bytes:
     if "ByteLevel" in kinds:
         byte_of = byte_of_character()
-        known = all(character in byte_of for character in token)
-        return bytes(byte_of[character] for character in token) if known else token.encode()
+        try:
+            return bytes(byte_of[character] for character in token)
+        except KeyError:
+            return token.encode()
     if "ByteFallback" in kinds and re.fullmatch("<0x[0-9A-F]{2}>", token):
         return bytes([int(token[3:5], 16)])
     if "WordPiece" in kinds or not kinds:
