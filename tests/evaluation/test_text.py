@@ -5,8 +5,6 @@ from pydoc_data.topics import topics
 
 import pytest
 import sacrebleu
-from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenizers import DefaultTokenizer
 
 from memtx.errors import UserError
 from memtx.evaluation.text import _Stemmed, bleu, bleu_signature, chrf, exact_match, normalised, repetition, rouge, token_f1
@@ -116,6 +114,9 @@ def test_scores_of_other_scripts_fall_with_the_distance(text, near, far):
 
 
 def test_long_english_texts_score_as_by_sacrebleu_and_rouge_score_themselves():
+    from rouge_score.rouge_scorer import RougeScorer  # here, because it imports scipy for two seconds
+    from rouge_score.tokenizers import DefaultTokenizer
+
     references = [" ".join(topics[name].split()[:60]) for name in sorted(topics)[:12]]
     predictions = [" ".join(word for i, word in enumerate(text.split()) if i % 7) for text in references]
     assert bleu(predictions, references) == pytest.approx(sacrebleu.corpus_bleu(predictions, [references]).score, abs=1e-9)
