@@ -149,7 +149,10 @@ def test_the_largest_batch_that_fits_is_found_and_the_next_does_not_fit():
     [
         ("model.norm", {}, "not an integer"),
         ("train.log_every", {}, "does not change the memory"),
-        ("train.batch", {"model": {"width": 65536, "ff_dim": 131072}, "train": {"batch": 1}}, "does not fit v5e:1x1"),
+        pytest.param(
+            *("train.batch", {"model": {"width": 65536, "ff_dim": 131072}, "train": {"batch": 1}}, "does not fit v5e:1x1"),
+            marks=pytest.mark.thorough,
+        ),
     ],
 )
 def test_a_key_that_decides_nothing_is_one_line(key, changes, says):

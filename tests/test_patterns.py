@@ -70,6 +70,7 @@ def test_a_gate_begins_as_the_mean():
     assert np.abs(total).max() > 1e-2  # control
 
 
+@pytest.mark.thorough
 def test_a_gate_chooses():
     def gate(to: float):
         def change(params):

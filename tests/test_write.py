@@ -76,7 +76,10 @@ def chatty(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "options",
-    [pytest.param({}, marks=pytest.mark.thorough), {"beams": 2}, {"sampling": memtx.Sampling(temperature=1.0), "seed": 7}],
+    [
+        *(pytest.param(more, marks=pytest.mark.thorough) for more in ({}, {"beams": 2})),
+        {"sampling": memtx.Sampling(temperature=1.0), "seed": 7},
+    ],
 )
 def test_a_batch_writes_as_one_source_at_a_time(model, options):
     together = write(model, SOURCES, batch=3, max_tokens=5, **options).texts

@@ -5,6 +5,7 @@ Both are also layers. The parameters and states of a Stack have a leading axis G
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -45,7 +46,7 @@ class Stack(nnx.Module):
             params, state, g = slices
             layer_seg, new = seg, []
             for i in range(len(graphs)):
-                layer = partial(_call, graphs[i], wanted(), layer_seg)
+                layer = partial(_call, _Structure(graphs[i]), wanted(), layer_seg)
                 layer = rematerialised(layer) if self.remat else layer
                 layer_key = None if key is None else jax.random.fold_in(jax.random.fold_in(key, i), g)
                 (x, layer_state), aux = layer(params[i], x, state[i], layer_key)
@@ -90,7 +91,17 @@ def stacked(make, key: Array, n: int):
     return nnx.merge(*jax.vmap(lambda key: nnx.split(make(key)))(jax.random.split(key, n)))
 
 
+@dataclass(frozen=True)
+class _Structure:
+    """A layer without its parameters. Equality compares attributes. The hash does not, because lists have no hash."""
+
+    graph: nnx.GraphDef
+
+    def __hash__(self):
+        return hash(self.graph.num_leaves)
+
+
 @partial(jax.jit, static_argnums=(0, 1), inline=True)
-def _call(graph, kinds, seg, params, x, state, key):
+def _call(structure: _Structure, kinds: tuple[str, ...], seg: Segment, params, x: Array, state, key: Array | None):
     """Call a layer, and collect what it emits. In a program without a scan, layers of one structure are traced only once."""
-    return collect(nnx.merge(graph, params), also=kinds)(x, state, seg, key=key)
+    return collect(nnx.merge(structure.graph, params), also=kinds)(x, state, seg, key=key)

@@ -169,11 +169,10 @@ def test_recalled_entries_lie_where_they_say(make):
         assert entry.entry == f"{ids[entry.document]}:{entry.position}"
 
 
+@pytest.mark.thorough
 @settings(max_examples=5, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([*TEXTS]), st.sampled_from(["read", "forget"])), min_size=1, max_size=8))
-@pytest.mark.parametrize(
-    ("kind", "name"), [("entries", "memorizing"), pytest.param("state", "gated_deltanet", marks=pytest.mark.thorough)]
-)
+@pytest.mark.parametrize(("kind", "name"), [("entries", "memorizing"), ("state", "gated_deltanet")])
 def test_random_histories_end_in_the_library_of_what_is_left(tmp_path_factory, models, kind, name, steps):
     folder = tmp_path_factory.mktemp("histories")
     found = library.create(folder / "found", "tiny", kind=kind, loaded=models(name))

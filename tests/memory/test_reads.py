@@ -97,7 +97,7 @@ def test_the_weights_of_a_head_sum_to_one(name):
         np.testing.assert_allclose(total, 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["memorizing", "infini"])
+@pytest.mark.parametrize("name", [pytest.param("memorizing", marks=pytest.mark.thorough), "infini"])
 def test_a_gate_divides_the_weights_between_memory_and_attention(name):
     of = case(name)
     run = jax.jit(collect(lambda x, seg: of.apply(of.params, x, of.init_state(), seg), also=KINDS))
@@ -162,6 +162,7 @@ def test_layers_inside_memory_tokens_do_not_say_what_they_read():
     assert not all_reads(collected(*model(((("full",), 1),), body="rmt")))
 
 
+@pytest.mark.thorough
 def test_attribution_costs_nothing_if_nobody_collects_it(monkeypatch):
     lm, params, token = model(((("memorizing", "xl"), 1),))
     seen, most_read = [], attention.most_read

@@ -65,17 +65,13 @@ def in_16_bits(x):
     return jax.tree.map(lambda a: a.astype(jnp.bfloat16), x)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "of",
     [
         case(Memorizing, window=1, segment=16, memory=48, neighbours=4),
-        pytest.param(
-            case(Memorizing, window=1, segment=16, memory=48, neighbours=4, normalise=False), marks=pytest.mark.thorough
-        ),
-        pytest.param(
-            case(Landmark, dataclasses.replace(DIMS, score_scale=0.3), block=4, memory=14, neighbours=4),
-            marks=pytest.mark.thorough,
-        ),
+        case(Memorizing, window=1, segment=16, memory=48, neighbours=4, normalise=False),
+        case(Landmark, dataclasses.replace(DIMS, score_scale=0.3), block=4, memory=14, neighbours=4),
     ],
     ids=["memorizing", "memorizing-plain", "landmark"],
 )
@@ -92,6 +88,7 @@ def test_entries_are_chosen_by_float32_scores_of_16_bit_inputs(of):
 # --- memorizing -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_memorizing_with_all_neighbours_is_full_attention_over_the_memory():
     big, small = (case(Memorizing, window=1, segment=4, memory=8, neighbours=n, gate=30.0) for n in (8, 7))  # only the memory
     x = big.x(0, 32)
@@ -175,6 +172,7 @@ def test_landmark_with_all_blocks_is_the_grouped_softmax_over_everything():
     assert distance(some.run(x, [13, 19])[0], expected) > MOVED  # control: fewer blocks
 
 
+@pytest.mark.thorough
 def test_landmark_reads_blocks_across_three_wraps_and_says_which():
     landmark = case(Landmark, block=3, memory=4, neighbours=4)
     found = reads(landmark, landmark.x(0, 48), [5, 11, 5, 11, 5, 11])

@@ -109,7 +109,8 @@ def test_the_gradient_flows_through_all_segments_until_detached(cls):
     np.testing.assert_array_equal(reach(cls, detach), np.eye(3, dtype=bool))
 
 
-@pytest.mark.parametrize(("cls", "around"), [pytest.param(RMT, 2 * M, marks=pytest.mark.thorough), (ARMT, M)])
+@pytest.mark.thorough
+@pytest.mark.parametrize(("cls", "around"), [(RMT, 2 * M), (ARMT, M)])
 def test_a_token_costs_one_inner_token_but_at_boundaries(cls, around):
     """At a boundary the call is as wide as any row could need: the token and all memory tokens."""
     layer, x = build(cls), text(8)
@@ -145,6 +146,7 @@ def test_layers_see_only_their_segment_unless_their_memory_is_kept():
     assert (second(keep, x) != second(keep, moved)).all()
 
 
+@pytest.mark.thorough
 def test_armt_that_only_reads_leaves_its_matrices_as_they_are():
     writer, reader, x = build(ARMT), build(ARMT, write=False), text()
     nnx.update(reader, nnx.state(writer))

@@ -249,7 +249,7 @@ def test_memory_tokens_carry_a_document_through_bert(model):
     assert not close(read(other), np.asarray(whole), 1e-4)
 
 
-@pytest.mark.parametrize("output", ["pooled", "classes"])
+@pytest.mark.parametrize("output", ["pooled", pytest.param("classes", marks=pytest.mark.thorough)])
 def test_a_document_s_vector_is_the_mean_of_its_tokens_however_many_calls_they_came_in(output, model):
     _, plain, _ = model("bert-classification")
     changes = {"body": "rmt_encoder", "memory": {"rmt_encoder": {"segment": 6, "memory": 2}}, "output": output}

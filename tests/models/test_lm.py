@@ -13,6 +13,7 @@ from memtx.contract.case import distance
 from memtx.core import segment
 from memtx.memory import MEMORIES
 from memtx.models import lm as models
+from memtx.models.block import Block
 from memtx.models.lm import LM
 from memtx.models.settings import complete_model
 
@@ -118,6 +119,17 @@ def test_a_second_call_does_not_compile_again():
     for _ in range(3):
         _, state = call(params, TOKENS, state)
     assert len(traces) == 1
+
+
+def test_layers_of_one_structure_are_traced_once(monkeypatch):
+    """Also if they have attributes without a hash, as the list of sizes in Titans."""
+    traced, call = [], Block.__call__
+    monkeypatch.setattr(Block, "__call__", lambda self, *args, **options: traced.append(self) or call(self, *args, **options))
+    stacks = ((("titans_mac",), 2), (("window",), 2), (("titans_mac",), 1))
+    memory = {"window": WINDOW, "titans_mac": MEMORIES["titans_mac"].tiny[0]}
+    lm = models.build(dataclasses.replace(MODEL, stacks=stacks, memory=memory, scan=False, width=20))  # no other test has it
+    jax.eval_shape(lm, lm.abstract_params, TOKENS, jax.eval_shape(lambda: lm.init_state(2)))
+    assert len(traced) == 2
 
 
 def test_shapes_are_known_without_computing():

@@ -130,6 +130,7 @@ def test_memory_tokens_go_around_readers(body):
     assert distance(run(lm, params, [12])[0], whole[0]) > MOVED
 
 
+@pytest.mark.thorough
 def test_a_row_that_begins_anew_forgets_and_others_do_not():
     lm = model(MIXED)
     params = parameters(lm)

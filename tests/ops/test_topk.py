@@ -98,6 +98,7 @@ def test_a_shared_bank_serves_every_stream():
     np.testing.assert_array_equal(shared, found((q, key[:1], ids[:1], first, end), 4, search_plain))
 
 
+@pytest.mark.thorough
 def test_approximate_search_has_its_recall():
     q, key, ids = data(4096, 16)
     args = q, key, np.abs(ids), np.zeros((B, 16), int), np.full((B, 16), LAST)

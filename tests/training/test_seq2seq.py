@@ -187,7 +187,7 @@ def test_an_encoder_reads_a_source_once_however_many_calls_its_target_takes(file
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient["encoder"])) > 1e-3
 
 
-@pytest.mark.parametrize("around", ["", "rmt_encoder"])
+@pytest.mark.parametrize("around", ["", pytest.param("rmt_encoder", marks=pytest.mark.thorough)])
 def test_memory_tokens_carry_a_long_source_through_an_encoder(file, around):
     """Segment by segment, the start of a source reaches the encoding of its end, but not the other way round."""
     memory = {"full": {"capacity": 8}, "cross": {"capacity": 9}, "rmt_encoder": {"segment": 3, "memory": 2}}

@@ -117,6 +117,7 @@ def config(folder, **groups):
     return memtx.get_config(**{**values, **groups})
 
 
+@pytest.mark.thorough
 def test_a_turn_sees_the_turns_before_it(folder):
     """The loss at a later turn depends on the first source. Another document does not depend on it."""
     c = memtx.configure(config(folder))
