@@ -128,7 +128,11 @@ class Terminal:
     def reply(self, message: str) -> None:
         """Print the answer while it is written, and a line for each source."""
         if self.chat.loads(message):
-            print(f"loading {self.chat.model_name} ...", file=sys.stderr, flush=True)
+            print(
+                f"loading {self.chat.model_name} (the first time, its programs are compiled too) ...",
+                file=sys.stderr,
+                flush=True,
+            )
         answering = self.chat.stream(message)
         try:
             for piece in answering:
@@ -142,7 +146,7 @@ class Terminal:
         for number, found in enumerate(turn.sources, 1):
             say(f"  [{number}] {found.document}: {shortened(found.text)}")
         if not turn.sources and turn.answer != self.chat.settings.acknowledge:
-            say("  (no source in this namespace)")
+            say("  (no sentence of this namespace is near enough)")
 
     def read(self, rest: str) -> None:
         """Read a file, or the text files of a folder."""

@@ -47,6 +47,7 @@ def define(values: flags.FlagValues) -> None:
 
 def act(values) -> None:
     """Evaluate, and print the result. Raises UserError for a mistake that the user can fix."""
+    from memtx.models.patterns import names
     from memtx.runs.evaluate import evaluate_config, evaluate_run
 
     given = {name: values[name].value for name in ("split", "segments", "examples", "batch")}
@@ -67,7 +68,8 @@ def act(values) -> None:
         return
     console = Console(soft_wrap=True, highlight=False)
     if config:
-        show(evaluation, config.model.pretrained or "before training", console)
+        memories = names(config.model.stacks, config.model.body, config.model.head)
+        show(evaluation, f"{config.model.pretrained or 'before training'} ({', '.join(memories)})", console)
     else:
         print(f"plot  {summarise(evaluation, place(workdir), console, split=given['split'] or '')}")
 

@@ -34,7 +34,7 @@ def _flag_help(flag: flags.Flag) -> str:
     text = flag.help.partition(">: ")[2] or flag.help  # absl puts the choices in front
     text = re.sub(REPEATED, ". May be repeated.", text)
     if flag.default not in (None, "", []):
-        text += f" Default: {str(flag.default).lower() if flag.boolean else flag.default}."
+        text += f" Default: {str(flag.default).lower() if flag.boolean else str(flag.default).removesuffix('.')}."
     text, left, space = " ".join(text.replace("`", "").split()), f"  --{flag.name}{value}", " " * INDENT
     lines = textwrap.wrap(text, WIDTH - INDENT, break_on_hyphens=False, break_long_words=False)
     first = [left.ljust(INDENT) + lines[0]] if len(left) < INDENT - 1 else [left, space + lines[0]]

@@ -295,7 +295,7 @@ def test_the_terminal_says_that_the_model_is_loaded_before_the_first_answer(talk
     monkeypatch.setattr(conversation, "load", lambda name: calls.append(name) or plain)
     chat.settings = Settings()
     assert "loading" not in talk("It rains.")  # which is remembered only
-    assert talk("Does it rain?", "Why?").count("loading smollm2 ...\n") == 1
+    assert talk("Does it rain?", "Why?").count("loading smollm2 (the first time") == 1
     assert calls == ["smollm2"]
 
 
