@@ -146,3 +146,11 @@ def test_a_page_of_a_mechanism_has_its_card(site):
     assert "a longer reach at a fixed cost per token" in text
     assert "https://arxiv.org/abs/1901.02860" in text
     assert "api/memtx.memory.xl.html" in text
+
+
+@pytest.mark.thorough
+def test_pages_of_mechanisms_give_the_meaning_of_every_setting(site):
+    row = re.compile(r"<td><code>(\w+)</code></td>\s*<td><code>[^<]*</code></td>\s*<td>([^<]*)")
+    found = {path.stem: row.findall(text) for path, text in site.items() if path.parent.name == "memories"}
+    assert sum(len(settings) for settings in found.values()) > 100
+    assert not {name: key for name, settings in found.items() for key, meaning in settings if not meaning.strip()}

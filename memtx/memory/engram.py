@@ -64,7 +64,7 @@ class Engram(Memory):
         heads: int = 8  # tables per order, each with a different prime
         rows: int = 4096  # the size of a table is one of the first primes from here on
         dim: int = 16  # of a row
-        kernel: int = 4
+        kernel: int = 4  # taps of the convolution
         dilation: int = 0  # distance in tokens between two taps of the convolution; 0: the longest order
         seed: int = 0  # of the hash
         pad: int = 0  # canonical id before the start of a document

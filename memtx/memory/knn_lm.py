@@ -77,7 +77,7 @@ class KNNLM(Memory):
         datastore: int = 0  # entries of the shared datastore, or 0
         neighbours: int = 32  # pairs read of each
         lam: float = 0.25  # weight of p_knn
-        temperature: float = 1.0
+        temperature: float = 1.0  # divides the squared distances
         chunk: int = 64  # tokens that are written and then searched for at a time, which bounds the memory of a read
         recall: float = 1.0  # of the search. 1 is exact
 

@@ -224,9 +224,9 @@ class GLA(MatrixMemory):
 
     @dataclasses.dataclass(frozen=True)
     class Config(MatrixMemory.Config):
-        """The settings of GLA. rank: the rank of the map from x to the decays."""
+        """The settings of GLA."""
 
-        rank: int = 16
+        rank: int = 16  # of the map from x to the decays
 
         def __post_init__(self):
             super().__post_init__()

@@ -42,7 +42,7 @@ class Keys:
     """The settings of the search for entries. Raises UserError if a setting is out of range."""
 
     subkeys: int = 64  # n sub-keys on each side: a table of n^2 entries
-    heads: int = 4
+    heads: int = 4  # queries of a token
     top_k: int = 16  # entries that a head reads
     key_dim: int = 64  # of a query, both halves
     value_lr: float = 4.0  # learning rate of the table, as a multiple of the model's

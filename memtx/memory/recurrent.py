@@ -62,9 +62,9 @@ class Recurrent(Memory):
 
     @dataclasses.dataclass(frozen=True)
     class Config:
-        """The settings. hidden: E, or 0 for the width of the model."""
+        """The settings."""
 
-        hidden: int = 0
+        hidden: int = 0  # width of the state, or 0 for the width of the model
 
     tiny = (Config(hidden=6),)
 

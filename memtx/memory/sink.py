@@ -42,8 +42,8 @@ class Sink(Memory):
 
     @dataclasses.dataclass(frozen=True)
     class Config:
-        window: int = 256
-        sinks: int = 4
+        window: int = 256  # tokens that a query sees, itself included
+        sinks: int = 4  # first tokens of the document, which every query sees
 
         def __post_init__(self):
             positive(self, "window", "sinks")

@@ -53,8 +53,8 @@ class Settings:
     depth: int = 2  # layers of the memory's MLP
     expansion: int = 2  # its hidden features, as a multiple of head_dim
     lr: float = 1.0  # the largest inner step that a chunk's tokens take together, before momentum
-    momentum: bool = True
-    forget: bool = True
+    momentum: bool = True  # add the gradients of earlier tokens, by eta
+    forget: bool = True  # shrink the weights at each token, by alpha
     conv: int = 4  # taps of the convolution over q, k and v, or 1 for none
     clip: float = 1.0  # largest norm of a token's gradient, or 0 for no clipping, as in the paper
 

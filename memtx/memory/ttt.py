@@ -68,8 +68,8 @@ class TTTLinear(Memory):
     class Config:
         """The settings of TTT-Linear."""
 
-        mini_batch: int = 16
-        base_lr: float = 1.0
+        mini_batch: int = 16  # tokens whose gradients are taken at the same weights
+        base_lr: float = 1.0  # factor of the inner learning rates
         gate: bool = False  # gelu(x Wg) on the output
 
         def __post_init__(self):
