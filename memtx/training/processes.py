@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -85,8 +86,8 @@ def joined(coordinator: str | None = None, processes: int | None = None, process
     """Connect this process with the others, as `start` does, and yield whether it is the one that prints.
 
     While the block runs, a thread watches the other processes. If one dies, this one ends too, with one line and status 1. It
-    could otherwise wait for a device of the dead process forever. The end of the block waits for all processes, and then only
-    process 0 may use JAX.
+    could otherwise wait for a device of the dead process forever. It ends in the same way if a transfer between CPUs fails before
+    the thread looks. The end of the block waits for all processes, and then only process 0 may use JAX.
     """
     jax.config.update("jax_enable_recoverability", True)  # otherwise JAX aborts this process when another one dies
     start(coordinator, processes, process)
@@ -103,6 +104,10 @@ def joined(coordinator: str | None = None, processes: int | None = None, process
         left.set()
         if not is_first():
             jax.distributed.shutdown()
+    except Exception as error:
+        if "Gloo" not in str(error):  # the library that moves data between CPUs
+            raise
+        _end()
     finally:
         left.set()
 
@@ -116,8 +121,12 @@ def _watch(left: threading.Event) -> None:
         except (multihost_utils.ProcessFailureError, RuntimeError):  # RuntimeError: of process 0
             if left.wait(FAREWELL):
                 return
-            print("memtx: another process of the run ended, so this one ends too", file=sys.stderr, flush=True)
-            os._exit(1)
+            _end()
+
+
+def _end() -> NoReturn:
+    print("memtx: another process of the run ended, so this one ends too", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def is_first() -> bool:

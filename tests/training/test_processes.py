@@ -247,6 +247,34 @@ def test_a_process_that_dies_ends_the_others_within_a_minute(root, tmp_path, vic
     assert f"resumed at step {step}" in out
 
 
+LOST = """
+import os, sys, time
+import numpy as np
+from jax.experimental import multihost_utils
+from memtx.training.processes import joined
+index, port = map(int, sys.argv[1:])
+with joined(f"localhost:{port}", 2, index):
+    multihost_utils.process_allgather(np.ones(3))
+    if index == 1:
+        os._exit(0)
+    time.sleep(1)
+    multihost_utils.process_allgather(np.ones(3))
+"""
+
+
+@pytest.mark.thorough
+def test_a_transfer_that_fails_because_a_process_ended_is_one_line():
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    port = str(free_port())
+    started = [
+        subprocess.Popen([sys.executable, "-c", LOST, index, port], stderr=-1, text=True, env=environment) for index in "01"
+    ]
+    errors, _ = [process.communicate(timeout=100)[1] for process in started]
+    assert [process.returncode for process in started] == [1, 0]
+    assert errors.splitlines()[-1] == "memtx: another process of the run ended, so this one ends too"
+    assert "Traceback" not in errors
+
+
 DIFFERENT = """
 import memtx
 config, own = CONFIGS
