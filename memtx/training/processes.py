@@ -86,8 +86,8 @@ def joined(coordinator: str | None = None, processes: int | None = None, process
     """Connect this process with the others, as `start` does, and yield whether it is the one that prints.
 
     While the block runs, a thread watches the other processes. If one dies, this one ends too, with one line and status 1. It
-    could otherwise wait for a device of the dead process forever. It ends in the same way if a transfer between CPUs fails before
-    the thread looks. The end of the block waits for all processes, and then only process 0 may use JAX.
+    could otherwise wait for a device of the dead process forever. It also ends so if a transfer between CPUs fails before the
+    thread looks. The end of the block waits for all processes, and then only process 0 may use JAX.
     """
     jax.config.update("jax_enable_recoverability", True)  # otherwise JAX aborts this process when another one dies
     start(coordinator, processes, process)
