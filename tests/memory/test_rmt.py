@@ -98,8 +98,8 @@ def reach(cls, between) -> np.ndarray:
     def outputs(x):
         return run(layer, x, (SEGMENT,) * 3, between)[0].reshape(3, -1).sum(-1)
 
-    x = text()
-    return np.abs(jax.jit(jax.jacrev(outputs))(x)).reshape(3, 3, -1).max(-1) > 0
+    gradient = jax.jit(jax.grad(lambda x, weight: weight @ outputs(x)))
+    return np.stack([np.abs(gradient(text(), weight)).reshape(3, -1).max(-1) > 0 for weight in np.eye(3, dtype=np.float32)])
 
 
 @pytest.mark.thorough
