@@ -9,13 +9,13 @@ from __future__ import annotations
 import atexit
 import hashlib
 import os
+import re
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,7 @@ WATCH = 5  # seconds between two looks at the other processes
 PATIENCE = 240  # seconds to wait for process 0, less than the five minutes after which JAX aborts
 FAREWELL = 1  # seconds that process 0, which the others are connected to, ends after them
 LONGEST_ERROR = 4000  # bytes
+LOST = re.compile(r"Gloo .* failed: .*(by peer|Broken pipe)")  # a transfer between CPUs whose other process ended
 
 
 def start(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
@@ -86,8 +87,8 @@ def joined(coordinator: str | None = None, processes: int | None = None, process
     """Connect this process with the others, as `start` does, and yield whether it is the one that prints.
 
     While the block runs, a thread watches the other processes. If one dies, this one ends too, with one line and status 1. It
-    could otherwise wait for a device of the dead process forever. It also ends so if a transfer between CPUs fails before the
-    thread looks. The end of the block waits for all processes, and then only process 0 may use JAX.
+    could otherwise wait for a device of the dead process forever. If a transfer fails first, this process waits for the thread.
+    The end of the block waits for all processes, and then only process 0 may use JAX.
     """
     jax.config.update("jax_enable_recoverability", True)  # otherwise JAX aborts this process when another one dies
     start(coordinator, processes, process)
@@ -105,9 +106,9 @@ def joined(coordinator: str | None = None, processes: int | None = None, process
         if not is_first():
             jax.distributed.shutdown()
     except Exception as error:
-        if "Gloo" not in str(error):  # the library that moves data between CPUs
-            raise
-        _end()
+        if LOST.search(str(error)):
+            time.sleep(2 * HEARTBEAT)  # until then the thread has seen the death and ended this process
+        raise
     finally:
         left.set()
 
@@ -121,12 +122,8 @@ def _watch(left: threading.Event) -> None:
         except (multihost_utils.ProcessFailureError, RuntimeError):  # RuntimeError: of process 0
             if left.wait(FAREWELL):
                 return
-            _end()
-
-
-def _end() -> NoReturn:
-    print("memtx: another process of the run ended, so this one ends too", file=sys.stderr, flush=True)
-    os._exit(1)
+            print("memtx: another process of the run ended, so this one ends too", file=sys.stderr, flush=True)
+            os._exit(1)
 
 
 def is_first() -> bool:

@@ -251,10 +251,11 @@ LOST = """
 import os, sys, time
 import numpy as np
 from jax.experimental import multihost_utils
-from memtx.training.processes import joined
+from memtx.training.processes import WATCH, joined
 index, port = map(int, sys.argv[1:])
 with joined(f"localhost:{port}", 2, index):
     multihost_utils.process_allgather(np.ones(3))
+    time.sleep(2 * WATCH)
     if index == 1:
         os._exit(0)
     time.sleep(1)
@@ -273,6 +274,19 @@ def test_a_transfer_that_fails_because_a_process_ended_is_one_line():
     assert [process.returncode for process in started] == [1, 0]
     assert errors.splitlines()[-1] == "memtx: another process of the run ended, so this one ends too"
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        ("UNKNOWN: Gloo AllGather failed: [pair.cc:547] Connection closed by peer [127.0.0.1]:40139", True),
+        ("UNKNOWN: Gloo all-reduce failed: [pair.cc:538] Read error [127.0.0.1]:57557: Connection reset by peer", True),
+        ("UNKNOWN: Gloo all-reduce failed: [unbound_buffer.cc:81] Timed out waiting 30000ms for recv operation", False),
+        ("no intact checkpoint in runs/Gloo; reset by peer", False),
+    ],
+)
+def test_only_a_lost_connection_means_that_a_process_ended(error, lost):
+    assert bool(processes.LOST.search(error)) == lost
 
 
 DIFFERENT = """
